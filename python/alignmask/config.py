@@ -1,0 +1,118 @@
+"""Everything one run needs, as plain dataclasses. `recipes` returns these; tyro turns them into the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from alignmask.model.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class ShapesConfig:
+    """The built-in synthetic data set, generated on first use, identical for identical settings."""
+
+    root: Path = Path("data/shapes")
+    train_images: int = 2000
+    val_images: int = 200
+    size: int = 128
+    """Side of the square images, pixels."""
+    max_instances: int = 6
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """A COCO-format data set and how its images are prepared."""
+
+    train_images: Path | None = None
+    train_annotations: Path | None = None
+    val_images: Path | None = None
+    val_annotations: Path | None = None
+    """Folder of the images, and the COCO JSON that lists them."""
+    shapes: ShapesConfig | None = None
+    """Use the synthetic data set instead of the four paths above."""
+    train_limit: int | None = None
+    """Train on the first so many images only (overfitting checks)."""
+
+    crop: int = 1024
+    """Side of the square training crop, pixels; divisible by 32."""
+    scale: tuple[float, float] = (0.1, 2.0)
+    """Large-scale jittering: the image is resized so that it fits `crop` times a factor from this range."""
+    flip: float = 0.5
+    vertical_flip: float = 0.0
+    color_jitter: float = 0.0
+    """Probabilities of the flips; strength of brightness, contrast and saturation jitter."""
+
+    eval_short_side: int = 800
+    eval_max_side: int = 1333
+    """At evaluation the short side is resized to this, unless the long side would exceed the maximum."""
+    workers: int = 4
+    """Data-loading processes; 0 loads in the main process."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Matching, label assignment and losses (section 2.2, Eq. 2 and 3)."""
+
+    class_weight: float = 2.0
+    mask_weight: float = 5.0
+    dice_weight: float = 5.0
+    aligned_weight: float = 1.0
+    """Factor on all losses of aligned queries."""
+    no_object_weight: float = 0.1
+    """softmax only: weight of the no-object class."""
+    class_cost: Literal["probability", "focal"] = "probability"
+    gamma: float = 2.0
+    theta: float = 0.5
+    """Exponent and IoU threshold of Eq. 2 and 3."""
+    points: int = 12544
+    """Points per mask in the matching cost and in the mask losses."""
+    oversample: float = 3.0
+    importance: float = 0.75
+    """Mask losses: candidates per kept point, and the share of points kept for their uncertainty."""
+    iou_resolution: Literal["prediction", "image"] = "prediction"
+    """Where the mask IoU of Eq. 2 and 3 is measured: stride 4, or the image after upsampling the logits."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    iterations: int = 368_750
+    batch_size: int = 16
+    """Images per optimizer step, summed over all processes and accumulation steps."""
+    accumulate: int = 1
+    """Micro-batches per optimizer step."""
+    learning_rate: float = 1e-4
+    backbone_multiplier: float = 0.1
+    weight_decay: float = 0.05
+    schedule: Literal["step", "cosine"] = "step"
+    milestones: tuple[float, ...] = (0.889, 0.963)
+    """step: the rate is divided by 10 at these shares of the iterations."""
+    warmup: int = 10
+    """Iterations of linear warm-up."""
+    clip: float = 0.01
+    """Largest gradient norm of the whole model; 0 switches clipping off."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """fp16 uses loss scaling (V100)."""
+    ema: float | None = None
+    """Decay of the moving average of the weights, which is then evaluated and kept; None switches it off."""
+    seed: int = 0
+    evaluate_every: int = 5_000
+    checkpoint_every: int = 5_000
+    log_every: int = 20
+    """Iterations."""
+    keep_checkpoints: int = 2
+    max_minutes: float | None = None
+    """Stop, with a checkpoint and the final evaluation, after so many minutes of training."""
+
+
+@dataclass(frozen=True)
+class Config:
+    name: str = "run"
+    out: Path = Path("runs")
+    """Runs are written to `out`/`name`."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
