@@ -1,0 +1,34 @@
+"""AlignMask: task-aligned mask queries for instance segmentation.
+
+`alignmask.ops` needs torch and numpy alone. The toolkit (`alignmask.model`, `alignmask.recipes`, `alignmask.load`, ...) is
+imported on first use and needs the extra `[train]`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from alignmask import ops
+from alignmask._extras import require_train
+
+if TYPE_CHECKING:
+    from alignmask.predictor import load
+
+__version__ = "0.1.0"
+
+_LAZY_MODULES = ("analysis", "config", "data", "eval", "loss", "model", "predictor", "recipes", "train")
+
+__all__ = ["__version__", "load", "ops", "require_train", *_LAZY_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load":
+        return importlib.import_module("alignmask.predictor").load
+    if name in _LAZY_MODULES:
+        return importlib.import_module(f"alignmask.{name}")
+    raise AttributeError(f"module 'alignmask' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,26 @@
+"""What to say when an optional dependency is missing."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+
+_TRAIN_MODULES = ("torchvision", "timm", "accelerate", "pycocotools", "scipy", "safetensors", "tyro", "rich", "PIL")
+
+
+@functools.cache
+def _missing(modules: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(module for module in modules if importlib.util.find_spec(module) is None)
+
+
+def require_train(feature: str) -> None:
+    """Check that the packages of the extra `[train]` are installed.
+
+    Args:
+        feature: What the caller is about to do, for the message, e.g. `"alignmask.model"`.
+
+    Raises:
+        ImportError: One sentence that names the feature, the missing packages and the command that installs them.
+    """
+    if missing := _missing(_TRAIN_MODULES):
+        raise ImportError(f"{feature} needs {', '.join(missing)}: install them with `pip install 'alignmask[train]'`.")

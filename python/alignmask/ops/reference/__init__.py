@@ -1,0 +1,13 @@
+"""The ops in plain torch: the oracle for the kernels, shipped and selectable, never a silent fallback.
+
+Same signatures, contracts and errors as in `alignmask.ops`; any device; differentiable by autograd.
+"""
+
+from __future__ import annotations
+
+from alignmask.ops.reference.mask_iou import mask_iou
+from alignmask.ops.reference.masked_point_pool import masked_point_pool
+from alignmask.ops.reference.ms_deform_attn import ms_deform_attn
+from alignmask.ops.reference.quality_focal_loss import quality_focal_loss
+
+__all__ = ["mask_iou", "masked_point_pool", "ms_deform_attn", "quality_focal_loss"]
