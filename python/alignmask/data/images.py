@@ -1,0 +1,46 @@
+"""Image files as RGB tensors. Dimensions: C = 3 colour channels, H x W pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+
+class ImageError(ValueError):
+    """An image file is missing, damaged or of an unsupported kind; the message names the file."""
+
+
+def read_image(path: str | Path) -> Tensor:
+    """Read an image file as uint8 [3, H, W], RGB.
+
+    Grey, palette, CMYK and alpha images become RGB (alpha is dropped, not blended). 16-bit samples keep their high
+    byte: 0..65535 maps to 0..255 whatever the image's own range. EXIF orientation is not applied, because COCO masks
+    refer to the stored pixels.
+
+    Raises ImageError if the file is missing, truncated, corrupt, no image, or has 32-bit or floating-point samples.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return torch.from_numpy(_rgb(image, path)).permute(2, 0, 1).contiguous()
+    except FileNotFoundError as error:
+        raise ImageError(f"{path}: image file does not exist") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{path}: not an image file, or its header is damaged") from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's decoders raise SyntaxError too
+        raise ImageError(f"{path}: cannot decode the image: {error}") from error
+
+
+def _rgb(image: Image.Image, path: str | Path) -> np.ndarray:
+    # Pillow clips 16-bit grey to 255 when it converts it to RGB; 16-bit colour is already cut to the high byte.
+    # (Pillow < 11 reads a 16-bit grey PNG as mode I.)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        grey_HW = (np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)
+        return np.repeat(grey_HW[..., None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise ImageError(f"{path}: expected 8- or 16-bit samples, got mode {image.mode} (32-bit); convert the file")
+    return np.array(image.convert("RGB"))

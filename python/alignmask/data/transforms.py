@@ -1,0 +1,137 @@
+"""Augmentation and resizing of samples, through torchvision.transforms.v2.
+
+Dimensions: N instances of one image, C = 3 colour channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from alignmask.data.batch import Sample, Size
+
+if TYPE_CHECKING:
+    from alignmask.config import DataConfig
+
+Transform = Callable[[Sample], Sample]
+
+
+def training_transform(data: DataConfig) -> Transform:
+    """Large-scale jittering to `data.crop`, flips, colour jitter; instances that the crop empties are dropped.
+
+    The result is at most crop x crop; its `canvas` makes `collate` pad it to exactly that.
+    Raises ValueError, naming the setting, for a crop that is not divisible by 32 or an impossible range.
+    """
+    low, high = data.scale
+    if data.crop <= 0 or data.crop % 32:
+        raise ValueError(f"data.crop: expected a positive multiple of 32, got {data.crop}")
+    if not 0 < low <= high:
+        raise ValueError(f"data.scale: expected 0 < low <= high, got {data.scale}")
+    for name in ("flip", "vertical_flip"):
+        if not 0 <= getattr(data, name) <= 1:
+            raise ValueError(f"data.{name}: expected a probability, got {getattr(data, name)}")
+    steps: list[v2.Transform] = [LargeScaleJitter(data.crop, data.scale)]
+    if data.flip:
+        steps.append(v2.RandomHorizontalFlip(data.flip))
+    if data.vertical_flip:
+        steps.append(v2.RandomVerticalFlip(data.vertical_flip))
+    if data.color_jitter:
+        strength = data.color_jitter
+        steps.append(v2.ColorJitter(brightness=strength, contrast=strength, saturation=strength))
+    return _TrainingTransform(v2.Compose(steps), (data.crop, data.crop))
+
+
+def evaluation_transform(data: DataConfig) -> Transform:
+    """Resize the short side to `data.eval_short_side`, or less where the long side would exceed `data.eval_max_side`.
+
+    Raises ValueError, naming the setting, unless 0 < eval_short_side <= eval_max_side.
+    """
+    if not 0 < data.eval_short_side <= data.eval_max_side:
+        raise ValueError(
+            "data.eval_short_side: expected 0 < eval_short_side <= eval_max_side, "
+            f"got {data.eval_short_side} and {data.eval_max_side}"
+        )
+    return _EvaluationTransform(data.eval_short_side, data.eval_max_side)
+
+
+class LargeScaleJitter(v2.Transform):
+    """Resize so that the image fits a square of crop x factor, factor uniform in `scale`; then a random crop.
+
+    The crop is at most `crop` x `crop`; where the resized image is smaller, it stays whole and is not padded.
+    (Ghiasi et al. 2021, as Mask2Former uses it: factor 0.1 to 2.0, crop 1024.)
+    """
+
+    def __init__(self, crop: int, scale: tuple[float, float]) -> None:
+        super().__init__()
+        self.crop, self.scale = crop, scale
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        height, width = v2.query_size(flat_inputs)
+        factor = torch.empty(()).uniform_(*self.scale).item()
+        ratio = self.crop * factor / max(height, width)
+        size = max(1, round(height * ratio)), max(1, round(width * ratio))
+        top, left = (int(torch.randint(max(0, side - self.crop) + 1, ())) for side in size)
+        return {"size": size, "window": (top, left, min(self.crop, size[0]), min(self.crop, size[1]))}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if isinstance(inpt, tv_tensors.Mask):
+            return tv_tensors.wrap(_resize_masks(inpt, params["size"], params["window"]), like=inpt)
+        return F.crop(F.resize(inpt, list(params["size"]), antialias=True), *params["window"])
+
+
+class _TrainingTransform:
+    def __init__(self, pipeline: v2.Transform, canvas: Size) -> None:
+        self.pipeline, self.canvas = pipeline, canvas
+
+    def __call__(self, sample: Sample) -> Sample:
+        image, masks = self.pipeline(tv_tensors.Image(sample.image_CHW), tv_tensors.Mask(sample.masks_NHW))
+        masks_NHW = masks.as_subclass(Tensor)
+        alive_N = masks_NHW.flatten(1).any(1)
+        return replace(
+            sample,
+            image_CHW=image.as_subclass(Tensor),
+            masks_NHW=masks_NHW[alive_N],
+            labels_N=sample.labels_N[alive_N],
+            canvas=self.canvas,
+        )
+
+
+class _EvaluationTransform:
+    def __init__(self, short_side: int, max_side: int) -> None:
+        self.short_side, self.max_side = short_side, max_side
+
+    def __call__(self, sample: Sample) -> Sample:
+        height, width = sample.size
+        ratio = min(self.short_side / min(height, width), self.max_side / max(height, width))
+        size = max(1, round(height * ratio)), max(1, round(width * ratio))
+        if size == sample.size:
+            return sample
+        return replace(
+            sample,
+            image_CHW=F.resize_image(sample.image_CHW, list(size), antialias=True),
+            masks_NHW=_resize_masks(sample.masks_NHW, size, (0, 0, *size)),
+        )
+
+
+def _resize_masks(masks_NHW: Tensor, size: Size, window: tuple[int, int, int, int]) -> Tensor:
+    """Nearest-neighbour resizing to `size`, of which only `window` (top, left, height, width) is computed.
+
+    Pixel centres are aligned ("nearest-exact"), as they are in the image's bilinear resizing; torchvision's own mask
+    resizing takes the top left pixel, which shifts a reduced mask by up to half a target pixel.
+    """
+    top, left, height, width = window
+    rows = _nearest(masks_NHW.shape[-2], size[0])[top : top + height]
+    columns = _nearest(masks_NHW.shape[-1], size[1])[left : left + width]
+    return masks_NHW.as_subclass(Tensor)[:, rows][:, :, columns]
+
+
+def _nearest(source: int, target: int) -> Tensor:
+    """For each of `target` pixels the source pixel under its centre."""
+    return (torch.arange(target, dtype=torch.float64).add_(0.5) * (source / target)).long().clamp_(max=source - 1)
