@@ -1,0 +1,1 @@
+"""How well scores rank masks (Table 2, Fig. 4), and pictures of results."""

@@ -1,0 +1,204 @@
+"""How well scores tell the quality of masks: Table 2 and Fig. 4 of the paper, for any model's COCO results file.
+
+Shapes: N predictions.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pycocotools import mask as mask_utils
+
+from alignmask.eval.files import GroundTruth, Results, load_ground_truth, load_results
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.table import Table
+
+    AnnotationsLike = Path | str | GroundTruth
+    ResultsLike = Path | str | Sequence[dict[str, Any]] | Results
+
+PER_IMAGE = 100
+"""Predictions of an image that count, the most confident ones: the paper's "top 2 %" are 10,000 of 5,000 x 100."""
+
+
+@dataclass(frozen=True)
+class ScoreIoU:
+    """Score and mask quality of predictions, in the order of the results file."""
+
+    scores_N: np.ndarray
+    iou_same_class_N: np.ndarray
+    """IoU with the best ground-truth mask of the predicted category in the image; 0 if there is none."""
+    iou_any_class_N: np.ndarray
+    """IoU with the best ground-truth mask of any category."""
+    image_ids_N: np.ndarray
+    category_ids_N: np.ndarray
+    images: int
+    """Images of the data set, with or without predictions."""
+
+    def with_scores(self, scores_N: np.ndarray) -> ScoreIoU:
+        """The same masks under other scores (computing the IoUs is what takes time)."""
+        if np.shape(scores_N) != self.scores_N.shape:
+            raise ValueError(f"with_scores: expected {self.scores_N.shape[0]} scores, got shape {np.shape(scores_N)}")
+        return replace(self, scores_N=np.asarray(scores_N, float))
+
+
+@dataclass(frozen=True)
+class TopStatistics:
+    """Table 2 for the most confident predictions. `None`: not defined (no prediction; for a correlation also: fewer
+    than 2 predictions, or all scores or all IoUs alike)."""
+
+    fraction: float
+    predictions: int
+    """Predictions that the numbers are over: fraction x 100 x images, or all if there are fewer."""
+    mean_score: float | None
+    pcc_same_class: float | None
+    mean_iou_same_class: float | None
+    pcc_any_class: float | None
+    mean_iou_any_class: float | None
+
+
+@dataclass(frozen=True)
+class AlignmentStatistics:
+    images: int
+    predictions: int
+    top: tuple[TopStatistics, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+    def table(self) -> Table:
+        """Table 2 of the paper, with both kinds of IoU."""
+        return alignment_table({"": self})
+
+
+def score_iou_pairs(
+    annotations: AnnotationsLike,
+    results: ResultsLike,
+    *,
+    image_ids: Sequence[int] | None = None,
+    ignore_unknown: bool = False,
+) -> ScoreIoU:
+    """Score of each prediction and its IoU with the best ground-truth mask of its image (Fig. 4).
+
+    Crowd annotations are left out: they mark regions, not instances. So a prediction inside a crowd counts as whatever
+    its IoU with the instances around is, mostly 0 (COCO's AP ignores such predictions). Several predictions may share
+    one ground-truth
+    mask: unlike AP this measures mask quality, not duplicates.
+
+    Args:
+        annotations, results, image_ids, ignore_unknown: as `alignmask.eval.coco.evaluate_results` takes them.
+    """
+    ground_truth = load_ground_truth(annotations)
+    checked = load_results(results, ground_truth, ignore_unknown)
+    if image_ids is not None:
+        ground_truth, checked = ground_truth.subset(image_ids), checked.subset(image_ids)
+    entries = checked.entries
+    same_N, any_N = np.zeros(len(entries)), np.zeros(len(entries))
+    positions: dict[int, list[int]] = defaultdict(list)
+    for position, entry in enumerate(entries):
+        positions[entry["image_id"]].append(position)
+    for image_id, index in positions.items():
+        targets = [a for a in ground_truth.by_image.get(image_id, []) if not a["iscrowd"]]
+        if not targets:
+            continue
+        iou_NM = mask_utils.iou(
+            [entries[n]["segmentation"] for n in index], [a["segmentation"] for a in targets], [0] * len(targets)
+        )
+        category_N = np.array([entries[n]["category_id"] for n in index])
+        category_M = np.array([a["category_id"] for a in targets])
+        any_N[index] = iou_NM.max(axis=1)
+        same_N[index] = np.where(category_N[:, None] == category_M, iou_NM, 0.0).max(axis=1)
+    return ScoreIoU(
+        scores_N=np.array([e["score"] for e in entries], float),
+        iou_same_class_N=same_N,
+        iou_any_class_N=any_N,
+        image_ids_N=np.array([e["image_id"] for e in entries], np.int64),
+        category_ids_N=np.array([e["category_id"] for e in entries], np.int64),
+        images=len(ground_truth.sizes),
+    )
+
+
+def top_predictions(pairs: ScoreIoU, fraction: float) -> np.ndarray:
+    """Positions of the most confident predictions, best first (equal scores: in the order of the results file).
+
+    A fraction is of 100 predictions per image, as in the paper, whose top 2 % on 5,000 images are 10,000 predictions:
+    the first round(fraction x 100 x images) are taken, among the 100 most confident of each image; all of them if there
+    are fewer.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must be in (0, 1], got {fraction}")
+    order = np.argsort(-pairs.scores_N, kind="stable")
+    image_N = pairs.image_ids_N[order]
+    by_image = np.argsort(image_N, kind="stable")
+    rank = np.empty(len(order), np.int64)  # of each prediction within its image
+    rank[by_image] = np.arange(len(order)) - np.searchsorted(image_N[by_image], image_N[by_image])
+    return order[rank < PER_IMAGE][: round(fraction * PER_IMAGE * pairs.images)]
+
+
+def statistics(pairs: ScoreIoU, fractions: Sequence[float] = (0.02, 0.10)) -> AlignmentStatistics:
+    """Table 2: Pearson correlation of score and mask IoU, mean score and mean IoU of the most confident predictions."""
+    rows = []
+    for fraction in fractions:
+        top = top_predictions(pairs, fraction)
+        score, same, any_ = pairs.scores_N[top], pairs.iou_same_class_N[top], pairs.iou_any_class_N[top]
+        rows.append(
+            TopStatistics(
+                fraction=fraction,
+                predictions=len(top),
+                mean_score=_mean(score),
+                pcc_same_class=pearson(score, same),
+                mean_iou_same_class=_mean(same),
+                pcc_any_class=pearson(score, any_),
+                mean_iou_any_class=_mean(any_),
+            )
+        )
+    return AlignmentStatistics(pairs.images, len(pairs.scores_N), tuple(rows))
+
+
+def pearson(x_N: np.ndarray, y_N: np.ndarray) -> float | None:
+    """Pearson correlation coefficient; None if it is not defined (fewer than 2 values, or one side is constant)."""
+    if len(x_N) < 2 or np.ptp(x_N) == 0 or np.ptp(y_N) == 0:
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        correlation = np.corrcoef(x_N, y_N)[0, 1]
+    return float(correlation) if np.isfinite(correlation) else None  # a spread below float precision
+
+
+def alignment_table(statistics: dict[str, AlignmentStatistics]) -> Table:
+    """Rows of Table 2 for each of several named statistics and each fraction."""
+    from rich import box
+    from rich.table import Table
+
+    title = "the most confident predictions: score and IoU with the best ground-truth mask"
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False, min_width=len(title)
+    )
+    named = any(statistics)
+    if named:
+        table.add_column("score", no_wrap=True)
+    table.caption = "* ground truth of any class"
+    for name in ("top", "predictions", "mean score", "mean IoU", "PCC", "mean IoU*", "PCC*"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, entry in statistics.items():
+        for top in entry.top:
+            values = (
+                top.mean_score,
+                top.mean_iou_same_class,
+                top.pcc_same_class,
+                top.mean_iou_any_class,
+                top.pcc_any_class,
+            )
+            shown = ["-" if value is None else f"{value:.3f}" for value in values]
+            table.add_row(*([name] if named else []), f"{100 * top.fraction:g} %", str(top.predictions), *shown)
+    return table
+
+
+def _mean(values_N: np.ndarray) -> float | None:
+    return float(values_N.mean()) if len(values_N) else None

@@ -1,0 +1,1 @@
+"""COCO evaluation of models and of results files."""

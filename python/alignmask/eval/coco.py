@@ -1,0 +1,387 @@
+"""COCO mask AP and alignment statistics, of results files and of models.
+
+Numbers are fractions (0..1), -1 where there is no ground truth to measure on, as the official tool gives them.
+Shapes: N predictions of one image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from alignmask.analysis.alignment import AlignmentStatistics, alignment_table, score_iou_pairs, statistics
+from alignmask.eval import rle
+from alignmask.eval.files import GroundTruth, Results, load_ground_truth, load_results, write_json
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+    from alignmask.data.batch import Batch
+    from alignmask.data.coco import CocoDataset
+    from alignmask.model.postprocess import Instances
+
+Engine = Literal["hotcoco", "pycocotools"]
+AnnotationsLike = Path | str | GroundTruth
+ResultsLike = Path | str | Sequence[dict[str, Any]] | Results
+
+
+@dataclass(frozen=True)
+class CocoMetrics:
+    """The 12 official numbers (segm), and AP per category."""
+
+    AP: float
+    """Mean over categories and the IoU thresholds 0.50:0.05:0.95, 100 detections per image and category."""
+    AP50: float
+    AP75: float
+    APs: float
+    APm: float
+    APl: float
+    """Small: area below 32^2 pixels; medium: up to 96^2; large: the rest."""
+    AR1: float
+    AR10: float
+    AR100: float
+    """Average recall at 1, 10 and 100 detections per image and category."""
+    ARs: float
+    ARm: float
+    ARl: float
+    per_category: dict[str, float] = field(default_factory=dict)
+    """AP by category name; categories that share a name have their id added."""
+
+    def numbers(self) -> dict[str, float]:
+        """The 12 numbers by name."""
+        return {name: getattr(self, name) for name in NUMBERS}
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {**self.numbers(), "per_category": dict(self.per_category)}
+
+    def table(self, title: str = "mask AP") -> Table:
+        """The 12 numbers in percent, as papers print them."""
+        return numbers_table({"": self}, title)
+
+
+NUMBERS = tuple(entry.name for entry in fields(CocoMetrics) if entry.name != "per_category")
+
+
+def numbers_table(metrics: dict[str, CocoMetrics], title: str) -> Table:
+    """One row of the 12 numbers (percent) for each of several named `metrics`."""
+    from rich import box
+    from rich.table import Table
+
+    # Narrow enough for a terminal of 80 columns.
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False, min_width=len(title)
+    )
+    if any(metrics):
+        table.add_column("score", no_wrap=True)
+    for name in NUMBERS:
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, row in metrics.items():
+        table.add_row(*([name] if any(metrics) else []), *(percent(value) for value in row.numbers().values()))
+    return table
+
+
+def percent(value: float) -> str:
+    """A fraction as percent with one decimal; "-" where there was nothing to measure."""
+    return "-" if value < 0 else f"{100 * value:.1f}"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate_model` and `evaluate_file` measured, by score mode ("class", "class*mask"; a file has one:
+    "score")."""
+
+    metrics: dict[str, CocoMetrics]
+    alignment: dict[str, AlignmentStatistics]
+    default: str
+    """The score mode that results.json was written with."""
+    images: int
+    predictions: int
+
+    @property
+    def AP(self) -> float:
+        """Mask AP of the default score mode."""
+        return self.metrics[self.default].AP
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "images": self.images,
+            "predictions": self.predictions,
+            "default": self.default,
+            "modes": {
+                mode: {"metrics": metrics.as_dict(), "alignment": self.alignment[mode].as_dict()}
+                for mode, metrics in self.metrics.items()
+            },
+        }
+
+    def table(self) -> Group:
+        """AP and alignment statistics, as a rich renderable."""
+        from rich.console import Group
+
+        return Group(
+            numbers_table(self.metrics, f"mask AP (%), {self.images} images, {self.predictions} predictions"),
+            alignment_table(self.alignment),
+        )
+
+    def category_table(self) -> Table:
+        """AP per category of the default score mode, best first; categories without ground truth last."""
+        from rich import box
+        from rich.table import Table
+
+        title = f"mask AP (%) per category, score {self.default}"
+        table = Table("category", title=title, title_justify="left", box=box.SIMPLE_HEAD, min_width=len(title))
+        table.add_column("AP", justify="right")
+        for name, value in sorted(self.metrics[self.default].per_category.items(), key=lambda item: -item[1]):
+            table.add_row(name, percent(value))
+        return table
+
+
+def to_coco_results(
+    instances: Instances, image_id: int, category_ids: Sequence[int], scores: torch.Tensor | None = None
+) -> list[dict[str, Any]]:
+    """Turns the predictions of one image into entries of a COCO results file.
+
+    Args:
+        instances: Predictions at the original size of the image.
+        category_ids: COCO category id of each label.
+        scores: float [N] to be used instead of `instances.scores_N`.
+    Raises:
+        ValueError: a score is not finite, or the shapes do not fit (image id named).
+    """
+    values = (instances.scores_N if scores is None else scores).detach().float().cpu().numpy().astype(float)
+    labels = instances.labels_N.cpu().tolist()
+    if not len(values) == len(labels) == len(instances.masks_NHW):
+        raise ValueError(
+            f"image {image_id}: {len(values)} scores, {len(labels)} labels and {len(instances.masks_NHW)} masks"
+        )
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"image {image_id}: {int((~np.isfinite(values)).sum())} of {len(values)} scores are not finite"
+        )
+    return [
+        {"image_id": image_id, "category_id": category_ids[label], "segmentation": mask, "score": score}
+        for label, mask, score in zip(labels, rle.encode(instances.masks_NHW), values.tolist(), strict=True)
+    ]
+
+
+def evaluate_results(
+    annotations: AnnotationsLike,
+    results: ResultsLike,
+    engine: Engine = "hotcoco",
+    *,
+    image_ids: Sequence[int] | None = None,
+    ignore_unknown: bool = False,
+) -> CocoMetrics:
+    """The official COCO mask metrics of predictions.
+
+    Areas of predictions are those of their masks (any `bbox` in the results is ignored), areas of ground truth those of
+    the annotation file.
+
+    Args:
+        annotations: COCO annotation file.
+        results: COCO results file, or its entries; see `alignmask.eval.files.load_results` for what is checked.
+        engine: "hotcoco" (fast) or "pycocotools" (the official tool); the numbers are equal.
+        image_ids: evaluate these images alone.
+        ignore_unknown: leave out entries of unknown images and categories instead of raising.
+    Raises:
+        alignmask.data.CocoError: a file cannot be read, or is faulty; the message lists where.
+    """
+    ground_truth = load_ground_truth(annotations)
+    checked = load_results(results, ground_truth, ignore_unknown)
+    if image_ids is not None:
+        ground_truth, checked = ground_truth.subset(image_ids), checked.subset(image_ids)
+    if not ground_truth.sizes or not ground_truth.categories:
+        raise ValueError(f"{ground_truth.source}: nothing to evaluate on: no images or no categories")
+    stats, precision_TRKAM = _ENGINES[engine](ground_truth, checked)
+    return CocoMetrics(
+        **dict(zip(NUMBERS, (float(value) for value in stats), strict=True)),
+        per_category=_per_category(ground_truth.categories, precision_TRKAM),
+    )
+
+
+def evaluate_file(
+    annotations: AnnotationsLike, results: ResultsLike, engine: Engine = "hotcoco", *, ignore_unknown: bool = False
+) -> Evaluation:
+    """COCO metrics and alignment statistics of a results file of any model; arguments as in `evaluate_results`."""
+    ground_truth = load_ground_truth(annotations)
+    checked = load_results(results, ground_truth, ignore_unknown)
+    return Evaluation(
+        metrics={"score": evaluate_results(ground_truth, checked, engine)},
+        alignment={"score": statistics(score_iou_pairs(ground_truth, checked))},
+        default="score",
+        images=len(ground_truth.sizes),
+        predictions=len(checked.entries),
+    )
+
+
+def evaluate_model(
+    model: torch.nn.Module,
+    dataset: CocoDataset,
+    *,
+    device: torch.device | str,
+    batch_size: int,
+    workers: int,
+    out: Path | None,
+    progress: Callable[[int, int], None] | None = None,
+    engine: Engine = "hotcoco",
+) -> Evaluation:
+    """Runs `model.predict` over a data set and measures the predictions against the annotation file, in both score
+    modes.
+
+    With torch.distributed initialised, each rank predicts its share of the images; every rank returns the evaluation of
+    all.
+
+    Args:
+        model: Is put into eval mode, and back as it was.
+        dataset: With the evaluation transform; ground truth is read from its annotation file.
+        batch_size: Images per forward pass and rank.
+        workers: Data-loading processes.
+        out: Folder for results.json (default score mode) and evaluation.json, both written atomically; None writes
+            nothing.
+        progress: Called with (images done, images of this rank) after every batch.
+    """
+    rank, world = _rank_and_world()
+    shard = range(rank, len(dataset), world)
+    predictions = _predict(model, dataset, shard, torch.device(device), batch_size, workers, progress)
+    if world > 1:
+        from accelerate.utils import broadcast_object_list, gather_object
+
+        predictions = gather_object(predictions)
+        holder = [_assess(model, dataset, predictions, out, engine) if rank == 0 else None]
+        return broadcast_object_list(holder)[0]
+    return _assess(model, dataset, predictions, out, engine)
+
+
+@dataclass(frozen=True)
+class _ImagePredictions:
+    """Predictions of one image, small enough to be sent between processes."""
+
+    index: int
+    entries: list[dict[str, Any]]
+    scores: dict[str, list[float]]
+    """By score mode."""
+
+
+def _predict(
+    model: torch.nn.Module,
+    dataset: CocoDataset,
+    shard: range,
+    device: torch.device,
+    batch_size: int,
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> list[_ImagePredictions]:
+    from alignmask.data.batch import collate
+
+    loader: DataLoader[Batch] = DataLoader(
+        Subset(dataset, shard),
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=device.type == "cuda",
+    )
+    found: list[_ImagePredictions] = []
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in loader:
+            for image_id, instances in zip(
+                batch.image_ids, model.predict(batch.to(device, non_blocking=True)), strict=True
+            ):
+                entries = to_coco_results(instances, image_id, dataset.category_ids)
+                product = instances.class_scores_N * instances.mask_scores_N
+                scores = {"class": instances.class_scores_N.tolist(), "class*mask": product.tolist()}
+                found.append(_ImagePredictions(shard[len(found)], entries, scores))
+            if progress is not None:
+                progress(len(found), len(shard))
+    finally:
+        model.train(was_training)
+    return found
+
+
+def _assess(
+    model: torch.nn.Module, dataset: CocoDataset, predictions: list[_ImagePredictions], out: Path | None, engine: Engine
+) -> Evaluation:
+    # Ties are broken by order: the order of the data set, whatever the number of ranks.
+    predictions = sorted(predictions, key=lambda prediction: prediction.index)
+    entries = [entry for prediction in predictions for entry in prediction.entries]
+    ground_truth = load_ground_truth(dataset.annotations).subset(dataset.image_ids)
+    results = load_results(entries, ground_truth)
+    pairs = score_iou_pairs(ground_truth, results)
+    metrics, alignment = {}, {}
+    for mode in ("class", "class*mask"):
+        scores = [score for prediction in predictions for score in prediction.scores[mode]]
+        rescored = [{**entry, "score": score} for entry, score in zip(results.entries, scores, strict=True)]
+        metrics[mode] = evaluate_results(ground_truth, replace(results, entries=rescored), engine)
+        alignment[mode] = statistics(pairs.with_scores(np.asarray(scores)))
+    evaluation = Evaluation(metrics, alignment, model.config.score, len(ground_truth.sizes), len(entries))
+    if out is not None:
+        write_json(out / "results.json", entries)
+        write_json(out / "evaluation.json", evaluation.as_dict(), indent=2)
+    return evaluation
+
+
+def _rank_and_world() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def _per_category(categories: dict[int, str], precision_TRKAM: np.ndarray) -> dict[str, float]:
+    """AP of each category: thresholds T, recalls R, categories K; all areas (A = 0), 100 detections (M = last)."""
+    repeated = Counter(categories.values())
+    result = {}
+    for k, (category_id, name) in enumerate(categories.items()):
+        values = precision_TRKAM[:, :, k, 0, -1]
+        values = values[values > -1]
+        result[name if repeated[name] == 1 else f"{name} ({category_id})"] = (
+            float(values.mean()) if values.size else -1.0
+        )
+    return result
+
+
+def _run_hotcoco(ground_truth: GroundTruth, results: Results) -> tuple[np.ndarray, np.ndarray]:
+    import hotcoco
+
+    data = hotcoco.COCO(ground_truth.as_coco())
+    evaluation = hotcoco.COCOeval(data, data.load_res(results.entries), "segm")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    with contextlib.redirect_stdout(io.StringIO()):  # the tools print their summary
+        evaluation.summarize()
+    return np.asarray(evaluation.stats), np.asarray(evaluation.eval["precision"])
+
+
+def _run_pycocotools(ground_truth: GroundTruth, results: Results) -> tuple[np.ndarray, np.ndarray]:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        data = COCO()
+        data.dataset = ground_truth.as_coco()
+        data.createIndex()
+        if results.entries:
+            predictions = data.loadRes([dict(entry) for entry in results.entries])
+        else:  # loadRes looks at the first entry
+            predictions = COCO()
+            predictions.dataset = {**ground_truth.as_coco(), "annotations": []}
+            predictions.createIndex()
+        evaluation = COCOeval(data, predictions, "segm")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return np.asarray(evaluation.stats), evaluation.eval["precision"]
+
+
+_ENGINES = {"hotcoco": _run_hotcoco, "pycocotools": _run_pycocotools}
