@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from alignmask.model.config import ModelConfig
 
@@ -116,3 +118,29 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """Plain JSON values; `config_from_dict` reads them back."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def config_from_dict(values: dict[str, Any], source: str = "config") -> Config:
+    """Raises ValueError that names `source` and the field for an unknown field, a missing value or a wrong type."""
+    import dacite
+
+    try:
+        return dacite.from_dict(Config, values, dacite.Config(cast=[Path, tuple], strict=True))
+    except dacite.DaciteError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def changed_fields(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Names of the fields in which two configs differ, with both values."""
+    if not dataclasses.is_dataclass(old) or type(old) is not type(new):
+        return [] if old == new else [f"{prefix}: {old} -> {new}"]
+    found = []
+    for field_ in dataclasses.fields(old):
+        name = f"{prefix}.{field_.name}" if prefix else field_.name
+        found += changed_fields(getattr(old, field_.name), getattr(new, field_.name), name)
+    return found

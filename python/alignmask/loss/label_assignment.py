@@ -1,0 +1,80 @@
+"""Aligned Label Assignment: which class and which mask IoU every query is trained towards (section 2.2, Eq. 2 and 3).
+
+L outputs, B images, R rows = Q object queries, then A aligned ones, G instances of the whole batch, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from alignmask import ops
+from alignmask.config import LossConfig
+from alignmask.data.batch import Batch
+from alignmask.model.heads import Prediction
+
+
+@dataclass
+class Targets:
+    """instance_LBR: the instance a row is trained on, -1 for background. live_BR: False for padding, which is in no loss."""
+
+    instance_LBR: Tensor
+    label_LBR: Tensor
+    """Class of that instance, -1 for background."""
+    live_BR: Tensor
+    iou_LBR: Tensor | None
+    """IoU of the row's mask with its instance; for background with the best instance of its image. None if not asked for."""
+
+
+def assign(query_LG: Tensor, prediction: Prediction, batch: Batch, iou_LGR: Tensor | None) -> Targets:
+    """Matched object queries and live aligned queries are positives, all other object queries background."""
+    outputs, images, rows = prediction.class_logits_LBRC.shape[:3]
+    device = query_LG.device
+    output_LG = torch.arange(outputs, device=device)[:, None].expand_as(query_LG)
+    instance_LG = torch.arange(query_LG.shape[1], device=device).expand_as(query_LG)
+    matched = query_LG >= 0
+    instance_LBR = torch.full((outputs, images, rows), -1, dtype=torch.long, device=device)
+    owner_LG = batch.owner_G.expand_as(query_LG)
+    instance_LBR[output_LG[matched], owner_LG[matched], query_LG[matched]] = instance_LG[matched]
+
+    live_BR = torch.ones(images, rows, dtype=torch.bool, device=device)
+    if prediction.aligned is not None:
+        instance_LBR[:, :, prediction.queries :] = prediction.aligned.instance_BA
+        live_BR[:, prediction.queries :] = prediction.aligned.live_BA
+
+    positive = instance_LBR >= 0
+    if query_LG.shape[1] == 0:  # no instance in the whole batch
+        label_LBR = torch.full_like(instance_LBR, -1)
+        return Targets(instance_LBR, label_LBR, live_BR, None if iou_LGR is None else torch.zeros_like(label_LBR) * 0.0)
+    index_LBR = instance_LBR.clamp(min=0)
+    label_LBR = torch.where(positive, batch.labels_G[index_LBR], -1)
+    if iou_LGR is None:
+        return Targets(instance_LBR, label_LBR, live_BR, None)
+    own_LBR = iou_LGR.gather(1, index_LBR)
+    owner = batch.owner_G[None, :, None].expand_as(iou_LGR)
+    best_LBR = iou_LGR.new_zeros(outputs, images, rows).scatter_reduce(1, owner, iou_LGR, "amax")
+    return Targets(instance_LBR, label_LBR, live_BR, torch.where(positive, own_LBR, best_LBR))
+
+
+@torch.no_grad()
+def mask_ious(prediction: Prediction, batch: Batch, config: LossConfig) -> Tensor:
+    """-> [L, G, R]: IoU of every row's whole mask (logit > 0) with every instance of its image."""
+    size = prediction.pixel_embedding_BEHW.shape[2:]
+    targets_GHW = batch.masks_GHW if config.iou_resolution == "image" else shrink(batch.masks_GHW, size)
+    outputs = range(prediction.class_logits_LBRC.shape[0])
+    return torch.stack([ops.mask_iou(prediction.mask_logits(o), targets_GHW, batch.owner_G) for o in outputs])
+
+
+def shrink(masks_GHW: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Masks at a lower resolution: a cell counts where at least half of it is covered. A mask that would be empty keeps its
+    best-covered cell, else a tiny object's target score would be 0 for ever."""
+    if masks_GHW.shape[0] == 0:
+        return masks_GHW.new_zeros(0, *size)
+    coverage_GS = F.adaptive_avg_pool2d(masks_GHW.float()[:, None], tuple(size)).flatten(1)
+    best_G = coverage_GS.max(dim=1)
+    lost_G = (best_G.values > 0) & (best_G.values < 0.5)
+    only_best_GS = F.one_hot(best_G.indices, coverage_GS.shape[1]).bool()
+    return torch.where(lost_G[:, None], only_best_GS, coverage_GS >= 0.5).unflatten(1, tuple(size))

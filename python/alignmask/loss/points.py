@@ -1,0 +1,55 @@
+"""Point sampling: mask losses and matching costs look at a few points instead of all pixels (PointRend, Mask2Former).
+
+R rows (one mask each), K points, G instances, H x W pixels. Points are (x, y) in [0, 1]; sampling is bilinear and zero outside.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Rows whose candidate points are looked at together: bounds the memory of the search for uncertain points.
+CHUNK = 128
+
+
+def sample_maps(maps_RHW: Tensor, points_RK2: Tensor) -> Tensor:
+    """-> [R, K]: every map at its own points."""
+    grid = 2 * points_RK2[:, :, None] - 1
+    return F.grid_sample(maps_RHW[:, None], grid, align_corners=False)[:, 0, :, 0]
+
+
+def sample_masks(masks_GHW: Tensor, index_R: Tensor, points_RK2: Tensor) -> Tensor:
+    """-> [R, K]: mask `index_R[r]` at the points of row r. The boolean masks are never turned into floats."""
+    height, width = masks_GHW.shape[1:]
+    flat = masks_GHW.reshape(-1)
+    x, y = points_RK2[..., 0] * width - 0.5, points_RK2[..., 1] * height - 0.5
+    left, top = x.floor(), y.floor()
+    right_share, bottom_share = x - left, y - top
+    sampled = torch.zeros_like(x)
+    for dy, share_y in ((0, 1 - bottom_share), (1, bottom_share)):
+        row = top.long() + dy
+        for dx, share_x in ((0, 1 - right_share), (1, right_share)):
+            column = left.long() + dx
+            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            at = (index_R[:, None] * height + row.clamp(0, height - 1)) * width + column.clamp(0, width - 1)
+            sampled += flat[at] * inside * (share_x * share_y)
+    return sampled
+
+
+@torch.no_grad()
+def uncertain_points(logits_RHW: Tensor, points: int, oversample: float, importance: float) -> Tensor:
+    """-> [R, points, 2]: of `oversample` times as many random points, the share `importance` with logits nearest to 0;
+    the rest are fresh random points (PointRend's training sampling)."""
+    return torch.cat([_uncertain(c, points, oversample, importance) for c in logits_RHW.split(CHUNK)]) if len(
+        logits_RHW
+    ) else logits_RHW.new_zeros(0, points, 2)
+
+
+def _uncertain(logits_RHW: Tensor, points: int, oversample: float, importance: float) -> Tensor:
+    rows, kept = logits_RHW.shape[0], int(importance * points)
+    candidates = torch.rand(rows, int(points * oversample), 2, device=logits_RHW.device)
+    distance = sample_maps(logits_RHW, candidates).abs()
+    nearest = distance.topk(kept, dim=1, largest=False, sorted=False).indices
+    fresh = torch.rand(rows, points - kept, 2, device=logits_RHW.device)
+    return torch.cat((candidates.gather(1, nearest[..., None].expand(-1, -1, 2)), fresh), dim=1)

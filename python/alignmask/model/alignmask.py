@@ -1,0 +1,56 @@
+"""The model: backbone -> pixel decoder -> (aligned queries) -> query decoder -> prediction (Fig. 2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from alignmask.data.batch import Batch
+from alignmask.model.aligned_queries import AlignedQueryGenerator
+from alignmask.model.backbone import Backbone
+from alignmask.model.config import ModelConfig
+from alignmask.model.heads import Heads, Prediction
+from alignmask.model.pixel_decoder import PixelDecoder
+from alignmask.model.postprocess import Instances, postprocess
+from alignmask.model.query_decoder import QueryDecoder
+
+
+class AlignMask(nn.Module):
+    """AlignMask; with `classification="softmax"` and `aligned_queries=None` it is Mask2Former."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.pixel_decoder.width
+        self.backbone = Backbone(config.backbone)
+        self.pixel_decoder = PixelDecoder(config.pixel_decoder, self.backbone.channels)
+        heads = Heads(width, config.class_logits, config.classification)
+        self.query_decoder = QueryDecoder(config.query_decoder, width, heads, config.aligned_queries)
+        self.aligned_queries = (
+            AlignedQueryGenerator(config.aligned_queries, width) if config.aligned_queries is not None else None
+        )
+
+    def forward(self, batch: Batch) -> Prediction:
+        """In training mode, aligned queries are made from the batch's masks; in eval mode there are none."""
+        features = self.pixel_decoder(self.backbone(batch.image_BCHW, batch.valid_BHW))
+        aligned = None
+        if self.training and self.aligned_queries is not None:
+            aligned = self.aligned_queries(features.embedding_BEHW, batch.masks_GHW, batch.owner_G, batch.counts)
+        return self.query_decoder(features, aligned)
+
+    @torch.inference_mode()
+    def predict(self, batch: Batch) -> list[Instances]:
+        """Instances of every image at its original size, best first. Call in eval mode."""
+        if self.training:
+            raise RuntimeError("AlignMask.predict: call model.eval() first; in training mode aligned queries would be made")
+        return postprocess(self(batch), batch, self.config)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+
+def build_model(config: ModelConfig) -> AlignMask:
+    return AlignMask(config)
+
+

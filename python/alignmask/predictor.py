@@ -1,0 +1,85 @@
+"""A trained model with what it needs to predict on images: `alignmask.load(checkpoint).predict(image)`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from alignmask.config import Config
+from alignmask.data import Sample, collate, evaluation_transform, read_image
+from alignmask.model import AlignMask, Instances, build_model
+from alignmask.train import checkpoint as checkpoints
+
+ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
+
+
+class Predictor:
+    """model (eval mode), config, class_names and category_ids (both by contiguous label)."""
+
+    def __init__(self, model: AlignMask, config: Config, class_names: list[str], category_ids: list[int]) -> None:
+        self.model, self.config = model.eval(), config
+        self.class_names, self.category_ids = class_names, category_ids
+        self._transform = evaluation_transform(config.data)
+
+    def predict(self, image: ImageLike) -> Instances:
+        """Instances of one image, best first, on the CPU, at the image's size.
+
+        image: a path, a PIL image, a uint8 array H x W x 3 (or H x W, or H x W x 4), or a uint8 tensor 3 x H x W; RGB.
+        """
+        pixels_CHW = _to_tensor(image)
+        size = (pixels_CHW.shape[1], pixels_CHW.shape[2])
+        name = str(image) if isinstance(image, (str, os.PathLike)) else "image"
+        sample = Sample(
+            image_CHW=pixels_CHW,
+            masks_NHW=torch.zeros(0, *size, dtype=torch.bool),
+            labels_N=torch.zeros(0, dtype=torch.long),
+            image_id=0,
+            file_name=name,
+            original_size=size,
+        )
+        batch = collate([self._transform(sample)]).to(self.model.device)
+        return self.model.predict(batch)[0].cpu()
+
+
+def load(checkpoint: str | os.PathLike, device: str | torch.device = "cpu") -> Predictor:
+    """checkpoint: a checkpoint folder, a file in it, or a run's folder (its best checkpoint, else its newest).
+
+    Raises FileNotFoundError or ValueError that names the file for anything missing or unreadable.
+    """
+    folder = checkpoints.resolve(Path(checkpoint))
+    config, meta = checkpoints.load_config(folder), checkpoints.load_meta(folder)
+    model = build_model(without_pretrained(config).model)
+    try:
+        model.load_state_dict(checkpoints.load_weights(folder))
+    except RuntimeError as error:
+        raise ValueError(f"checkpoint {folder} does not fit its own config.json: {error}") from error
+    return Predictor(model.to(device), config, meta["class_names"], meta["category_ids"])
+
+
+def without_pretrained(config: Config) -> Config:
+    """The same config, whose backbone starts from random weights: for a model that gets its weights otherwise."""
+    backbone = dataclasses.replace(config.model.backbone, pretrained=False)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, backbone=backbone))
+
+
+def _to_tensor(image: ImageLike) -> Tensor:
+    if isinstance(image, (str, os.PathLike)):
+        return read_image(Path(image))
+    if isinstance(image, Image.Image):
+        image = np.array(image.convert("RGB"))
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
+            raise ValueError(
+                f"image: expected a uint8 array of shape H x W, H x W x 3 or H x W x 4, got {image.dtype} {image.shape}"
+            )
+        image = np.broadcast_to(np.atleast_3d(image)[..., :3], (*image.shape[:2], 3))
+        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(f"image: expected a uint8 tensor 3 x H x W, got {image.dtype} {tuple(image.shape)}")
+    return image

@@ -1,0 +1,147 @@
+"""Checkpoints: written atomically, read without executing code.
+
+A checkpoint is a folder: model.safetensors (weights), ema.safetensors (their moving average, if there is one), state.pt
+(optimizer, loss scale), config.json (the whole run's), meta.json (step, classes, metrics).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from alignmask.config import Config, config_from_dict, config_to_dict
+
+MODEL, EMA, STATE, CONFIG, META = "model.safetensors", "ema.safetensors", "state.pt", "config.json", "meta.json"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Atomically: write beside, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w") as file:
+        json.dump(value, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def save(
+    folder: Path,
+    config: Config,
+    weights: dict[str, Tensor],
+    meta: dict[str, Any],
+    ema: dict[str, Tensor] | None = None,
+    state: dict[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint to `folder`, replacing one that is there. A kill at any moment leaves the old one or the new one."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        save_file(_storable(weights), temporary / MODEL)
+        if ema is not None:
+            save_file(_storable(ema), temporary / EMA)
+        if state is not None:
+            torch.save(state, temporary / STATE)
+        write_json(temporary / CONFIG, config_to_dict(config))
+        write_json(temporary / META, meta)
+        for file in temporary.iterdir():
+            _fsync(file)
+        _fsync(temporary)
+        _replace(temporary, folder)
+        _fsync(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace(new: Path, folder: Path) -> None:
+    """Put `new` in the place of `folder`. A folder cannot be renamed over a full one, so the old one steps aside first."""
+    if not folder.exists():
+        os.rename(new, folder)
+        return
+    aside = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(folder, aside)
+    os.rename(new, folder)
+    shutil.rmtree(aside)
+
+
+def _storable(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def latest(run: Path) -> Path | None:
+    """The newest whole checkpoint of a run."""
+    found = sorted((run / "checkpoints").glob("step_*"))
+    return found[-1] if found else None
+
+
+def prune(run: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints."""
+    for folder in sorted((run / "checkpoints").glob("step_*"))[: -max(keep, 1)]:
+        shutil.rmtree(folder)
+
+
+def resolve(path: Path) -> Path:
+    """A checkpoint folder from what a user may name: the folder itself, a file in it, or a run (its best, else its newest)."""
+    if not path.exists():
+        raise FileNotFoundError(f"checkpoint {path}: no such file or folder")
+    folder = path.parent if path.is_file() else path
+    best = folder / "best"
+    candidates = [folder, best if best.exists() else folder / ".best.old", latest(folder)]
+    for candidate in candidates:
+        if candidate is not None and (candidate / MODEL).is_file():
+            return candidate
+    raise FileNotFoundError(f"checkpoint {path}: neither a checkpoint nor a run with one (no {MODEL} in it)")
+
+
+def load_config(folder: Path) -> Config:
+    return config_from_dict(_read_json(folder / CONFIG), source=str(folder / CONFIG))
+
+
+def load_meta(folder: Path) -> dict[str, Any]:
+    return _read_json(folder / META)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"checkpoint {path.parent}: {path.name} is missing") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"checkpoint file {path} is not JSON: {error}") from error
+
+
+def load_weights(folder: Path, ema: bool = True) -> dict[str, Tensor]:
+    """The weights to predict with: the moving average where there is one and `ema`, else the trained ones."""
+    path = folder / EMA if ema and (folder / EMA).is_file() else folder / MODEL
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors' own error type carries no path
+        raise ValueError(f"checkpoint file {path} cannot be read: {error}") from error
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    path = folder / STATE
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {folder}: {STATE} is missing, so training cannot be resumed from it")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def write_config(run: Path, config: Config) -> None:
+    """The resolved configuration, beside everything else of a run."""
+    write_json(run / CONFIG, config_to_dict(config))

@@ -1,0 +1,104 @@
+"""Where a run's numbers go: metrics.jsonl, TensorBoard, and a progress bar."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+METRICS = "metrics.jsonl"
+
+
+class Log:
+    """Use as a context manager. On any but the first process (`active=False`) everything is a no-op."""
+
+    def __init__(self, run: Path, first_step: int, iterations: int, active: bool = True) -> None:
+        self.active, self.run, self.step = active, run, first_step
+        self.console = Console(stderr=True)
+        if not active:
+            return
+        _forget_after(run / METRICS, first_step)
+        self.file = open(run / METRICS, "a")
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=False),
+            TextColumn("{task.fields[losses]}"),
+            console=self.console,
+            speed_estimate_period=120,
+        )
+        self.task = self.progress.add_task("train", total=iterations, completed=first_step, speed="", losses="")
+
+    def __enter__(self) -> Log:
+        if self.active:
+            self.progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.active:
+            self.progress.stop()
+            self.file.close()
+            self.board.close()
+
+    def advance(self, step: int) -> None:
+        """step: iterations that are done."""
+        if self.active:
+            self.progress.update(self.task, completed=step)
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Numbers of the last iterations: one JSON line, TensorBoard scalars, the bar's text."""
+        if not self.active:
+            return
+        self._line({"step": step, "time": time.time(), **values})
+        for name, value in values.items():
+            self.board.add_scalar(f"train/{name}", value, step)
+        shown = [(n, v) for n, v in values.items() if n not in ("lr", "it_per_s", "grad_norm")]
+        losses = " ".join(f"{_short(name)} {value:.3g}" for name, value in shown)
+        self.progress.update(self.task, completed=step, speed=f"{values['it_per_s']:.2f} it/s", losses=losses)
+        if not self.console.is_terminal:
+            self.say(f"step {step}  {values['it_per_s']:.2f} it/s  {losses}")
+
+    def evaluation(self, step: int, evaluation: dict[str, Any], scalars: dict[str, float]) -> None:
+        if not self.active:
+            return
+        self._line({"step": step, "time": time.time(), "eval": evaluation})
+        for name, value in scalars.items():
+            self.board.add_scalar(f"eval/{name}", value, step)
+        self.board.flush()
+
+    def say(self, text: Any) -> None:
+        if self.active:
+            self.progress.console.print(text, highlight=False)
+
+    def _line(self, values: dict[str, Any]) -> None:
+        self.file.write(json.dumps(values) + "\n")
+        self.file.flush()
+
+
+def _short(name: str) -> str:
+    return name.replace("aligned_", "a.").replace("classification", "cls")
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drop lines of iterations that a resumed run will do again (and a last line that a kill cut off)."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except json.JSONDecodeError:
+            continue
+    path.write_text("".join(kept))
