@@ -13,15 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from alignmask.eval.files import GroundTruth, Results, load_ground_truth, load_results
+from alignmask.eval.files import AnnotationsLike, ResultsLike, load_ground_truth, load_results
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from rich.table import Table
-
-    AnnotationsLike = Path | str | GroundTruth
-    ResultsLike = Path | str | Sequence[dict[str, Any]] | Results
 
 PER_IMAGE = 100
 """Predictions of an image that count, the most confident ones: the paper's "top 2 %" are 10,000 of 5,000 x 100."""

@@ -19,20 +19,26 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from alignmask.analysis.alignment import AlignmentStatistics, alignment_table, score_iou_pairs, statistics
+from alignmask.data import collate
 from alignmask.eval import rle
-from alignmask.eval.files import GroundTruth, Results, load_ground_truth, load_results, write_json
+from alignmask.eval.files import (
+    AnnotationsLike,
+    GroundTruth,
+    Results,
+    ResultsLike,
+    load_ground_truth,
+    load_results,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
-    from alignmask.data.batch import Batch
-    from alignmask.data.coco import CocoDataset
-    from alignmask.model.postprocess import Instances
+    from alignmask.data import CocoDataset
+    from alignmask.model import AlignMask, Instances
 
 Engine = Literal["hotcoco", "pycocotools"]
-AnnotationsLike = Path | str | GroundTruth
-ResultsLike = Path | str | Sequence[dict[str, Any]] | Results
 
 
 @dataclass(frozen=True)
@@ -201,8 +207,6 @@ def evaluate_results(
     checked = load_results(results, ground_truth, ignore_unknown)
     if image_ids is not None:
         ground_truth, checked = ground_truth.subset(image_ids), checked.subset(image_ids)
-    if not ground_truth.sizes or not ground_truth.categories:
-        raise ValueError(f"{ground_truth.source}: nothing to evaluate on: no images or no categories")
     stats, precision_TRKAM = _ENGINES[engine](ground_truth, checked)
     return CocoMetrics(
         **dict(zip(NUMBERS, (float(value) for value in stats), strict=True)),
@@ -226,7 +230,7 @@ def evaluate_file(
 
 
 def evaluate_model(
-    model: torch.nn.Module,
+    model: AlignMask,
     dataset: CocoDataset,
     *,
     device: torch.device | str,
@@ -274,7 +278,7 @@ class _ImagePredictions:
 
 
 def _predict(
-    model: torch.nn.Module,
+    model: AlignMask,
     dataset: CocoDataset,
     shard: range,
     device: torch.device,
@@ -282,9 +286,7 @@ def _predict(
     workers: int,
     progress: Callable[[int, int], None] | None,
 ) -> list[_ImagePredictions]:
-    from alignmask.data.batch import collate
-
-    loader: DataLoader[Batch] = DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         Subset(dataset, shard),
         batch_size=batch_size,
         num_workers=workers,
@@ -311,7 +313,7 @@ def _predict(
 
 
 def _assess(
-    model: torch.nn.Module, dataset: CocoDataset, predictions: list[_ImagePredictions], out: Path | None, engine: Engine
+    model: AlignMask, dataset: CocoDataset, predictions: list[_ImagePredictions], out: Path | None, engine: Engine
 ) -> Evaluation:
     # Ties are broken by order: the order of the data set, whatever the number of ranks.
     predictions = sorted(predictions, key=lambda prediction: prediction.index)
@@ -360,6 +362,7 @@ def _run_hotcoco(ground_truth: GroundTruth, results: Results) -> tuple[np.ndarra
     evaluation.accumulate()
     with contextlib.redirect_stdout(io.StringIO()):  # the tools print their summary
         evaluation.summarize()
+    assert evaluation.eval is not None  # accumulate() was called
     return np.asarray(evaluation.stats), np.asarray(evaluation.eval["precision"])
 
 

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_utils
 
+from alignmask.data import CocoError, read_coco_json
 from alignmask.data.batch import Size
-from alignmask.data.coco import NO_POLYGON, CocoError, read_coco_json
 from alignmask.eval import rle
 
+NO_POLYGON = "no polygon of 3 points or more"
 SHOWN_FAULTS = 5
 """So many faults of a kind are listed in an error message; the rest is counted."""
 
@@ -49,6 +50,8 @@ class GroundTruth:
     def subset(self, image_ids: Iterable[int]) -> GroundTruth:
         """The same data set restricted to some of its images."""
         wanted = list(dict.fromkeys(image_ids))
+        if not wanted:
+            raise ValueError(f"{self.source}: no images to evaluate on")
         if unknown := [image_id for image_id in wanted if image_id not in self.sizes]:
             raise CocoError(f"{self.source}: no image has id {_some(unknown)}")
         sizes = {image_id: self.sizes[image_id] for image_id in wanted}
@@ -80,6 +83,10 @@ class Results:
         return Results(self.source, [e for e in self.entries if e["image_id"] in wanted], self.ignored)
 
 
+AnnotationsLike = Path | str | GroundTruth
+ResultsLike = Path | str | Sequence[dict[str, Any]] | Results
+
+
 def group_by_image(entries: Iterable[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
     groups: dict[int, list[dict[str, Any]]] = {}
     for entry in entries:
@@ -104,21 +111,27 @@ def load_ground_truth(annotations: Path | str | GroundTruth) -> GroundTruth:
 @lru_cache(maxsize=4)
 def _load_ground_truth(path: Path, _modified: int) -> GroundTruth:
     data = read_coco_json(path)
+    for kind in ("images", "categories", "annotations"):
+        for number, record in enumerate(data[kind]):
+            if not isinstance(record, dict) or not isinstance(record.get("id"), int):
+                raise CocoError(f"{path}: {kind}[{number}]: expected an object with an integer id, got {record!r}")
     sizes: dict[int, Size] = {}
     for image in data["images"]:
-        image_id, size = image.get("id"), (image.get("height"), image.get("width"))
-        if not all(isinstance(value, int) for value in (image_id, *size)):
-            raise CocoError(f"{path}: an image record lacks an integer id, height or width: {image}")
-        if image_id in sizes:
-            raise CocoError(f"{path}: two images have id {image_id}")
-        sizes[image_id] = size
+        size = image.get("height"), image.get("width")
+        if not all(isinstance(side, int) and side > 0 for side in size):
+            raise CocoError(f"{path}: image id {image['id']}: height and width must be positive integers, got {size}")
+        if image["id"] in sizes:
+            raise CocoError(f"{path}: two images have id {image['id']}")
+        sizes[image["id"]] = size
     categories = {category["id"]: str(category.get("name", category["id"])) for category in data["categories"]}
+    if not sizes or not categories:
+        raise CocoError(f"{path}: {len(sizes)} images and {len(categories)} categories: nothing to evaluate on")
     faults = _Faults()
     annotations: list[dict[str, Any]] = []
     left_out: list[str] = []
     for annotation in data["annotations"]:
         image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
-        where = f"annotation id {annotation.get('id')}, image id {image_id}"
+        where = f"annotation id {annotation['id']}, image id {image_id}"
         if image_id not in sizes:
             faults.add("of an image that is not listed", where)
             continue
@@ -133,14 +146,17 @@ def _load_ground_truth(path: Path, _modified: int) -> GroundTruth:
         if segmentation is None:
             left_out.append(where)
             continue
-        area = annotation.get("area")
+        area = annotation.get("area", mask_utils.area(segmentation))
+        if not is_number(area):
+            faults.add("with an area that is not a finite number", f"{where}: {area!r}")
+            continue
         annotations.append(
             {
                 "id": len(annotations) + 1,
                 "image_id": image_id,
                 "category_id": category_id,
                 "segmentation": segmentation,
-                "area": float(mask_utils.area(segmentation) if area is None else area),
+                "area": float(area),
                 "bbox": mask_utils.toBbox(segmentation).tolist(),
                 "iscrowd": int(bool(annotation.get("iscrowd", 0))),
             }
@@ -186,7 +202,7 @@ def load_results(
             continue
         image_id, category_id, score = entry["image_id"], entry["category_id"], entry["score"]
         where = f"entry {position} (image {image_id!r})"
-        if isinstance(score, bool) or not isinstance(score, (int, float, np.number)) or not math.isfinite(score):
+        if not is_number(score):
             faults.add("with a score that is not a finite number", f"{where}: {score}")
             continue
         size = ground_truth.sizes.get(image_id)
@@ -242,6 +258,11 @@ class _Faults:
         if self:
             lists = [f"  {kind}: {_some(places, '; ')}" for kind, places in self.places.items()]
             raise CocoError("\n".join([f"{source}: {what}: {self.summary()}", *lists]))
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number (NumPy's included, bool not)."""
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _some(items: Sequence[Any], separator: str = ", ") -> str:

@@ -14,7 +14,7 @@ from hotcoco import mask as hotcoco_mask
 from pycocotools import mask as mask_utils
 
 from alignmask.data.batch import Size
-from alignmask.data.masks import encode_segmentation, parse_segmentation
+from alignmask.data.masks import check_coverage, encode_segmentation, measure_counts, parse_segmentation
 
 
 def encode(masks_NHW: torch.Tensor) -> list[dict[str, Any]]:
@@ -41,14 +41,14 @@ def from_coco(segmentation: Any, size: Size) -> dict[str, Any] | None:
     parsed, _ = parse_segmentation(segmentation, size)
     if not parsed and isinstance(parsed, list):
         return None
-    if isinstance(parsed, bytes) and _is_canonical(parsed, size):
-        return {"size": list(size), "counts": parsed}
+    if isinstance(parsed, bytes) and not _is_canonical(parsed, size):
+        check_coverage(parsed, int(measure_counts([parsed])[0][0]), size)
     return encode_segmentation(parsed, size)
 
 
 def _is_canonical(counts: bytes, size: Size) -> bool:
-    """Whether `counts` is what COCO's encoder writes for some mask of this size: a sufficient check, 10 times faster
-    than looking at the runs. A union with nothing rewrites the runs in canonical form."""
+    """Whether `counts` is what COCO's encoder writes for some mask of this size: sufficient for it to be sound, and
+    found fast.  A union with nothing rewrites the runs in canonical form."""
     rle = {"size": list(size), "counts": counts}
     try:
         return hotcoco_mask.merge([rle, _nothing(size)])["counts"] == counts

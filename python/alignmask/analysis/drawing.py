@@ -1,0 +1,147 @@
+"""Instances drawn over their image.
+
+Shapes: N instances, H x W pixels of the image.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
+
+
+class Drawable(Protocol):
+    """What can be drawn: predictions (`alignmask.model.Instances`, with `scores_N`) and samples (without)."""
+
+    @property
+    def masks_NHW(self) -> Any: ...
+
+    @property
+    def labels_N(self) -> Any: ...
+
+
+def draw_instances(
+    image_HWC: np.ndarray,
+    instances: Drawable,
+    class_names: Sequence[str],
+    *,
+    threshold: float = 0.0,
+    min_side: int = 512,
+    labels: bool = True,
+    opacity: float = 0.45,
+) -> Image.Image:
+    """Draws masks, contours, class names and scores over an image.
+
+    Args:
+        image_HWC: uint8 RGB, at the size of the masks. The arrays of `instances` may be torch tensors or numpy arrays.
+        threshold: Predictions with a lower score are left out.
+        min_side: A smaller image is enlarged (by a whole factor) until its longer side has so many pixels, because text
+            and contours would be unreadable otherwise.
+        labels: Write class names (unless there is one class only) and scores, the most confident first; a text that
+            would cover another one is left out.
+        opacity: Of the masks' fill.
+    Raises:
+        ValueError: sizes do not fit, or a label has no class name.
+    """
+    image_HWC = np.asarray(image_HWC)
+    if image_HWC.dtype != np.uint8 or image_HWC.ndim != 3 or image_HWC.shape[2] != 3:
+        raise ValueError(f"draw_instances: expected a uint8 image [H, W, 3], got {image_HWC.dtype} {image_HWC.shape}")
+    masks_NHW, labels_N = np.asarray(instances.masks_NHW, bool), np.asarray(instances.labels_N)
+    scores_N = np.asarray(instances.scores_N, float) if hasattr(instances, "scores_N") else None
+    if masks_NHW.shape != (len(labels_N), *image_HWC.shape[:2]):
+        raise ValueError(
+            f"draw_instances: expected masks [{len(labels_N)}, {image_HWC.shape[0]}, {image_HWC.shape[1]}], "
+            f"got {list(masks_NHW.shape)}"
+        )
+    if len(labels_N) and not 0 <= labels_N.min() <= labels_N.max() < len(class_names):
+        raise ValueError(f"draw_instances: labels must be 0 .. {len(class_names) - 1}, got {sorted(set(labels_N))}")
+    if scores_N is not None:
+        order = np.argsort(-scores_N, kind="stable")
+        order = order[scores_N[order] >= threshold]
+        masks_NHW, labels_N, scores_N = masks_NHW[order], labels_N[order], scores_N[order]
+
+    height, width = image_HWC.shape[:2]
+    factor = max(1, -(-min_side // max(height, width)))
+    picture = Image.fromarray(image_HWC).resize((factor * width, factor * height), Image.Resampling.BICUBIC)
+    canvas_HWC = np.asarray(picture).astype(np.float32)
+    thickness = max(1, round(max(canvas_HWC.shape[:2]) / 400))
+    windows = [_window(mask_HW) for mask_HW in masks_NHW]
+    for n in sorted(range(len(masks_NHW)), key=lambda n: -int(masks_NHW[n].sum())):  # small ones on top of large ones
+        if (window := windows[n]) is not None:
+            _paint(canvas_HWC, masks_NHW[n], window, factor, np.array(colour(n)), opacity, thickness)
+    picture = Image.fromarray(canvas_HWC.round().astype(np.uint8))
+    if labels:
+        names = [class_names[label] if len(class_names) > 1 else "" for label in labels_N]
+        scores = [f"{score:.2f}" for score in scores_N] if scores_N is not None else [""] * len(names)
+        texts = [f"{name} {score}".strip() for name, score in zip(names, scores, strict=True)]
+        _write_labels(picture, texts, windows, factor)
+    return picture
+
+
+def colour(n: int) -> tuple[int, int, int]:
+    """A bright RGB colour for instance n; neighbours in n are far apart in hue (steps of the golden ratio)."""
+    hue = (0.6 + n * 0.618034) % 1
+    red, green, blue = colorsys.hsv_to_rgb(hue, (0.85, 0.6)[n // 2 % 2], 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _window(mask_HW: np.ndarray) -> tuple[slice, slice] | None:
+    """The box around a mask; None if it is empty."""
+    found = ndimage.find_objects(mask_HW.view(np.uint8))
+    return found[0] if found else None
+
+
+def _paint(
+    canvas_HWC: np.ndarray,
+    mask_HW: np.ndarray,
+    window: tuple[slice, slice],
+    factor: int,
+    colour_C: np.ndarray,
+    opacity: float,
+    thickness: int,
+) -> None:
+    """Fills and outlines one mask in the enlarged image, in place."""
+    inside = np.pad(mask_HW[window].repeat(factor, 0).repeat(factor, 1), thickness)
+    core = ndimage.binary_erosion(inside, iterations=thickness)
+    inside, core = (array[thickness:-thickness, thickness:-thickness] for array in (inside, core))
+    part_HWC = canvas_HWC[tuple(slice(side.start * factor, side.stop * factor) for side in window)]
+    part_HWC[core] = (1 - opacity) * part_HWC[core] + opacity * colour_C
+    part_HWC[inside & ~core] = colour_C
+
+
+def _write_labels(
+    picture: Image.Image, texts: list[str], windows: list[tuple[slice, slice] | None], factor: int
+) -> None:
+    """Writes each text at the top left of its instance's box, moved into the picture."""
+    draw = ImageDraw.Draw(picture)
+    letters = font(max(11, round(max(picture.size) / 45)))
+    taken: list[tuple[float, float, float, float]] = []
+    for n, (text, window) in enumerate(zip(texts, windows, strict=True)):
+        if window is None or not text:
+            continue
+        left, top, right, bottom = draw.textbbox((0, 0), text, font=letters)
+        width, height = right - left + 4, bottom - top + 4
+        x = min(window[1].start * factor, picture.width - width)
+        y = min(max(window[0].start * factor - height, 0), picture.height - height)
+        box = (x, y, x + width, y + height)
+        if any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
+            continue
+        taken.append(box)
+        background = colour(n)
+        luminance = np.dot(background, (0.299, 0.587, 0.114))
+        draw.rectangle(box, fill=background)
+        draw.text((x + 2 - left, y + 2 - top), text, font=letters, fill="black" if luminance > 130 else "white")
+
+
+@lru_cache
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib and knows most alphabets."""
+    import matplotlib
+
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), size)

@@ -1,0 +1,221 @@
+"""Pictures of a run: predictions beside ground truth, loss curve, score against IoU (Fig. 4).
+
+Shapes: N instances or predictions, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from matplotlib.figure import Figure  # drawn by Agg: no display, no global state
+from PIL import Image, ImageDraw
+from pycocotools import mask as mask_utils
+
+from alignmask.analysis.alignment import ScoreIoU, pearson, top_predictions
+from alignmask.analysis.drawing import Drawable, draw_instances, font
+from alignmask.data import CocoError
+from alignmask.eval.files import ResultsLike, group_by_image, load_ground_truth, load_results
+
+if TYPE_CHECKING:
+    from alignmask.data import CocoDataset
+
+__all__ = ["Predictions", "comparison_sheet", "draw_instances", "loss_curve", "results_sheet", "score_iou_scatter"]
+
+MANY_POINTS = 5_000
+"""From so many points on, a scatter shows their density instead."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions read from a results file, for drawing."""
+
+    scores_N: np.ndarray
+    labels_N: np.ndarray
+    masks_NHW: np.ndarray
+
+
+def comparison_sheet(
+    rows: Sequence[tuple[np.ndarray, Drawable, Drawable]],
+    class_names: Sequence[str],
+    out_png: Path,
+    *,
+    threshold: float = 0.5,
+    cell: int = 384,
+    pairs_per_row: int = 2,
+) -> None:
+    """Writes one picture with ground truth (left) beside prediction (right) for several images.
+
+    Args:
+        rows: (image_HWC uint8 RGB, ground truth, prediction) of each image.
+        threshold: Predictions with a lower score are left out.
+        cell: Side of the square that each image is fitted into, pixels.
+    Raises:
+        ValueError: there is nothing to show.
+    """
+    if not rows:
+        raise ValueError("comparison_sheet: expected at least one image, got none")
+    gap, head = 6, 28
+    pairs = min(pairs_per_row, len(rows))
+    titles = ("ground truth", f"prediction (score ≥ {threshold:g})")
+    lines = [rows[start : start + pairs] for start in range(0, len(rows), pairs)]
+    heights = [max(round(cell * image.shape[0] / max(image.shape[:2])) for image, _, _ in line) for line in lines]
+    sheet = Image.new("RGB", (pairs * (2 * cell + 2 * gap) + gap, head + sum(heights) + gap * len(lines)), "white")
+    draw = ImageDraw.Draw(sheet)
+    y = head
+    for line, height in zip(lines, heights, strict=True):
+        for pair, (image_HWC, *both) in enumerate(line):
+            for side, instances in enumerate(both):
+                x = gap + pair * (2 * cell + 2 * gap) + side * (cell + gap // 2)
+                if y == head:
+                    draw.text((x + cell / 2, head / 2), titles[side], font=font(15), fill="black", anchor="mm")
+                picture = draw_instances(image_HWC, instances, class_names, threshold=threshold, min_side=cell)
+                picture.thumbnail((cell, cell), Image.Resampling.LANCZOS)
+                sheet.paste(picture, (x + (cell - picture.width) // 2, y))
+        y += height + gap
+    out_png.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(out_png)
+
+
+def results_sheet(
+    dataset: CocoDataset,
+    results: ResultsLike,
+    out_png: Path,
+    *,
+    images: int = 8,
+    threshold: float = 0.5,
+    **options: Any,
+) -> None:
+    """A comparison sheet of images of a data set, evenly spread over it, with predictions from a results file.
+
+    Args:
+        results: COCO results file of that data set, or its entries.
+        images: So many are shown; those with ground truth are preferred.
+        options: as `comparison_sheet` takes them.
+    """
+    by_image = group_by_image(load_results(results, load_ground_truth(dataset.annotations)).entries)
+    label_of = {category_id: label for label, category_id in enumerate(dataset.category_ids)}
+    samples = [dataset.load(int(i)) for i in np.linspace(0, len(dataset) - 1, min(2 * images, len(dataset)))]
+    samples.sort(key=lambda sample: len(sample.labels_N) == 0)  # stable: the data set's order within each group
+    rows = []
+    for sample in samples[:images]:
+        mine = by_image.get(sample.image_id, [])
+        masks_NHW = np.zeros((len(mine), *sample.size), bool)
+        for n, entry in enumerate(mine):
+            masks_NHW[n] = mask_utils.decode(entry["segmentation"])
+        prediction = Predictions(
+            np.array([entry["score"] for entry in mine], float),
+            np.array([label_of[entry["category_id"]] for entry in mine], np.int64),
+            masks_NHW,
+        )
+        rows.append((sample.image_CHW.permute(1, 2, 0).numpy(), sample, prediction))
+    comparison_sheet(rows, dataset.class_names, out_png, threshold=threshold, **options)
+
+
+def loss_curve(metrics_jsonl: Path, out_png: Path) -> None:
+    """Plots a run's metrics.jsonl: total loss and its parts; below it the evaluations' mask AP, if there were any.
+
+    Raises:
+        CocoError: the file cannot be read, a line is broken (the last one may be: a killed run leaves it so), or no
+            step is logged.
+    """
+    losses: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    ap: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for line in _lines(metrics_jsonl):
+        if "eval" in line:
+            for mode, values in line["eval"]["modes"].items():
+                ap[mode].append((line["step"], 100 * values["metrics"]["AP"]))
+        else:
+            for name, value in line.items():
+                if name not in NOT_LOSSES and isinstance(value, (int, float)):
+                    losses[name].append((line["step"], value))
+    if not losses:
+        raise CocoError(f"{metrics_jsonl}: no step is logged")
+    figure = Figure(figsize=(8, 7 if ap else 4.5), layout="constrained")
+    panels = figure.subplots(2 if ap else 1, 1, sharex=True, squeeze=False, height_ratios=(3, 2) if ap else (1,))[:, 0]
+    for name, points in losses.items():
+        steps, values = zip(*points, strict=True)
+        whole = name == "loss"
+        panels[0].plot(steps, values, label=name, linewidth=2.2 if whole else 1.2, color="black" if whole else None)
+    panels[0].set(ylabel="loss", yscale="log")
+    panels[0].yaxis.set_major_formatter("{x:g}")
+    panels[0].yaxis.set_minor_formatter("{x:g}")
+    panels[0].legend(fontsize=8, ncols=2)
+    for mode, points in ap.items():
+        panels[1].plot(*zip(*points, strict=True), marker="o", label=f"score {mode}: {points[-1][1]:.1f}")
+        panels[1].set(ylabel="mask AP (%)")
+        panels[1].set_ylim(bottom=0)
+        panels[1].legend(fontsize=8)
+    panels[-1].set(xlabel="step")
+    for panel in panels:
+        panel.grid(alpha=0.3)
+    out_png.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out_png, dpi=120)
+
+
+NOT_LOSSES = ("step", "time", "lr", "it_per_s", "grad_norm")
+"""Numbers of a metrics.jsonl line that are no losses."""
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        texts = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise CocoError(f"{path}: cannot be read: {error.strerror}") from error
+    lines = []
+    for number, text in enumerate(texts, 1):
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError as error:
+            if number < len(texts):
+                raise CocoError(f"{path}, line {number}: not valid JSON: {error}") from error
+    return lines
+
+
+def score_iou_scatter(
+    pairs: ScoreIoU,
+    out_png: Path,
+    *,
+    fraction: float = 0.10,
+    iou: Literal["same class", "any class"] = "same class",
+    title: str = "",
+) -> None:
+    """Plots mask IoU against score of the most confident predictions (Fig. 4), with the mean IoU of each score
+    interval.
+
+    Args:
+        fraction: So much of 100 predictions per image is shown; see `alignment.top_predictions`.
+        iou: With the best ground truth of the predicted class, or of any.
+    """
+    top = top_predictions(pairs, fraction)
+    score_N = pairs.scores_N[top]
+    iou_N = (pairs.iou_same_class_N if iou == "same class" else pairs.iou_any_class_N)[top]
+    figure = Figure(figsize=(6, 5.4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--", label="score = IoU", zorder=3)
+    if len(top) > MANY_POINTS:
+        density = axes.hexbin(score_N, iou_N, gridsize=60, extent=(0, 1, 0, 1), bins="log", mincnt=1, cmap="viridis")
+        figure.colorbar(density, ax=axes, label="predictions")
+    else:
+        axes.scatter(score_N, iou_N, s=9, alpha=0.35, linewidths=0)
+        axes.grid(alpha=0.3)
+    edges = np.linspace(0, 1, 11)
+    interval_N = np.clip(np.digitize(score_N, edges) - 1, 0, 9)
+    means = [(edges[k] + 0.05, iou_N[interval_N == k].mean()) for k in range(10) if (interval_N == k).any()]
+    if means:
+        axes.plot(*zip(*means, strict=True), color="tab:red", marker="o", markersize=4, label="mean IoU", zorder=4)
+    correlation = pearson(score_N, iou_N)
+    shown = "not defined" if correlation is None else f"{correlation:.3f}"
+    heading = f"PCC {shown}   (top {100 * fraction:g} %: {len(top)} predictions)"
+    axes.set(
+        xlabel="score", ylabel=f"mask IoU with the best ground truth ({iou})", xlim=(0, 1), ylim=(-0.02, 1.02),
+        title=f"{title}\n{heading}" if title else heading,
+    )  # fmt: skip
+    axes.legend(loc="upper left", fontsize=8)
+    out_png.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out_png, dpi=120)
