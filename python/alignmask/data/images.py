@@ -26,21 +26,21 @@ def read_image(path: str | Path) -> Tensor:
     try:
         with Image.open(path) as image:
             image.load()
-            return torch.from_numpy(_rgb(image, path)).permute(2, 0, 1).contiguous()
+            return torch.from_numpy(_rgb(image)).permute(2, 0, 1).contiguous()
     except FileNotFoundError as error:
         raise ImageError(f"{path}: image file does not exist") from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"{path}: not an image file, or its header is damaged") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's decoders raise SyntaxError too
+        raise ImageError(f"{path}: no image file, or damaged, or of a kind that Pillow cannot read") from error
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:  # what decoders raise
         raise ImageError(f"{path}: cannot decode the image: {error}") from error
 
 
-def _rgb(image: Image.Image, path: str | Path) -> np.ndarray:
+def _rgb(image: Image.Image) -> np.ndarray:
     # Pillow clips 16-bit grey to 255 when it converts it to RGB; 16-bit colour is already cut to the high byte.
     # (Pillow < 11 reads a 16-bit grey PNG as mode I.)
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         grey_HW = (np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)
         return np.repeat(grey_HW[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
-        raise ImageError(f"{path}: expected 8- or 16-bit samples, got mode {image.mode} (32-bit); convert the file")
+        raise ValueError(f"expected 8- or 16-bit samples, got 32-bit ones (mode {image.mode})")
     return np.array(image.convert("RGB"))

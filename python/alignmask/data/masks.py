@@ -1,10 +1,11 @@
 """COCO segmentations (polygons, run-length encodings) as bit masks, through pycocotools.
 
-Dimensions: N instances of one image, H x W pixels.
+Dimensions: N instances, H x W pixels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,15 @@ Segmentation = list[list[float]] | bytes
 """The two forms kept: polygons (x, y, x, y, ... in pixels), or the counts of a compressed RLE."""
 
 # Rasterising takes time and memory in proportion to an edge's length, wherever it lies; no image is this large.
-_LARGEST_COORDINATE = 1e6
+_LARGEST_COORDINATE = 1e5
 
 
 def parse_segmentation(segmentation: Any, size: Size) -> tuple[Segmentation, int]:
     """Check the structure of a JSON segmentation against its image's size (height, width); cheap, decodes nothing.
 
-    Returns it in one of the two forms kept, and the number of polygons left out for having fewer than 3 points (so an
-    empty list means that nothing is left). Raises ValueError for anything else that is not COCO's format.
+    Returns one of the two forms kept, and the number of polygons left out for having fewer than 3 points (so an empty
+    list means that nothing is left). Compressed counts are to be checked by `measure_counts`.
+    Raises ValueError for anything that is not COCO's format.
     """
     if isinstance(segmentation, list):
         for polygon in segmentation:
@@ -36,26 +38,78 @@ def parse_segmentation(segmentation: Any, size: Size) -> tuple[Segmentation, int
     if segmentation["size"] != list(size):
         raise ValueError(f"RLE size {segmentation['size']} differs from the image's [height, width] {list(size)}")
     counts = segmentation["counts"]
-    if isinstance(counts, str):
+    if isinstance(counts, str) and counts:
         return counts.encode("utf-8"), 0
     if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
         raise ValueError(f"expected RLE counts as a string or as non-negative integers, got {_brief(counts)}")
     if sum(counts) != size[0] * size[1]:
-        raise ValueError(f"RLE covers {sum(counts)} pixels, the image has {size[0]} x {size[1]} = {size[0] * size[1]}")
+        raise ValueError(_wrong_coverage(sum(counts), size))
     return coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)["counts"], 0
 
 
+def measure_counts(counts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Measure compressed RLEs: the pixels covered (-1 if it is damaged) and the pixels set, both int64 [N].
+
+    pycocotools reads past the end of counts that are cut off, and leaves a mask uninitialised that they do not fill;
+    so every RLE of a file is checked once, all of them together.
+
+    The format: a count is a little-endian number of 5-bit digits, each stored as digit + 48, with bit 32 set on all
+    but the last one and bit 16 of the last one as its sign; from the fourth count on, the difference to the count two
+    places before is stored.
+    """
+    if not counts:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    lengths = np.array([len(text) for text in counts])
+    digits = np.frombuffer(b"".join(counts), dtype=np.uint8).astype(np.int64) - 48
+    owner = np.repeat(np.arange(len(counts)), lengths)
+    text_ends = np.cumsum(lengths)
+    damaged_digit = (digits < 0) | (digits > 63)
+    damaged_digit[text_ends - 1] |= digits[text_ends - 1] & 32 != 0
+
+    ends_number = digits & 32 == 0
+    ends_number[text_ends - 1] = True
+    ends = np.flatnonzero(ends_number)
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    widths = ends - starts + 1  # 7 digits hold any 32-bit count; longer ones must not overflow here
+    shift = np.minimum(5 * (np.arange(len(digits)) - np.repeat(starts, widths)), 35)
+    values = np.add.reduceat((digits & 31) << shift, starts)
+    values -= (digits[ends] & 16 != 0).astype(np.int64) << np.minimum(5 * widths, 40)
+
+    # Undo the differences: in a text, counts 1, 3, 5, ... and counts 2, 4, 6, ... each make a running sum.
+    owner_of_value = owner[starts]
+    first_value = np.flatnonzero(np.diff(owner_of_value, prepend=-1))
+    place = np.arange(len(values)) - first_value[owner_of_value]
+    chain = 3 * owner_of_value + np.where(place == 0, 0, 2 - place % 2)
+    order = np.argsort(chain, kind="stable")
+    sums = np.cumsum(values[order])
+    chain_starts = np.flatnonzero(np.diff(chain[order], prepend=-1))
+    before = np.repeat(sums[chain_starts] - values[order][chain_starts], np.diff(chain_starts, append=len(values)))
+    values[order] = sums - before
+
+    damaged = np.logical_or.reduceat(damaged_digit, text_ends - lengths)
+    damaged |= np.logical_or.reduceat((widths > 7) | (values < 0), first_value)
+    covered = np.where(damaged, -1, np.add.reduceat(values, first_value))
+    return covered, np.where(damaged, 0, np.add.reduceat(values * (place % 2), first_value))
+
+
+def check_coverage(counts: bytes, covered: int, size: Size) -> None:
+    """Raise ValueError, with the reason, unless the counts of this `measure_counts` result fill the image."""
+    if covered < 0:
+        raise ValueError(f"RLE counts are damaged or cut off: {_brief(counts)}")
+    if covered != size[0] * size[1]:
+        raise ValueError(_wrong_coverage(covered, size))
+
+
 def encode_segmentation(segmentation: Segmentation, size: Size) -> dict[str, Any]:
-    """One instance as pycocotools' RLE. Raises ValueError for polygons or counts that make no mask of this size."""
+    """One instance as pycocotools' RLE. Raises ValueError for polygons that are no finite numbers."""
     if isinstance(segmentation, bytes):
-        _check_counts(segmentation, size)
         return {"size": list(size), "counts": segmentation}
     polygons = [_coordinates(polygon) for polygon in segmentation]
     return coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
 
 
 def decode_rles(rles: list[dict[str, Any]], size: Size) -> np.ndarray:
-    """pycocotools RLEs as bool [N, H, W], C-contiguous. Raises ValueError for counts that overflow the size."""
+    """Checked pycocotools RLEs as bool [N, H, W], C-contiguous."""
     if not rles:
         return np.zeros((0, *size), dtype=bool)
     return np.ascontiguousarray(coco_mask.decode(rles).transpose(2, 0, 1)).view(bool)
@@ -71,31 +125,8 @@ def _coordinates(polygon: list[float]) -> np.ndarray:
     return coordinates
 
 
-def _check_counts(counts: bytes, size: Size) -> None:
-    """Counts that end early would leave pycocotools' mask uninitialised or be read past their end, so they stop here.
-
-    The format: a count is a little-endian number of 5-bit digits, each stored as digit + 48, with bit 32 set on all
-    but the last one and bit 16 of the last one as its sign; from the fourth count on, the difference to the count two
-    places before is stored.
-    """
-    digits = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
-    if len(digits) == 0 or digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:
-        raise ValueError(f"RLE counts are damaged or cut off: {_brief(counts)}")
-    starts = np.flatnonzero(np.concatenate(([True], digits[:-1] & 32 == 0)))
-    lengths = np.diff(starts, append=len(digits))
-    if lengths.max() > 12:
-        raise ValueError(f"RLE counts are damaged, a number has {lengths.max()} digits: {_brief(counts)}")
-    place = 5 * (np.arange(len(digits)) - np.repeat(starts, lengths))
-    values = np.add.reduceat((digits & 31) << place, starts)
-    negative = digits[starts + lengths - 1] & 16 != 0
-    values -= negative.astype(np.int64) << (5 * lengths)
-    values[1::2] = np.cumsum(values[1::2])
-    values[2::2] = np.cumsum(values[2::2])
-    if values.min() < 0 or values.sum() != size[0] * size[1]:
-        raise ValueError(
-            f"RLE covers {values.sum()} pixels (smallest count {values.min()}), "
-            f"the image has {size[0]} x {size[1]} = {size[0] * size[1]}"
-        )
+def _wrong_coverage(covered: int, size: Size) -> str:
+    return f"RLE covers {covered} pixels, the image has {size[0]} x {size[1]} = {size[0] * size[1]}"
 
 
 def _brief(value: Any) -> str:

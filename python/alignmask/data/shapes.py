@@ -9,7 +9,9 @@ Dimensions: H x W pixels, N instances of one image.
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import sys
 import tempfile
 from dataclasses import asdict
@@ -146,7 +148,7 @@ def draw(rng: np.random.Generator, size: int, max_instances: int) -> tuple[np.nd
         masks = [*rest, mask_HW]
         full_areas.append(area)
         labels.append(label)
-    image_HWC += rng.standard_normal(image_HWC.shape) * rng.uniform(1, 6)
+    image_HWC += rng.standard_normal(image_HWC.shape, dtype=np.float32) * np.float32(rng.uniform(1, 6))
     masks_NHW = np.stack(masks) if masks else np.zeros((0, size, size), dtype=bool)
     return np.clip(image_HWC, 0, 255).astype(np.uint8), masks_NHW, labels
 
@@ -159,37 +161,45 @@ def _distinct_color(rng: np.random.Generator, used: list[np.ndarray]) -> np.ndar
 
 
 def _texture(rng: np.random.Generator, size: int, color: np.ndarray) -> np.ndarray:
-    """A pattern of moderate contrast around one colour, float [H, W, 3]."""
-    y, x = np.mgrid[:size, :size] / size
-    angle = rng.uniform(0, 2 * np.pi)
-    along = x * np.cos(angle) + y * np.sin(angle)
+    """A pattern of moderate contrast around one colour, float32 [H, W, 3]."""
+    y, x = _pixel_centers(size) / np.float32(size)
+    along, across = _rotate(x, y, rng.uniform(0, 2 * np.pi))
     kind = rng.integers(5)
     if kind == 0:
-        pattern_HW = np.zeros((size, size))
+        pattern_HW = np.zeros((size, size), dtype=np.float32)
     elif kind == 1:
         pattern_HW = along - along.mean()
     elif kind == 2:
         pattern_HW = np.sin(2 * np.pi * rng.uniform(4, 16) * along)
     elif kind == 3:
-        across = x * -np.sin(angle) + y * np.cos(angle)
-        frequency = 2 * np.pi * rng.uniform(3, 10)
-        pattern_HW = np.sign(np.sin(frequency * along) * np.sin(frequency * across))
+        cells = rng.uniform(6, 20)
+        pattern_HW = np.float32(2) * ((np.floor(cells * along) + np.floor(cells * across)) % 2) - 1
     else:
-        coarse = rng.uniform(-1, 1, (int(rng.integers(4, 12)),) * 2)
+        coarse = rng.uniform(-1, 1, (int(rng.integers(4, 12)),) * 2).astype(np.float32)
         pattern_HW = ndimage.zoom(coarse, size / len(coarse), order=1, mode="nearest", grid_mode=True)[:size, :size]
-    return color + pattern_HW[..., None] * rng.uniform(-35, 35, 3)
+    return color.astype(np.float32) + pattern_HW[..., None] * rng.uniform(-35, 35, 3).astype(np.float32)
 
 
 def _depth(rng: np.random.Generator, name: str, size: int) -> np.ndarray:
     """A random instance of a class: [H, W], about the distance to its outline in pixels, positive inside."""
     low = max(_DIAMETER[0], _SMALLEST_DIAMETER / size)
-    radius = size * np.exp(rng.uniform(np.log(low), np.log(_DIAMETER[1]))) / 2
+    radius = size * math.exp(rng.uniform(math.log(low), math.log(_DIAMETER[1]))) / 2
     center_x, center_y = rng.uniform(0.05 * size, 0.95 * size, 2)
-    angle, squeeze = rng.uniform(0, 2 * np.pi), rng.uniform(0.75, 1)
-    y, x = np.mgrid[:size, :size] + 0.5
-    x, y = (x - center_x) / radius, (y - center_y) / radius
-    x, y = x * np.cos(angle) + y * np.sin(angle), (y * np.cos(angle) - x * np.sin(angle)) / squeeze
-    return -_outline(name, x, y) * radius * squeeze
+    squeeze = rng.uniform(0.75, 1)
+    y, x = _pixel_centers(size)
+    x, y = _rotate((x - np.float32(center_x)) / radius, (y - np.float32(center_y)) / radius, rng.uniform(0, 2 * np.pi))
+    return _outline(name, x, y / squeeze) * (-radius * squeeze)
+
+
+@functools.cache
+def _pixel_centers(size: int) -> np.ndarray:
+    """Float32 [2, H, W]: y and x of every pixel's centre."""
+    return np.mgrid[:size, :size].astype(np.float32) + np.float32(0.5)
+
+
+def _rotate(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
+    cosine, sine = math.cos(angle), math.sin(angle)
+    return x * cosine + y * sine, y * cosine - x * sine
 
 
 def _outline(name: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -199,15 +209,16 @@ def _outline(name: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     if name == "ring":
         return np.abs(np.hypot(x, y) - 0.75) - 0.25
     if name == "square":
-        return np.maximum(np.abs(x), np.abs(y)) - np.sqrt(0.5)
+        return np.maximum(np.abs(x), np.abs(y)) - math.sqrt(0.5)
     if name == "cross":
         long, thin = 0.95, 0.28
         x, y = np.abs(x), np.abs(y)
         return np.minimum(np.maximum(x - long, y - thin), np.maximum(x - thin, y - long))
     corners, inner = {"triangle": (3, 0.5), "star": (5, 0.42)}[name]
     # One edge, from a corner (1, 0) to a notch of radius `inner`, mirrored and turned around the centre.
-    theta = np.abs((np.arctan2(y, x) + np.pi / corners) % (2 * np.pi / corners) - np.pi / corners)
+    half = math.pi / corners
+    theta = np.abs((np.arctan2(y, x) + half) % (2 * half) - half)
     radius = np.hypot(x, y)
-    notch_x, notch_y = inner * np.cos(np.pi / corners), inner * np.sin(np.pi / corners)
-    normal_x, normal_y = notch_y, 1 - notch_x
-    return ((radius * np.cos(theta) - 1) * normal_x + radius * np.sin(theta) * normal_y) / np.hypot(normal_x, normal_y)
+    normal_x, normal_y = inner * math.sin(half), 1 - inner * math.cos(half)
+    length = math.hypot(normal_x, normal_y)
+    return (radius * np.cos(theta) - 1) * (normal_x / length) + radius * np.sin(theta) * (normal_y / length)

