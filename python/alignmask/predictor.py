@@ -79,7 +79,7 @@ def _to_tensor(image: ImageLike) -> Tensor:
                 f"image: expected a uint8 array of shape H x W, H x W x 3 or H x W x 4, got {image.dtype} {image.shape}"
             )
         image = np.broadcast_to(np.atleast_3d(image)[..., :3], (*image.shape[:2], 3))
-        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
         raise ValueError(f"image: expected a uint8 tensor 3 x H x W, got {image.dtype} {tuple(image.shape)}")
     return image

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
@@ -51,6 +52,7 @@ class Trainer:
         t = config.train
         self.config = config = dataclasses.replace(config, data=resolve_paths(config.data))
         self.run_dir = config.out / config.name
+        AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
         self.accelerator = Accelerator(
             mixed_precision="no" if t.precision == "fp32" else t.precision,
             gradient_accumulation_steps=t.accumulate,

@@ -1,0 +1,163 @@
+"""Aligned Query Learning: which slot gets which query, and that object queries never notice (section 2.2, Fig. 3)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alignmask.model import AlignedQueryConfig
+from alignmask.model.aligned_queries import AlignedQueries, AlignedQueryGenerator
+from alignmask.model.query_decoder import _aligned_visibility
+from tests import tiny
+
+
+def expected_slots(counts: list[int], sets: int, count: int) -> list[list[tuple[int, int]]]:
+    """Fig. 3 in plain loops: per image (instance of the batch, set) set by set, the first `count` of them."""
+    slots, first = [], 0
+    for instances in counts:
+        listed = [(first + i, t) for t in range(sets) for i in range(instances)]
+        slots.append(listed[:count])
+        first += instances
+    return slots
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    counts=st.lists(st.integers(0, 6), min_size=1, max_size=4),
+    sets=st.integers(1, 4),
+    count=st.integers(1, 12),
+    seed=st.integers(0, 1000),
+)
+def test_slots_are_filled_set_by_set_and_cut_at_the_count(
+    counts: list[int], sets: int, count: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    batch = tiny.batch(tuple(counts), (32, 32), seed)
+    batch.masks_GHW.fill_(True)  # no set misses an instance
+    generator = AlignedQueryGenerator(AlignedQueryConfig(count=count, point_sets=sets, points=8), 32)
+    aligned = generator(torch.randn(len(counts), 32, 8, 8), batch.masks_GHW, batch.owner_G, batch.counts)
+    for b, expected in enumerate(expected_slots(counts, sets, count)):
+        padding = [(-1, -1)] * (aligned.instance_BA.shape[1] - len(expected))
+        found = list(zip(aligned.instance_BA[b].tolist(), aligned.set_BA[b].tolist(), strict=True))
+        assert found == expected + padding
+    assert not aligned.features_BAE[~aligned.live_BA].any()
+    assert aligned.features_BAE[aligned.live_BA].any() or not aligned.live_BA.any()
+
+
+def test_a_query_is_the_mlp_of_the_normalised_mean_over_the_mask() -> None:
+    """Eq. 1 on a constant embedding per mask side: the mean over the mask's points is the embedding there."""
+    generator = AlignedQueryGenerator(AlignedQueryConfig(count=4, point_sets=1, points=2000), 32)
+    left, right = torch.randn(32), torch.randn(32)
+    embedding = torch.cat((left.view(1, 32, 1, 1).expand(1, 32, 8, 8), right.view(1, 32, 1, 1).expand(1, 32, 8, 8)), 3)
+    masks = torch.zeros(2, 64, 128, dtype=torch.bool)
+    masks[0, :, :56] = True  # away from the seam, where bilinear sampling mixes both sides; and from the zero border
+    masks[1, :, 72:] = True
+    masks[:, :4] = masks[:, -4:] = masks[:, :, :4] = masks[:, :, -4:] = False
+    aligned = generator(embedding, masks, torch.zeros(2, dtype=torch.long), [2])
+    for slot, side in enumerate((left, right)):
+        expected = generator.mlp(generator.norm(side))
+        torch.testing.assert_close(aligned.features_BAE[0, slot], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_instance_that_a_set_missed_makes_no_query() -> None:
+    batch = tiny.batch((2,), (32, 32))
+    batch.masks_GHW[0] = False  # nothing to hit
+    generator = AlignedQueryGenerator(tiny.ALIGNED, 32)
+    aligned = generator(torch.randn(1, 32, 8, 8), batch.masks_GHW, batch.owner_G, batch.counts)
+    assert 0 not in aligned.instance_BA.tolist()[0]
+    assert aligned.live_BA.sum() == 3  # the other instance, once per set
+
+
+def test_visibility() -> None:
+    aligned = AlignedQueries(
+        torch.zeros(1, 4, 8), torch.tensor([[0, 1, 0, -1]]), torch.tensor([[0, 0, 1, -1]])
+    )  # two instances in set 0, one of them in set 1, padding
+    visible = _aligned_visibility(aligned, queries=2)[0].int().tolist()
+    assert visible == [
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 0, 0, 1, 0],
+        [1, 1, 0, 0, 0, 0],
+    ]
+
+
+@pytest.mark.parametrize("share_self", [True, False])
+@pytest.mark.parametrize("share_masked", [True, False])
+def test_object_queries_are_the_same_with_and_without_aligned_queries(share_self: bool, share_masked: bool) -> None:
+    config = replace(tiny.ALIGNED, share_self_attention=share_self, share_masked_attention=share_masked)
+    model, batch = tiny.model(aligned_queries=config).train(), tiny.batch()
+    with torch.no_grad():
+        on = model(batch)
+        model.aligned_queries = None
+        off = model(batch)
+    assert on.aligned is not None
+    assert on.class_logits_LBRC.shape[2] == 6 + 7
+    torch.testing.assert_close(on.class_logits_LBRC[:, :, :6], off.class_logits_LBRC, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(on.mask_embedding_LBRE[:, :, :6], off.mask_embedding_LBRE, rtol=1e-5, atol=1e-5)
+
+
+def test_no_output_or_gradient_of_an_object_query_depends_on_the_ground_truth() -> None:
+    model, batch = tiny.model().train(), tiny.batch()
+    other = tiny.batch(seed=5)
+    other = replace(batch, masks_GHW=other.masks_GHW)
+    results = []
+    for masks in (batch, other):
+        model.zero_grad()
+        torch.manual_seed(0)
+        prediction = model(masks)
+        assert prediction.aligned is not None
+        objects = prediction.class_logits_LBRC[:, :, :6].square().sum() + prediction.mask_embedding_LBRE[:, :, :6].sum()
+        (from_aligned,) = torch.autograd.grad(
+            objects, prediction.aligned.features_BAE, retain_graph=True, allow_unused=True
+        )
+        assert from_aligned is None or not from_aligned.any()
+        objects.backward()
+        results.append((objects.item(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-6)
+    for first, second in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
+
+
+def test_aligned_queries_do_depend_on_the_ground_truth() -> None:
+    model, batch = tiny.model().train(), tiny.batch()
+    outputs = []
+    for masks in (batch, replace(batch, masks_GHW=tiny.batch(seed=5).masks_GHW)):
+        torch.manual_seed(0)
+        outputs.append(model(masks).class_logits_LBRC[-1, :, 6:])
+    assert (outputs[0] - outputs[1]).abs().max() > 1e-3
+
+
+def test_eval_mode_makes_no_aligned_queries() -> None:
+    model, batch = tiny.model().eval(), tiny.batch()
+    with torch.no_grad():
+        prediction = model(batch)
+    assert prediction.aligned is None
+    assert prediction.class_logits_LBRC.shape[2] == 6
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_gradient_into_the_pixel_embedding_is_a_switch(detach: bool) -> None:
+    batch = tiny.batch((2,))
+    generator = AlignedQueryGenerator(replace(tiny.ALIGNED, detach_pixel_embedding=detach), 32)
+    embedding = torch.randn(1, 32, 16, 24, requires_grad=True)
+    aligned = generator(embedding, batch.masks_GHW, batch.owner_G, batch.counts)
+    aligned.features_BAE.square().sum().backward()
+    assert (embedding.grad is None) == detach
+
+
+def test_a_batch_without_instances_trains() -> None:
+    prediction = tiny.model().train()(tiny.batch((0, 0)))
+    assert prediction.aligned is not None
+    assert prediction.aligned.features_BAE.shape[1] == 0
+    assert prediction.class_logits_LBRC.isfinite().all()
+
+
+def test_learned_position_is_a_switch() -> None:
+    assert tiny.model().query_decoder.aligned_position is None
+    model = tiny.model(aligned_queries=replace(tiny.ALIGNED, learned_position=True)).train()
+    model(tiny.batch()).class_logits_LBRC[:, :, 6:].sum().backward()
+    assert model.query_decoder.aligned_position.grad.any()

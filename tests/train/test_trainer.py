@@ -1,0 +1,211 @@
+"""Training runs end to end on a handful of synthetic images: exact resume, loud failures, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import alignmask
+from alignmask.config import Config, DataConfig, LossConfig, ShapesConfig, TrainConfig
+from alignmask.train import checkpoint
+from alignmask.train.dry_run import dry_run
+from alignmask.train.optimizer import build_optimizer, learning_rate_factor
+from alignmask.train.trainer import Stopped, Trainer, train
+from tests import tiny
+
+TRAIN = TrainConfig(
+    iterations=6, batch_size=2, learning_rate=1e-3, warmup=2, clip=1.0, evaluate_every=100, checkpoint_every=3, log_every=2
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    root = tmp_path_factory.mktemp("shapes")
+    return DataConfig(
+        shapes=ShapesConfig(root=root, train_images=8, val_images=3, size=64),
+        crop=64, eval_short_side=64, eval_max_side=64, workers=0,
+    )  # fmt: skip
+
+
+def config(shapes: DataConfig, out: Path, name: str = "run", **changes: Any) -> Config:
+    model = tiny.model_config(num_classes=6)
+    return Config(name, out, model, shapes, LossConfig(points=32), replace(TRAIN, **changes))
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load_weights(checkpoint.latest(run), ema=False)
+
+
+def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def test_a_run_leaves_everything_it_should(shapes: DataConfig, tmp_path: Path) -> None:
+    run = train(config(shapes, tmp_path, ema=0.9))
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6, 6]
+    assert {"loss", "classification", "aligned_dice", "lr", "it_per_s", "grad_norm"} <= lines[0].keys()
+    assert "eval" in lines[-1]
+    for name in ("config.json", "results.json", "evaluation.json", "best/model.safetensors", "tensorboard"):
+        assert (run / name).exists(), name
+    assert [p.name for p in sorted((run / "checkpoints").iterdir())] == ["step_0000003", "step_0000006"]
+    predictor = alignmask.load(run)
+    assert len(predictor.class_names) == 6
+    assert not predictor.model.training
+
+
+@pytest.mark.parametrize("variant", [{}, {"ema": 0.9}, {"accumulate": 2, "schedule": "cosine"}])
+def test_a_resumed_run_is_bit_identical(shapes: DataConfig, tmp_path: Path, variant: dict[str, Any]) -> None:
+    whole = train(config(shapes, tmp_path, "whole", **variant))
+    stopped = config(shapes, tmp_path, "stopped", **variant)
+    trainer = Trainer(stopped)
+    step = trainer.train_step
+
+    def interrupted(batches: Any) -> Any:
+        values = step(batches)
+        if trainer.step == 3:  # the fourth iteration, after the checkpoint of the third
+            os.kill(os.getpid(), signal.SIGINT)
+        return values
+
+    trainer.train_step = interrupted
+    with pytest.raises(Stopped, match="after iteration 4"):
+        trainer.run()
+    assert checkpoint.latest(stopped.out / "stopped").name == "step_0000004"
+    resumed = train(stopped)
+    assert_equal(weights(whole), weights(resumed))
+    if "ema" in variant:
+        assert_equal(checkpoint.load_weights(whole / "best"), checkpoint.load_weights(resumed / "best"))
+    logs = [
+        [(line["step"], line.get("loss")) for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())]
+        for run in (whole, resumed)
+    ]
+    assert [s for s, _ in logs[0]] == [s for s, _ in logs[1]]
+    assert logs[0][-2] == logs[1][-2]
+
+
+def test_a_killed_run_repeats_what_its_checkpoint_lacks(shapes: DataConfig, tmp_path: Path) -> None:
+    """A kill -9 in iteration 6 loses three iterations, and the log forgets them, too."""
+    whole = train(config(shapes, tmp_path, "whole"))
+    killed = config(shapes, tmp_path, "killed")
+    trainer = Trainer(killed)
+    step = trainer.train_step
+
+    def killed_step(batches: Any) -> Any:
+        if trainer.step == 5:
+            raise MemoryError("killed")
+        return step(batches)
+
+    trainer.train_step = killed_step
+    with pytest.raises(MemoryError):
+        trainer.run()
+    with open(tmp_path / "killed" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 6, "lo')  # a line that the kill cut off
+    resumed = train(killed)
+    assert_equal(weights(whole), weights(resumed))
+    lines = (resumed / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2, 4, 6, 6]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_the_run(shapes: DataConfig, tmp_path: Path, value: float) -> None:
+    trainer = Trainer(config(shapes, tmp_path))
+    criterion = trainer.criterion
+
+    def broken(prediction: Any, batch: Any) -> Any:
+        losses = criterion(prediction, batch)
+        if trainer.step == 4:
+            losses.dice_L = losses.dice_L + value
+        return losses
+
+    trainer.criterion = broken
+    with pytest.raises(FloatingPointError, match=r"iteration 4 .*dice (nan|inf).*images \[\d+, \d+\].*step_0000003"):
+        trainer.run()
+    assert checkpoint.latest(tmp_path / "run").name == "step_0000003"
+
+
+def test_an_old_run_is_never_overwritten(shapes: DataConfig, tmp_path: Path) -> None:
+    train(config(shapes, tmp_path, iterations=1))
+    other = replace(config(shapes, tmp_path, iterations=1), loss=LossConfig(points=33))
+    with pytest.raises(ValueError, match=r"loss\.points: 32 -> 33.*--no-resume"):
+        train(other)
+    train(other, resume=False)
+    assert len(list(tmp_path.glob("run*"))) == 2
+
+
+def test_a_finished_run_is_not_trained_again(shapes: DataConfig, tmp_path: Path) -> None:
+    run = train(config(shapes, tmp_path))
+    before = weights(run)
+    assert_equal(before, weights(train(config(shapes, tmp_path))))
+
+
+def test_time_limit_ends_the_run_with_an_evaluation(shapes: DataConfig, tmp_path: Path) -> None:
+    run = train(config(shapes, tmp_path, iterations=100_000, max_minutes=0.02, schedule="cosine"))
+    assert checkpoint.load_meta(checkpoint.latest(run))["step"] < 1000
+    assert (run / "evaluation.json").exists()
+
+
+def test_accumulation_adds_up_to_the_same_update(shapes: DataConfig, tmp_path: Path) -> None:
+    """Two micro-batches of the same image give the gradient of one, whatever the order."""
+    trainer = Trainer(config(shapes, tmp_path, accumulate=2, batch_size=2))
+    assert trainer.micro_batch == 1
+    before = {n: p.clone() for n, p in trainer.model.named_parameters()}
+    trainer.train_step(trainer._batches())
+    assert any(not torch.equal(before[n], p) for n, p in trainer.model.named_parameters())
+    with pytest.raises(ValueError, match="batch_size 3 is not a multiple"):
+        Trainer(config(shapes, tmp_path / "x", accumulate=2, batch_size=3))
+
+
+def test_wrong_number_of_classes_says_which_flag_to_pass(shapes: DataConfig, tmp_path: Path) -> None:
+    wrong = replace(config(shapes, tmp_path), model=tiny.model_config(num_classes=80))
+    with pytest.raises(ValueError, match=r"6 categories.*--model\.num-classes 6"):
+        Trainer(wrong)
+
+
+def test_bf16_trains(shapes: DataConfig, tmp_path: Path) -> None:
+    run = train(config(shapes, tmp_path, precision="bf16", iterations=2))
+    assert all(value.isfinite().all() for value in weights(run).values() if value.is_floating_point())
+
+
+def test_dry_run_keeps_nothing(shapes: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dry_run(config(shapes, tmp_path), steps=2)
+    out = capsys.readouterr().out
+    assert "step 2:" in out
+    assert "peak memory" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_learning_rate_schedules() -> None:
+    step = replace(TRAIN, schedule="step", warmup=4)
+    assert [learning_rate_factor(step, s, 0.0) for s in (0, 1, 3, 50)] == [0.25, 0.5, 1.0, 1.0]
+    assert learning_rate_factor(step, 50, 0.9) == pytest.approx(0.1)
+    assert learning_rate_factor(step, 50, 0.97) == pytest.approx(0.01)
+    cosine = replace(TRAIN, schedule="cosine", warmup=0)
+    assert [learning_rate_factor(cosine, 9, p) for p in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.5, 0.0])
+
+
+def test_parameter_groups() -> None:
+    """Backbone at a tenth of the rate; no decay for norms and embeddings."""
+    model = tiny.model()
+    optimizer = build_optimizer(model, replace(TRAIN, learning_rate=1.0, weight_decay=0.5))
+    settings = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    expected = {
+        "backbone.body.conv1.0.weight": (0.1, 0.5),
+        "pixel_decoder.layers.0.attention_norm.weight": (1.0, 0.0),
+        "pixel_decoder.level_embedding": (1.0, 0.0),
+        "query_decoder.query": (1.0, 0.0),
+        "query_decoder.layers.0.ffn.0.weight": (1.0, 0.5),
+        "aligned_queries.mlp.0.weight": (1.0, 0.5),
+    }
+    named = dict(model.named_parameters())
+    for name, value in expected.items():
+        assert settings[id(named[name])] == value, name
+    assert len(settings) == sum(p.requires_grad for p in model.parameters())
