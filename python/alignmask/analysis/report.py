@@ -17,7 +17,7 @@ from matplotlib.figure import Figure  # drawn by Agg: no display, no global stat
 from PIL import Image, ImageDraw
 from pycocotools import mask as mask_utils
 
-from alignmask.analysis.alignment import ScoreIoU, pearson, top_predictions
+from alignmask.analysis.alignment import ScoreIoU, pearson, score_iou_pairs, top_predictions
 from alignmask.analysis.drawing import Drawable, draw_instances, font
 from alignmask.data import CocoError
 from alignmask.eval.files import ResultsLike, group_by_image, load_ground_truth, load_results
@@ -25,7 +25,15 @@ from alignmask.eval.files import ResultsLike, group_by_image, load_ground_truth,
 if TYPE_CHECKING:
     from alignmask.data import CocoDataset
 
-__all__ = ["Predictions", "comparison_sheet", "draw_instances", "loss_curve", "results_sheet", "score_iou_scatter"]
+__all__ = [
+    "Predictions",
+    "comparison_sheet",
+    "draw_instances",
+    "loss_curve",
+    "results_sheet",
+    "run_pictures",
+    "score_iou_scatter",
+]
 
 MANY_POINTS = 5_000
 """From so many points on, a scatter shows their density instead."""
@@ -219,3 +227,29 @@ def score_iou_scatter(
     axes.legend(loc="upper left", fontsize=8)
     out_png.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out_png, dpi=120)
+
+
+def run_pictures(
+    run: Path, dataset: CocoDataset, out: Path, *, images: int = 8, threshold: float = 0.5
+) -> dict[str, Path]:
+    """Draws what a run's folder holds: predictions beside ground truth, losses, score against IoU.
+
+    Args:
+        run: Folder of a run with metrics.jsonl, and results.json of its last evaluation.
+        dataset: The validation data.
+        out: Folder to write the PNGs to.
+    Returns:
+        The files by what they show.
+    """
+    ground_truth = load_ground_truth(dataset.annotations)
+    results = load_results(run / "results.json", ground_truth)
+    pictures = {
+        "predictions beside ground truth": out / "predictions.png",
+        "loss": out / "loss.png",
+        "score against IoU": out / "score_iou.png",
+    }
+    sheet, curve, scatter = pictures.values()
+    results_sheet(dataset, results, sheet, images=images, threshold=threshold)
+    loss_curve(run / "metrics.jsonl", curve)
+    score_iou_scatter(score_iou_pairs(ground_truth, results, image_ids=dataset.image_ids), scatter)
+    return pictures

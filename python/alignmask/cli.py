@@ -1,0 +1,75 @@
+"""The command line. Every command is a module of `alignmask.commands`, imported once it is chosen: so `alignmask info`
+works, and `--help` is quick, without the extra `[train]`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from alignmask import __version__, require_train
+
+COMMANDS = {
+    "train": "train a model by a recipe, or continue a stopped run",
+    "eval": "COCO mask AP and alignment statistics of a checkpoint, or of any model's results file",
+    "predict": "segment images: overlay pictures, and predictions as COCO JSON",
+    "demo": "train a small model on built-in synthetic images in minutes, evaluate it, draw pictures",
+    "info": "versions, build, processor, GPUs, and what each op runs on",
+}
+WITHOUT_EXTRA = ("info",)
+MODULES = {"eval": "evaluate"}
+"""Modules that have another name than their command."""
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code: 0, 2 for a user's mistake (one message on stderr), 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if arguments else USER_ERROR
+    if arguments[0] in ("-V", "--version"):
+        print(f"alignmask {__version__}")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        return complain(f"unknown command {name!r}: expected one of {', '.join(COMMANDS)}")
+    try:
+        if name not in WITHOUT_EXTRA:
+            require_train(f"alignmask {name}")
+        code: int = importlib.import_module(f"alignmask.commands.{MODULES.get(name, name)}").main(rest)
+        return code
+    except SystemExit as stop:  # how the option parser ends after --help or a wrong option
+        return stop.code if isinstance(stop.code, int) else USER_ERROR
+    except BrokenPipeError:  # the reader of our output has gone (| head)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return complain("interrupted", INTERRUPTED)
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:  # what mistakes and faulty data raise
+        if os.environ.get("ALIGNMASK_DEBUG"):
+            traceback.print_exc()
+        return complain(str(error) or type(error).__name__)
+
+
+def complain(text: str, code: int = USER_ERROR) -> int:
+    """Tells the user what is wrong; returns the exit code."""
+    print(f"alignmask: {text}", file=sys.stderr)
+    return code
+
+
+def _usage() -> str:
+    commands = "\n".join(f"  {name:<9} {summary}" for name, summary in COMMANDS.items())
+    return (
+        "usage: alignmask COMMAND ...\n\n"
+        "AlignMask: task-aligned mask queries for instance segmentation.\n\n"
+        f"{commands}\n\n"
+        "`alignmask COMMAND --help` tells more. ALIGNMASK_DEBUG=1 shows the traceback of an error."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""`alignmask demo`: a small AlignMask from nothing to pictures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from alignmask.analysis.report import run_pictures
+from alignmask.cli import INTERRUPTED, complain
+from alignmask.data import val_dataset
+from alignmask.eval.coco import evaluate_file
+from alignmask.recipes import shapes_tiny
+from alignmask.train.trainer import Stopped, train
+
+
+def main(arguments: list[str]) -> int:
+    return tyro.cli(command, prog="alignmask demo", args=arguments)
+
+
+def command(minutes: float = 10.0, out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("demo")) -> int:
+    """Train a small AlignMask on built-in synthetic images, evaluate it on held-out ones, and draw pictures.
+
+    Stopped with Ctrl-C, it continues where it was when it is started again.
+
+    Args:
+        minutes: Time for training. Making the images, evaluation and pictures come on top.
+        out: Folder to write to.
+    """
+    recipe = shapes_tiny()
+    config = replace(recipe, out=out, train=replace(recipe.train, max_minutes=minutes))
+    try:
+        run = train(config)
+    except Stopped as stopped:
+        return complain(str(stopped), INTERRUPTED)
+    dataset = val_dataset(config.data)
+    pictures = run_pictures(run, dataset, out)
+    Console().print(evaluate_file(dataset.annotations, run / "results.json").table())
+    for what, picture in pictures.items():
+        print(f"{what}: {picture}")
+    print(f"use the model: alignmask predict {run} IMAGE... --out predictions")
+    return 0

@@ -1,0 +1,106 @@
+"""`alignmask predict`: overlay pictures and COCO JSON for image files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+import alignmask
+from alignmask.analysis.drawing import draw_instances
+from alignmask.cli import complain
+from alignmask.commands import choose_device
+from alignmask.commands._progress import progress
+from alignmask.data import ImageError, read_image
+from alignmask.eval.coco import to_coco_results
+from alignmask.eval.files import write_json
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+def main(arguments: list[str]) -> int:
+    return tyro.cli(command, prog="alignmask predict", args=arguments)
+
+
+def command(
+    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")],
+    images: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE|DIR ...", help_behavior_hint="(required)")
+    ],
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("predictions"),
+    threshold: float = 0.5,
+    device: str = "auto",
+) -> int:
+    """Segment images: for each a picture with masks, class names and scores; for all a COCO results file.
+
+    predictions.json has an entry for every instance. Its image_id is the number that an image file is named by
+    (000000000139.jpg: 139) if all are named by different numbers, else 1, 2, ... in the order of the files; its
+    file_name says which file it was.
+
+    Args:
+        checkpoint: A checkpoint, or a run's folder (then its best one).
+        images: Image files, and folders of image files.
+        out: Folder to write to.
+        threshold: Predictions with a lower score are neither drawn nor written.
+        device: Where the model runs: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
+    """
+    files = image_files(images)
+    names, ids = picture_names(files), image_ids(files)
+    predictor = alignmask.load(checkpoint, device=choose_device(device))
+    out.mkdir(parents=True, exist_ok=True)
+    entries: list[dict[str, Any]] = []
+    unreadable: list[str] = []
+    with progress("predicting") as advance:
+        for position, file in enumerate(files):
+            advance(position, len(files))
+            try:
+                image_CHW = read_image(file)
+            except ImageError as error:  # the others are worth having
+                unreadable.append(str(error))
+                continue
+            found = predictor.predict(image_CHW)
+            found = found[found.scores_N >= threshold]
+            draw_instances(image_CHW.permute(1, 2, 0).numpy(), found, predictor.class_names).save(out / names[position])
+            results = to_coco_results(found, ids[position], predictor.category_ids)
+            entries += [{**entry, "file_name": str(file)} for entry in results]
+        advance(len(files), len(files))
+    write_json(out / "predictions.json", entries)
+    print(f"{len(entries)} instances in {len(files) - len(unreadable)} images: pictures and predictions.json in {out}")
+    return complain("\n".join(unreadable)) if unreadable else 0
+
+
+def image_files(paths: Sequence[Path]) -> list[Path]:
+    """The files named, and those of folders named (by name, no subfolders).
+
+    Raises ValueError if there is none, FileNotFoundError for a path that does not exist.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            files += sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        elif path.exists():
+            files.append(path)
+        else:
+            raise FileNotFoundError(f"{path}: no such file or folder")
+    if not files:
+        where = f"in {', '.join(map(str, paths))}: none that ends in {', '.join(IMAGE_SUFFIXES)}" if paths else "given"
+        raise ValueError(f"predict: no image files {where}")
+    return files
+
+
+def picture_names(files: Sequence[Path]) -> list[str]:
+    """A PNG name for each file; a name that several files would share gets a number before it."""
+    shared = Counter(file.stem for file in files)
+    return [
+        f"{file.stem}.png" if shared[file.stem] == 1 else f"{position + 1}_{file.stem}.png"
+        for position, file in enumerate(files)
+    ]
+
+
+def image_ids(files: Sequence[Path]) -> list[int]:
+    """The numbers that the files are named by, if they are and differ; else 1, 2, ..."""
+    numbers = [int(file.stem) for file in files if file.stem.isdecimal()]
+    return numbers if len(set(numbers)) == len(files) else list(range(1, len(files) + 1))

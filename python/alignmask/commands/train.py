@@ -1,0 +1,74 @@
+"""`alignmask train RECIPE`: every recipe is a subcommand, its settings are the options' defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Annotated, Literal
+
+import tyro
+
+from alignmask.cli import INTERRUPTED, complain
+from alignmask.config import Config
+from alignmask.recipes import RECIPES
+
+DESCRIPTION = """Train a model by a recipe, or continue a stopped run of the same name.
+`alignmask train RECIPE --help` lists all settings with the recipe's values.
+Several GPUs: torchrun --nproc-per-node 8 -m alignmask.cli train RECIPE ..."""
+
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
+Part = Literal["model.aligned-queries", "data.shapes"]
+
+
+def main(arguments: list[str]) -> int:
+    return tyro.extras.subcommand_cli_from_dict(
+        {name: _command(recipe) for name, recipe in RECIPES.items()},
+        prog="alignmask train",
+        description=DESCRIPTION,
+        args=arguments,
+        config=(tyro.conf.AvoidSubcommands,),  # optional parts are options like all others, not subcommands
+    )
+
+
+def _command(recipe: Callable[[], Config]) -> Callable[..., int]:
+    def command(
+        config: Annotated[Config, tyro.conf.arg(name="")] = recipe(),  # noqa: B008  these are the options' defaults
+        without: Annotated[tuple[Part, ...], tyro.conf.arg(help_behavior_hint="")] = (),
+        dry_run: Flag = False,
+        no_resume: Flag = False,
+    ) -> int:
+        return run(switch_off(config, without), dry=dry_run, resume=not no_resume)
+
+    command.__doc__ = f"""{recipe.__doc__}
+
+    Args:
+        config: The run.
+        without: Switch these parts off: Aligned Query Learning; the synthetic data set (give the four data paths then).
+        dry_run: Only try a few steps from random weights: prints losses, seconds and memory, keeps nothing.
+        no_resume: Start anew. An older run of the same name is renamed.
+    """
+    return command
+
+
+def switch_off(config: Config, parts: tuple[Part, ...]) -> Config:
+    """The config with optional parts set to None."""
+    for part in parts:
+        section, name = part.replace("-", "_").split(".")
+        config = replace(config, **{section: replace(getattr(config, section), **{name: None})})
+    return config
+
+
+def run(config: Config, *, dry: bool = False, resume: bool = True) -> int:
+    """Trains (or tries, if `dry`) and says where the run is."""
+    if dry:
+        from alignmask.train.dry_run import dry_run
+
+        dry_run(config)
+        return 0
+    from alignmask.train.trainer import Stopped, train
+
+    try:
+        print(f"run: {train(config, resume)}")
+    except Stopped as stopped:
+        return complain(str(stopped), INTERRUPTED)
+    return 0
