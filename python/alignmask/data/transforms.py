@@ -95,7 +95,7 @@ class _TrainingTransform:
         image, masks = self.pipeline(tv_tensors.Image(sample.image_CHW), tv_tensors.Mask(sample.masks_NHW))
         masks_NHW = masks.as_subclass(Tensor)
         # NumPy's any stops at the first True of a row, a hundred times sooner than torch's.
-        alive_N = torch.from_numpy(masks_NHW.numpy().reshape(len(masks_NHW), -1).any(axis=1))
+        alive_N = torch.from_numpy(masks_NHW.flatten(1).numpy().any(axis=1))
         return replace(
             sample,
             image_CHW=image.as_subclass(Tensor),
