@@ -104,7 +104,7 @@ class CocoIndex:
             where = f"categories[{number}]"
             category_id, name = self._get(category, "id", int, where), self._get(category, "name", str, where)
             if category_id in names:
-                raise fault(self.path, f"{where}: category id {category_id} occurs twice")
+                raise CocoError(f"{self.path}, {where}: category id {category_id} occurs twice")
             names[category_id] = name
         if not names:
             raise fault(self.path, "lists no categories")
@@ -180,7 +180,7 @@ class CocoIndex:
 
     def _get(self, record: Any, key: str, kind: type, where: str) -> Any:
         if not isinstance(record, dict) or key not in record:
-            raise fault(self.path, f"{where}: {key} is missing")
+            raise CocoError(f"{self.path}, {where}: {key} is missing")
         if type(record[key]) is not kind:
-            raise fault(self.path, f"{where}: {key}: expected {kind.__name__}, got {record[key]!r}")
+            raise CocoError(f"{self.path}, {where}: {key}: expected {kind.__name__}, got {record[key]!r}")
         return record[key]

@@ -46,8 +46,9 @@ class TrainingStream(Dataset[Sample]):
         return int(self._order[offset])
 
     def __getitem__(self, position: int) -> Sample:
+        index = self.index(position)
         with seeded(self.seed, position):
-            return self.dataset[self.index(position)]
+            return self.dataset[index]
 
 
 @contextmanager

@@ -38,6 +38,8 @@ def training_transform(data: DataConfig) -> Transform:
     for name in ("flip", "vertical_flip"):
         if not 0 <= getattr(data, name) <= 1:
             raise ValueError(f"data.{name}: expected a probability, got {getattr(data, name)}")
+    if data.color_jitter < 0:
+        raise ValueError(f"data.color_jitter: expected a strength of at least 0, got {data.color_jitter}")
     steps: list[v2.Transform] = [LargeScaleJitter(data.crop, data.scale)]
     if data.flip:
         steps.append(v2.RandomHorizontalFlip(data.flip))

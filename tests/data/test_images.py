@@ -1,0 +1,123 @@
+"""read_image: every kind of file becomes RGB bytes, or a clear error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from alignmask.data import ImageError, read_image
+
+GREY = np.arange(20, dtype=np.uint8).reshape(4, 5) * 12
+COLOR = np.stack([GREY, GREY[::-1], 255 - GREY], axis=-1)
+
+
+def check(path: Path, expected_HWC: np.ndarray, tolerance: int = 0) -> None:
+    image = read_image(path)
+    assert image.dtype == torch.uint8
+    assert image.is_contiguous()
+    assert image.shape == (3, *expected_HWC.shape[:2])
+    difference = image.permute(1, 2, 0).numpy().astype(int) - expected_HWC.astype(int)
+    assert np.abs(difference).max() <= tolerance
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "webp"])
+def test_rgb(tmp_path, suffix):
+    Image.fromarray(COLOR).save(tmp_path / f"a.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
+    check(tmp_path / f"a.{suffix}", COLOR)
+    check(str(tmp_path / f"a.{suffix}"), COLOR)
+
+
+def test_jpeg(tmp_path):
+    smooth = np.full((16, 16, 3), (200, 100, 50), np.uint8)
+    Image.fromarray(smooth).save(tmp_path / "a.jpg", quality=95)
+    check(tmp_path / "a.jpg", smooth, tolerance=4)
+    Image.fromarray(smooth).convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
+    check(tmp_path / "cmyk.jpg", smooth, tolerance=6)
+
+
+def test_alpha_is_dropped_not_blended(tmp_path):
+    alpha = np.zeros((4, 5, 1), np.uint8)
+    Image.fromarray(np.concatenate([COLOR, alpha], -1)).save(tmp_path / "rgba.png")
+    check(tmp_path / "rgba.png", COLOR)
+    Image.fromarray(np.stack([GREY, alpha[..., 0]], -1), mode="LA").save(tmp_path / "la.png")
+    check(tmp_path / "la.png", np.repeat(GREY[..., None], 3, -1))
+
+
+def test_grey_and_one_bit(tmp_path):
+    Image.fromarray(GREY).save(tmp_path / "l.png")
+    check(tmp_path / "l.png", np.repeat(GREY[..., None], 3, -1))
+    Image.fromarray(GREY > 100).save(tmp_path / "1.png")
+    check(tmp_path / "1.png", np.repeat((GREY > 100)[..., None] * 255, 3, -1))
+
+
+@pytest.mark.parametrize("transparent", [False, True])
+def test_palette(tmp_path, transparent):
+    image = Image.fromarray(GREY % 3, mode="P")
+    palette = np.array([[255, 0, 0], [0, 200, 0], [1, 2, 3]], np.uint8)
+    image.putpalette(palette.tobytes())
+    image.save(tmp_path / "p.png", **({"transparency": 0} if transparent else {}))
+    check(tmp_path / "p.png", palette[GREY % 3])
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bit_grey_keeps_its_high_byte(tmp_path, suffix):
+    deep = np.array([[0, 255, 256, 511], [32767, 32768, 65279, 65535]], np.uint16)
+    Image.fromarray(deep).save(tmp_path / f"a.{suffix}")
+    check(tmp_path / f"a.{suffix}", np.repeat((deep // 256)[..., None], 3, -1))
+
+
+def test_exif_orientation_is_not_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees to show
+    Image.fromarray(COLOR).save(tmp_path / "a.png", exif=exif)
+    check(tmp_path / "a.png", COLOR)
+
+
+def test_faults_name_the_file(tmp_path):
+    good = tmp_path / "good.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)).save(good)
+    truncated = tmp_path / "truncated.jpg"
+    truncated.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    (tmp_path / "text.png").write_text("this is no image")
+    (tmp_path / "empty.png").touch()
+    Image.fromarray(np.ones((3, 3), np.float32)).save(tmp_path / "float.tif")
+    for path, reason in (
+        (tmp_path / "missing.png", "does not exist"),
+        (truncated, "truncated"),
+        (tmp_path / "text.png", "no image file"),
+        (tmp_path / "empty.png", "no image file"),
+        (tmp_path / "float.tif", "32-bit"),
+        (tmp_path, "cannot decode"),
+    ):
+        with pytest.raises(ImageError, match=reason) as caught:
+            read_image(path)
+        assert str(path) in str(caught.value)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    kind=st.sampled_from(["png", "jpg", "gif", "bmp"]),
+    cut=st.floats(0, 1),
+    changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=6),
+)
+def test_damaged_files_give_an_image_or_an_image_error(tmp_path, kind, cut, changes):
+    good = tmp_path / f"good.{kind}"
+    if not good.exists():
+        Image.fromarray(COLOR).save(good)
+    data = bytearray(good.read_bytes())
+    for place, value in changes:
+        data[int(place * len(data))] = value
+    bad = tmp_path / f"bad.{kind}"
+    bad.write_bytes(data[: 1 + int(cut * len(data))])
+    try:
+        image = read_image(bad)
+    except ImageError:
+        return  # its message is tested above
+    assert image.dtype == torch.uint8
+    assert image.shape[0] == 3
