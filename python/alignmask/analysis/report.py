@@ -142,26 +142,26 @@ def loss_curve(metrics_jsonl: Path, out_png: Path) -> None:
             for name, value in line.items():
                 if name not in NOT_LOSSES and isinstance(value, (int, float)):
                     losses[name].append((line["step"], value))
-    if not losses:
-        raise CocoError(f"{metrics_jsonl}: no step is logged")
-    figure = Figure(figsize=(8, 7 if ap else 4.5), layout="constrained")
-    panels = figure.subplots(2 if ap else 1, 1, sharex=True, squeeze=False, height_ratios=(3, 2) if ap else (1,))[:, 0]
+    heights = [3] * bool(losses) + [2] * bool(ap)
+    if not heights:
+        raise CocoError(f"{metrics_jsonl}: neither a step nor an evaluation is logged")
+    figure = Figure(figsize=(8, 1 + 1.5 * sum(heights)), layout="constrained")
+    panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    if losses:
+        panels[0].set(ylabel="loss", yscale="log")
+        panels[0].yaxis.set_major_formatter("{x:g}")
+        panels[0].yaxis.set_minor_formatter("{x:g}")
     for name, points in losses.items():
-        steps, values = zip(*points, strict=True)
-        whole = name == "loss"
-        panels[0].plot(steps, values, label=name, linewidth=2.2 if whole else 1.2, color="black" if whole else None)
-    panels[0].set(ylabel="loss", yscale="log")
-    panels[0].yaxis.set_major_formatter("{x:g}")
-    panels[0].yaxis.set_minor_formatter("{x:g}")
-    panels[0].legend(fontsize=8, ncols=2)
+        style = {"color": "black", "linewidth": 2.2} if name == "loss" else {"linewidth": 1.2}
+        panels[0].plot(*zip(*points, strict=True), label=name, **style)
     for mode, points in ap.items():
-        panels[1].plot(*zip(*points, strict=True), marker="o", label=f"score {mode}: {points[-1][1]:.1f}")
-        panels[1].set(ylabel="mask AP (%)")
-        panels[1].set_ylim(bottom=0)
-        panels[1].legend(fontsize=8)
+        panels[-1].plot(*zip(*points, strict=True), marker="o", label=f"score {mode}: {points[-1][1]:.1f}")
+        panels[-1].set(ylabel="mask AP (%)")
+        panels[-1].set_ylim(bottom=0)
     panels[-1].set(xlabel="step")
     for panel in panels:
         panel.grid(alpha=0.3)
+        panel.legend(fontsize=8, ncols=2)
     out_png.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out_png, dpi=120)
 

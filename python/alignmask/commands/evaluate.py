@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
 
 def command(
     checkpoint: Annotated[
-        Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT", help_behavior_hint="")
+        Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[CHECKPOINT]", help_behavior_hint="")
     ] = None,
     results: Annotated[Path | None, File] = None,
     annotations: Annotated[Path | None, File] = None,

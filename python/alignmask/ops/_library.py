@@ -1,23 +1,85 @@
-"""Which implementation an op uses; the only file that knows torch.library."""
+"""How the ops become torch operators, and which implementation each uses; the only file that knows torch.library."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+try:
+    from alignmask import _core
+except ImportError as error:
+    raise ImportError(
+        f"alignmask's compiled module cannot be loaded ({error}): build it with `make setup` or `pip install .`"
+    ) from error
 
 OPS = ("ms_deform_attn", "masked_point_pool", "mask_iou", "quality_focal_loss")
 
+_library = torch.library.Library("alignmask", "DEF")
+_kernels: dict[str, frozenset[str]] = {}
 _forced_reference: set[str] = set()
+
+core = _core
+
+
+def define(
+    name: str,
+    signature: str,
+    *,
+    kernels: dict[str, Callable[..., Any]],
+    fake: Callable[..., Any],
+    backward: Callable[..., Any] | None = None,
+    setup_context: Callable[..., None] | None = None,
+) -> Callable[..., Any]:
+    """Register `torch.ops.alignmask.<name>` and return it.
+
+    Args:
+        name: Name of the operator.
+        signature: Its arguments and results, as in a torch schema.
+        kernels: Device type ("cpu", "cuda") -> function that computes the results there.
+        fake: Computes results without data, for torch.compile, export and meta tensors.
+        backward: Gradient formula; None: differentiating the operator raises NotImplementedError.
+        setup_context: Keeps what `backward` needs.
+    """
+    _library.define(name + signature, tags=(torch.Tag.pt2_compliant_tag,))
+    for device, kernel in kernels.items():
+        _library.impl(name, kernel, device.upper())
+    qualified = f"alignmask::{name}"
+    torch.library.register_fake(qualified, fake, lib=_library)
+    torch.library.register_autograd(
+        qualified, backward or _no_derivative(name), setup_context=setup_context, lib=_library
+    )
+    _kernels[name] = frozenset(kernels)
+    operator: Callable[..., Any] = getattr(torch.ops.alignmask, name).default
+    return operator
 
 
 def implementation(op: str, device_type: str) -> str:
-    """Name what runs `op` on tensors of `device_type` ("cpu", "cuda", ...): a kernel, or "reference" (plain torch).
+    """Name what runs `op` on tensors of `device_type` ("cpu", "cuda", ...).
+
+    Returns:
+        "kernel (<instruction set>)" for a kernel of ours, "shapes only" for meta tensors, else "reference" (plain torch).
 
     Raises:
         ValueError: `op` is none of `OPS`.
     """
-    _known(op)
-    return "reference"
+    if not has_kernel(op, device_type):
+        return "reference"
+    return {"cpu": f"kernel ({_core.cpu_instruction_set()})", "meta": "shapes only"}.get(device_type, "kernel")
+
+
+def has_kernel(op: str, device_type: str) -> bool:
+    """Does `op` run on its operator (else on its reference) for tensors of `device_type`?
+
+    Raises:
+        ValueError: `op` is none of `OPS`.
+    """
+    if _known(op) in _forced_reference:
+        return False
+    devices = _kernels.get(op, frozenset())
+    return device_type in devices or (device_type == "meta" and bool(devices))
 
 
 @contextmanager
@@ -39,3 +101,10 @@ def _known(op: str) -> str:
     if op not in OPS:
         raise ValueError(f"unknown op {op!r}: expected one of {', '.join(OPS)}")
     return op
+
+
+def _no_derivative(name: str) -> Callable[..., Any]:
+    def backward(*_: Any) -> Any:
+        raise NotImplementedError(f"alignmask::{name} has no derivative")
+
+    return backward

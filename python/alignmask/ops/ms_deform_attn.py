@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention: public function.
+"""Multi-scale deformable attention: public function, operators, gradient.
 
 Shapes: B images, S tokens of all levels, N heads, D channels per head, Q queries, L levels, P points, E = N·D.
 """
@@ -6,10 +6,12 @@ Shapes: B images, S tokens of all levels, N heads, D channels per head, Q querie
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from alignmask.ops import reference
+from alignmask.ops import _library, reference
 
 
 def ms_deform_attn(
@@ -36,4 +38,69 @@ def ms_deform_attn(
         TypeError: A wrong type or dtype.
         ValueError: A wrong shape or device, or levels that do not add up to S. The message names the argument.
     """
-    return reference.ms_deform_attn(value_BSND, level_shapes, locations_BQNLP2, weights_BQNLP)
+    if not _library.has_kernel("ms_deform_attn", value_BSND.device.type):
+        return reference.ms_deform_attn(value_BSND, level_shapes, locations_BQNLP2, weights_BQNLP)
+    sizes = [size for level in level_shapes for size in level]
+    out: Tensor = _forward(value_BSND, sizes, locations_BQNLP2, weights_BQNLP)
+    return out
+
+
+def _forward_cpu(value: Tensor, level_shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
+    out = _forward_fake(value, level_shapes, locations, weights)
+    _library.core.ms_deform_attn_forward(out, value, level_shapes, locations, weights, torch.get_num_threads())
+    return out
+
+
+def _forward_fake(value: Tensor, level_shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
+    return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
+
+
+def _backward_cpu(
+    grad_out: Tensor, value: Tensor, level_shapes: list[int], locations: Tensor, weights: Tensor, needed: list[bool]
+) -> tuple[Tensor, ...]:
+    gradients = _backward_fake(grad_out, value, level_shapes, locations, weights, needed)
+    outputs = [gradient if need else None for gradient, need in zip(gradients, needed, strict=True)]
+    _library.core.ms_deform_attn_backward(
+        *outputs, grad_out, value, level_shapes, locations, weights, torch.get_num_threads()
+    )
+    return gradients
+
+
+def _backward_fake(
+    grad_out: Tensor, value: Tensor, level_shapes: list[int], locations: Tensor, weights: Tensor, needed: list[bool]
+) -> tuple[Tensor, ...]:
+    """A gradient that is not needed is an empty tensor."""
+    return tuple(
+        tensor.new_empty(tensor.shape if need else (0,))
+        for tensor, need in zip((value, locations, weights), needed, strict=True)
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    value, ctx.level_shapes, locations, weights = inputs
+    ctx.save_for_backward(value, locations, weights)
+
+
+def _gradient(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    value, locations, weights = ctx.saved_tensors
+    needed = [ctx.needs_input_grad[i] for i in (0, 2, 3)]
+    gradients = _backward(grad_out, value, ctx.level_shapes, locations, weights, needed)
+    value, locations, weights = (gradient if need else None for gradient, need in zip(gradients, needed, strict=True))
+    return value, None, locations, weights
+
+
+_forward = _library.define(
+    "ms_deform_attn",
+    "(Tensor value, SymInt[] level_shapes, Tensor locations, Tensor weights) -> Tensor",
+    kernels={"cpu": _forward_cpu},
+    fake=_forward_fake,
+    backward=_gradient,
+    setup_context=_setup_context,
+)
+_backward = _library.define(
+    "ms_deform_attn_backward",
+    "(Tensor grad_out, Tensor value, SymInt[] level_shapes, Tensor locations, Tensor weights, bool[3] needed)"
+    " -> (Tensor, Tensor, Tensor)",
+    kernels={"cpu": _backward_cpu},
+    fake=_backward_fake,
+)

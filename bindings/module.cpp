@@ -1,0 +1,46 @@
+// The extension module alignmask._core.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#include "../core/common/check.h"
+#include "../core/common/dispatch.h"
+#include "ops.h"
+
+namespace py = pybind11;
+using namespace alignmask;
+
+PYBIND11_MODULE(_core, module) {
+  module.doc() =
+      "Kernels of AlignMask. They read torch tensors, NumPy arrays and DLPack tensors in place and write preallocated "
+      "outputs.";
+  py::register_local_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const TypeError& e) {
+      PyErr_SetString(PyExc_TypeError, e.what());
+    }  // ValueError derives from std::invalid_argument, which pybind11 makes a ValueError
+  });
+
+  module.def("cpu_instruction_set", [] { return std::string(name(cpu_isa())); }, "Name of the CPU code in use.");
+  module.def(
+      "cpu_instruction_sets",
+      [] {
+        std::vector<std::string> names;
+        for (CpuIsa isa : available_cpu_isas()) names.emplace_back(name(isa));
+        return names;
+      },
+      "Names of the CPU code that this machine can run, ascending.");
+  module.def(
+      "select_cpu_instruction_set",
+      [](const std::string& wanted) {
+        for (CpuIsa isa : available_cpu_isas())
+          if (wanted == name(isa)) return select_cpu_isa(isa);
+        throw ValueError("no CPU code named '" + wanted + "' for this machine");
+      },
+      py::arg("name"), "For tests and measurements.");
+
+  bind_ms_deform_attn(module);
+}

@@ -1,0 +1,213 @@
+#include "tensor_arg.h"
+
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "../core/common/check.h"
+
+namespace py = pybind11;
+
+namespace alignmask {
+
+namespace {
+
+void release_buffer(Py_buffer* buffer) {
+  PyBuffer_Release(buffer);
+  delete buffer;
+}
+
+/// The exchange API of a type, or null. Looked up once per type: the types seen are few and are kept alive.
+const DLPackExchangeAPI* exchange_api(PyTypeObject* type) {
+  static std::vector<std::pair<PyTypeObject*, const DLPackExchangeAPI*>> known;
+  for (const auto& [seen, api] : known)
+    if (seen == type) return api;
+  const DLPackExchangeAPI* api = nullptr;
+  const auto capsule = py::reinterpret_steal<py::object>(
+      PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__"));
+  if (!capsule) {
+    PyErr_Clear();
+  } else if (PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) {
+    api = static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+    if (api->header.version.major != 1) api = nullptr;
+  }
+  Py_INCREF(reinterpret_cast<PyObject*>(type));
+  known.emplace_back(type, api);
+  return api;
+}
+
+/// torch.dtype -> DType, without linking against torch.
+bool torch_dtype(py::handle dtype, DType* out) {
+  static const std::vector<std::pair<py::handle, DType>> known = [] {
+    const py::module_ torch = py::module_::import("torch");
+    std::vector<std::pair<py::handle, DType>> pairs;
+    for (DType d : {DType::kFloat32, DType::kFloat64, DType::kFloat16, DType::kBFloat16, DType::kInt64, DType::kInt32,
+                    DType::kUInt8, DType::kBool})
+      pairs.emplace_back(py::object(torch.attr(to_string(d).c_str())).release(), d);
+    return pairs;
+  }();
+  for (const auto& [object, d] : known) {
+    if (object.is(dtype)) {
+      *out = d;
+      return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace
+
+TensorArg::TensorArg(const char* op, const char* name, py::handle object)
+    : op_(op),
+      name_(name),
+      buffer_(nullptr, release_buffer) {
+  if (object.is_none()) return;
+  if (!read_exchange_api(object) && !read_torch_attributes(object) && !read_buffer(object) && !read_dlpack(object))
+    fail_type(std::string("must be a tensor (torch, NumPy or DLPack), got ") + Py_TYPE(object.ptr())->tp_name);
+  view_.present = true;
+}
+
+TensorArg::~TensorArg() {
+  if (managed_ && managed_->deleter) managed_->deleter(managed_);
+}
+
+bool TensorArg::read_exchange_api(py::handle object) {
+  const DLPackExchangeAPI* api = exchange_api(Py_TYPE(object.ptr()));
+  if (!api || !api->dltensor_from_py_object_no_sync) return false;
+  DLTensor tensor;
+  if (api->dltensor_from_py_object_no_sync(object.ptr(), &tensor)) throw py::error_already_set();
+  take(tensor);
+  return true;
+}
+
+/// torch before 2.13 has no exchange API, and its __dlpack__ is slow and refuses tensors that require gradients.
+bool TensorArg::read_torch_attributes(py::handle object) {
+  if (!py::hasattr(object, "data_ptr") || !py::hasattr(object, "stride")) return false;
+  if (!torch_dtype(object.attr("dtype"), &view_.dtype))
+    fail_value("has the unsupported dtype " + py::str(object.attr("dtype")).cast<std::string>());
+  const auto shape = object.attr("shape").cast<py::tuple>();
+  const auto strides = object.attr("stride")().cast<py::tuple>();
+  std::vector<std::int64_t> sizes, steps;
+  for (const auto& size : shape) sizes.push_back(size.cast<std::int64_t>());
+  for (const auto& step : strides) steps.push_back(step.cast<std::int64_t>());
+  take_shape(static_cast<int>(sizes.size()), sizes.data(), steps.data());
+  const py::object device = object.attr("device");
+  const auto type = device.attr("type").cast<std::string>();
+  if (type == "cuda") {
+    view_.device = {DeviceType::kCUDA, device.attr("index").cast<int>()};
+  } else if (type != "cpu") {
+    fail_value("is on the unsupported device " + type);
+  }
+  view_.data = reinterpret_cast<void*>(object.attr("data_ptr")().cast<std::uintptr_t>());
+  return true;
+}
+
+bool TensorArg::read_buffer(py::handle object) {
+  if (!PyObject_CheckBuffer(object.ptr())) return false;
+  auto* buffer = new Py_buffer();
+  if (PyObject_GetBuffer(object.ptr(), buffer, PyBUF_STRIDED_RO | PyBUF_FORMAT)) {
+    delete buffer;
+    PyErr_Clear();  // e.g. a dtype that has no format; DLPack may know it
+    return false;
+  }
+  buffer_.reset(buffer);
+  const std::string format = buffer->format ? buffer->format : "B";
+  const char code = format.empty() || (format.size() == 2 && format[0] != '=' && format[0] != '<' && format[0] != '@')
+                        ? '\0'
+                        : format.back();
+  const auto integer = [&](int bytes) { return buffer->itemsize == bytes && std::strchr("ilqn", code); };
+  if (code == 'f') {
+    view_.dtype = DType::kFloat32;
+  } else if (code == 'd') {
+    view_.dtype = DType::kFloat64;
+  } else if (code == 'e') {
+    view_.dtype = DType::kFloat16;
+  } else if (code == '?') {
+    view_.dtype = DType::kBool;
+  } else if (code == 'B') {
+    view_.dtype = DType::kUInt8;
+  } else if (code && integer(8)) {
+    view_.dtype = DType::kInt64;
+  } else if (code && integer(4)) {
+    view_.dtype = DType::kInt32;
+  } else {
+    fail_value("has the unsupported format '" + format + "'");
+  }
+  if (buffer->ndim > TensorView::kMaxDims)
+    fail_value("has " + std::to_string(buffer->ndim) + " dimensions, at most 8 are supported");
+  std::int64_t shape[TensorView::kMaxDims], strides[TensorView::kMaxDims];
+  for (int i = 0; i < buffer->ndim; ++i) {
+    if (buffer->strides[i] % buffer->itemsize) fail_value("has strides that are no multiple of its element size");
+    shape[i] = buffer->shape[i];
+    strides[i] = buffer->strides[i] / buffer->itemsize;
+  }
+  take_shape(buffer->ndim, shape, strides);
+  view_.data = buffer->buf;
+  view_.read_only = buffer->readonly;
+  return true;
+}
+
+bool TensorArg::read_dlpack(py::handle object) {
+  if (!py::hasattr(object, "__dlpack__")) return false;
+  const py::object capsule = object.attr("__dlpack__")();
+  if (!PyCapsule_IsValid(capsule.ptr(), "dltensor")) fail_type("returned no DLPack capsule that this version can read");
+  managed_ = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
+  PyCapsule_SetName(capsule.ptr(), "used_dltensor");  // now it is ours to delete
+  take(managed_->dl_tensor);
+  return true;
+}
+
+void TensorArg::take(const DLTensor& tensor) {
+  const DLDataType dtype = tensor.dtype;
+  const auto is = [&](DLDataTypeCode code, int bits) {
+    return dtype.lanes == 1 && dtype.code == code && dtype.bits == bits;
+  };
+  if (is(kDLFloat, 32)) {
+    view_.dtype = DType::kFloat32;
+  } else if (is(kDLFloat, 64)) {
+    view_.dtype = DType::kFloat64;
+  } else if (is(kDLFloat, 16)) {
+    view_.dtype = DType::kFloat16;
+  } else if (is(kDLBfloat, 16)) {
+    view_.dtype = DType::kBFloat16;
+  } else if (is(kDLInt, 64)) {
+    view_.dtype = DType::kInt64;
+  } else if (is(kDLInt, 32)) {
+    view_.dtype = DType::kInt32;
+  } else if (is(kDLUInt, 8)) {
+    view_.dtype = DType::kUInt8;
+  } else if (is(kDLBool, 8)) {
+    view_.dtype = DType::kBool;
+  } else {
+    fail_value("has an unsupported dtype (DLPack code " + std::to_string(dtype.code) + ", " +
+               std::to_string(dtype.bits) + " bits)");
+  }
+  const std::int32_t device = tensor.device.device_type;
+  if (device == kDLCUDA || device == kDLCUDAManaged) {
+    view_.device = {DeviceType::kCUDA, tensor.device.device_id};
+  } else if (device != kDLCPU && device != kDLCUDAHost) {
+    fail_value("is on an unsupported device (DLPack type " + std::to_string(device) + ")");
+  }
+  take_shape(tensor.ndim, tensor.shape, tensor.strides);
+  view_.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
+}
+
+void TensorArg::take_shape(int dims, const std::int64_t* shape, const std::int64_t* strides) {
+  if (dims > TensorView::kMaxDims) fail_value("has " + std::to_string(dims) + " dimensions, at most 8 are supported");
+  view_.dims = dims;
+  std::int64_t contiguous = 1;
+  for (int i = dims - 1; i >= 0; --i) {
+    view_.shape[i] = shape[i];
+    view_.strides[i] = strides ? strides[i] : contiguous;
+    contiguous *= shape[i];
+  }
+}
+
+void TensorArg::fail_type(const std::string& message) const {
+  throw TypeError(std::string(op_) + ": " + name_ + " " + message);
+}
+void TensorArg::fail_value(const std::string& message) const {
+  throw ValueError(std::string(op_) + ": " + name_ + " " + message);
+}
+
+}  // namespace alignmask

@@ -1,0 +1,43 @@
+// The only place that reads a Python tensor: torch tensors, NumPy arrays and whatever speaks the buffer protocol or
+// DLPack. No copies.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <memory>
+
+#include "../core/common/tensor_view.h"
+#include "dlpack.h"
+
+namespace alignmask {
+
+/// Borrows the memory of a Python tensor while it lives; construct and destroy it with the GIL held.
+class TensorArg {
+ public:
+  /// Throws TypeError if `object` is no tensor, ValueError if its data type, device or rank is not supported; both name
+  /// `op` and `name`. None gives an absent view.
+  TensorArg(const char* op, const char* name, pybind11::handle object);
+  ~TensorArg();
+  TensorArg(const TensorArg&) = delete;
+  TensorArg& operator=(const TensorArg&) = delete;
+
+  operator const TensorView&() const { return view_; }
+
+ private:
+  bool read_exchange_api(pybind11::handle object);
+  bool read_torch_attributes(pybind11::handle object);
+  bool read_buffer(pybind11::handle object);
+  bool read_dlpack(pybind11::handle object);
+  void take(const DLTensor& tensor);
+  void take_shape(int dims, const std::int64_t* shape, const std::int64_t* strides);
+  [[noreturn]] void fail_type(const std::string& message) const;
+  [[noreturn]] void fail_value(const std::string& message) const;
+
+  const char* op_;
+  const char* name_;
+  TensorView view_;
+  std::unique_ptr<Py_buffer, void (*)(Py_buffer*)> buffer_;
+  DLManagedTensor* managed_ = nullptr;
+};
+
+}  // namespace alignmask

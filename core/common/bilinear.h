@@ -1,0 +1,28 @@
+// Bilinear sampling at normalised coordinates: align_corners=False, zero outside. For scalars and for packs of lanes.
+#pragma once
+
+#include "target.h"
+
+namespace alignmask::ALIGNMASK_ISA {
+
+/// Coordinate in [0, 1] over an axis of `size` pixels -> position among the pixel centres. The position p is between
+/// the pixels floor(p) and floor(p) + 1; it is outside, and samples zero, unless -1 < p < size.
+template <class F>
+ALIGNMASK_HOST_DEVICE F pixel_position(F coordinate, F size) {
+  return coordinate * size - 0.5f;
+}
+
+/// One value for each of the four pixels around a position.
+template <class F>
+struct Corners {
+  F top_left, top_right, bottom_left, bottom_right;
+};
+
+/// Their weights; `x`, `y`: how far the position is past the top left pixel, in [0, 1).
+template <class F>
+ALIGNMASK_HOST_DEVICE Corners<F> corner_weights(F x, F y) {
+  const F left = 1 - x, above = 1 - y;
+  return {above * left, above * x, y * left, y * x};
+}
+
+}  // namespace alignmask::ALIGNMASK_ISA

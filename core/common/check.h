@@ -1,0 +1,60 @@
+// Argument checks shared by the ops: what is wrong, in which op and argument, expected against given.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <stdexcept>
+#include <string>
+
+#include "tensor_view.h"
+
+namespace alignmask {
+
+/// A wrong size, device or value. Becomes Python's ValueError.
+struct ValueError : std::invalid_argument {
+  using std::invalid_argument::invalid_argument;
+};
+
+/// A wrong data type or kind of argument. Becomes Python's TypeError.
+struct TypeError : std::invalid_argument {
+  using std::invalid_argument::invalid_argument;
+};
+
+std::string to_string(DType dtype);
+std::string to_string(Device device);
+std::string shape_string(const TensorView& tensor);
+
+/// Checks the tensors of one call against each other. A letter stands for one size in all of them, a digit for itself.
+class ArgumentCheck {
+ public:
+  explicit ArgumentCheck(const char* op) : op_(op) {}
+
+  /// `letters`: one per dimension, e.g. "BQNLP2". Throws TypeError or ValueError that names the argument.
+  void input(const char* name, const TensorView& tensor, const char* letters, std::initializer_list<DType> allowed);
+
+  /// As input(); the tensor must also be writable and have no two elements in one place. Absent tensors pass.
+  void output(const char* name, const TensorView& tensor, const char* letters, std::initializer_list<DType> allowed);
+
+  /// Size behind a letter that some tensor bound.
+  std::int64_t size(char letter) const { return sizes_[static_cast<unsigned char>(letter)].value; }
+
+  Device device() const { return device_; }
+
+  [[noreturn]] void fail_value(const std::string& message) const {
+    throw ValueError(std::string(op_) + ": " + message);
+  }
+  [[noreturn]] void fail_type(const std::string& message) const { throw TypeError(std::string(op_) + ": " + message); }
+
+ private:
+  struct Size {
+    std::int64_t value = 0;
+    const char* source = nullptr;
+  };
+
+  const char* op_;
+  const char* device_source_ = nullptr;
+  Device device_;
+  Size sizes_[128];
+};
+
+}  // namespace alignmask

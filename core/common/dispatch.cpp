@@ -1,0 +1,52 @@
+#include "dispatch.h"
+
+#include <algorithm>
+#include <atomic>
+#include <string>
+
+#include "check.h"
+
+namespace alignmask {
+
+const char* name(CpuIsa isa) {
+  switch (isa) {
+    case CpuIsa::kAvx2:
+      return "avx2";
+    case CpuIsa::kAvx512:
+      return "avx512";
+    default:
+      return "baseline";
+  }
+}
+
+std::vector<CpuIsa> available_cpu_isas() {
+  std::vector<CpuIsa> isas = {CpuIsa::kBaseline};
+#if defined(ALIGNMASK_X86)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) {
+    isas.push_back(CpuIsa::kAvx2);
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+      isas.push_back(CpuIsa::kAvx512);
+  }
+#endif
+  return isas;
+}
+
+namespace {
+std::atomic<CpuIsa>& selected() {
+  static std::atomic<CpuIsa> isa{available_cpu_isas().back()};
+  return isa;
+}
+}  // namespace
+
+CpuIsa cpu_isa() { return selected().load(std::memory_order_relaxed); }
+
+void select_cpu_isa(CpuIsa isa) {
+  const std::vector<CpuIsa> available = available_cpu_isas();
+  if (std::find(available.begin(), available.end(), isa) == available.end())
+    throw ValueError(std::string("this machine does not run ") + name(isa) + " code");
+  selected().store(isa, std::memory_order_relaxed);
+}
+
+}  // namespace alignmask

@@ -1,0 +1,27 @@
+// Work shared out to the threads of the process's OpenMP runtime.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace alignmask {
+
+/// Calls body(context, task, worker) for every task in [0, tasks), each on one of at most `threads` workers, in
+/// ascending order of start. A worker index is below `threads` and used by one thread at a time. `body` must not throw.
+void parallel_for(std::int64_t tasks, int threads, void (*body)(void* context, std::int64_t task, int worker),
+                  void* context);
+
+/// Memory for one call, aligned to cache lines and pages, not initialised.
+class Scratch {
+ public:
+  explicit Scratch(std::size_t bytes);  ///< Throws std::bad_alloc.
+  ~Scratch();
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  void* data() const { return data_; }
+
+ private:
+  void* data_;
+};
+
+}  // namespace alignmask

@@ -1,0 +1,90 @@
+// Rows of a tensor into contiguous float or double, and back, whatever the tensor's data type and strides.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "half.h"
+#include "target.h"
+#include "tensor_view.h"
+
+namespace alignmask::ALIGNMASK_ISA {
+
+/// A matrix inside a tensor.
+struct StridedRows {
+  const TensorView* tensor;
+  std::int64_t offset;  ///< of the first element, in elements
+  std::int64_t rows, columns;
+  std::int64_t row_stride, column_stride;
+};
+
+template <class To, class From>
+inline void convert_contiguous(const From* from, To* to, std::int64_t count) {
+  for (std::int64_t i = 0; i < count; ++i) to[i] = convert<To>(from[i]);
+}
+
+#if defined(__F16C__)
+// The compiler does not vectorise these conversions by itself.
+inline void convert_contiguous(const Half* from, float* to, std::int64_t count) {
+  std::int64_t i = 0;
+  for (; i + 8 <= count; i += 8)
+    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
+  for (; i < count; ++i) to[i] = to_float(from[i]);
+}
+
+inline void convert_contiguous(const float* from, Half* to, std::int64_t count) {
+  std::int64_t i = 0;
+  for (; i + 8 <= count; i += 8)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i),
+                     _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT));
+  for (; i < count; ++i) to[i] = to_half(from[i]);
+}
+#endif
+
+/// Calls function(pointer to the first element) with the tensor's element type.
+template <class Function>
+inline void with_floats(const TensorView& tensor, std::int64_t offset, Function function) {
+  switch (tensor.dtype) {
+    case DType::kFloat32:
+      return function(static_cast<float*>(tensor.data) + offset);
+    case DType::kFloat64:
+      return function(static_cast<double*>(tensor.data) + offset);
+    case DType::kFloat16:
+      return function(static_cast<Half*>(tensor.data) + offset);
+    case DType::kBFloat16:
+      return function(static_cast<BFloat16*>(tensor.data) + offset);
+    default:
+      return;  // the op's checks let no other type through
+  }
+}
+
+/// to[r * to_stride + c] = source(r, c)
+template <class F>
+inline void copy_in(const StridedRows& source, F* to, std::int64_t to_stride) {
+  with_floats(*source.tensor, source.offset, [&](auto* from) {
+    for (std::int64_t r = 0; r < source.rows; ++r, from += source.row_stride, to += to_stride) {
+      if (source.column_stride == 1) {
+        convert_contiguous(from, to, source.columns);
+      } else {
+        for (std::int64_t c = 0; c < source.columns; ++c) to[c] = convert<F>(from[c * source.column_stride]);
+      }
+    }
+  });
+}
+
+/// target(r, c) = from[r * from_stride + c]
+template <class F>
+inline void copy_out(const F* from, std::int64_t from_stride, const StridedRows& target) {
+  with_floats(*target.tensor, target.offset, [&](auto* to) {
+    using T = std::remove_pointer_t<decltype(to)>;
+    for (std::int64_t r = 0; r < target.rows; ++r, from += from_stride, to += target.row_stride) {
+      if (target.column_stride == 1) {
+        convert_contiguous(from, to, target.columns);
+      } else {
+        for (std::int64_t c = 0; c < target.columns; ++c) to[c * target.column_stride] = convert<T>(from[c]);
+      }
+    }
+  });
+}
+
+}  // namespace alignmask::ALIGNMASK_ISA

@@ -1,0 +1,84 @@
+#include "ms_deform_attn.h"
+
+#include <string>
+
+#include "../common/check.h"
+#include "../common/dispatch.h"
+
+namespace alignmask {
+
+ALIGNMASK_FOR_EACH_ISA(void ms_deform_attn_forward_cpu(const MSDeformAttnArgs& args);)
+ALIGNMASK_FOR_EACH_ISA(void ms_deform_attn_backward_cpu(const MSDeformAttnArgs& args);)
+
+namespace {
+
+constexpr std::int64_t kMaxLevelTokens = (std::int64_t{1} << 31) - 1;  // token indices are 32-bit
+
+ArgumentCheck check_inputs(const MSDeformAttnArgs& args) {
+  ArgumentCheck check("ms_deform_attn");
+  check.input("value", args.value, "BSND", {DType::kFloat32, DType::kFloat64, DType::kFloat16, DType::kBFloat16});
+  const DType dtype = args.value.dtype;
+  const DType arithmetic = dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+  check.input("locations", args.locations, "BQNLP2", {dtype, arithmetic});
+  check.input("weights", args.weights, "BQNLP", {dtype, arithmetic});
+
+  const auto count = static_cast<std::int64_t>(args.levels.size());
+  if (count != check.size('L'))
+    check.fail_value("level_shapes lists " + std::to_string(count) +
+                     " levels, but locations has L = " + std::to_string(check.size('L')));
+  std::int64_t tokens = 0;
+  std::string list;
+  for (std::int64_t l = 0; l < count; ++l) {
+    const auto [height, width] = args.levels[static_cast<std::size_t>(l)];
+    const std::string level = "(" + std::to_string(height) + ", " + std::to_string(width) + ")";
+    if (height < 0 || width < 0)
+      check.fail_value("level_shapes[" + std::to_string(l) + "] = " + level + " is negative");
+    // Sampling pads a level by three rows and one column.
+    if (height > kMaxLevelTokens - 3 || width > kMaxLevelTokens - 1 || (height + 3) > kMaxLevelTokens / (width + 1) - 1)
+      check.fail_value("level_shapes[" + std::to_string(l) + "] = " + level +
+                       " has too many tokens for 32-bit indices");
+    tokens += height * width;
+    list += (l ? ", " : "") + level;
+  }
+  if (tokens != check.size('S'))
+    check.fail_value("level_shapes [" + list + "] adds up to " + std::to_string(tokens) +
+                     " tokens, but value has S = " + std::to_string(check.size('S')));
+  return check;
+}
+
+void check_channels(const ArgumentCheck& check, const char* name, const TensorView& tensor) {
+  std::int64_t expected = 0;
+  const bool overflow = __builtin_mul_overflow(check.size('N'), check.size('D'), &expected);
+  if (overflow || tensor.shape[2] != expected)
+    check.fail_value(std::string(name) + " (BQE) must have E = N·D = " + std::to_string(expected) + ", got " +
+                     shape_string(tensor));
+}
+
+void require_cpu(const ArgumentCheck& check) {
+  if (check.device().type != DeviceType::kCPU)
+    check.fail_value("no kernel for device " + to_string(check.device()) + " in this build");
+}
+
+}  // namespace
+
+void ms_deform_attn_forward(const MSDeformAttnArgs& args) {
+  ArgumentCheck check = check_inputs(args);
+  if (!args.out.present) check.fail_type("out is missing");
+  check.output("out", args.out, "BQE", {args.value.dtype});
+  check_channels(check, "out", args.out);
+  require_cpu(check);
+  ALIGNMASK_ON_CPU(ms_deform_attn_forward_cpu, args);
+}
+
+void ms_deform_attn_backward(const MSDeformAttnArgs& args) {
+  ArgumentCheck check = check_inputs(args);
+  check.input("grad_out", args.grad_out, "BQE", {args.value.dtype});
+  check_channels(check, "grad_out", args.grad_out);
+  check.output("grad_value", args.grad_value, "BSND", {args.value.dtype});
+  check.output("grad_locations", args.grad_locations, "BQNLP2", {args.locations.dtype});
+  check.output("grad_weights", args.grad_weights, "BQNLP", {args.weights.dtype});
+  require_cpu(check);
+  ALIGNMASK_ON_CPU(ms_deform_attn_backward_cpu, args);
+}
+
+}  // namespace alignmask

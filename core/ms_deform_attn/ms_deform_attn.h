@@ -1,0 +1,44 @@
+// Multi-scale deformable attention.
+//
+//   out[b, q, n·D + d] = Σ_l Σ_p weights[b, q, n, l, p] · sample(value of level l, head n, channel d; locations[b, q,
+//   n, l, p])
+//
+// sample: bilinear at (x, y) normalised to [0, 1] over the level, align_corners=False, zero outside. A NaN location
+// samples NaN.
+//
+// B images, S tokens = Σ h·w, N heads, D channels per head, Q queries, L levels, P points.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../common/tensor_view.h"
+
+namespace alignmask {
+
+struct MSDeformAttnLevel {
+  std::int64_t height, width;
+};
+
+struct MSDeformAttnArgs {
+  TensorView value;      ///< [B, S, N, D]          float16, bfloat16, float32 or float64; any strides, as all below
+  TensorView locations;  ///< [B, Q, N, L, P, 2]    dtype of value, or float32 beside half precision
+  TensorView weights;    ///< [B, Q, N, L, P]       likewise
+  std::vector<MSDeformAttnLevel> levels;  ///< level after level in S, rows before columns
+
+  TensorView out;  ///< forward: [B, Q, N·D], dtype of value
+
+  TensorView grad_out;    ///< backward, input: [B, Q, N·D], dtype of value
+  TensorView grad_value;  ///< backward, outputs: shape and dtype of value, locations, weights; absent if not needed;
+  TensorView grad_locations;  ///< all their elements are written
+  TensorView grad_weights;
+
+  int threads = 1;  ///< at most so many CPU threads; the result does not depend on it
+};
+
+/// Throw TypeError or ValueError, before anything is written, unless the arguments fit together. Outputs must not
+/// overlap inputs.
+void ms_deform_attn_forward(const MSDeformAttnArgs& args);
+void ms_deform_attn_backward(const MSDeformAttnArgs& args);
+
+}  // namespace alignmask
