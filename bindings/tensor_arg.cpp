@@ -17,6 +17,10 @@ void release_buffer(Py_buffer* buffer) {
   delete buffer;
 }
 
+void release_managed(DLManagedTensor* managed) {
+  if (managed->deleter) managed->deleter(managed);
+}
+
 /// The exchange API of a type, or null. Looked up once per type: the types seen are few and are kept alive.
 const DLPackExchangeAPI* exchange_api(PyTypeObject* type) {
   static std::vector<std::pair<PyTypeObject*, const DLPackExchangeAPI*>> known;
@@ -60,22 +64,20 @@ bool torch_dtype(py::handle dtype, DType* out) {
 TensorArg::TensorArg(const char* op, const char* name, py::handle object)
     : op_(op),
       name_(name),
-      buffer_(nullptr, release_buffer) {
+      buffer_(nullptr, release_buffer),
+      managed_(nullptr, release_managed) {
   if (object.is_none()) return;
   if (!read_exchange_api(object) && !read_torch_attributes(object) && !read_buffer(object) && !read_dlpack(object))
     fail_type(std::string("must be a tensor (torch, NumPy or DLPack), got ") + Py_TYPE(object.ptr())->tp_name);
   view_.present = true;
 }
 
-TensorArg::~TensorArg() {
-  if (managed_ && managed_->deleter) managed_->deleter(managed_);
-}
-
 bool TensorArg::read_exchange_api(py::handle object) {
   const DLPackExchangeAPI* api = exchange_api(Py_TYPE(object.ptr()));
   if (!api || !api->dltensor_from_py_object_no_sync) return false;
   DLTensor tensor;
-  if (api->dltensor_from_py_object_no_sync(object.ptr(), &tensor)) throw py::error_already_set();
+  if (api->dltensor_from_py_object_no_sync(object.ptr(), &tensor))
+    fail_value(std::string("does not show its memory: ") + py::error_already_set().what());
   take(tensor);
   return true;
 }
@@ -149,9 +151,14 @@ bool TensorArg::read_buffer(py::handle object) {
 
 bool TensorArg::read_dlpack(py::handle object) {
   if (!py::hasattr(object, "__dlpack__")) return false;
-  const py::object capsule = object.attr("__dlpack__")();
+  py::object capsule;
+  try {
+    capsule = object.attr("__dlpack__")();
+  } catch (const py::error_already_set& error) {
+    fail_value(std::string("does not show its memory: ") + error.what());
+  }
   if (!PyCapsule_IsValid(capsule.ptr(), "dltensor")) fail_type("returned no DLPack capsule that this version can read");
-  managed_ = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
+  managed_.reset(static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor")));
   PyCapsule_SetName(capsule.ptr(), "used_dltensor");  // now it is ours to delete
   take(managed_->dl_tensor);
   return true;

@@ -14,10 +14,9 @@ namespace alignmask {
 /// Borrows the memory of a Python tensor while it lives; construct and destroy it with the GIL held.
 class TensorArg {
  public:
-  /// Throws TypeError if `object` is no tensor, ValueError if its data type, device or rank is not supported; both name
-  /// `op` and `name`. None gives an absent view.
+  /// Throws TypeError if `object` is no tensor, ValueError if its data type, device or rank is not supported or it does
+  /// not show its memory; both name `op` and `name`. None gives an absent view.
   TensorArg(const char* op, const char* name, pybind11::handle object);
-  ~TensorArg();
   TensorArg(const TensorArg&) = delete;
   TensorArg& operator=(const TensorArg&) = delete;
 
@@ -37,7 +36,7 @@ class TensorArg {
   const char* name_;
   TensorView view_;
   std::unique_ptr<Py_buffer, void (*)(Py_buffer*)> buffer_;
-  DLManagedTensor* managed_ = nullptr;
+  std::unique_ptr<DLManagedTensor, void (*)(DLManagedTensor*)> managed_;
 };
 
 }  // namespace alignmask

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cstdlib>
 #include <cstring>
+#include <vector>
 
 namespace alignmask {
 
@@ -51,6 +53,11 @@ void ArgumentCheck::input(const char* name, const TensorView& tensor, const char
     fail_value(argument + " must have the " + std::to_string(std::strlen(letters)) + " dimensions " + letters +
                ", got " + shape_string(tensor));
   }
+  bool empty = false;
+  for (int i = 0; i < tensor.dims; ++i) empty = empty || tensor.shape[i] == 0;
+  if (!tensor.data && !empty) fail_value(argument + " has no memory");
+  if (reinterpret_cast<std::uintptr_t>(tensor.data) % static_cast<std::uintptr_t>(element_bytes(tensor.dtype)))
+    fail_value(argument + " is not aligned to its element size in memory");
   if (!device_source_) {
     device_ = tensor.device;
     device_source_ = name;

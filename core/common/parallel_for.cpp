@@ -1,20 +1,34 @@
 #include "parallel_for.h"
 
 #include <omp.h>
+#include <pthread.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <new>
 
 namespace alignmask {
 
+namespace {
+
+std::atomic<bool> pool_started{false}, pool_lost{false};
+
+void start_pool() {
+  if (!pool_started.exchange(true)) pthread_atfork(nullptr, nullptr, [] { pool_lost = true; });
+}
+
+}  // namespace
+
 void parallel_for(std::int64_t tasks, int threads, void (*body)(void*, std::int64_t, int), void* context) {
-  const int workers = static_cast<int>(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, tasks)));
-  if (workers == 1) {
+  const int workers =
+      static_cast<int>(std::clamp<std::int64_t>(std::min(threads, kMaxThreads), 1, std::max<std::int64_t>(tasks, 1)));
+  if (workers == 1 || pool_lost) {
     for (std::int64_t task = 0; task < tasks; ++task) body(context, task, 0);
     return;
   }
-#pragma omp parallel for schedule(dynamic, 1) num_threads(workers)
+  start_pool();
+#pragma omp parallel for schedule(monotonic : dynamic, 1) num_threads(workers)
   for (std::int64_t task = 0; task < tasks; ++task) body(context, task, omp_get_thread_num());
 }
 

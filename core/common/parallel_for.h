@@ -6,8 +6,13 @@
 
 namespace alignmask {
 
+/// More threads than this are never used.
+constexpr int kMaxThreads = 1024;
+
 /// Calls body(context, task, worker) for every task in [0, tasks), each on one of at most `threads` workers, in
 /// ascending order of start. A worker index is below `threads` and used by one thread at a time. `body` must not throw.
+/// In a process forked from one that has used several threads here, one thread does it all: OpenMP's pool does not
+/// survive a fork, and waiting for it would never end.
 void parallel_for(std::int64_t tasks, int threads, void (*body)(void* context, std::int64_t task, int worker),
                   void* context);
 

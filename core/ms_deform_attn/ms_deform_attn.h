@@ -4,7 +4,7 @@
 //   n, l, p])
 //
 // sample: bilinear at (x, y) normalised to [0, 1] over the level, align_corners=False, zero outside. A NaN location
-// samples NaN.
+// samples NaN, an infinite one is outside; nothing is sampled from an empty level.
 //
 // B images, S tokens = Σ h·w, N heads, D channels per head, Q queries, L levels, P points.
 #pragma once

@@ -105,8 +105,8 @@ struct Sizes {
         L(args.weights.shape[3]),
         P(args.weights.shape[4]),
         blocks((D + kWidth - 1) / kWidth) {
-    const std::int64_t work = B * N * blocks * Q * L * P * 4 * kWidth;
-    threads = static_cast<int>(std::clamp<std::int64_t>(work / kWorkPerThread, 1, std::max(1, args.threads)));
+    const double work = 4.0 * kWidth * B * N * blocks * Q * L * P;  // no integer: it would overflow
+    threads = static_cast<int>(std::clamp<double>(work / kWorkPerThread, 1, std::clamp(args.threads, 1, kMaxThreads)));
   }
   std::int64_t B, N, D, Q, L, P, blocks;
   int threads;
@@ -127,8 +127,7 @@ struct PlannedTaps {
   }
 };
 
-// ---- forward
-// ----------------------------------------------------------------------------------------------------------------
+// ---- forward ----
 
 template <class F, int kWidth>
 struct Forward {
@@ -146,7 +145,7 @@ struct Forward {
   explicit Forward(const MSDeformAttnArgs& args)
       : args(args),
         sizes(args),
-        points(args.locations, args.weights),
+        points(args.locations, args.weights, sizes.P),
         out(args.out, sizes.D),
         levels(sizes.L),
         slice_tokens(pack_levels(args, true, levels.data())) {}
@@ -169,7 +168,7 @@ struct Forward {
     const std::int64_t share = task % self.tasks;
     for (const PackedLevel& level : self.levels) {
       F* to = unit.packed + level.first_packed * kWidth;
-      if (share == 0) zero_border<kWidth>(level, to);
+      if (share == 0 && !level.empty()) zero_border<kWidth>(level, to);
       pack_rows<kWidth>(self.args.value, level, unit.b, unit.n, unit.channel, unit.channels,
                         level.height * share / self.tasks, level.height * (share + 1) / self.tasks, to);
     }
@@ -188,6 +187,7 @@ struct Forward {
     auto sum = Channels<F, kWidth>::zeros(), sum2 = sum;  // two chains of additions hide their latency
     for (std::int64_t l = 0; l < sizes.L; ++l) {
       const PackedLevel& level = levels[l];
+      if (level.empty()) continue;
       const F* slice = unit.packed + level.first_packed * kWidth;
       const auto row = points.read(unit.b, q, unit.n, l, buffer);
       for (std::int64_t p = 0; p < sizes.P; p += kPoints) {
@@ -219,8 +219,9 @@ struct Forward {
 
     const Scratch packed_memory(static_cast<std::size_t>(wave * slice_bytes));
     packed = static_cast<F*>(packed_memory.data());
-    std::vector<F> point_buffers(static_cast<std::size_t>(sizes.threads * points.buffer_size()));
-    buffers = point_buffers.data();
+    const Scratch point_memory(static_cast<std::size_t>(sizes.threads * points.buffer_size()) * sizeof(F));
+    buffers = static_cast<F*>(point_memory.data());
+    std::fill_n(buffers, sizes.threads * points.buffer_size(), F(0));
     for (; first_unit < units; first_unit += wave) {
       const std::int64_t now = std::min(wave, units - first_unit) * tasks;
       parallel_for(now, sizes.threads, pack, this);
@@ -229,8 +230,7 @@ struct Forward {
   }
 };
 
-// ---- backward
-// ---------------------------------------------------------------------------------------------------------------
+// ---- backward ----
 
 template <class F, int kWidth>
 struct Backward {
@@ -247,13 +247,13 @@ struct Backward {
   explicit Backward(const MSDeformAttnArgs& args)
       : args(args),
         sizes(args),
-        points(args.locations, args.weights),
-        grad_points(args.grad_locations, args.grad_weights),
+        points(args.locations, args.weights, sizes.P),
+        grad_points(args.grad_locations, args.grad_weights, sizes.P),
         grad_out(args.grad_out, sizes.D),
         levels(sizes.L),
         slice_tokens(pack_levels(args, false, levels.data())),
         need_value(args.grad_value.present),
-        need_points(args.grad_weights.present),
+        need_points(args.grad_locations.present || args.grad_weights.present),
         slice_size(slice_tokens * kWidth),
         // With several blocks of channels, all queries' gradients wait for the last block.
         grads_size(grad_points.buffer_size() * (sizes.blocks > 1 ? sizes.Q : 1)) {}
@@ -274,6 +274,7 @@ struct Backward {
       if (kept) return self.grad_points.buffer_row(grads + q * self.grad_points.buffer_size());
       return self.grad_points.row(b, q, n, l, grads);
     };
+    if (level.empty() || sizes.D == 0) return self.zero_points(b, n, l, grads);
     zero_border<kWidth>(level, packed);
     for (std::int64_t block = 0; block < sizes.blocks; ++block) {
       const std::int64_t channel = block * kWidth, channels = std::min<std::int64_t>(kWidth, sizes.D - channel);
@@ -288,6 +289,13 @@ struct Backward {
       }
       if (self.need_value) unpack_rows<kWidth>(grad_packed, level, b, n, channel, channels, self.args.grad_value);
     }
+  }
+
+  /// Gradients of points that sample nothing.
+  void zero_points(std::int64_t b, std::int64_t n, std::int64_t l, F* buffer) const {
+    if (!need_points) return;
+    std::fill_n(buffer, grad_points.buffer_size(), F(0));
+    for (std::int64_t q = 0; q < sizes.Q; ++q) grad_points.write(b, q, n, l, grad_points.buffer_row(buffer));
   }
 
   ALIGNMASK_HOST_DEVICE void query(const PackedLevel& level, const F* packed, F* grad_packed,

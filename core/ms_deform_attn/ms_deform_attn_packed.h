@@ -22,11 +22,13 @@ struct PackedLevel {
   std::int64_t first_packed;  // in the packed slice: the top left zero
   std::int64_t row;           // packed tokens per row
 
-  std::int64_t packed_tokens() const { return (height + 3) * row + 1; }
+  bool empty() const { return height == 0 || width == 0; }
+  std::int64_t packed_tokens() const { return empty() ? 0 : (height + 3) * row + 1; }
   std::int64_t packed_index(std::int64_t y, std::int64_t x) const { return (y + 2) * row + x + 1; }
 };
 
 /// The levels of a call; `stacked`: one behind the other in one slice, else each has a slice of its own.
+/// Nothing is sampled from an empty level, and it takes no room.
 inline std::int64_t pack_levels(const MSDeformAttnArgs& args, bool stacked, PackedLevel* packed) {
   std::int64_t token = 0, first = 0, longest = 0;
   for (std::size_t l = 0; l < args.levels.size(); ++l) {
@@ -50,7 +52,7 @@ inline StridedRows level_rows(const TensorView& tensor, const PackedLevel& level
           tensor.strides[3]};
 }
 
-/// Writes the zeros around a level; pack_rows() never touches them.
+/// Writes the zeros around a level that is not empty; pack_rows() never touches them.
 template <int kWidth, class F>
 inline void zero_border(const PackedLevel& level, F* packed) {
   const auto zero = [&](std::int64_t first, std::int64_t count) {
@@ -109,28 +111,27 @@ ALIGNMASK_HOST_DEVICE Plan<F> plan_points(const PackedLevel& level, const F* loc
           y == y ? safe_y - __builtin_convertvector(low_y, Lanes) : y};
 }
 
-/// Are the dimensions of `tensor` from `dim` on contiguous F?
+/// Are the dimensions of `tensor` from `dim` on contiguous F? Not if the tensor is absent.
 template <class F>
 inline bool is_contiguous(const TensorView& tensor, int dim) {
+  if (!tensor.present) return false;
   std::int64_t expected = 1;
   for (int i = tensor.dims - 1; i >= dim; expected *= tensor.shape[i--])
     if (tensor.shape[i] != 1 && tensor.strides[i] != expected) return false;
   return tensor.dtype == (sizeof(F) == 8 ? DType::kFloat64 : DType::kFloat32);
 }
 
-/// The points of a (image, query, head, level) as contiguous F, padded to whole plans: in place where the tensors are
-/// so already.
+/// The `count` points of a (image, query, head, level), or their gradients, as contiguous F, padded to whole plans: in
+/// place where the tensors are so already. Of gradients, one tensor or both may be absent.
 template <class F>
 class Points {
  public:
-  Points(const TensorView& locations, const TensorView& weights)
+  Points(const TensorView& locations, const TensorView& weights, std::int64_t count)
       : locations_(locations),
         weights_(weights),
-        count_(weights.shape[4]),
+        count_(count),
         padded_((count_ + kPoints - 1) / kPoints * kPoints),
         direct_(count_ == padded_ && is_contiguous<F>(locations, 4) && is_contiguous<F>(weights, 4)) {}
-
-  std::int64_t count() const { return count_; }
 
   /// Elements of F in a buffer for read() or for the gradients; the caller zeroes it once.
   std::int64_t buffer_size() const { return 3 * padded_; }
@@ -159,9 +160,9 @@ class Points {
   }
 
   void write(std::int64_t b, std::int64_t q, std::int64_t n, std::int64_t l, const Row& from) const {
-    if (from.weights == row(b, q, n, l, nullptr).weights) return;  // written in place
-    copy_out(from.locations, 2, location_rows(b, q, n, l));
-    copy_out(from.weights, 0, weight_rows(b, q, n, l));
+    if (direct_ && from.weights == row(b, q, n, l, nullptr).weights) return;  // written in place
+    if (locations_.present) copy_out(from.locations, 2, location_rows(b, q, n, l));
+    if (weights_.present) copy_out(from.weights, 0, weight_rows(b, q, n, l));
   }
 
  private:
