@@ -5,7 +5,18 @@ from __future__ import annotations
 import functools
 import importlib.util
 
-_TRAIN_MODULES = ("torchvision", "timm", "accelerate", "pycocotools", "scipy", "safetensors", "tyro", "rich", "PIL", "dacite")
+_TRAIN_MODULES = (
+    "torchvision",
+    "timm",
+    "accelerate",
+    "pycocotools",
+    "scipy",
+    "safetensors",
+    "tyro",
+    "rich",
+    "PIL",
+    "dacite",
+)
 
 
 @functools.cache

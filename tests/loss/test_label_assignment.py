@@ -31,10 +31,7 @@ def test_assignment_equals_plain_loops(counts: list[int], seed: int) -> None:
     prediction = replace(prediction_for(batch, queries=rows), queries=queries, aligned=aligned)
     iou = torch.rand(outputs, instances, rows, generator=generator)
     query = torch.stack(
-        [
-            torch.cat([torch.randperm(queries, generator=generator)[:c] for c in counts])
-            for _ in range(outputs)
-        ]
+        [torch.cat([torch.randperm(queries, generator=generator)[:c] for c in counts]) for _ in range(outputs)]
     ).long()
     if instances:
         query[0, 0] = -1  # an instance that found no query

@@ -32,9 +32,7 @@ def expected_slots(counts: list[int], sets: int, count: int) -> list[list[tuple[
     count=st.integers(1, 12),
     seed=st.integers(0, 1000),
 )
-def test_slots_are_filled_set_by_set_and_cut_at_the_count(
-    counts: list[int], sets: int, count: int, seed: int
-) -> None:
+def test_slots_are_filled_set_by_set_and_cut_at_the_count(counts: list[int], sets: int, count: int, seed: int) -> None:
     torch.manual_seed(seed)
     batch = tiny.batch(tuple(counts), (32, 32), seed)
     batch.masks_GHW.fill_(True)  # no set misses an instance

@@ -48,7 +48,9 @@ def test_a_row_without_foreground_looks_everywhere() -> None:
     assert mask.all()
 
 
-@pytest.mark.parametrize("name", ["resnet10t", "tf_efficientnet_lite0", "swin_tiny_patch4_window7_224", "convnext_atto"])
+@pytest.mark.parametrize(
+    "name", ["resnet10t", "tf_efficientnet_lite0", "swin_tiny_patch4_window7_224", "convnext_atto"]
+)
 def test_backbones_give_four_maps_at_any_size_divisible_by_32(name: str) -> None:
     backbone = Backbone(BackboneConfig(name, pretrained=False)).eval()
     with torch.no_grad():
@@ -58,13 +60,13 @@ def test_backbones_give_four_maps_at_any_size_divisible_by_32(name: str) -> None
 
 
 def test_backbone_errors_name_what_is_wrong() -> None:
-    with pytest.raises(ValueError, match="64x100.*divisible by 32"):
+    with pytest.raises(ValueError, match=r"64x100.*divisible by 32"):
         Backbone(BackboneConfig("resnet10t", pretrained=False))(torch.zeros(1, 3, 64, 100))
     with pytest.raises(ValueError, match="no_such_model"):
         Backbone(BackboneConfig("no_such_model", pretrained=False))
     with pytest.raises(ValueError, match="expected \\(4, 8, 16, 32\\)"):
         Backbone(BackboneConfig("vit_tiny_patch16_224", pretrained=False))
-    with pytest.raises(FileNotFoundError, match="nothing.pth"):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.pth"):
         Backbone(BackboneConfig("resnet10t", pretrained="nothing.pth"))
 
 
@@ -132,9 +134,9 @@ def test_postprocess_equals_the_plain_form(classification: str) -> None:
         full = F.interpolate(
             masks[b : b + 1, :, :h, :w], size=batch.original_sizes[b], mode="bilinear", align_corners=False
         )[0]
-        pairs = sorted(
-            ((float(scores[b, q, c]), q, c) for q in range(6) for c in range(4)), key=lambda pair: -pair[0]
-        )[:10]
+        pairs = sorted(((float(scores[b, q, c]), q, c) for q in range(6) for c in range(4)), key=lambda pair: -pair[0])[
+            :10
+        ]
         pairs = [(s, q, c) for s, q, c in pairs if (full[q] > 0).any()]
         assert len(instances) == len(pairs)
         for i, (score, q, c) in enumerate(pairs):

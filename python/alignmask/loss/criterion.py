@@ -46,9 +46,7 @@ class Losses:
 
 
 def _weighted(config: LossConfig, classification_L: Tensor, mask_L: Tensor, dice_L: Tensor) -> Tensor:
-    return (
-        config.class_weight * classification_L + config.mask_weight * mask_L + config.dice_weight * dice_L
-    ).sum()
+    return (config.class_weight * classification_L + config.mask_weight * mask_L + config.dice_weight * dice_L).sum()
 
 
 class Criterion:
@@ -94,7 +92,11 @@ class Criterion:
         else:
             assert targets.iou_LBR is not None
             loss = ops.quality_focal_loss(
-                logits_LBRC.flatten(0, 2), label_LBR.flatten(), targets.iou_LBR.flatten(), self.loss.gamma, self.loss.theta
+                logits_LBRC.flatten(0, 2),
+                label_LBR.flatten(),
+                targets.iou_LBR.flatten(),
+                self.loss.gamma,
+                self.loss.theta,
             )
             loss_LBR = loss.view_as(label_LBR)
         loss_LBR = loss_LBR * targets.live_BR

@@ -73,7 +73,7 @@ def shrink(masks_GHW: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     best-covered cell, else a tiny object's target score would be 0 for ever."""
     if masks_GHW.shape[0] == 0:
         return masks_GHW.new_zeros(0, *size)
-    coverage_GS = F.adaptive_avg_pool2d(masks_GHW.float()[:, None], tuple(size)).flatten(1)
+    coverage_GS = F.adaptive_avg_pool2d(masks_GHW.float()[:, None], (size[0], size[1])).flatten(1)
     best_G = coverage_GS.max(dim=1)
     lost_G = (best_G.values > 0) & (best_G.values < 0.5)
     only_best_GS = F.one_hot(best_G.indices, coverage_GS.shape[1]).bool()

@@ -72,7 +72,9 @@ def cost(
     mask_embedding_LBQE = prediction.mask_embedding_LBRE[:, :, :queries].float()
     logits_BNK = mask_embedding_LBQE.transpose(0, 1).flatten(1, 2) @ embedding_BEK  # N = L * Q
 
-    target_GK = sample_masks(batch.masks_GHW, torch.arange(len(batch.owner_G), device=device), points_BK2[batch.owner_G])
+    target_GK = sample_masks(
+        batch.masks_GHW, torch.arange(len(batch.owner_G), device=device), points_BK2[batch.owner_G]
+    )
     target_BMK = target_GK.new_zeros(batch.batch_size, most, target_GK.shape[1])
     target_BMK[real_BM] = target_GK
     label_BM = batch.labels_G.new_zeros(batch.batch_size, most)
@@ -105,5 +107,3 @@ def class_cost(logits: Tensor, config: LossConfig, classification: Classificatio
     as_positive = alpha * (1 - probability) ** gamma * F.softplus(-logits)
     as_negative = (1 - alpha) * probability**gamma * F.softplus(logits)
     return as_positive - as_negative
-
-

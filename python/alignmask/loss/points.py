@@ -41,9 +41,11 @@ def sample_masks(masks_GHW: Tensor, index_R: Tensor, points_RK2: Tensor) -> Tens
 def uncertain_points(logits_RHW: Tensor, points: int, oversample: float, importance: float) -> Tensor:
     """-> [R, points, 2]: of `oversample` times as many random points, the share `importance` with logits nearest to 0;
     the rest are fresh random points (PointRend's training sampling)."""
-    return torch.cat([_uncertain(c, points, oversample, importance) for c in logits_RHW.split(CHUNK)]) if len(
-        logits_RHW
-    ) else logits_RHW.new_zeros(0, points, 2)
+    return (
+        torch.cat([_uncertain(c, points, oversample, importance) for c in logits_RHW.split(CHUNK)])
+        if len(logits_RHW)
+        else logits_RHW.new_zeros(0, points, 2)
+    )
 
 
 def _uncertain(logits_RHW: Tensor, points: int, oversample: float, importance: float) -> Tensor:

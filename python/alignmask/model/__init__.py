@@ -1,4 +1,5 @@
-"""The model. Read in this order: config, alignmask, backbone, pixel_decoder, query_decoder, aligned_queries, heads, postprocess."""
+"""The model. Read in this order: config, alignmask, backbone, pixel_decoder, query_decoder, aligned_queries, heads,
+postprocess."""
 
 from __future__ import annotations
 

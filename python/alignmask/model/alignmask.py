@@ -42,7 +42,9 @@ class AlignMask(nn.Module):
     def predict(self, batch: Batch) -> list[Instances]:
         """Instances of every image at its original size, best first. Call in eval mode."""
         if self.training:
-            raise RuntimeError("AlignMask.predict: call model.eval() first; in training mode aligned queries would be made")
+            raise RuntimeError(
+                "AlignMask.predict: call model.eval() first; in training mode aligned queries would be made"
+            )
         return postprocess(self(batch), batch, self.config)
 
     @property
@@ -52,5 +54,3 @@ class AlignMask(nn.Module):
 
 def build_model(config: ModelConfig) -> AlignMask:
     return AlignMask(config)
-
-

@@ -26,16 +26,21 @@ class Backbone(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.freeze_norm = config.freeze_norm
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
         self.body = _create(config)
-        strides, channels = self.body.feature_info.reduction()[-4:], self.body.feature_info.channels()[-4:]
+        info: Any = self.body.feature_info
+        strides, channels = info.reduction()[-4:], info.channels()[-4:]
         if tuple(strides) != STRIDES:
             raise ValueError(f"backbone {config.name}: its last four maps have strides {strides}, expected {STRIDES}")
         self.channels: list[int] = channels
         # Swin and its like return NHWC maps that no norm has seen; Mask2Former puts a LayerNorm on each.
         self.channels_last = str(getattr(self.body, "output_fmt", "NCHW")).endswith("NHWC")
         self.norms = nn.ModuleList(nn.LayerNorm(c) for c in channels) if self.channels_last else None
+        if not self.channels_last:  # the layout that convolutions are faster in, on CPUs and on GPUs
+            self.body.to(memory_format=torch.channels_last)
 
     def forward(self, image_BCHW: Tensor, valid_BHW: Tensor | None = None) -> list[Tensor]:
         """image_BCHW: RGB on the 0..255 scale, any dtype, H and W divisible by 32. Padding becomes 0 after normalisation."""
@@ -45,6 +50,8 @@ class Backbone(nn.Module):
         x = (image_BCHW.to(self.mean.dtype) - self.mean) / self.std
         if valid_BHW is not None:
             x = x * valid_BHW[:, None]
+        if not self.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
         maps = self.body(x)[-4:]
         if self.norms is not None:
             maps = [norm(m).permute(0, 3, 1, 2).contiguous() for norm, m in zip(self.norms, maps, strict=True)]

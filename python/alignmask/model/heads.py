@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Prediction:
-    """What a forward pass returns. Mask logits are `mask_embedding . pixel_embedding`; nobody makes more of them than needed."""
+    """What a forward pass returns. Mask logits are `mask_embedding . pixel_embedding`; no more of them are made than needed."""
 
     class_logits_LBRC: Tensor
     mask_embedding_LBRE: Tensor
@@ -39,7 +40,7 @@ def mlp(width_in: int, width_hidden: int, width_out: int, hidden_layers: int = 2
     """A multi-layer perceptron with ReLU and `hidden_layers` hidden layers."""
     widths = [width_in] + [width_hidden] * hidden_layers
     layers: list[nn.Module] = []
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
+    for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers, nn.Linear(widths[-1], width_out))
 

@@ -109,10 +109,11 @@ class PixelDecoder(nn.Module):
             nn.Conv2d(width, width, 3, padding=1, bias=False), nn.GroupNorm(32, width), nn.ReLU(inplace=True)
         )
         self.embed = nn.Conv2d(width, width, 1)
-        for convolution in [p[0] for p in self.project] + [self.lateral[0], self.fuse[0], self.embed]:
-            nn.init.xavier_uniform_(convolution.weight)
-            if convolution.bias is not None:
-                nn.init.zeros_(convolution.bias)
+        for convolution in self.modules():
+            if isinstance(convolution, nn.Conv2d):
+                nn.init.xavier_uniform_(convolution.weight)
+                if convolution.bias is not None:
+                    nn.init.zeros_(convolution.bias)
 
     def forward(self, maps: list[Tensor]) -> PixelFeatures:
         """maps: the backbone's, finest first."""

@@ -79,7 +79,9 @@ def postprocess(prediction: Prediction, batch: Batch, config: ModelConfig) -> li
         query_U, which_N = query_N.unique(return_inverse=True)
         embedding_UE = prediction.mask_embedding_LBRE[-1, b, query_U].float()
         logits_UHW = torch.einsum("ue,ehw->uhw", embedding_UE, prediction.pixel_embedding_BEHW[b].float())
-        parts = [_full_size(chunk, padded, batch.sizes[b], batch.original_sizes[b]) for chunk in logits_UHW.split(CHUNK)]
+        parts = [
+            _full_size(chunk, padded, batch.sizes[b], batch.original_sizes[b]) for chunk in logits_UHW.split(CHUNK)
+        ]
         masks_UHW = torch.cat([masks for masks, _ in parts])
         mask_score_U = torch.cat([score for _, score in parts])
         boxes_U4 = _boxes(masks_UHW)
@@ -97,7 +99,7 @@ def _best_first(instances: Instances) -> Tensor:
 
 
 def _full_size(
-    logits_NHW: Tensor, padded: tuple[int, int], valid: tuple[int, int], original: tuple[int, int]
+    logits_NHW: Tensor, padded: torch.Size, valid: tuple[int, int], original: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
     """Stride-4 logits -> masks at the original size, mean probability inside them."""
     logits = F.interpolate(logits_NHW[None], size=padded, mode="bilinear", align_corners=False)

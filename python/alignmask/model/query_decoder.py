@@ -34,7 +34,12 @@ class AttentionBlock(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(
-        self, x_BRE: Tensor, position_RE: Tensor, memory_BSE: Tensor, memory_position_SE: Tensor, mask: Tensor | None = None
+        self,
+        x_BRE: Tensor,
+        position_RE: Tensor,
+        memory_BSE: Tensor,
+        memory_position_SE: Tensor,
+        mask: Tensor | None = None,
     ) -> Tensor:
         q = self._split(self.query(x_BRE + position_RE))
         k = self._split(self.key(memory_BSE + memory_position_SE))
@@ -63,8 +68,9 @@ class DecoderLayer(nn.Module):
             nn.Linear(width, config.ffn_width), nn.ReLU(inplace=True), nn.Linear(config.ffn_width, width)
         )
         self.ffn_norm = nn.LayerNorm(width)
-        for linear in (self.ffn[0], self.ffn[2]):
-            nn.init.xavier_uniform_(linear.weight)
+        for linear in self.ffn:
+            if isinstance(linear, nn.Linear):
+                nn.init.xavier_uniform_(linear.weight)
 
     def forward(
         self,
@@ -100,7 +106,9 @@ class DecoderLayer(nn.Module):
 class QueryDecoder(nn.Module):
     """Learned object queries (and aligned ones) look at the image level by level; heads read them after every layer."""
 
-    def __init__(self, config: QueryDecoderConfig, width: int, heads: Heads, aligned: AlignedQueryConfig | None) -> None:
+    def __init__(
+        self, config: QueryDecoderConfig, width: int, heads: Heads, aligned: AlignedQueryConfig | None
+    ) -> None:
         super().__init__()
         self.query = nn.Parameter(torch.randn(config.queries, width))
         self.query_position = nn.Parameter(torch.randn(config.queries, width))
@@ -113,7 +121,8 @@ class QueryDecoder(nn.Module):
     def forward(self, features: PixelFeatures, aligned: AlignedQueries | None = None) -> Prediction:
         embedding_BEHW = features.embedding_BEHW
         batch, queries = embedding_BEHW.shape[0], self.query.shape[0]
-        x_BRE, position_RE = self.query.expand(batch, -1, -1), self.query_position
+        x_BRE: Tensor = self.query.expand(batch, -1, -1)
+        position_RE: Tensor = self.query_position
         aligned_mask = None
         if aligned is not None:
             x_BRE = torch.cat((x_BRE, aligned.features_BAE.to(x_BRE.dtype)), dim=1)
@@ -133,11 +142,9 @@ class QueryDecoder(nn.Module):
         class_logits, mask_embedding = self.heads(x_BRE)
         outputs = [(class_logits, mask_embedding)]
         for index, layer in enumerate(self.layers):
-            level = index % LEVELS
-            attention_mask = _attention_mask(mask_embedding, coarse_embeddings[level])
-            x_BRE = layer(
-                x_BRE, position_RE, memories[level], positions[level], attention_mask, queries, aligned_mask
-            )
+            i = index % LEVELS
+            attention_mask = _attention_mask(mask_embedding, coarse_embeddings[i])
+            x_BRE = layer(x_BRE, position_RE, memories[i], positions[i], attention_mask, queries, aligned_mask)
             class_logits, mask_embedding = self.heads(x_BRE)
             outputs.append((class_logits, mask_embedding))
         classes, masks = zip(*outputs, strict=True)

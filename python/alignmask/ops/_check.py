@@ -12,6 +12,32 @@ MASKS = (torch.bool, torch.uint8)
 INTS = (torch.int64, torch.int32)
 
 
+def tensors(op: str, **arguments: Tensor) -> None:
+    """Check that the arguments are tensors.
+
+    Raises:
+        TypeError: With the name of the one that is not.
+    """
+    for name, tensor in arguments.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(tensor).__name__}")
+
+
+def pairs(op: str, name: str, values: Sequence[tuple[int, int]]) -> None:
+    """Check that an argument is a sequence of pairs of ints.
+
+    Raises:
+        TypeError: With the first entry that is not.
+    """
+    if not isinstance(values, Sequence):
+        raise TypeError(f"{op}: {name} must be a sequence of pairs of ints (h, w), got {type(values).__name__}")
+    for index, pair in enumerate(values):
+        if not (
+            isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(size, int | torch.SymInt) for size in pair)
+        ):
+            raise TypeError(f"{op}: {name}[{index}] must be a pair of ints (h, w), got {pair!r}")
+
+
 def bind(op: str, **arguments: tuple[Tensor, str, tuple[torch.dtype, ...]]) -> dict[str, int]:
     """Check type, dtype, rank, device and sizes of an op's tensors; return the size behind every letter.
 
@@ -28,8 +54,7 @@ def bind(op: str, **arguments: tuple[Tensor, str, tuple[torch.dtype, ...]]) -> d
     source: dict[str, str] = {}
     device: torch.device | None = None
     for name, (tensor, letters, dtypes) in arguments.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(tensor).__name__}")
+        tensors(op, **{name: tensor})
         if tensor.dtype not in dtypes:
             allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
             raise TypeError(f"{op}: {name} must be of dtype {allowed}, got {str(tensor.dtype).removeprefix('torch.')}")
@@ -73,9 +98,8 @@ def levels(op: str, level_shapes: Sequence[tuple[int, int]], tokens: int, count:
         TypeError: Entries that are not pairs of ints.
         ValueError: Negative sizes, a wrong number of levels, or sizes that do not add up to the tokens.
     """
+    pairs(op, "level_shapes", level_shapes)
     for index, level in enumerate(level_shapes):
-        if len(level) != 2 or not all(isinstance(size, int | torch.SymInt) for size in level):
-            raise TypeError(f"{op}: level_shapes[{index}] must be a pair of ints (h, w), got {level!r}")
         if level[0] < 0 or level[1] < 0:
             raise ValueError(f"{op}: level_shapes[{index}] = {tuple(level)} is negative")
     if len(level_shapes) != count:
@@ -83,7 +107,8 @@ def levels(op: str, level_shapes: Sequence[tuple[int, int]], tokens: int, count:
     total = sum(h * w for h, w in level_shapes)
     if total != tokens:
         raise ValueError(
-            f"{op}: level_shapes {[tuple(level) for level in level_shapes]} adds up to {total} tokens, but value has S = {tokens}"
+            f"{op}: level_shapes {[tuple(level) for level in level_shapes]} adds up to {total} tokens, "
+            f"but value has S = {tokens}"
         )
 
 

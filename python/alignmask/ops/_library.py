@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 try:
-    from alignmask import _core
+    core: Any = importlib.import_module("alignmask._core")
 except ImportError as error:
     raise ImportError(
         f"alignmask's compiled module cannot be loaded ({error}): build it with `make setup` or `pip install .`"
@@ -20,8 +21,6 @@ OPS = ("ms_deform_attn", "masked_point_pool", "mask_iou", "quality_focal_loss")
 _library = torch.library.Library("alignmask", "DEF")
 _kernels: dict[str, frozenset[str]] = {}
 _forced_reference: set[str] = set()
-
-core = _core
 
 
 def define(
@@ -67,7 +66,7 @@ def implementation(op: str, device_type: str) -> str:
     """
     if not has_kernel(op, device_type):
         return "reference"
-    return {"cpu": f"kernel ({_core.cpu_instruction_set()})", "meta": "shapes only"}.get(device_type, "kernel")
+    return {"cpu": f"kernel ({core.cpu_instruction_set()})", "meta": "shapes only"}.get(device_type, "kernel")
 
 
 def has_kernel(op: str, device_type: str) -> bool:

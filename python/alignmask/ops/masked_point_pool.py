@@ -21,8 +21,8 @@ def masked_point_pool(
 ) -> tuple[Tensor, Tensor]:
     """Average of point-sampled features under every instance's mask (Eq. 1 up to GAP).
 
-    pooled[g, t] = Σ_k mask_g(points[b, t, k]) · features_b(points[b, t, k]) / denominator, with b = owner[g]; both samplings are
-    bilinear, `align_corners=False`, zero outside.
+    pooled[g, t] = Σ_k mask_g(points[b, t, k]) · features_b(points[b, t, k]) / denominator, with b = owner[g]; both samplings
+    are bilinear, `align_corners=False`, zero outside.
 
     Args:
         features_BCHW: Pixel embedding. fp64, fp32, fp16 or bf16; channels-last is the fast layout.

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignmask.ops import _library, reference
+from alignmask.ops import _check, _library, reference
+from alignmask.ops.reference.ms_deform_attn import check
 
 
 def ms_deform_attn(
@@ -29,7 +30,8 @@ def ms_deform_attn(
         weights_BQNLP: Attention weights.
 
     `locations` and `weights` have the dtype of `value`, or float32 beside a half-precision `value`. Any strides are accepted.
-    Arithmetic and accumulation are in float32 (float64 for float64). A NaN location gives NaN, an infinite one is outside.
+    Arithmetic and accumulation are in float32 (float64 for float64). A NaN location gives NaN, an infinite one is outside;
+    nothing is sampled from an empty level.
 
     Returns:
         out_BQE, E = N·D, dtype of `value`. Differentiable in value, locations and weights; deterministic on the CPU.
@@ -38,20 +40,29 @@ def ms_deform_attn(
         TypeError: A wrong type or dtype.
         ValueError: A wrong shape or device, or levels that do not add up to S. The message names the argument.
     """
+    _check.tensors("ms_deform_attn", value=value_BSND, locations=locations_BQNLP2, weights=weights_BQNLP)
     if not _library.has_kernel("ms_deform_attn", value_BSND.device.type):
         return reference.ms_deform_attn(value_BSND, level_shapes, locations_BQNLP2, weights_BQNLP)
+    _check.pairs("ms_deform_attn", "level_shapes", level_shapes)
     sizes = [size for level in level_shapes for size in level]
     out: Tensor = _forward(value_BSND, sizes, locations_BQNLP2, weights_BQNLP)
     return out
 
 
 def _forward_cpu(value: Tensor, level_shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
-    out = _forward_fake(value, level_shapes, locations, weights)
+    out = _empty_out(value, locations)
     _library.core.ms_deform_attn_forward(out, value, level_shapes, locations, weights, torch.get_num_threads())
     return out
 
 
 def _forward_fake(value: Tensor, level_shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
+    check(value, list(zip(level_shapes[::2], level_shapes[1::2], strict=True)), locations, weights)
+    return _empty_out(value, locations)
+
+
+def _empty_out(value: Tensor, locations: Tensor) -> Tensor:
+    if value.dim() != 4 or locations.dim() != 6:
+        return value.new_empty(0)  # the kernel's checks say what is wrong
     return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
 
 

@@ -24,7 +24,7 @@ class Log:
         if not active:
             return
         _forget_after(run / METRICS, first_step)
-        self.file = open(run / METRICS, "a")
+        self.file = (run / METRICS).open("a")
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step)
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -45,7 +45,9 @@ class Log:
             self.progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.active:
             self.progress.stop()
             self.file.close()

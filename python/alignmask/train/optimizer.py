@@ -45,7 +45,8 @@ def build_optimizer(model: AlignMask, config: TrainConfig) -> torch.optim.AdamW:
                 "weight_decay": config.weight_decay if decays else 0.0,
             }
             for (backbone, decays), parameters in groups.items()
-        ]
+        ],
+        fused=True,
     )
 
 

@@ -239,7 +239,7 @@ class Trainer:
         return iter(
             DataLoader(
                 stream,
-                batch_sampler=micro_batches,
+                batch_sampler=micro_batches,  # type: ignore[arg-type]
                 collate_fn=collate,
                 num_workers=workers,
                 pin_memory=a.device.type == "cuda",

@@ -27,7 +27,8 @@ def check(predictions: Tensor, targets: Tensor, owner: Tensor) -> None:
     h, w, H, W = (sizes[letter] for letter in "hwHW")
     if (H, W) != (h, w) and (h == 0 or w == 0 or H % h or W % w or H // h != W // w or H == 0):
         raise ValueError(
-            f"{op}: targets must have the predictions' size ({h}, {w}) or the same integer multiple of both sides, got ({H}, {W})"
+            f"{op}: targets must have the predictions' size ({h}, {w}) or the same integer multiple of both sides, "
+            f"got ({H}, {W})"
         )
     _check.in_range(op, "owner", owner, 0, sizes["B"])
 

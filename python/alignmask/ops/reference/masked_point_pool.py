@@ -3,7 +3,8 @@
 Both samplings are linear, so the points of a set are splatted into a sparse map of feature weights per instance, and one matrix
 product contracts it with the features: [K, C] is never materialised.
 
-Shapes: B images, C channels, H x W features, G instances of the batch, T point sets, K points in a set, M instances of one image.
+Shapes: B images, C channels, H x W features, G instances of the batch, T point sets, K points in a set, M instances of one
+image.
 """
 
 from __future__ import annotations

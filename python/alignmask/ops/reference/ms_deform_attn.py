@@ -49,7 +49,8 @@ def ms_deform_attn(
         start += h * w
         weights_BNQP = weights_BQNLP[:, :, :, level].to(dtype).transpose(1, 2)
         if 0 in (B, N, D, Q, P, h, w):  # grid_sample refuses these; nothing is sampled
-            out_BNDQ = out_BNDQ + 0 * (weights_BNQP.sum() + tokens_BTND.sum())
+            # so that the output depends on every argument, as it does otherwise
+            out_BNDQ = out_BNDQ + sum(tensor[:0].sum().to(dtype) for tensor in (value_BSND, locations_BQNLP2, weights_BQNLP))
             continue
         maps = tokens_BTND.permute(0, 2, 3, 1).reshape(B * N, D, h, w)
         grid = grid_BQNLP2[:, :, :, level].transpose(1, 2).reshape(B * N, Q, P, 2)

@@ -1,0 +1,59 @@
+# make demo   sets up everything, trains a small AlignMask on synthetic images, evaluates it, draws pictures
+# make test   sets up everything, runs the tests
+#
+# PYTHON chooses the interpreter of the virtual environment; PIP_ARGS is passed to pip (e.g. --index-url ...).
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+bin := $(VENV)/bin
+stamp := $(VENV)/.installed
+native := CMakeLists.txt $(wildcard cmake/*.cmake core/*/* bindings/*)
+
+.PHONY: help setup demo test test-all lint format bench native-test clean
+
+help:  ## List what make can do
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+setup: $(stamp)  ## Create .venv, install everything, build the extension (again, if its sources changed)
+
+$(stamp): pyproject.toml $(native)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PYTHON): Python 3.10 or newer is needed; set PYTHON=..."; exit 1; }
+	@test -x $(bin)/python || { echo "== creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "== installing packages and building the extension (minutes the first time, then seconds)"
+	@$(bin)/python -m pip install $(PIP_ARGS) --quiet "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.25" ninja
+	@$(bin)/python -m pip install $(PIP_ARGS) --quiet --no-build-isolation --editable ".[train,lite0,test,lint]"
+	@touch $@
+
+demo: setup  ## Train, evaluate and draw on synthetic images; the results go to demo/
+	@echo "== alignmask demo: ten minutes of training, then evaluation and pictures, into demo/"
+	@$(bin)/alignmask demo
+
+test: setup  ## Run the tests
+	@echo "== pytest"
+	@$(bin)/python -m pytest -q $(ARGS)
+
+test-all: setup  ## Run the tests, the slow ones too
+	@$(bin)/python -m pytest -q --runslow $(ARGS)
+
+native-test: setup  ## Build the core alone and run its C++ test
+	@$(bin)/cmake -S . -B build/native -G Ninja -DPython_EXECUTABLE=$(abspath $(bin)/python) -DCMAKE_MAKE_PROGRAM=$(abspath $(bin)/ninja)
+	@$(bin)/cmake --build build/native
+	@$(bin)/ctest --test-dir build/native --output-on-failure
+
+lint: setup  ## Check formatting, lint and types
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/clang-format --dry-run --Werror $(wildcard core/*/*.h core/*/*.cpp bindings/*.h bindings/*.cpp tests/native/*.cpp)
+	$(bin)/mypy
+
+format: setup  ## Rewrite the sources in the project's format
+	$(bin)/ruff check --fix .
+	$(bin)/ruff format .
+	$(bin)/clang-format -i $(wildcard core/*/*.h core/*/*.cpp bindings/*.h bindings/*.cpp tests/native/*.cpp)
+
+bench: setup  ## Time the ops against their references
+	@for script in bench/bench_*.py; do echo "== $$script"; $(bin)/python $$script $(ARGS) || exit 1; done
+
+clean:  ## Remove build products, not the environment
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
