@@ -31,7 +31,7 @@ class GroundTruth:
     """The annotations of a data set.
 
     Annotation ids are numbered anew from 1: the official tool silently counts a match with an annotation of id 0 as a
-    miss, and mixes up annotations that share an id.
+    miss.
     """
 
     source: str
@@ -98,9 +98,9 @@ def load_ground_truth(annotations: Path | str | GroundTruth) -> GroundTruth:
     """Reads a COCO annotation file (the last few are kept in memory, by path and modification time).
 
     Raises:
-        CocoError: the file cannot be read as a COCO annotation file, or annotations are faulty (unknown image or
-            category, damaged segmentation, RLE that does not fit its image); ids are named. Annotations without a
-            polygon of 3 points or more are left out with a warning, as in training.
+        CocoError: the file cannot be read as a COCO annotation file, an id occurs twice, or annotations are faulty
+            (unknown image or category, damaged segmentation, RLE that does not fit its image); ids are named.
+            Annotations without a polygon of 3 points or more are left out with a warning, as in training.
     """
     if isinstance(annotations, GroundTruth):
         return annotations
@@ -112,16 +112,21 @@ def load_ground_truth(annotations: Path | str | GroundTruth) -> GroundTruth:
 def _load_ground_truth(path: Path, _modified: int) -> GroundTruth:
     data = read_coco_json(path)
     for kind in ("images", "categories", "annotations"):
+        seen: set[int] = set()
         for number, record in enumerate(data[kind]):
             if not isinstance(record, dict) or not isinstance(record.get("id"), int):
-                raise CocoError(f"{path}: {kind}[{number}]: expected an object with an integer id, got {record!r}")
+                raise CocoError(
+                    f"{path}: {kind}[{number}]: expected an object with an integer id, got {_brief(record)}"
+                )
+            if record["id"] in seen:
+                of_image = f" (image id {record.get('image_id')})" if kind == "annotations" else ""
+                raise CocoError(f"{path}: {kind}[{number}]{of_image}: id {record['id']} occurs twice")
+            seen.add(record["id"])
     sizes: dict[int, Size] = {}
     for image in data["images"]:
         size = image.get("height"), image.get("width")
         if not all(isinstance(side, int) and side > 0 for side in size):
             raise CocoError(f"{path}: image id {image['id']}: height and width must be positive integers, got {size}")
-        if image["id"] in sizes:
-            raise CocoError(f"{path}: two images have id {image['id']}")
         sizes[image["id"]] = size
     categories = {category["id"]: str(category.get("name", category["id"])) for category in data["categories"]}
     if not sizes or not categories:
@@ -132,10 +137,10 @@ def _load_ground_truth(path: Path, _modified: int) -> GroundTruth:
     for annotation in data["annotations"]:
         image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
         where = f"annotation id {annotation['id']}, image id {image_id}"
-        if image_id not in sizes:
+        if not isinstance(image_id, int) or image_id not in sizes:
             faults.add("of an image that is not listed", where)
             continue
-        if category_id not in categories:
+        if not isinstance(category_id, int) or category_id not in categories:
             faults.add("of a category that is not listed", f"{where}: category id {category_id}")
             continue
         try:
@@ -198,12 +203,16 @@ def load_results(
     for position, entry in enumerate(raw):
         where = f"entry {position}"
         if not isinstance(entry, dict) or not {"image_id", "category_id", "segmentation", "score"} <= entry.keys():
-            faults.add("lacking image_id, category_id, segmentation or score", where)
+            image = f" (image {entry['image_id']!r})" if isinstance(entry, dict) and "image_id" in entry else ""
+            faults.add("lacking image_id, category_id, segmentation or score", where + image)
             continue
         image_id, category_id, score = entry["image_id"], entry["category_id"], entry["score"]
         where = f"entry {position} (image {image_id!r})"
+        if not is_id(image_id) or not is_id(category_id):
+            faults.add("whose image_id or category_id is no integer", f"{where}: category {category_id!r}")
+            continue
         if not is_number(score):
-            faults.add("with a score that is not a finite number", f"{where}: {score}")
+            faults.add("with a score that is not a finite number", f"{where}: {score!r}")
             continue
         size = ground_truth.sizes.get(image_id)
         if size is None:
@@ -213,12 +222,14 @@ def load_results(
             unknown.add("of an unknown category", f"{where}: category {category_id!r}")
             continue
         segmentation = entry["segmentation"]
-        if isinstance(segmentation, dict) and list(segmentation.get("size", size)) != list(size):
-            unknown.add(
-                "whose mask has another size than the image",
-                f"{where}: mask {list(segmentation['size'])}, image {list(size)} (height, width)",
-            )
-            continue
+        if isinstance(segmentation, dict) and isinstance(segmentation.get("size"), (list, tuple)):
+            segmentation = {**segmentation, "size": list(segmentation["size"])}
+            if segmentation["size"] != list(size):
+                unknown.add(
+                    "whose mask has another size than the image",
+                    f"{where}: mask {segmentation['size']}, image {list(size)} (height, width)",
+                )
+                continue
         try:
             mask = rle.from_coco(segmentation, size)
         except ValueError as error:
@@ -227,7 +238,9 @@ def load_results(
         if mask is None:
             faults.add("with a faulty segmentation", f"{where}: {NO_POLYGON}")
             continue
-        entries.append({"image_id": image_id, "category_id": category_id, "segmentation": mask, "score": float(score)})
+        entries.append(
+            {"image_id": int(image_id), "category_id": int(category_id), "segmentation": mask, "score": float(score)}
+        )
     if unknown and ignore_unknown:
         warnings.warn(f"{source}: left out {unknown.summary()}", stacklevel=2)
     else:
@@ -263,6 +276,16 @@ class _Faults:
 def is_number(value: Any) -> bool:
     """Whether it is a finite number (NumPy's included, bool not)."""
     return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_id(value: Any) -> bool:
+    """Whether it is an integer, in whatever form tools write it (7, 7.0, NumPy's)."""
+    return is_number(value) and value == int(value)
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _some(items: Sequence[Any], separator: str = ", ") -> str:

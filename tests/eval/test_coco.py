@@ -1,0 +1,389 @@
+"""AP against the official tool: random worlds, real photos, models, and what is written and printed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as mask_utils
+from rich.console import Console
+
+from alignmask.data import CocoError
+from alignmask.eval import coco
+from alignmask.eval.coco import NUMBERS, evaluate_file, evaluate_model, evaluate_results, to_coco_results
+from alignmask.eval.files import load_ground_truth
+from alignmask.model import Instances
+from tests.eval.oracle import official_numbers
+from tests.eval.worlds import TableModel, World, box_mask, dataset_of, small_world
+
+# Both tools average the same values, in another order.
+ROUNDING = 1e-12
+BOUNDARIES = (1, 1023, 1024, 1025, 9215, 9216, 9217, 20_000)
+"""Areas at and around the limits of small, medium and large: a limit itself belongs to both sides."""
+
+
+def random_mask(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    """A box or an ellipse, from a pixel to the whole image."""
+    height, width = size
+    bottom, right = int(rng.integers(1, height + 1)), int(rng.integers(1, width + 1))
+    top, left = int(rng.integers(0, bottom)), int(rng.integers(0, right))
+    mask_HW = box_mask(size, top, left, bottom, right)
+    if rng.random() < 0.5:
+        y, x = np.ogrid[:height, :width]
+        mask_HW &= ((2 * y + 1 - top - bottom) / (bottom - top)) ** 2 + (
+            (2 * x + 1 - left - right) / (right - left)
+        ) ** 2 < 1.5
+    return mask_HW
+
+
+def perturbed(rng: np.random.Generator, mask_HW: np.ndarray) -> np.ndarray:
+    """The mask as it is, moved by some pixels, or with a part cut off; never empty."""
+    kind = rng.integers(3)
+    if kind == 0:
+        return mask_HW
+    moved = np.roll(mask_HW, rng.integers(-3, 4, 2), axis=(0, 1)) if kind == 1 else mask_HW.copy()
+    if kind == 2:
+        moved[int(rng.integers(1, mask_HW.shape[0] + 1)) :] = False
+    return moved if moved.any() else mask_HW
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> World:
+    """Ids with gaps and in any order, crowds, images and categories without annotations or predictions, score ties."""
+    ids = draw(st.lists(st.integers(1, 999), min_size=1, max_size=4, unique=True))
+    sizes = {i: draw(st.sampled_from([(1, 1), (17, 40), (40, 33), (150, 140)])) for i in ids}
+    category_ids = draw(st.lists(st.integers(1, 90), min_size=1, max_size=3, unique=True))
+    levels = draw(st.sampled_from([1, 2, 5, 1000]), label="different scores")
+    crowd_share = draw(st.sampled_from([0.0, 0.3, 1.0]))
+    own_areas = draw(st.booleans(), label="areas of the file differ from the masks'")
+    most = draw(st.sampled_from([0, 2, 6, 120]), label="most spurious predictions of an image")
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1), label="seed"))
+    world = World(sizes, {i: f"class {i}" for i in category_ids})
+
+    def score() -> float:
+        return float(rng.integers(0, levels + 1) / levels)
+
+    for image, size in sizes.items():
+        for _ in range(draw(st.integers(0, 4))):
+            category, mask_HW = int(rng.choice(category_ids)), random_mask(rng, size)
+            area = {"area": int(rng.choice(BOUNDARIES))} if own_areas else {}
+            world.annotate(image, category, mask_HW, crowd=bool(rng.random() < crowd_share), **area)
+            for _ in range(rng.integers(0, 3)):
+                world.predict(image, category, perturbed(rng, mask_HW), score())
+        for _ in range(int(rng.integers(0, most + 1))):
+            world.predict(image, int(rng.choice(category_ids)), random_mask(rng, size), score())
+    return world
+
+
+def write(world: World, folder: Path) -> tuple[Path, Path]:
+    """Annotation file and results file."""
+    results = folder / "results.json"
+    results.write_text(json.dumps(world.results))
+    return world.write(folder), results
+
+
+def assert_official(metrics: coco.CocoMetrics, annotations: Path, results: Path, categories: dict[int, str]) -> None:
+    numbers = np.array(list(metrics.numbers().values()))
+    np.testing.assert_allclose(numbers, official_numbers(annotations, results), rtol=0, atol=ROUNDING)
+    expected = {name: official_numbers(annotations, results, i)[0] for i, name in categories.items()}
+    assert metrics.per_category == pytest.approx(expected, rel=0, abs=ROUNDING)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=150)
+@given(worlds())
+def test_equals_the_official_tool(tmp_path: Path, world: World) -> None:
+    annotations, results = write(world, tmp_path)
+    assert_official(evaluate_results(annotations, results), annotations, results, world.categories)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=15)
+@given(worlds())
+def test_the_slow_engine_is_the_official_tool(tmp_path: Path, world: World) -> None:
+    annotations, results = write(world, tmp_path)
+    metrics = evaluate_results(annotations, results, "pycocotools")
+    assert_official(metrics, annotations, results, world.categories)
+
+
+@pytest.mark.parametrize("engine", ["hotcoco", "pycocotools"])
+def test_more_than_100_detections_of_a_category(tmp_path: Path, engine: Any) -> None:
+    """150 predictions with tied scores, the right one among them at the end: only the first 100 count."""
+    world = World({1: (40, 40)}, {1: "a"})
+    target = box_mask((40, 40), 5, 5, 25, 25)
+    world.annotate(1, 1, target)
+    for n in range(149):
+        world.predict(1, 1, box_mask((40, 40), 30, n % 40, 40, n % 40 + 1), 0.5)
+    world.predict(1, 1, target, 0.5)
+    files = write(world, tmp_path)
+    assert evaluate_results(*files, engine).AP == 0
+    world.results[-1]["score"] = 0.6
+    files = write(world, tmp_path)
+    metrics = evaluate_results(*files, engine)
+    assert (metrics.AP, metrics.AR1, metrics.ARs, metrics.ARl) == pytest.approx((1, 1, 1, -1))
+    assert_official(metrics, *files, world.categories)
+
+
+@pytest.mark.parametrize("engine", ["hotcoco", "pycocotools"])
+def test_perfect_nothing_and_no_ground_truth(tmp_path: Path, engine: Any) -> None:
+    world = World({1: (120, 120), 2: (120, 120)}, {5: "a", 9: "never seen"})
+    for side in (10, 50, 110):
+        world.annotate(1, 5, box_mask((120, 120), 0, 0, side, side))
+    files = write(world, tmp_path)
+    nothing = evaluate_results(*files, engine)
+    assert set(nothing.numbers().values()) == {0.0}
+    assert nothing.per_category == {"a": 0.0, "never seen": -1.0}
+    for side in (10, 50, 110):
+        world.predict(1, 5, box_mask((120, 120), 0, 0, side, side), 0.5)
+    perfect = evaluate_results(*write(world, tmp_path), engine)
+    whole = [value for name, value in perfect.numbers().items() if name != "AR1"]
+    assert whole == pytest.approx([1] * 11)
+    assert perfect.AR1 == pytest.approx(1 / 3)
+    world.annotations.clear()
+    undefined = evaluate_results(*write(world, tmp_path), engine)
+    assert set(undefined.numbers().values()) == {-1.0}
+
+
+def fabricated(annotations: Path, seed: int = 0) -> list[dict[str, Any]]:
+    """Predictions for real annotations: masks shifted, cut, of another category, spurious, with rounded scores."""
+    truth = load_ground_truth(annotations)
+    rng = np.random.default_rng(seed)
+    entries = []
+    for annotation in truth.annotations:
+        mask_HW = mask_utils.decode(annotation["segmentation"]).astype(bool)
+        if not mask_HW.any():
+            continue
+        for _ in range(rng.integers(0, 3)):
+            shift = rng.integers(-8, 9, 2) if rng.random() < 0.7 else (0, 0)
+            found = np.roll(mask_HW, shift, axis=(0, 1))
+            category = annotation["category_id"] if rng.random() < 0.8 else int(rng.choice(list(truth.categories)))
+            rle = mask_utils.encode(np.asfortranarray(found, np.uint8))
+            entries.append(
+                {
+                    "image_id": annotation["image_id"],
+                    "category_id": category,
+                    "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
+                    "score": round(float(rng.random()), 2),
+                }
+            )
+    rng.shuffle(entries)
+    return entries
+
+
+@pytest.mark.parametrize("split", ["val", pytest.param("train", marks=pytest.mark.slow)])
+def test_equals_the_official_tool_on_real_photos(data_root: Path, tmp_path: Path, split: str) -> None:
+    annotations = data_root / "coco_subset" / f"instances_{split}.json"
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps(fabricated(annotations)))
+    metrics = evaluate_results(annotations, results)
+    numbers = np.array(list(metrics.numbers().values()))
+    np.testing.assert_allclose(numbers, official_numbers(annotations, results), rtol=0, atol=ROUNDING)
+    assert 0.1 < metrics.AP < 0.9
+    assert len(metrics.per_category) == 80
+    person = official_numbers(annotations, results, 1)[0]
+    assert metrics.per_category["person"] == pytest.approx(person, abs=ROUNDING)
+
+
+# -- what the official tool trips over -----------------------------------------------------------------------------------
+
+
+def test_a_bbox_in_the_results_is_ignored(tmp_path: Path) -> None:
+    """With it, the official tool would take the box's area for the mask's (and find no large prediction here)."""
+    world = World({1: (200, 200)}, {1: "a"})
+    world.annotate(1, 1, box_mask((200, 200), 0, 0, 30, 30))
+    world.predict(1, 1, box_mask((200, 200), 0, 0, 30, 30), 0.9)
+    world.predict(1, 1, box_mask((200, 200), 60, 60, 190, 190), 0.95)
+    plain = evaluate_results(*write(world, tmp_path))
+    for entry in world.results:
+        entry["bbox"] = [0, 0, 3, 3]
+    assert evaluate_results(*write(world, tmp_path)) == plain
+    assert plain.APs == pytest.approx(1)
+
+
+def test_an_annotation_with_id_0_can_be_found(tmp_path: Path) -> None:
+    world = World({1: (20, 20)}, {1: "a"})
+    world.annotate(1, 1, box_mask((20, 20), 0, 0, 9, 9), id=0)
+    world.predict(1, 1, box_mask((20, 20), 0, 0, 9, 9), 0.9)
+    files = write(world, tmp_path)
+    assert official_numbers(*files)[0] == 0
+    assert evaluate_results(*files).AP == pytest.approx(1)
+
+
+def test_image_ids_restrict_the_evaluation(tmp_path: Path) -> None:
+    world = small_world(images=6)
+    wanted = list(world.sizes)[1:4]
+    part = replace(
+        world,
+        sizes={i: world.sizes[i] for i in wanted},
+        annotations=[a for a in world.annotations if a["image_id"] in wanted],
+        results=[r for r in world.results if r["image_id"] in wanted],
+    )
+    restricted = evaluate_results(*write(world, tmp_path), image_ids=wanted[::-1])
+    (tmp_path / "part").mkdir()
+    assert restricted == evaluate_results(*write(part, tmp_path / "part"))
+    with pytest.raises(CocoError, match=r"annotations\.json: no image has id 5"):
+        evaluate_results(*write(world, tmp_path), image_ids=[5])
+    with pytest.raises(ValueError, match="no images"):
+        evaluate_results(*write(world, tmp_path), image_ids=[])
+
+
+def test_categories_that_share_a_name_are_told_apart(tmp_path: Path) -> None:
+    world = replace(small_world(), categories={3: "pet", 11: "pet"})
+    files = write(world, tmp_path)
+    assert set(evaluate_results(*files).per_category) == {"pet (3)", "pet (11)"}
+
+
+# -- models --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("score", ["class", "class*mask"])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_model_is_measured_in_both_score_modes(tmp_path: Path, score: str, batch_size: int) -> None:
+    world = small_world()
+    dataset = dataset_of(world, tmp_path)
+    model = TableModel(world, score).train()
+    seen: list[tuple[int, int]] = []
+    out = tmp_path / "out"
+    result = evaluate_model(
+        model, dataset, device="cpu", batch_size=batch_size, workers=0, out=out,
+        progress=lambda done, total: seen.append((done, total)),
+    )  # fmt: skip
+    assert model.training
+    assert seen[-1] == (len(dataset), len(dataset))
+    assert len(seen) == -(-len(dataset) // batch_size)
+    assert (result.images, result.predictions, result.default) == (5, len(world.results), score)
+
+    for mode in ("class", "class*mask"):
+        expected = []
+        for image in world.sizes:
+            instances = TableModel(world, mode).instances(image)
+            expected += to_coco_results(instances, image, sorted(world.categories))
+        path = tmp_path / "expected.json"
+        path.write_text(json.dumps(expected))
+        assert_official(result.metrics[mode], tmp_path / "annotations.json", path, world.categories)
+        assert result.alignment[mode] == evaluate_file(tmp_path / "annotations.json", path).alignment["score"]
+        if mode == score:
+            assert json.loads((out / "results.json").read_text()) == expected
+            assert result.metrics[mode].AP == result.AP
+    assert result.metrics["class"] != result.metrics["class*mask"]
+    assert json.loads((out / "evaluation.json").read_text()) == json.loads(json.dumps(result.as_dict()))
+    assert sorted(file.name for file in out.iterdir()) == ["evaluation.json", "results.json"]
+
+
+def test_ranks_together_equal_one(tmp_path: Path) -> None:
+    """Three ranks with every third image each; what they found arrives in any order."""
+    world = small_world(images=7)
+    dataset = dataset_of(world, tmp_path)
+    model = TableModel(world)
+    whole = evaluate_model(model, dataset, device="cpu", batch_size=2, workers=0, out=None)
+    shards = [coco._predict(model, dataset, range(rank, 7, 3), torch.device("cpu"), 2, 0, None) for rank in (2, 0, 1)]
+    assert [len(shard) for shard in shards] == [2, 3, 2]
+    predictions = [prediction for shard in shards for prediction in shard]
+    together = coco._assess(model, dataset, predictions, tmp_path / "out", "hotcoco")
+    assert together == whole
+    order = [entry["image_id"] for entry in json.loads((tmp_path / "out" / "results.json").read_text())]
+    assert order == [r["image_id"] for r in sorted(world.results, key=lambda r: list(world.sizes).index(r["image_id"]))]
+
+
+def test_a_part_of_a_data_set_is_measured_on_that_part(tmp_path: Path) -> None:
+    world = small_world()
+    model = TableModel(world)
+    limited = evaluate_model(
+        model, dataset_of(world, tmp_path, limit=2), device="cpu", batch_size=1, workers=0, out=None
+    )
+    files = write(world, tmp_path)
+    assert limited.images == 2
+    assert limited.metrics["class"] == evaluate_results(*files, image_ids=list(world.sizes)[:2])
+
+
+def test_a_model_that_finds_nothing_or_fails(tmp_path: Path) -> None:
+    world = small_world()
+    world.results.clear()
+    dataset = dataset_of(world, tmp_path)
+    model = TableModel(world)
+    result = evaluate_model(model, dataset, device="cpu", batch_size=2, workers=0, out=tmp_path)
+    assert result.AP == 0
+    assert json.loads((tmp_path / "results.json").read_text()) == []
+    assert result.alignment["class"].top[0].mean_score is None
+
+    def fail(batch: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    model.predict = fail
+    model.train()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        evaluate_model(model, dataset, device="cpu", batch_size=2, workers=0, out=None)
+    assert model.training
+
+
+def instances(scores: list[float], labels: list[int] | None = None, size: tuple[int, int] = (6, 5)) -> Instances:
+    n = len(scores)
+    masks_NHW = torch.zeros(n, *size, dtype=torch.bool)
+    for k in range(n):
+        masks_NHW[k, : k + 1, 1:3] = True
+    score_N = torch.tensor(scores)
+    labels_N = torch.tensor(labels or [0] * n, dtype=torch.int64)
+    return Instances(score_N, labels_N, masks_NHW, torch.zeros(n, 4), score_N, score_N)
+
+
+def test_results_of_an_image() -> None:
+    entries = to_coco_results(instances([0.75, 0.5], [1, 0]), 42, [3, 11])
+    assert [(e["image_id"], e["category_id"], e["score"]) for e in entries] == [(42, 11, 0.75), (42, 3, 0.5)]
+    for k, entry in enumerate(entries):
+        assert mask_utils.decode(json.loads(json.dumps(entry))["segmentation"]).sum() == 2 * (k + 1)
+    rescored = to_coco_results(instances([0.75, 0.5]), 42, [3], torch.tensor([0.1, 0.25], dtype=torch.bfloat16))
+    assert [e["score"] for e in rescored] == pytest.approx([0.1, 0.25], rel=1e-2)
+    assert to_coco_results(instances([]), 1, [3]) == []
+
+
+def test_faulty_predictions_name_their_image() -> None:
+    with pytest.raises(ValueError, match="image 42: 2 of 3 scores are not finite"):
+        to_coco_results(instances([0.1, float("nan"), float("inf")]), 42, [3])
+    with pytest.raises(ValueError, match="image 42: 1 scores, 2 labels and 2 masks"):
+        to_coco_results(instances([0.1, 0.2]), 42, [3], torch.ones(1))
+
+
+# -- what is printed -----------------------------------------------------------------------------------------------------
+
+
+def printed(renderable: Any, width: int = 80) -> list[str]:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(renderable)
+    return [line.rstrip() for line in console.export_text().splitlines()]
+
+
+def test_tables_show_every_number_within_80_columns(tmp_path: Path) -> None:
+    world = small_world()
+    dataset = dataset_of(world, tmp_path)
+    result = evaluate_model(TableModel(world), dataset, device="cpu", batch_size=1, workers=0, out=None)
+    lines = printed(result.table())
+    assert max(map(len, lines)) <= 80
+    assert lines[0] == f"mask AP (%), 5 images, {len(world.results)} predictions"
+    head = next(line for line in lines if "AP50" in line)
+    assert head.split() == ["score", *NUMBERS]
+    for mode, metrics in result.metrics.items():
+        row = next(line for line in lines if line.split()[:1] == [mode])
+        assert row.split()[1:] == ["-" if v < 0 else f"{100 * v:.1f}" for v in metrics.numbers().values()]
+        for name in NUMBERS:  # right-aligned: every number ends where its heading ends
+            end = (head + " ").index(f" {name} ") + len(name) + 1
+            assert row[end - 1] != " ", name
+            assert (row + " ")[end] == " ", name
+    single = printed(result.metrics["class"].table("my model"))
+    assert single[0] == "my model"
+    assert "score" not in single[1] + single[2]
+
+
+def test_category_table_is_sorted_with_unmeasured_ones_last(tmp_path: Path) -> None:
+    world = replace(small_world(), categories={3: "cat", 11: "dog", 12: "emu"})
+    result = evaluate_file(*write(world, tmp_path))
+    rows = [
+        line.split() for line in printed(result.category_table()) if line.split()[:1] in (["cat"], ["dog"], ["emu"])
+    ]
+    values = [float(value) for _, value in rows[:2]]
+    assert values == sorted(values, reverse=True)
+    assert rows[2] == ["emu", "-"]
