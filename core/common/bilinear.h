@@ -6,7 +6,8 @@
 namespace alignmask::ALIGNMASK_ISA {
 
 /// Coordinate in [0, 1] over an axis of `size` pixels -> position among the pixel centres. The position p is between
-/// the pixels floor(p) and floor(p) + 1; it is outside, and samples zero, unless -1 < p < size.
+/// the pixels floor(p) and floor(p) + 1; it is outside, and samples zero, unless -1 <= p < size. (At -1, too, but there
+/// the slope towards pixel 0 begins, as in torch's grid_sample.)
 template <class F>
 ALIGNMASK_HOST_DEVICE F pixel_position(F coordinate, F size) {
   return coordinate * size - 0.5f;

@@ -2,7 +2,7 @@
 //
 // A level of h x w tokens is stored as (h + 3) rows of (w + 1) tokens, kWidth channels each: two rows of zeros above,
 // one below, one column of zeros to the left (which also ends the row before). All four corners of any position inside
-// (-1, w) x (-1, h) then exist and are zero where they should be, and the two rows above serve the points outside. So
+// [-1, w) x [-1, h) then exist and are zero where they should be, and the two rows above serve the points outside. So
 // sampling has no branch, reads contiguous memory, and the data type and strides of the tensor no longer matter.
 #pragma once
 
@@ -101,7 +101,7 @@ ALIGNMASK_HOST_DEVICE Plan<F> plan_points(const PackedLevel& level, const F* loc
   const Lanes width = Lanes{} + static_cast<F>(level.width), height = Lanes{} + static_cast<F>(level.height);
   const Lanes x = pixel_position<Lanes>(__builtin_shufflevector(first, second, 0, 2, 4, 6), width);
   const Lanes y = pixel_position<Lanes>(__builtin_shufflevector(first, second, 1, 3, 5, 7), height);
-  const auto inside = (x > -1) & (x < width) & (y > -1) & (y < height);
+  const auto inside = (x >= -1) & (x < width) & (y >= -1) & (y < height);
   const Lanes zero{};
   const Lanes safe_x = inside ? x : zero, safe_y = inside ? y : zero;
   const Ints low_x = floor_to_int<Lanes, Ints>(safe_x), low_y = floor_to_int<Lanes, Ints>(safe_y);

@@ -40,18 +40,20 @@ def ms_deform_attn(
     B, _, N, D = value_BSND.shape
     _, Q, _, L, P, _ = locations_BQNLP2.shape
     dtype = _check.compute_dtype(value_BSND.dtype)
+    out_BNDQ = value_BSND.new_zeros(B, N, D, Q, dtype=dtype)
+    if 0 in (B, N, D, Q, P) or not any(h * w for h, w in level_shapes):
+        # Nothing is sampled, but the output depends on every argument, as it does otherwise.
+        none = sum(tensor[:0].sum().to(dtype) for tensor in (value_BSND, locations_BQNLP2, weights_BQNLP))
+        return (out_BNDQ.reshape(B, Q, N * D) + none).to(value_BSND.dtype)
     # A point one image away samples only zeros, as does any point further out: clamping keeps infinity out of the arithmetic.
     grid_BQNLP2 = 2 * locations_BQNLP2.to(dtype).clamp(-1, 2) - 1
-    out_BNDQ = value_BSND.new_zeros(B, N, D, Q, dtype=dtype)
     start = 0
     for level, (h, w) in enumerate(level_shapes):
+        if h * w == 0:
+            continue
         tokens_BTND = value_BSND[:, start : start + h * w].to(dtype)
         start += h * w
         weights_BNQP = weights_BQNLP[:, :, :, level].to(dtype).transpose(1, 2)
-        if 0 in (B, N, D, Q, P, h, w):  # grid_sample refuses these; nothing is sampled
-            # so that the output depends on every argument, as it does otherwise
-            out_BNDQ = out_BNDQ + sum(tensor[:0].sum().to(dtype) for tensor in (value_BSND, locations_BQNLP2, weights_BQNLP))
-            continue
         maps = tokens_BTND.permute(0, 2, 3, 1).reshape(B * N, D, h, w)
         grid = grid_BQNLP2[:, :, :, level].transpose(1, 2).reshape(B * N, Q, P, 2)
         sampled = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

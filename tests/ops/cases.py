@@ -1,0 +1,200 @@
+"""Inputs of the ops, for tests and benchmarks: named shapes, layouts of points, random tensors from a seed.
+
+Shapes: as in `alignmask.ops`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from alignmask import ops
+
+LAYOUTS = ("local", "uniform", "border", "outside")
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def implementations(op: str) -> tuple[str, ...]:
+    """What can compute `op` on the CPU."""
+    return ("reference",) if ops.implementation(op, "cpu") == "reference" else ("reference", "kernel")
+
+
+@contextmanager
+def using(implementation: str, op: str) -> Iterator[None]:
+    with ops.use_reference(op) if implementation == "reference" else nullcontext():
+        yield
+
+
+class DeformShape(NamedTuple):
+    B: int
+    levels: tuple[tuple[int, int], ...]
+    N: int
+    D: int
+    Q: int
+    P: int
+
+
+def encoder(size: int) -> DeformShape:
+    """The pixel decoder's attention on a square image: every token of strides 32, 16 and 8 is a query."""
+    levels = tuple((size // stride, size // stride) for stride in (32, 16, 8))
+    return DeformShape(1, levels, 8, 32, sum(h * w for h, w in levels), 4)
+
+
+MS_DEFORM_ATTN = {
+    "tiny": DeformShape(1, ((2, 4),), 1, 8, 3, 4),
+    "odd": DeformShape(2, ((3, 5), (1, 7), (4, 1)), 3, 9, 5, 3),
+    "scalar": DeformShape(1, ((4, 4), (2, 2)), 2, 1, 6, 1),
+    "wide": DeformShape(2, ((8, 4), (4, 2)), 2, 65, 4, 5),
+    "two blocks": DeformShape(1, ((4, 8),), 1, 128, 7, 4),
+    "encoder_256": encoder(256),
+    "encoder_1024": encoder(1024),
+}
+SMALL = ("tiny", "odd", "scalar", "wide", "two blocks")
+
+
+def points(layout: str, count: tuple[int, ...], size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Random normalised points (x, y), [*count, 2] in float64, over a map of `size` = (h, w).
+
+    local: within a few pixels of one random place per first dimensions; uniform: all over the map; border: pixel centres and
+    edges, from one pixel outside to one pixel outside on the other side; outside: mostly off the map, some far away.
+    """
+    scale = torch.tensor([max(size[1], 1), max(size[0], 1)], dtype=torch.float64)
+    uniform = torch.rand(*count, 2, generator=generator, dtype=torch.float64)
+    if layout == "uniform":
+        return uniform
+    if layout == "local":
+        offsets = 2 * torch.randn(*count, 2, generator=generator, dtype=torch.float64)
+        return uniform[..., :1, :] + offsets / scale
+    if layout == "border":
+        halves = (uniform * (2 * scale + 5)).floor() - 2  # in half pixels: from -1 to size + 1 pixels
+        return halves / 2 / scale
+    if layout == "outside":
+        far = torch.rand(*count, 1, generator=generator, dtype=torch.float64) < 0.1
+        return torch.where(far, 1e6, 5) * (uniform - 0.5) + 0.5
+    raise ValueError(f"unknown layout {layout!r}")
+
+
+def ms_deform_attn(
+    shape: DeformShape,
+    layout: str = "uniform",
+    dtype: torch.dtype = torch.float32,
+    points_dtype: torch.dtype | None = None,
+    seed: int = 0,
+) -> tuple[Tensor, list[tuple[int, int]], Tensor, Tensor]:
+    """The arguments of `alignmask.ops.ms_deform_attn`."""
+    B, levels, N, D, Q, P = shape
+    generator = torch.Generator().manual_seed(seed)
+    value = torch.randn(B, sum(h * w for h, w in levels), N, D, generator=generator)
+    locations = [points(layout, (B, Q, N, P), level, generator) for level in levels]
+    locations_BQNLP2 = torch.stack(locations, 3) if levels else torch.zeros(B, Q, N, 0, P, 2)
+    weights = torch.randn(B, Q, N, len(levels), P, generator=generator)
+    second = points_dtype or dtype
+    return value.to(dtype), list(levels), locations_BQNLP2.to(second), weights.to(second)
+
+
+def encoder_locations(shape: DeformShape, generator: torch.Generator) -> Tensor:
+    """Points as a trained encoder has them: some two pixels around every query's own token, in float32."""
+    centres = []
+    for h, w in shape.levels:
+        y, x = torch.meshgrid((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w, indexing="ij")
+        centres.append(torch.stack([x, y], -1).reshape(-1, 2))
+    centres_Q1112 = torch.cat(centres)[:, None, None, None]
+    sizes_L12 = torch.tensor([[[w, h]] for h, w in shape.levels])
+    offsets = 2 * torch.randn(shape.B, shape.Q, shape.N, len(shape.levels), shape.P, 2, generator=generator)
+    return centres_Q1112 + offsets / sizes_L12
+
+
+class PoolShape(NamedTuple):
+    B: int
+    C: int
+    features: tuple[int, int]
+    masks: tuple[int, int]
+    G: int
+    T: int
+    K: int
+
+
+MASKED_POINT_POOL = {
+    "tiny": PoolShape(1, 2, (4, 4), (4, 4), 1, 1, 5),
+    "odd": PoolShape(3, 5, (5, 3), (7, 9), 4, 2, 11),
+    "model_1024": PoolShape(2, 256, (256, 256), (1024, 1024), 20, 5, 12544),
+}
+
+
+def blobs(count: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Random boxes as masks, bool, [count, h, w]; about one in six is empty."""
+    h, w = size
+    y, x = torch.arange(h)[None, :, None], torch.arange(w)[None, None, :]
+    corners = torch.rand(count, 2, 2, generator=generator) * torch.tensor([h, w])
+    (low_y, low_x), (high_y, high_x) = (
+        [end[:, i, None, None] for i in (0, 1)] for end in corners.sort(1).values.unbind(1)
+    )
+    full = torch.rand(count, 1, 1, generator=generator) > 1 / 6
+    return (y >= low_y.floor()) & (y < high_y.ceil()) & (x >= low_x.floor()) & (x < high_x.ceil()) & full
+
+
+def owners(count: int, images: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(images, (count,), generator=generator) if images else torch.zeros(0, dtype=torch.long)
+
+
+def masked_point_pool(
+    shape: PoolShape,
+    layout: str = "uniform",
+    dtype: torch.dtype = torch.float32,
+    points_dtype: torch.dtype | None = None,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The tensors of `alignmask.ops.masked_point_pool`."""
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(shape.B, shape.C, *shape.features, generator=generator)
+    where = points(layout, (shape.B, shape.T, shape.K), shape.features, generator)
+    masks = blobs(shape.G, shape.masks, generator)
+    return features.to(dtype), masks, owners(shape.G, shape.B, generator), where.to(points_dtype or dtype)
+
+
+class IouShape(NamedTuple):
+    B: int
+    Q: int
+    predictions: tuple[int, int]
+    scale: int
+    G: int
+
+
+MASK_IOU = {
+    "tiny": IouShape(1, 2, (3, 4), 1, 2),
+    "odd": IouShape(3, 5, (5, 13), 3, 4),
+    "model_1024": IouShape(2, 200, (256, 256), 4, 20),
+    "model_1024 low": IouShape(2, 200, (256, 256), 1, 20),
+}
+
+
+def mask_iou(shape: IouShape, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """The tensors of `alignmask.ops.mask_iou`."""
+    generator = torch.Generator().manual_seed(seed)
+    h, w = shape.predictions
+    predictions = torch.randn(shape.B, shape.Q, h, w, generator=generator)
+    predictions += 2 * blobs(shape.B * shape.Q, (h, w), generator).view(shape.B, shape.Q, h, w) - 1
+    targets = blobs(shape.G, (h * shape.scale, w * shape.scale), generator)
+    return predictions.to(dtype), targets, owners(shape.G, shape.B, generator)
+
+
+class LossShape(NamedTuple):
+    R: int
+    C: int
+
+
+QUALITY_FOCAL_LOSS = {"tiny": LossShape(3, 2), "odd": LossShape(17, 5), "model": LossShape(10 * 16 * 200, 80)}
+
+
+def quality_focal_loss(
+    shape: LossShape, dtype: torch.dtype = torch.float32, spread: float = 3, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The tensors of `alignmask.ops.quality_focal_loss`; `spread`: standard deviation of the logits."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = spread * torch.randn(shape.R, shape.C, generator=generator)
+    label = torch.randint(-1, shape.C, (shape.R,), generator=generator)
+    return logits.to(dtype), label, torch.rand(shape.R, generator=generator).to(dtype)
