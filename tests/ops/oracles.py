@@ -17,9 +17,9 @@ Array = np.ndarray[Any, Any]
 
 def _corners(x: float, y: float, height: int, width: int) -> Iterator[tuple[int, int, float, float, float]]:
     """Pixels around the normalised (x, y) that exist: row, column, bilinear weight, its derivatives in x and y."""
-    column, row = x * width - 0.5, y * height - 0.5
-    if math.isinf(column) or math.isinf(row):
+    if math.isinf(x) or math.isinf(y):
         return
+    column, row = x * width - 0.5, y * height - 0.5
     for i, j in itertools.product((0, 1), (0, 1)):
         r, c = math.floor(row) + i, math.floor(column) + j
         if 0 <= r < height and 0 <= c < width:
