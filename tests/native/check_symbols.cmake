@@ -1,0 +1,11 @@
+# Fails if one of OBJECTS defines a symbol outside of the namespace alignmask::ISA.
+execute_process(COMMAND ${NM} --defined-only --demangle ${OBJECTS} OUTPUT_VARIABLE listing COMMAND_ERROR_IS_FATAL ANY)
+string(REGEX MATCHALL "[^\n]+ [TWVuDBR] [^\n]+" symbols "${listing}")
+if(NOT symbols)
+  message(FATAL_ERROR "no symbols found in ${OBJECTS}")
+endif()
+foreach(symbol IN LISTS symbols)
+  if(NOT symbol MATCHES "alignmask::${ISA}::|DW\\.ref\\.__gxx_personality_v0")
+    message(SEND_ERROR "${ISA} code defines ${symbol}")
+  endif()
+endforeach()
