@@ -36,7 +36,8 @@ class DataConfig:
     shapes: ShapesConfig | None = None
     """Use the synthetic data set instead of the four paths above."""
     train_limit: int | None = None
-    """Train on the first so many images only (overfitting checks)."""
+    val_limit: int | None = None
+    """Train, or evaluate, on the first so many images only."""
 
     crop: int = 1024
     """Side of the square training crop, pixels; divisible by 32."""

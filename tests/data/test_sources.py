@@ -63,3 +63,9 @@ def test_real_data_trains(data_root, name):
     batch = collate([val_dataset(data)[i] for i in range(4)])
     assert batch.image_BCHW.shape[-2] % 32 == batch.image_BCHW.shape[-1] % 32 == 0
     assert batch.labels_G.dtype == torch.int64
+
+
+def test_limits_keep_the_first_images_of_each_split(tmp_path):
+    data = DataConfig(shapes=ShapesConfig(tmp_path / "root", 5, 4, 32), train_limit=3, val_limit=2)
+    assert len(train_dataset(data)) == 3
+    assert val_dataset(data).image_ids == val_dataset(replace(data, val_limit=None)).image_ids[:2]

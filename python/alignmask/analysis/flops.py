@@ -45,7 +45,11 @@ def count_flops(config: ModelConfig, height: int, width: int, aligned_queries: i
     aligned_queries: so many aligned queries stand beside the object queries, as in training (Table 1 counts 100).
     """
     with torch.device("meta"):
-        model = build_model(replace(config, backbone=replace(config.backbone, pretrained=False))).eval()
+        model = (
+            build_model(replace(config, backbone=replace(config.backbone, pretrained=False)))
+            .eval()
+            .requires_grad_(False)
+        )
         image = torch.empty(1, 3, height, width)
         aligned = None
         if aligned_queries:

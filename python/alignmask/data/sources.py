@@ -53,4 +53,6 @@ def val_dataset(data: DataConfig, masks: bool = True) -> CocoDataset:
     data = resolve_paths(data)
     assert data.val_images is not None
     assert data.val_annotations is not None
-    return CocoDataset(data.val_images, data.val_annotations, evaluation_transform(data), masks=masks)
+    return CocoDataset(
+        data.val_images, data.val_annotations, evaluation_transform(data), limit=data.val_limit, masks=masks
+    )

@@ -21,7 +21,9 @@ from alignmask.model.config import (
 COCO = Path("datasets/coco")
 SWIN_S = BackboneConfig("swin_small_patch4_window7_224.ms_in1k", drop_path_rate=0.3)
 SWIN_B_22K = BackboneConfig("swin_base_patch4_window12_384.ms_in22k", drop_path_rate=0.3)
-LITE0 = BackboneConfig("tf_efficientnet_lite0", pretrained="lite0-package", mean=(127.0,) * 3, std=(128.0,) * 3)
+LITE0 = BackboneConfig(
+    "tf_efficientnet_lite0", pretrained="lite0-package", freeze_norm=False, mean=(127.0,) * 3, std=(128.0,) * 3
+)
 
 
 def _coco() -> DataConfig:
@@ -77,9 +79,9 @@ def shapes_tiny() -> Config:
         data=DataConfig(
             shapes=ShapesConfig(), crop=128, scale=(0.8, 1.25), eval_short_side=128, eval_max_side=128, workers=0
         ),
-        loss=LossConfig(points=512),
+        loss=LossConfig(points=512, class_weight=6.0),
         train=TrainConfig(
-            iterations=1500, batch_size=16, learning_rate=1e-3, backbone_multiplier=0.3, schedule="cosine", warmup=50,
+            iterations=3000, batch_size=8, learning_rate=2e-3, backbone_multiplier=0.5, schedule="cosine", warmup=50,
             clip=1.0, ema=0.998, evaluate_every=10_000, checkpoint_every=500, max_minutes=10,
         ),
     )  # fmt: skip
@@ -94,9 +96,9 @@ def nuclei_small() -> Config:
             crop=256, scale=(0.7, 1.5), vertical_flip=0.5, color_jitter=0.2, eval_short_side=256, eval_max_side=512,
             workers=0,
         ),
-        loss=LossConfig(points=1024),
+        loss=LossConfig(points=1024, class_weight=4.0),
         train=TrainConfig(
-            iterations=3000, batch_size=8, learning_rate=5e-4, backbone_multiplier=0.3, schedule="cosine", warmup=100,
+            iterations=3000, batch_size=4, learning_rate=1e-3, backbone_multiplier=0.5, schedule="cosine", warmup=100,
             clip=1.0, ema=0.998, evaluate_every=1000, checkpoint_every=500, max_minutes=55,
         ),
     )  # fmt: skip
@@ -108,9 +110,9 @@ def coco_subset_small() -> Config:
         "coco_subset_small",
         model=_small_model(80, 128, 50, 3, AlignedQueryConfig(count=50, point_sets=3, points=4096)),
         data=DataConfig(crop=256, scale=(0.5, 1.5), eval_short_side=256, eval_max_side=448, workers=0),
-        loss=LossConfig(points=1024),
+        loss=LossConfig(points=1024, class_weight=4.0),
         train=TrainConfig(
-            iterations=2000, batch_size=8, learning_rate=5e-4, backbone_multiplier=0.3, schedule="cosine", warmup=100,
+            iterations=2000, batch_size=8, learning_rate=1e-3, backbone_multiplier=0.5, schedule="cosine", warmup=100,
             clip=1.0, ema=0.998, evaluate_every=1000, checkpoint_every=500,
         ),
     )  # fmt: skip
