@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as mask_utils
 
@@ -93,6 +94,63 @@ def small_world(seed: int = 0, images: int = 5) -> World:
     return world
 
 
+BOUNDARIES = (1, 1023, 1024, 1025, 9215, 9216, 9217, 20_000)
+"""Areas at and around the limits of small, medium and large: a limit itself belongs to both sides."""
+
+
+def random_mask(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    """A box or an ellipse, from a pixel to the whole image."""
+    height, width = size
+    bottom, right = int(rng.integers(1, height + 1)), int(rng.integers(1, width + 1))
+    top, left = int(rng.integers(0, bottom)), int(rng.integers(0, right))
+    mask_HW = box_mask(size, top, left, bottom, right)
+    if rng.random() < 0.5:
+        y, x = np.ogrid[:height, :width]
+        mask_HW &= ((2 * y + 1 - top - bottom) / (bottom - top)) ** 2 + (
+            (2 * x + 1 - left - right) / (right - left)
+        ) ** 2 < 1.5
+    return mask_HW
+
+
+def perturbed(rng: np.random.Generator, mask_HW: np.ndarray) -> np.ndarray:
+    """The mask as it is, moved by some pixels, or with a part cut off; never empty."""
+    kind = rng.integers(3)
+    if kind == 0:
+        return mask_HW
+    moved = np.roll(mask_HW, rng.integers(-3, 4, 2), axis=(0, 1)) if kind == 1 else mask_HW.copy()
+    if kind == 2:
+        moved[int(rng.integers(1, mask_HW.shape[0] + 1)) :] = False
+    return moved if moved.any() else mask_HW
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> World:
+    """Ids with gaps and in any order, crowds, images and categories without annotations or predictions, score ties."""
+    ids = draw(st.lists(st.integers(1, 999), min_size=1, max_size=4, unique=True))
+    sizes = {i: draw(st.sampled_from([(1, 1), (17, 40), (40, 33), (150, 140)])) for i in ids}
+    category_ids = draw(st.lists(st.integers(1, 90), min_size=1, max_size=3, unique=True))
+    levels = draw(st.sampled_from([1, 2, 5, 1000]), label="different scores")
+    crowd_share = draw(st.sampled_from([0.0, 0.3, 1.0]))
+    own_areas = draw(st.booleans(), label="areas of the file differ from the masks'")
+    most = draw(st.sampled_from([0, 2, 6, 120]), label="most spurious predictions of an image")
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1), label="seed"))
+    world = World(sizes, {i: f"class {i}" for i in category_ids})
+
+    def score() -> float:
+        return float(rng.integers(0, levels + 1) / levels)
+
+    for image, size in sizes.items():
+        for _ in range(draw(st.integers(0, 4))):
+            category, mask_HW = int(rng.choice(category_ids)), random_mask(rng, size)
+            area = {"area": int(rng.choice(BOUNDARIES))} if own_areas else {}
+            world.annotate(image, category, mask_HW, crowd=bool(rng.random() < crowd_share), **area)
+            for _ in range(rng.integers(0, 3)):
+                world.predict(image, category, perturbed(rng, mask_HW), score())
+        for _ in range(int(rng.integers(0, most + 1))):
+            world.predict(image, int(rng.choice(category_ids)), random_mask(rng, size), score())
+    return world
+
+
 class TableModel(torch.nn.Module):
     """Predicts what a World's results say, whatever the image shows; mask scores are drawn from the image id."""
 
@@ -128,3 +186,10 @@ class TableModel(torch.nn.Module):
 
 def dataset_of(world: World, folder: Path, **more: Any) -> CocoDataset:
     return CocoDataset(folder, world.write(folder, images=True), **more)
+
+
+def write(world: World, folder: Path) -> tuple[Path, Path]:
+    """Annotation file and results file."""
+    results = folder / "results.json"
+    results.write_text(json.dumps(world.results))
+    return world.write(folder), results

@@ -84,8 +84,7 @@ def score_iou_pairs(
 
     Crowd annotations are left out: they mark regions, not instances. So a prediction inside a crowd counts as whatever
     its IoU with the instances around is, mostly 0 (COCO's AP ignores such predictions). Several predictions may share
-    one ground-truth
-    mask: unlike AP this measures mask quality, not duplicates.
+    one ground-truth mask: unlike AP this measures mask quality, not duplicates.
 
     Args:
         annotations, results, image_ids, ignore_unknown: as `alignmask.eval.coco.evaluate_results` takes them.
@@ -178,7 +177,7 @@ def alignment_table(statistics: dict[str, AlignmentStatistics]) -> Table:
     named = any(statistics)
     if named:
         table.add_column("score", no_wrap=True)
-    table.caption = "* ground truth of any class"
+    table.caption, table.caption_justify = "* ground truth of any class", "left"
     for name in ("top", "predictions", "mean score", "mean IoU", "PCC", "mean IoU*", "PCC*"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, entry in statistics.items():

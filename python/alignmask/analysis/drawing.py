@@ -80,7 +80,7 @@ def draw_instances(
         names = [class_names[label] if len(class_names) > 1 else "" for label in labels_N]
         scores = [f"{score:.2f}" for score in scores_N] if scores_N is not None else [""] * len(names)
         texts = [f"{name} {score}".strip() for name, score in zip(names, scores, strict=True)]
-        _write_labels(picture, texts, windows, factor)
+        _write_labels(picture, texts, [_highest_pixel(*pair) for pair in zip(masks_NHW, windows, strict=True)], factor)
     return picture
 
 
@@ -95,6 +95,14 @@ def _window(mask_HW: np.ndarray) -> tuple[slice, slice] | None:
     """The box around a mask; None if it is empty."""
     found = ndimage.find_objects(mask_HW.view(np.uint8))
     return found[0] if found else None
+
+
+def _highest_pixel(mask_HW: np.ndarray, window: tuple[slice, slice] | None) -> tuple[int, int] | None:
+    """x, y of the leftmost of a mask's highest pixels; None if it is empty."""
+    if window is None:
+        return None
+    rows, columns = window
+    return columns.start + int(mask_HW[rows.start, columns].argmax()), rows.start
 
 
 def _paint(
@@ -115,20 +123,18 @@ def _paint(
     part_HWC[inside & ~core] = colour_C
 
 
-def _write_labels(
-    picture: Image.Image, texts: list[str], windows: list[tuple[slice, slice] | None], factor: int
-) -> None:
-    """Writes each text at the top left of its instance's box, moved into the picture."""
+def _write_labels(picture: Image.Image, texts: list[str], places: list[tuple[int, int] | None], factor: int) -> None:
+    """Writes each text above the highest pixel of its instance, moved into the picture."""
     draw = ImageDraw.Draw(picture)
     letters = font(max(11, round(max(picture.size) / 45)))
     taken: list[tuple[float, float, float, float]] = []
-    for n, (text, window) in enumerate(zip(texts, windows, strict=True)):
-        if window is None or not text:
+    for n, (text, place) in enumerate(zip(texts, places, strict=True)):
+        if place is None or not text:
             continue
         left, top, right, bottom = draw.textbbox((0, 0), text, font=letters)
         width, height = right - left + 4, bottom - top + 4
-        x = min(window[1].start * factor, picture.width - width)
-        y = min(max(window[0].start * factor - height, 0), picture.height - height)
+        x = max(min(place[0] * factor, picture.width - width), 0)
+        y = min(max(place[1] * factor - height, 0), picture.height - height)
         box = (x, y, x + width, y + height)
         if any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
             continue

@@ -6,6 +6,7 @@ Shapes: N instances or predictions, H x W pixels.
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure  # drawn by Agg: no display, no global state
+from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image, ImageDraw
 from pycocotools import mask as mask_utils
 
@@ -129,15 +131,16 @@ def loss_curve(metrics_jsonl: Path, out_png: Path) -> None:
     """Plots a run's metrics.jsonl: total loss and its parts; below it the evaluations' mask AP, if there were any.
 
     Raises:
-        CocoError: the file cannot be read, a line is broken (the last one may be: a killed run leaves it so), or no
-            step is logged.
+        CocoError: the file cannot be read, a line is broken (the last one may be: a killed run leaves it so), or
+            neither a step nor an evaluation is logged.
     """
     losses: dict[str, list[tuple[int, float]]] = defaultdict(list)
     ap: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for line in _lines(metrics_jsonl):
         if "eval" in line:
             for mode, values in line["eval"]["modes"].items():
-                ap[mode].append((line["step"], 100 * values["metrics"]["AP"]))
+                value = values["metrics"]["AP"]
+                ap[mode].append((line["step"], 100 * value if value >= 0 else math.nan))  # -1: no ground truth
         else:
             for name, value in line.items():
                 if name not in NOT_LOSSES and isinstance(value, (int, float)):
@@ -149,15 +152,18 @@ def loss_curve(metrics_jsonl: Path, out_png: Path) -> None:
     panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     if losses:
         panels[0].set(ylabel="loss", yscale="log")
+        panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panels[0].yaxis.set_major_formatter("{x:g}")
-        panels[0].yaxis.set_minor_formatter("{x:g}")
+        panels[0].yaxis.set_minor_formatter(NullFormatter())
     for name, points in losses.items():
         style = {"color": "black", "linewidth": 2.2} if name == "loss" else {"linewidth": 1.2}
         panels[0].plot(*zip(*points, strict=True), label=name, **style)
     for mode, points in ap.items():
-        panels[-1].plot(*zip(*points, strict=True), marker="o", label=f"score {mode}: {points[-1][1]:.1f}")
+        last = "no ground truth" if math.isnan(points[-1][1]) else f"{points[-1][1]:.1f} at last"
+        panels[-1].plot(*zip(*points, strict=True), marker="o", label=f"score {mode}: {last}")
+    if ap:
         panels[-1].set(ylabel="mask AP (%)")
-        panels[-1].set_ylim(bottom=0)
+        panels[-1].set_ylim(bottom=0)  # after plotting: it ends the scaling to what is plotted
     panels[-1].set(xlabel="step")
     for panel in panels:
         panel.grid(alpha=0.3)
@@ -178,10 +184,14 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     lines = []
     for number, text in enumerate(texts, 1):
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except json.JSONDecodeError as error:
             if number < len(texts):
                 raise CocoError(f"{path}, line {number}: not valid JSON: {error}") from error
+            continue
+        if not isinstance(line, dict) or "step" not in line:
+            raise CocoError(f"{path}, line {number}: expected an object with a step")
+        lines.append(line)
     return lines
 
 
@@ -205,7 +215,7 @@ def score_iou_scatter(
     iou_N = (pairs.iou_same_class_N if iou == "same class" else pairs.iou_any_class_N)[top]
     figure = Figure(figsize=(6, 5.4), layout="constrained")
     axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--", label="score = IoU", zorder=3)
+    axes.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--", label="score = IoU", zorder=3)
     if len(top) > MANY_POINTS:
         density = axes.hexbin(score_N, iou_N, gridsize=60, extent=(0, 1, 0, 1), bins="log", mincnt=1, cmap="viridis")
         figure.colorbar(density, ax=axes, label="predictions")
@@ -221,7 +231,7 @@ def score_iou_scatter(
     shown = "not defined" if correlation is None else f"{correlation:.3f}"
     heading = f"PCC {shown}   (top {100 * fraction:g} %: {len(top)} predictions)"
     axes.set(
-        xlabel="score", ylabel=f"mask IoU with the best ground truth ({iou})", xlim=(0, 1), ylim=(-0.02, 1.02),
+        xlabel="score", ylabel=f"mask IoU with the best ground truth ({iou})", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02),
         title=f"{title}\n{heading}" if title else heading,
     )  # fmt: skip
     axes.legend(loc="upper left", fontsize=8)
