@@ -24,6 +24,7 @@ __all__ = ["__version__", "load", "ops", "require_train", *_LAZY_MODULES]
 
 def __getattr__(name: str) -> Any:
     if name == "load":
+        require_train("alignmask.load")
         return importlib.import_module("alignmask.predictor").load
     if name in _LAZY_MODULES:
         return importlib.import_module(f"alignmask.{name}")

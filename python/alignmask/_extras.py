@@ -10,10 +10,13 @@ _TRAIN_MODULES = (
     "timm",
     "accelerate",
     "pycocotools",
+    "hotcoco",
     "scipy",
     "safetensors",
     "tyro",
     "rich",
+    "matplotlib",
+    "tensorboard",
     "PIL",
     "dacite",
 )
