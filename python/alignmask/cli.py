@@ -16,6 +16,7 @@ COMMANDS = {
     "eval": "COCO mask AP and alignment statistics of a checkpoint, or of any model's results file",
     "predict": "segment images: overlay pictures, and predictions as COCO JSON",
     "demo": "train a small model on built-in synthetic images in minutes, evaluate it, draw pictures",
+    "flops": "parameters and multiply-adds of a recipe's model",
     "info": "versions, build, processor, GPUs, and what each op runs on",
 }
 WITHOUT_EXTRA = ("info",)

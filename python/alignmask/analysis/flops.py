@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
-from alignmask.model import ModelConfig, build_model
+from alignmask.model import AlignMask, ModelConfig, build_model
 from alignmask.model.aligned_queries import AlignedQueries
 
 
@@ -45,11 +45,7 @@ def count_flops(config: ModelConfig, height: int, width: int, aligned_queries: i
     aligned_queries: so many aligned queries stand beside the object queries, as in training (Table 1 counts 100).
     """
     with torch.device("meta"):
-        model = (
-            build_model(replace(config, backbone=replace(config.backbone, pretrained=False)))
-            .eval()
-            .requires_grad_(False)
-        )
+        model = _without_weights(config)
         image = torch.empty(1, 3, height, width)
         aligned = None
         if aligned_queries:
@@ -67,6 +63,17 @@ def count_flops(config: ModelConfig, height: int, width: int, aligned_queries: i
         for m in (features.levels[i % 3] for i in range(outputs - 1))
     )
     return Flops(backbone, pixel_decoder, query_decoder, once, (outputs - 1) * once - coarse)
+
+
+def count_parameters(config: ModelConfig) -> int:
+    """Of the whole model, the aligned queries' MLP included."""
+    return sum(parameter.numel() for parameter in _without_weights(config).parameters())
+
+
+def _without_weights(config: ModelConfig) -> AlignMask:
+    with torch.device("meta"):
+        model = build_model(replace(config, backbone=replace(config.backbone, pretrained=False)))
+    return model.eval().requires_grad_(False)
 
 
 def _counted(module: torch.nn.Module, *inputs: Any) -> tuple[Any, float]:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import torch
+
+if TYPE_CHECKING:
+    from alignmask.config import Config
 
 
 def choose_device(name: str) -> torch.device:
@@ -15,3 +21,12 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
         raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
     return device
+
+
+def choose_recipe(name: str) -> Callable[[], Config]:
+    """The recipe of that name. Raises ValueError that lists the recipes for any other name."""
+    from alignmask.recipes import RECIPES
+
+    if name in RECIPES:
+        return RECIPES[name]
+    raise ValueError(f"unknown recipe {name!r}: expected one of {', '.join(RECIPES)}")

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from alignmask.cli import INTERRUPTED, complain
+from alignmask.commands import choose_recipe
 from alignmask.config import Config
 from alignmask.recipes import RECIPES
 
@@ -21,6 +22,8 @@ Part = Literal["model.aligned-queries", "data.shapes"]
 
 
 def main(arguments: list[str]) -> int:
+    if arguments and not arguments[0].startswith("-"):
+        choose_recipe(arguments[0])  # says more than the option parser does
     return tyro.extras.subcommand_cli_from_dict(
         {name: _command(recipe) for name, recipe in RECIPES.items()},
         prog="alignmask train",
