@@ -142,6 +142,19 @@ def test_gradients_that_are_needed_equal_those_of_all(implementation: str, name:
         assert torch.equal(some, full)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_half_precision_number_is_read_and_rounded_as_by_torch(instruction_set: str, dtype: torch.dtype) -> None:
+    """One pixel per number, sampled at its centre, times weights that hit halfway cases, subnormals and overflow."""
+    numbers = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
+    value = numbers.view(-1, 1, 1, 1)
+    centre = torch.full((2**16, 1, 1, 1, 1, 2), 0.5)
+    for weight in (1.0, 0.5, 1 + 2**-11, 1 + 2**-8, 3e-5, 1 / 3, 7.7, 1e4):
+        out = ops.ms_deform_attn(value, [(1, 1)], centre, torch.full((2**16, 1, 1, 1, 1), weight))
+        expected = (numbers.float() * weight).to(dtype)
+        assert torch.equal(out.flatten().isnan(), expected.isnan())
+        assert torch.equal(out.flatten().nan_to_num(nan=0.0), expected.nan_to_num(nan=0.0))
+
+
 # ---- memory layouts
 
 

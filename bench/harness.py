@@ -1,0 +1,176 @@
+"""Side-by-side timing: all candidates in one process, in turns, so that they share whatever else the machine does.
+
+A benchmark script lists its measurements and calls `main`; the numbers go to the terminal and, with the commit, the machine and
+the versions, into `bench/results/<device>-<date>.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))  # for the cases, which the tests share
+
+from alignmask import ops  # noqa: E402
+from tests.ops import cases  # noqa: E402
+
+__all__ = ["Measurement", "cases", "main"]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What to time: `call` runs once per turn and per implementation of `op`, on `threads` threads."""
+
+    op: str
+    labels: dict[str, str]
+    threads: int
+    call: Callable[[], Any]
+
+
+@dataclass
+class Result:
+    """Seconds of one candidate: quartiles over its turns."""
+
+    implementation: str
+    turns: int
+    lower: float
+    median: float
+    upper: float
+
+
+@dataclass
+class Row:
+    op: str
+    labels: dict[str, str]
+    threads: int
+    results: list[Result] = field(default_factory=list)
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times faster the kernel is than the reference, by medians."""
+        medians = {result.implementation: result.median for result in self.results}
+        return medians["reference"] / medians["kernel"] if len(medians) == 2 else None
+
+
+def quartiles(seconds: list[float]) -> tuple[float, float, float]:
+    if len(seconds) == 1:
+        return seconds[0], seconds[0], seconds[0]
+    lower, median, upper = statistics.quantiles(seconds, n=4, method="inclusive")
+    return lower, median, upper
+
+
+def measure(measurement: Measurement, seconds: float, least: int = 5) -> Row:
+    """Take turns until all candidates together ran for `seconds`, but at least `least` turns each."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(measurement.threads)
+    names = cases.implementations(measurement.op)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    try:
+        for name in names:
+            with cases.using(name, measurement.op):
+                measurement.call()  # warm-up
+        start = time.perf_counter()
+        while len(times[names[0]]) < least or time.perf_counter() - start < seconds:
+            for name in names:
+                with cases.using(name, measurement.op):
+                    began = time.perf_counter()
+                    measurement.call()
+                    times[name].append(time.perf_counter() - began)
+    finally:
+        torch.set_num_threads(before)
+    results = [Result(name, len(times[name]), *quartiles(times[name])) for name in names]
+    return Row(measurement.op, measurement.labels, measurement.threads, results)
+
+
+def environment() -> dict[str, Any]:
+    """Everything that a reader needs to place the numbers."""
+
+    def git(*command: str) -> str:
+        done = subprocess.run(["git", "-C", str(REPOSITORY), *command], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "commit": git("rev-parse", "HEAD"),
+        "changed_files": git(
+            "status", "--porcelain", "--untracked-files=no", "--", "core", "bindings", "python/alignmask/ops"
+        ),
+        "cpu": cpu_name(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load_average": os.getloadavg(),
+        "implementations": {op: ops.implementation(op, "cpu") for op in ops.OPS},
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": platform.platform(),
+    }
+
+
+def cpu_name() -> str:
+    """Name of the processor; where it says next to nothing (virtual machines), with family and model."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = {
+        key.strip(): value.strip()
+        for key, _, value in (line.partition(":") for line in text.split("\n\n")[0].splitlines())
+    }
+    name = fields.get("model name", platform.machine())
+    return f"{name} (family {fields['cpu family']}, model {fields['model']})" if "cpu family" in fields else name
+
+
+def main(measurements: Callable[[argparse.Namespace], Iterator[Measurement]]) -> None:
+    """Parse the command line, measure, print a table, write the results file."""
+    parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads to try")
+    parser.add_argument("--seconds", type=float, default=3, help="per measurement")
+    parser.add_argument("--turns", type=int, default=5, help="at least so many turns per measurement")
+    parser.add_argument("--quick", action="store_true", help="a few small measurements, and no results file")
+    options = parser.parse_args()
+    if options.quick:
+        options.threads, options.seconds, options.turns = [1], 0.2, 3
+    about, rows = environment(), []
+    print(f"{about['cpu']}, {about['cpus']} CPUs, torch {about['torch']}, commit {about['commit'][:9]}")
+    for measurement in measurements(options):
+        row = measure(measurement, options.seconds, options.turns)
+        rows.append(row)
+        print(line(row), flush=True)
+    if not options.quick:
+        print(f"written to {write(about, rows).relative_to(REPOSITORY)}")
+
+
+def line(row: Row) -> str:
+    parts = [f"{' '.join(row.labels.values()):<44} {row.threads} thread{'s' if row.threads > 1 else ' '}"]
+    for result in row.results:
+        spread = f"[{1e3 * result.lower:.1f}, {1e3 * result.upper:.1f}]"
+        parts.append(f"{result.implementation} {1e3 * result.median:8.1f} ms {spread:<20}")
+    if row.ratio is not None:
+        parts.append(f"x {row.ratio:.1f}")
+    return "  ".join(parts)
+
+
+def write(about: dict[str, Any], rows: list[Row]) -> Path:
+    """Add rows to the results file of this device and day; those of the same op are replaced."""
+    device = re.sub(r"[^a-z0-9]+", "-", about["cpu"].lower().replace("(r)", "")).strip("-")
+    path = REPOSITORY / "bench" / "results" / f"{device}-{about['date'][:10]}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    runs = json.loads(path.read_text()) if path.exists() else {}
+    for op in {row.op for row in rows}:
+        runs[op] = {"environment": about, "rows": [asdict(row) | {"ratio": row.ratio} for row in rows if row.op == op]}
+    path.write_text(json.dumps(dict(sorted(runs.items())), indent=1) + "\n")
+    return path

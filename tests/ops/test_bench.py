@@ -1,0 +1,50 @@
+"""The benchmarks run, and count as they should."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+
+from alignmask import ops
+from tests.conftest import REPOSITORY
+
+
+def harness() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("harness", REPOSITORY / "bench" / "harness.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules["harness"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_candidates_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, order = harness(), []
+    clock = itertools.count()
+    monkeypatch.setattr(module.time, "perf_counter", lambda: float(next(clock)))
+    measurement = module.Measurement(
+        "ms_deform_attn", {}, 1, lambda: order.append(ops.implementation("ms_deform_attn", "cpu").split()[0])
+    )
+    row = module.measure(measurement, seconds=0, least=4)
+    assert order == ["reference", "kernel"] * 5  # one warm-up each
+    assert [(result.turns, result.median) for result in row.results] == [(4, 1.0), (4, 1.0)]
+    assert row.ratio == 1
+
+
+def test_quartiles() -> None:
+    assert harness().quartiles([5.0, 1.0, 2.0, 4.0, 3.0]) == (2, 3, 4)
+    assert harness().quartiles([7.0]) == (7, 7, 7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", ops.OPS)
+def test_scripts_run(op: str) -> None:
+    script = REPOSITORY / "bench" / f"bench_{op}.py"
+    done = subprocess.run([sys.executable, script, "--quick"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "reference" in done.stdout
