@@ -67,9 +67,8 @@ class MSDeformAttn(nn.Module):
         weights = self.weights(query_BSE).view(batch, tokens, self.heads, self.levels * self.points).softmax(-1)
         size_L2 = offsets.new_tensor([(w, h) for h, w in shapes])
         locations = reference_S2[:, None, None, None] + offsets / size_L2[:, None]
-        out_BSE = ops.ms_deform_attn(
-            value_BSND, shapes, locations.to(value_BSND.dtype), weights.view(locations.shape[:-1]).to(value_BSND.dtype)
-        )
+        # Under autocast locations and weights stay float32: half precision has no room for a position in a large map.
+        out_BSE = ops.ms_deform_attn(value_BSND, shapes, locations, weights.view(locations.shape[:-1]))
         return self.output(out_BSE)
 
 
@@ -98,6 +97,7 @@ class PixelDecoder(nn.Module):
         width = config.width
         if width % 32:
             raise ValueError(f"pixel decoder width {width} is not divisible by GroupNorm's 32 groups")
+        self.position_in_tokens = config.position_in_tokens
         stride4, *coarse = channels
         self.project = nn.ModuleList(  # strides 32, 16, 8
             nn.Sequential(nn.Conv2d(c, width, 1), nn.GroupNorm(32, width)) for c in reversed(coarse)
@@ -125,6 +125,8 @@ class PixelDecoder(nn.Module):
         position_SE = torch.cat(
             [sine_position(h, w, width, device) + e for (h, w), e in zip(shapes, self.level_embedding, strict=True)]
         )
+        if self.position_in_tokens:
+            x_BSE = x_BSE + position_SE
         reference_S2 = torch.cat([_pixel_centres(h, w, device) for h, w in shapes])
         for layer in self.layers:
             x_BSE = layer(x_BSE, position_SE, reference_S2, shapes)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -53,7 +54,10 @@ class Trainer:
         self.config = config = dataclasses.replace(config, data=resolve_paths(config.data))
         self.run_dir = config.out / config.name
         AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
+        # Without GPUs Accelerate ignores torchrun's other processes, unless it is told to stay on the CPU.
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
         self.accelerator = Accelerator(
+            cpu=several and not torch.cuda.is_available(),
             mixed_precision="no" if t.precision == "fp32" else t.precision,
             gradient_accumulation_steps=t.accumulate,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
