@@ -9,17 +9,17 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from alignmask import ops
 from alignmask._extras import require_train
 
 if TYPE_CHECKING:
+    from alignmask import ops as ops
     from alignmask.predictor import load
 
 __version__ = "0.1.0"
 
-_LAZY_MODULES = ("analysis", "config", "data", "eval", "loss", "model", "predictor", "recipes", "train")
+_LAZY_MODULES = ("analysis", "config", "data", "eval", "loss", "model", "ops", "predictor", "recipes", "train")
 
-__all__ = ["__version__", "load", "ops", "require_train", *_LAZY_MODULES]
+__all__ = ["__version__", "load", "require_train", *_LAZY_MODULES]
 
 
 def __getattr__(name: str) -> Any:
