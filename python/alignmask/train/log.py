@@ -81,7 +81,7 @@ class Log:
 
     def say(self, text: Any) -> None:
         if self.active:
-            self.progress.console.print(text, highlight=False)
+            self.progress.console.print(text, highlight=False, soft_wrap=isinstance(text, str))
 
     def _line(self, values: dict[str, Any]) -> None:
         self.file.write(json.dumps(values) + "\n")
