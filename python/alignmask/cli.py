@@ -7,7 +7,9 @@ import importlib
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from alignmask import __version__, require_train
 
@@ -44,7 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if name not in WITHOUT_EXTRA:
             require_train(f"alignmask {name}")
-        code: int = importlib.import_module(f"alignmask.commands.{MODULES.get(name, name)}").main(rest)
+        with warnings.catch_warnings():
+            if not _debugging():
+                warnings.showwarning = _show_warning
+            code: int = importlib.import_module(f"alignmask.commands.{MODULES.get(name, name)}").main(rest)
         return code
     except SystemExit as stop:  # how the option parser ends after --help or a wrong option
         return stop.code if isinstance(stop.code, int) else USER_ERROR
@@ -54,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return complain("interrupted", INTERRUPTED)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:  # what mistakes and faulty data raise
-        if os.environ.get("ALIGNMASK_DEBUG"):
+        if _debugging():
             traceback.print_exc()
         return complain(str(error) or type(error).__name__)
 
@@ -63,6 +68,15 @@ def complain(text: str, code: int = USER_ERROR) -> int:
     """Tells the user what is wrong; returns the exit code."""
     print(f"alignmask: {text}", file=sys.stderr)
     return code
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """One line, without the place in our code."""
+    print(f"alignmask: warning: {message}", file=sys.stderr)
+
+
+def _debugging() -> bool:
+    return bool(os.environ.get("ALIGNMASK_DEBUG"))
 
 
 def _usage() -> str:

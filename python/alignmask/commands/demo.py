@@ -30,6 +30,8 @@ def command(minutes: float = 10.0, out: Annotated[Path, tyro.conf.arg(metavar="D
         minutes: Time for training. Making the images, evaluation and pictures come on top.
         out: Folder to write to.
     """
+    if not minutes > 0:
+        raise ValueError(f"demo: --minutes: expected more than 0, got {minutes:g}")
     recipe = shapes_tiny()
     config = replace(recipe, out=out, train=replace(recipe.train, max_minutes=minutes))
     try:

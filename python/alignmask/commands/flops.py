@@ -69,7 +69,7 @@ def flops_table(flops: Flops) -> Table:
         ("query decoder", flops.query_decoder),
         ("mask logits of the last output", flops.masks),
         ("total", flops.total),
-        ("plain total: full-size mask logits at every output, as in Mask2Former", plain),
+        ("plain total: full-size mask logits at every output", plain),
     ]
     digits = 1 if flops.total >= 10 else 4
     table = Table("part", box=box.SIMPLE_HEAD, pad_edge=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,6 +46,8 @@ def command(
         threshold: Predictions with a lower score are neither drawn nor written.
         device: Where the model runs: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
     """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"predict: --threshold: expected 0 to 1, got {threshold}")
     files = image_files(images)
     names, ids = picture_names(files), image_ids(files)
     predictor = alignmask.load(checkpoint, device=choose_device(device))
@@ -68,8 +69,15 @@ def command(
             entries += [{**entry, "file_name": str(file)} for entry in results]
         advance(len(files), len(files))
     write_json(out / "predictions.json", entries)
-    print(f"{len(entries)} instances in {len(files) - len(unreadable)} images: pictures and predictions.json in {out}")
+    read = len(files) - len(unreadable)
+    print(f"{_count(len(entries), 'instance')} in {_count(read, 'image')}: pictures and predictions.json in {out}")
+    if len(unreadable) > 1:
+        unreadable.insert(0, f"{len(unreadable)} images could not be read:")
     return complain("\n".join(unreadable)) if unreadable else 0
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
@@ -80,7 +88,7 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            files += sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+            files += sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file())
         elif path.exists():
             files.append(path)
         else:
@@ -92,12 +100,10 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def picture_names(files: Sequence[Path]) -> list[str]:
-    """A PNG name for each file; a name that several files would share gets a number before it."""
-    shared = Counter(file.stem for file in files)
-    return [
-        f"{file.stem}.png" if shared[file.stem] == 1 else f"{position + 1}_{file.stem}.png"
-        for position, file in enumerate(files)
-    ]
+    """A PNG name for each file; if several files would share one, all get their position before it."""
+    if len({file.stem for file in files}) == len(files):
+        return [f"{file.stem}.png" for file in files]
+    return [f"{position}_{file.stem}.png" for position, file in enumerate(files, 1)]
 
 
 def image_ids(files: Sequence[Path]) -> list[int]:

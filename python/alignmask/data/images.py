@@ -26,7 +26,7 @@ def read_image(path: str | Path) -> Tensor:
     try:
         with Image.open(path) as image:
             image.load()
-            return torch.from_numpy(_rgb(image)).permute(2, 0, 1).contiguous()
+            return torch.from_numpy(to_rgb(image)).permute(2, 0, 1).contiguous()
     except FileNotFoundError as error:
         raise ImageError(f"{path}: image file does not exist") from error
     except UnidentifiedImageError as error:
@@ -35,7 +35,8 @@ def read_image(path: str | Path) -> Tensor:
         raise ImageError(f"{path}: cannot decode the image: {error}") from error
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """A loaded Pillow image as uint8 [H, W, 3], by the rules of `read_image`. Raises ValueError for 32-bit samples."""
     # Pillow clips 16-bit grey to 255 when it converts it to RGB; 16-bit colour is already cut to the high byte.
     # (Pillow < 11 reads a 16-bit grey PNG as mode I.)
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
