@@ -58,6 +58,13 @@ def test_small_instances_lie_on_top_of_large_ones() -> None:
         np.testing.assert_array_equal(pixels_HWC[10, 15], colour(0 if masks[0] is small else 1))
 
 
+def test_of_alike_instances_the_most_confident_lies_on_top_and_colours_do_not_mix() -> None:
+    masks = [box_mask(SIZE, 10, 10, 30, 40), box_mask(SIZE, 11, 10, 30, 40), box_mask(SIZE, 10, 11, 30, 40)]
+    alone = np.asarray(draw_instances(GREY, found(masks[1:2], [0.9]), ["a"], min_side=1, labels=False))
+    crowded = np.asarray(draw_instances(GREY, found(masks, [0.5, 0.9, 0.7]), ["a"], min_side=1, labels=False))
+    np.testing.assert_array_equal(crowded[masks[1]], alone[masks[1]])
+
+
 def test_the_threshold_is_inclusive_and_colours_follow_the_score() -> None:
     masks = [box_mask(SIZE, 0, 10 * k, 10, 10 * k + 9) for k in range(3)]
     instances = found(masks, [0.5, 0.4, 0.9])

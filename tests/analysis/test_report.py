@@ -112,7 +112,7 @@ def test_loss_curve(
         assert axes[-1].lines[1].get_xydata().tolist() == [[20, pytest.approx(15)], [30, pytest.approx(30)]]
         bottom, top = axes[-1].get_ylim()
         assert bottom == 0
-        assert top > 30  # of every curve, not of the first alone
+        assert top > 33  # room for every curve, not for the first alone
 
 
 def test_loss_curve_of_a_killed_run(tmp_path: Path, figures: list[Figure]) -> None:

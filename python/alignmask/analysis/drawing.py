@@ -6,6 +6,7 @@ Shapes: N instances, H x W pixels of the image.
 from __future__ import annotations
 
 import colorsys
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -69,12 +70,13 @@ def draw_instances(
     height, width = image_HWC.shape[:2]
     factor = max(1, -(-min_side // max(height, width)))
     picture = Image.fromarray(image_HWC).resize((factor * width, factor * height), Image.Resampling.BICUBIC)
-    canvas_HWC = np.asarray(picture).astype(np.float32)
+    original_HWC = np.asarray(picture).astype(np.float32)
+    canvas_HWC = original_HWC.copy()
     thickness = max(1, round(max(canvas_HWC.shape[:2]) / 400))
     windows = [_window(mask_HW) for mask_HW in masks_NHW]
-    for n in sorted(range(len(masks_NHW)), key=lambda n: -int(masks_NHW[n].sum())):  # small ones on top of large ones
+    for n in _bottom_to_top(masks_NHW):
         if (window := windows[n]) is not None:
-            _paint(canvas_HWC, masks_NHW[n], window, factor, np.array(colour(n)), opacity, thickness)
+            _paint(canvas_HWC, original_HWC, masks_NHW[n], window, factor, np.array(colour(n)), opacity, thickness)
     picture = Image.fromarray(canvas_HWC.round().astype(np.uint8))
     if labels:
         names = [class_names[label] if len(class_names) > 1 else "" for label in labels_N]
@@ -97,6 +99,12 @@ def _window(mask_HW: np.ndarray) -> tuple[slice, slice] | None:
     return found[0] if found else None
 
 
+def _bottom_to_top(masks_NHW: np.ndarray) -> list[int]:
+    """Small instances lie on large ones; of about the same size (within a factor of 2), the first one is on top."""
+    magnitude_N = [int(math.log2(max(1, mask_HW.sum()))) for mask_HW in masks_NHW]
+    return sorted(range(len(masks_NHW)), key=lambda n: (-magnitude_N[n], -n))
+
+
 def _highest_pixel(mask_HW: np.ndarray, window: tuple[slice, slice] | None) -> tuple[int, int] | None:
     """x, y of the leftmost of a mask's highest pixels; None if it is empty."""
     if window is None:
@@ -107,6 +115,7 @@ def _highest_pixel(mask_HW: np.ndarray, window: tuple[slice, slice] | None) -> t
 
 def _paint(
     canvas_HWC: np.ndarray,
+    original_HWC: np.ndarray,
     mask_HW: np.ndarray,
     window: tuple[slice, slice],
     factor: int,
@@ -114,12 +123,14 @@ def _paint(
     opacity: float,
     thickness: int,
 ) -> None:
-    """Fills and outlines one mask in the enlarged image, in place."""
+    """Fills and outlines one mask in the enlarged image, in place. It covers what was painted there before: colours that
+    mix would belong to no instance."""
     inside = np.pad(mask_HW[window].repeat(factor, 0).repeat(factor, 1), thickness)
     core = ndimage.binary_erosion(inside, iterations=thickness)
     inside, core = (array[thickness:-thickness, thickness:-thickness] for array in (inside, core))
-    part_HWC = canvas_HWC[tuple(slice(side.start * factor, side.stop * factor) for side in window)]
-    part_HWC[core] = (1 - opacity) * part_HWC[core] + opacity * colour_C
+    enlarged = tuple(slice(side.start * factor, side.stop * factor) for side in window)
+    part_HWC = canvas_HWC[enlarged]
+    part_HWC[core] = (1 - opacity) * original_HWC[enlarged][core] + opacity * colour_C
     part_HWC[inside & ~core] = colour_C
 
 

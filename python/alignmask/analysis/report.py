@@ -163,7 +163,8 @@ def loss_curve(metrics_jsonl: Path, out_png: Path) -> None:
         panels[-1].plot(*zip(*points, strict=True), marker="o", label=f"score {mode}: {last}")
     if ap:
         panels[-1].set(ylabel="mask AP (%)")
-        panels[-1].set_ylim(bottom=0)  # after plotting: it ends the scaling to what is plotted
+        best = max((value for points in ap.values() for _, value in points if value > 0), default=1.0)
+        panels[-1].set_ylim(0, 1.15 * best)
     panels[-1].set(xlabel="step")
     for panel in panels:
         panel.grid(alpha=0.3)

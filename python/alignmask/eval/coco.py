@@ -146,7 +146,9 @@ class Evaluation:
         from rich.table import Table
 
         title = f"mask AP (%) per category, score {self.default}"
-        table = Table("category", title=title, title_justify="left", box=box.SIMPLE_HEAD, min_width=len(title))
+        table = Table(
+            "category", title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, min_width=len(title)
+        )
         table.add_column("AP", justify="right")
         for name, value in sorted(self.metrics[self.default].per_category.items(), key=lambda item: -item[1]):
             table.add_row(name, percent(value))
