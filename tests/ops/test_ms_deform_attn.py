@@ -207,10 +207,10 @@ def test_expanded_arguments_and_gradient(implementation: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("change", [{}, {"P": 3}, {"D": 65, "Q": 300}], ids=str)
+@pytest.mark.parametrize("change", [{}, {"P": 3}, {"D": 65, "Q": 2000}], ids=str)
 def test_threads_and_repetition_do_not_change_a_bit(dtype: torch.dtype, change: dict[str, int]) -> None:
     """P = 3 and bfloat16 points are copied first, D = 65 takes two passes: every thread has buffers of its own for that."""
-    shape = cases.encoder(256)._replace(**{"Q": 600, **change})
+    shape = cases.encoder(256)._replace(**{"Q": 6000, **change})
     arguments = cases.ms_deform_attn(shape, "uniform", dtype)
     before, results = torch.get_num_threads(), []
     try:
