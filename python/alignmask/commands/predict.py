@@ -64,7 +64,8 @@ def command(
                 continue
             found = predictor.predict(image_CHW)
             found = found[found.scores_N >= threshold]
-            draw_instances(image_CHW.permute(1, 2, 0).numpy(), found, predictor.class_names).save(out / names[position])
+            picture = draw_instances(image_CHW.permute(1, 2, 0).numpy(), found, predictor.class_names)
+            picture.save(out / names[position], compress_level=1)  # the default takes longer than the model
             results = to_coco_results(found, ids[position], predictor.category_ids)
             entries += [{**entry, "file_name": str(file)} for entry in results]
         advance(len(files), len(files))
