@@ -18,7 +18,11 @@ def measurements(options: argparse.Namespace) -> Iterator[Measurement]:
         arguments = cases.mask_iou(cases.MASK_IOU[name])
         for threads in options.threads:
             yield Measurement(
-                OP, {"shape": name, "dtype": "float32"}, threads, functools.partial(ops.mask_iou, *arguments)
+                OP,
+                {"shape": name, "dtype": "float32"},
+                threads,
+                functools.partial(ops.mask_iou, *arguments),
+                cases.MASK_IOU[name]._asdict(),
             )
 
 

@@ -26,9 +26,19 @@ def measurements(options: argparse.Namespace) -> Iterator[Measurement]:
         return torch.autograd.grad(ops.masked_point_pool(leaf, masks, owner, points)[0].sum(), leaf)
 
     for threads in options.threads:
-        yield Measurement(OP, {"shape": name, "dtype": "float32", "pass": "forward"}, threads, forward)
         yield Measurement(
-            OP, {"shape": name, "dtype": "float32", "pass": "forward+backward"}, threads, forward_backward
+            OP,
+            {"shape": name, "dtype": "float32", "pass": "forward"},
+            threads,
+            forward,
+            cases.MASKED_POINT_POOL[name]._asdict(),
+        )
+        yield Measurement(
+            OP,
+            {"shape": name, "dtype": "float32", "pass": "forward+backward"},
+            threads,
+            forward_backward,
+            cases.MASKED_POINT_POOL[name]._asdict(),
         )
 
 

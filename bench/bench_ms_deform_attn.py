@@ -43,7 +43,7 @@ def measurements(options: argparse.Namespace) -> Iterator[Measurement]:
                 "dtype": str(dtype).removeprefix("torch."),
                 "pass": name,
             }
-            yield Measurement(OP, labels, threads, call)
+            yield Measurement(OP, labels, threads, call, cases.encoder(size)._asdict())
 
 
 if __name__ == "__main__":

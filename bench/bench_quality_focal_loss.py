@@ -23,7 +23,11 @@ def measurements(options: argparse.Namespace) -> Iterator[Measurement]:
 
     for threads in options.threads:
         yield Measurement(
-            OP, {"shape": name, "dtype": "float32", "pass": "forward+backward"}, threads, forward_backward
+            OP,
+            {"shape": name, "dtype": "float32", "pass": "forward+backward"},
+            threads,
+            forward_backward,
+            cases.QUALITY_FOCAL_LOSS[name]._asdict(),
         )
 
 

@@ -34,12 +34,13 @@ __all__ = ["Measurement", "cases", "main"]
 
 @dataclass(frozen=True)
 class Measurement:
-    """What to time: `call` runs once per turn and per implementation of `op`, on `threads` threads."""
+    """What to time: `call` runs once per turn and per implementation of `op`, on `threads` threads; `shape`: its sizes."""
 
     op: str
     labels: dict[str, str]
     threads: int
     call: Callable[[], Any]
+    shape: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -58,6 +59,7 @@ class Row:
     op: str
     labels: dict[str, str]
     threads: int
+    shape: dict[str, Any]
     results: list[Result] = field(default_factory=list)
 
     @property
@@ -94,7 +96,7 @@ def measure(measurement: Measurement, seconds: float, least: int = 5) -> Row:
     finally:
         torch.set_num_threads(before)
     results = [Result(name, len(times[name]), *quartiles(times[name])) for name in names]
-    return Row(measurement.op, measurement.labels, measurement.threads, results)
+    return Row(measurement.op, measurement.labels, measurement.threads, measurement.shape, results)
 
 
 def environment() -> dict[str, Any]:
