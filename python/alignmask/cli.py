@@ -30,9 +30,9 @@ USER_ERROR, INTERRUPTED = 2, 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code: 0, 2 for a user's mistake (one message on stderr), 130 after Ctrl-C."""
-    # Before torch is imported: threads that wait by spinning make training several times slower as soon as any other
-    # process wants a core.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Before torch is imported: threads that wait by spinning for long slow training down several times as soon as any
+    # other process wants a core; a short spin costs nothing on a quiet machine (docs/log.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())

@@ -34,9 +34,6 @@ class PixelDecoderConfig:
     heads: int = 8
     points: int = 4
     ffn_width: int = 1024
-    position_in_tokens: bool = False
-    """True: the sine position is added to what the encoder attends to, not only to what it asks with. Not in the paper;
-    short trainings then learn much earlier to tell alike instances apart."""
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,6 @@ class PixelDecoder(nn.Module):
         width = config.width
         if width % 32:
             raise ValueError(f"pixel decoder width {width} is not divisible by GroupNorm's 32 groups")
-        self.position_in_tokens = config.position_in_tokens
         stride4, *coarse = channels
         self.project = nn.ModuleList(  # strides 32, 16, 8
             nn.Sequential(nn.Conv2d(c, width, 1), nn.GroupNorm(32, width)) for c in reversed(coarse)
@@ -125,8 +124,6 @@ class PixelDecoder(nn.Module):
         position_SE = torch.cat(
             [sine_position(h, w, width, device) + e for (h, w), e in zip(shapes, self.level_embedding, strict=True)]
         )
-        if self.position_in_tokens:
-            x_BSE = x_BSE + position_SE
         reference_S2 = torch.cat([_pixel_centres(h, w, device) for h, w in shapes])
         for layer in self.layers:
             x_BSE = layer(x_BSE, position_SE, reference_S2, shapes)

@@ -98,8 +98,8 @@ def nuclei_small() -> Config:
         ),
         loss=LossConfig(points=1024, class_weight=4.0),
         train=TrainConfig(
-            iterations=3000, batch_size=4, learning_rate=1e-3, backbone_multiplier=0.5, schedule="cosine", warmup=100,
-            clip=1.0, ema=0.998, evaluate_every=1000, checkpoint_every=500, max_minutes=55,
+            iterations=4000, batch_size=2, learning_rate=1e-3, backbone_multiplier=0.5, schedule="cosine", warmup=100,
+            clip=1.0, ema=0.998, evaluate_every=2000, checkpoint_every=500, max_minutes=50,
         ),
     )  # fmt: skip
 
