@@ -32,8 +32,8 @@ CLASSES = ("circle", "square", "triangle", "star", "ring", "cross")
 SPLITS = ("train", "val")
 MARKER = "shapes.json"
 
-_VERSION = 1  # raise it when the same settings give different images
-_DIAMETER = (0.08, 0.6)  # of the image's side
+_VERSION = 2  # raise it when the same settings give different images
+_DIAMETER = (0.14, 0.6)  # of the image's side
 _SMALLEST_DIAMETER = 8.0  # pixels
 _VISIBLE_SHARE = 0.3
 _VISIBLE_PIXELS = 12

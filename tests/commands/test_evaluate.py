@@ -1,0 +1,92 @@
+"""`alignmask eval`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from alignmask.train import checkpoint
+from tests.commands.terminal import Terminal
+from tests.eval.worlds import small_world, write
+
+
+def numbers(text: str, row: str) -> list[str]:
+    """What stands after the first words of the first line that begins with them."""
+    line = next(line for line in text.splitlines() if line.split()[: len(row.split())] == row.split())
+    return line.split()[len(row.split()) :]
+
+
+def test_eval_of_a_checkpoint_repeats_the_runs_own(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> None:
+    run = workshop / "run"
+    assert alignmask_("eval", run, "--workers", 0, "--batch-size", 2, "--out", tmp_path / "new", "--per-category") == 0
+    assert "mask AP (%), 3 images" in alignmask_.out
+    for words in ("class*mask", "PCC*", "triangle"):
+        assert words in alignmask_.out
+    for name in ("evaluation.json", "results.json"):
+        assert (tmp_path / "new" / name).read_text() == (run / name).read_text()
+    assert alignmask_("eval", checkpoint.latest(run), "--workers", 0, "--engine", "pycocotools") == 0
+
+
+def test_eval_of_other_data(workshop: Path, alignmask_: Terminal) -> None:
+    shapes = workshop / "shapes"
+    files = ("--data-images", shapes / "train", "--annotations", shapes / "instances_train.json")
+    assert alignmask_("eval", workshop / "run", "--workers", 0, *files) == 0
+    assert "mask AP (%), 8 images" in alignmask_.out
+
+
+def test_eval_of_a_results_file(alignmask_: Terminal, tmp_path: Path) -> None:
+    world = small_world()
+    annotations, results = write(world, tmp_path)
+    assert alignmask_("eval", "--results", results, "--annotations", annotations, "--out", tmp_path) == 0
+    written = json.loads((tmp_path / "evaluation.json").read_text())
+    metrics = written["modes"]["score"]["metrics"]
+    assert numbers(alignmask_.out, "score 2 %")[0] == "10"
+    assert numbers(alignmask_.out.split("APl")[1], "score")[0] == f"{100 * metrics['AP']:.1f}"
+    assert max(map(len, alignmask_.out.splitlines())) <= 80
+
+
+def test_warnings_are_one_line(alignmask_: Terminal, tmp_path: Path) -> None:
+    world = small_world()
+    world.annotate(7, 3, np.zeros((40, 60), bool), segmentation=[[1, 1, 2, 2]])
+    annotations, results = write(world, tmp_path)
+    entries = [*world.results, {**world.results[0], "image_id": 1}]
+    results.write_text(json.dumps(entries))
+    arguments = ("eval", "--results", results, "--annotations", annotations)
+    assert alignmask_(*arguments, "--ignore-unknown") == 0
+    lines = [line for line in alignmask_.err.splitlines() if line]
+    assert all(line.startswith("alignmask: warning: ") for line in lines), alignmask_.err
+    assert any(line.endswith("results.json: left out 1 of an unknown image") for line in lines)
+
+
+def test_eval_mistakes(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> None:
+    annotations, results = write(small_world(), tmp_path)
+    run, shapes = workshop / "run", workshop / "shapes"
+    complaint = alignmask_.complaint
+    assert "give either a CHECKPOINT or --results FILE" in complaint("eval")
+    assert "give either a CHECKPOINT or --results FILE" in complaint("eval", run, "--results", results)
+    assert "give --annotations FILE" in complaint("eval", "--results", results)
+    assert "or neither of them" in complaint("eval", run, "--annotations", annotations)
+    assert f"{tmp_path}/none.json: cannot be read" in complaint(
+        "eval", "--results", tmp_path / "none.json", "--annotations", annotations
+    )
+    assert f"{tmp_path}/none.json: cannot read" in complaint(
+        "eval", "--results", results, "--annotations", tmp_path / "none.json"
+    )
+    results.write_text("[{")
+    assert "results.json: not valid JSON" in complaint("eval", "--results", results, "--annotations", annotations)
+    assert "no such file or folder" in complaint("eval", tmp_path / "nowhere")
+    assert "neither a checkpoint nor a run" in complaint("eval", shapes)
+    assert "device 'gpu' cannot be used" in complaint("eval", run, "--device", "gpu")
+    write(small_world(), tmp_path)
+    small_world().write(tmp_path, images=True)
+    text = complaint("eval", run, "--data-images", tmp_path, "--annotations", annotations)
+    assert "its 2 categories (cat, dog) are not the 6 that the checkpoint was trained on (circle, square, " in text
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tells of a missing GPU")
+def test_a_gpu_that_is_not_there(workshop: Path, alignmask_: Terminal) -> None:
+    assert "device 'cuda' cannot be used: " in alignmask_.complaint("eval", workshop / "run", "--device", "cuda")

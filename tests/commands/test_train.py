@@ -1,0 +1,92 @@
+"""`alignmask train`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignmask.recipes import shapes_tiny
+from alignmask.train import checkpoint
+from tests.commands.terminal import Terminal, train_arguments
+
+
+def test_train_leaves_a_run(workshop: Path) -> None:
+    run = workshop / "run"
+    for name in ("config.json", "metrics.jsonl", "results.json", "evaluation.json", "best/model.safetensors"):
+        assert (run / name).is_file(), name
+    config = checkpoint.load_config(checkpoint.resolve(run))
+    assert (config.name, config.out, config.train.iterations) == ("run", workshop, 3)
+    assert (config.model.backbone.name, config.model.backbone.pretrained) == ("resnet10t", False)
+    assert config.train.learning_rate == shapes_tiny().train.learning_rate
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 3]
+
+
+def test_train_continues(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> None:
+    assert alignmask_(*train_arguments(tmp_path, iterations=1)) == 0
+    assert alignmask_.out == f"run: {tmp_path / 'run'}\n"
+    assert alignmask_(*train_arguments(tmp_path, iterations=2)) == 0
+    assert "continues at iteration 1" in alignmask_.err
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 1, 2, 2]
+    assert "--no-resume" in alignmask_.complaint(*train_arguments(tmp_path, "--loss.points", "33"))
+    assert alignmask_(*train_arguments(tmp_path, "--no-resume", "--loss.points", "33", iterations=1)) == 0
+    assert len(list(tmp_path.glob("run*"))) == 2
+
+
+def test_train_dry_run_keeps_nothing(workshop: Path, alignmask_: Terminal) -> None:
+    before = sorted(workshop.iterdir())
+    assert alignmask_(*train_arguments(workshop, "--dry-run", name="dry")) == 0
+    assert "step 3: " in alignmask_.out
+    assert "peak memory: " in alignmask_.out
+    assert sorted(workshop.iterdir()) == before
+
+
+def test_train_without_aligned_queries(workshop: Path, alignmask_: Terminal) -> None:
+    assert alignmask_(*train_arguments(workshop, "--dry-run", "--without", "model.aligned-queries")) == 0
+    assert "aligned_dice 0 " in alignmask_.out.replace("\n", " ")
+    text = alignmask_.complaint(*train_arguments(workshop, "--dry-run", "--without", "data.shapes"))
+    assert "data.train_images, data.train_annotations, data.val_images, data.val_annotations: not set" in text
+
+
+def test_train_mistakes(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> None:
+    assert "unknown recipe 'shapes': expected one of r50_50ep" in alignmask_.complaint("train", "shapes")
+    text = alignmask_.complaint(*train_arguments(workshop, "--model.num-classes", "80", name="other"))
+    assert "--model.num-classes 6" in text
+    text = alignmask_.complaint("train", "r50_50ep", "--out", tmp_path)
+    assert "datasets/coco/annotations/instances_train2017.json: cannot read" in text
+    text = alignmask_.complaint(*train_arguments(workshop, "--data.crop", "65", name="other"))
+    assert "data.crop: expected a positive multiple of 32, got 65" in text
+    assert not (workshop / "other").exists()
+
+
+def test_unknown_options_are_named(alignmask_: Terminal) -> None:
+    for arguments in (
+        ("eval", "--nope"),
+        ("train", "shapes_tiny", "--train.iteration", "5"),
+        ("demo", "--minutes", "x"),
+    ):
+        assert alignmask_(*arguments) == 2
+        assert alignmask_.out == ""
+        assert arguments[-2 if arguments[0] != "eval" else -1] in alignmask_.err
+
+
+def test_ctrl_c_in_training_saves_and_exits_with_130(
+    alignmask_: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alignmask.train.trainer import Trainer
+
+    step = Trainer.train_step
+
+    def interrupted(self: Trainer, batches: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return step(self, batches)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    assert alignmask_(*train_arguments(tmp_path, iterations=100)) == 130
+    assert "alignmask: stopped after iteration 1; the same command continues the run" in alignmask_.err
+    assert checkpoint.latest(tmp_path / "run").name == "step_0000001"
