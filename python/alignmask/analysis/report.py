@@ -55,7 +55,7 @@ def comparison_sheet(
     class_names: Sequence[str],
     out_png: Path,
     *,
-    threshold: float = 0.5,
+    threshold: float = 0.3,
     cell: int = 384,
     pairs_per_row: int = 2,
 ) -> None:
@@ -98,7 +98,7 @@ def results_sheet(
     out_png: Path,
     *,
     images: int = 8,
-    threshold: float = 0.5,
+    threshold: float = 0.3,
     **options: Any,
 ) -> None:
     """A comparison sheet of images of a data set, evenly spread over it, with predictions from a results file.
@@ -241,7 +241,7 @@ def score_iou_scatter(
 
 
 def run_pictures(
-    run: Path, dataset: CocoDataset, out: Path, *, images: int = 8, threshold: float = 0.5
+    run: Path, dataset: CocoDataset, out: Path, *, images: int = 8, threshold: float = 0.3
 ) -> dict[str, Path]:
     """Draws what a run's folder holds: predictions beside ground truth, losses, score against IoU.
 

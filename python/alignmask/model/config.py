@@ -77,8 +77,8 @@ class ModelConfig:
     query_decoder: QueryDecoderConfig = field(default_factory=QueryDecoderConfig)
     aligned_queries: AlignedQueryConfig | None = field(default_factory=AlignedQueryConfig)
     """None switches Aligned Query Learning off."""
-    score: ScoreMode = "class"
-    """Score of a prediction: the class score, or class score x mean mask probability."""
+    score: ScoreMode = "class*mask"
+    """Score of a prediction: the class score, or class score x mean mask probability (measured better, docs/log.md)."""
     detections: int = 100
     """(query, class) pairs kept per image."""
 
