@@ -121,7 +121,7 @@ def test_parameter_counts_are_the_papers(recipe: str, millions: int) -> None:
 @pytest.mark.parametrize("classification", ["softmax", "focal", "quality_focal"])
 def test_postprocess_equals_the_plain_form(classification: str) -> None:
     """All masks of all queries at full size, then the best pairs: slow, and the same."""
-    model = tiny.model(classification=classification).eval()
+    model = tiny.model(classification=classification, score="class").eval()
     batch = replace(tiny.batch(), sizes=[(64, 96), (50, 96), (64, 70)], original_sizes=[(64, 96), (100, 192), (40, 44)])
     with torch.no_grad():
         prediction = model(batch)
