@@ -176,3 +176,10 @@ def test_every_parameter_gets_a_gradient() -> None:
     (prediction.class_logits_LBRC.sum() + prediction.mask_logits().square().sum()).backward()
     without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert without == []
+
+
+def test_swin_shifts_its_windows_in_every_stage() -> None:
+    """timm fixes the shift for the size it was trained at, where the last stage is one window."""
+    body = Backbone(BackboneConfig("swin_tiny_patch4_window7_224", pretrained=False)).body
+    shifts = [block.shift_size for name, block in body.named_modules() if name.endswith("blocks.1")]
+    assert shifts == [(3, 3)] * 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from dataclasses import replace
@@ -16,6 +17,7 @@ import alignmask
 from alignmask.config import Config, DataConfig, LossConfig, ShapesConfig, TrainConfig
 from alignmask.train import checkpoint
 from alignmask.train.dry_run import dry_run
+from alignmask.train.log import Log
 from alignmask.train.optimizer import build_optimizer, learning_rate_factor
 from alignmask.train.trainer import Stopped, Trainer, train
 from tests import tiny
@@ -209,3 +211,29 @@ def test_parameter_groups() -> None:
     for name, value in expected.items():
         assert settings[id(named[name])] == value, name
     assert len(settings) == sum(p.requires_grad for p in model.parameters())
+
+
+def test_the_best_checkpoint_survives_a_resume(shapes: DataConfig, tmp_path: Path) -> None:
+    """The checkpoint that a run continues from is older than the best evaluation."""
+    run = train(config(shapes, tmp_path))
+    meta = checkpoint.load_meta(run / "best")
+    (run / "best" / "meta.json").write_text(json.dumps({**meta, "best_AP": 0.9}))
+    trainer = Trainer(config(shapes, tmp_path))
+    assert trainer.best == 0.9
+    trainer.run()
+    assert checkpoint.load_meta(run / "best")["best_AP"] == 0.9
+
+
+def test_a_resumed_run_obeys_new_learning_rates(shapes: DataConfig, tmp_path: Path) -> None:
+    train(config(shapes, tmp_path))
+    trainer = Trainer(config(shapes, tmp_path, learning_rate=5e-4, weight_decay=0.2))
+    assert {group["initial_lr"] for group in trainer.optimizer.param_groups} == {5e-4, 5e-5}
+    assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.2, 0.0}
+    assert trainer.optimizer.state
+
+
+def test_the_log_is_json_whatever_the_gradient(tmp_path: Path) -> None:
+    with Log(tmp_path, 0, 1) as log:
+        log.metrics(1, {"loss": 1.0, "grad_norm": math.inf, "it_per_s": 1.0})
+    line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
+    assert line["grad_norm"] is None

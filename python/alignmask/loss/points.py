@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Rows whose candidate points are looked at together: bounds the memory of the search for uncertain points.
+# Rows that are looked at together: bounds the memory of temporary results.
 CHUNK = 128
 
 
@@ -19,8 +19,14 @@ def sample_maps(maps_RHW: Tensor, points_RK2: Tensor) -> Tensor:
     return F.grid_sample(maps_RHW[:, None], grid, align_corners=False)[:, 0, :, 0]
 
 
+@torch.no_grad()
 def sample_masks(masks_GHW: Tensor, index_R: Tensor, points_RK2: Tensor) -> Tensor:
     """-> [R, K]: mask `index_R[r]` at the points of row r. The boolean masks are never turned into floats."""
+    chunks = zip(index_R.split(CHUNK), points_RK2.split(CHUNK), strict=True)
+    return torch.cat([_sample_masks(masks_GHW, index, points) for index, points in chunks])
+
+
+def _sample_masks(masks_GHW: Tensor, index_R: Tensor, points_RK2: Tensor) -> Tensor:
     height, width = masks_GHW.shape[1:]
     flat = masks_GHW.reshape(-1)
     x, y = points_RK2[..., 0] * width - 0.5, points_RK2[..., 1] * height - 0.5

@@ -73,6 +73,7 @@ def _create(config: BackboneConfig) -> nn.Module:
     options: dict[str, Any] = {"drop_path_rate": config.drop_path_rate} if config.drop_path_rate else {}
     if config.name.startswith("swin"):
         options["strict_img_size"] = False
+        options["always_partition"] = True  # or the last stage never shifts its windows, whatever the image's size
     try:
         body = timm.create_model(config.name, pretrained=config.pretrained is True, features_only=True, **options)
     except RuntimeError as error:  # timm's way to say that it does not know the name

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from alignmask._precision import no_autocast
 from alignmask.model.config import Classification
 
 if TYPE_CHECKING:
@@ -60,4 +61,6 @@ class Heads(nn.Module):
     def forward(self, queries_BRE: Tensor) -> tuple[Tensor, Tensor]:
         """-> class logits [B, R, C], mask embedding [B, R, E]."""
         x = self.norm(queries_BRE)
-        return self.classify(x), self.mask(x)
+        with no_autocast(x.device):  # scores are ranked: half precision makes ties
+            class_logits = self.classify(x.to(self.classify.weight.dtype))
+        return class_logits, self.mask(x)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from alignmask._precision import no_autocast
 from alignmask.ops import reference
 
 
@@ -28,4 +29,5 @@ def mask_iou(predictions_BQHW: Tensor, targets_GHW: Tensor, owner_G: Tensor, thr
         TypeError: A wrong type or dtype.
         ValueError: A wrong shape or device; on the CPU also an owner outside [0, B).
     """
-    return reference.mask_iou(predictions_BQHW, targets_GHW, owner_G, threshold)
+    with no_autocast(predictions_BQHW.device):
+        return reference.mask_iou(predictions_BQHW, targets_GHW, owner_G, threshold)

@@ -9,6 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from alignmask._precision import no_autocast
 from alignmask.ops import reference
 
 
@@ -39,4 +40,5 @@ def masked_point_pool(
         TypeError: A wrong type or dtype.
         ValueError: A wrong shape, device or `normalize`; on the CPU also an owner outside [0, B).
     """
-    return reference.masked_point_pool(features_BCHW, masks_GHW, owner_G, points_BTK2, normalize)
+    with no_autocast(features_BCHW.device):
+        return reference.masked_point_pool(features_BCHW, masks_GHW, owner_G, points_BTK2, normalize)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from alignmask._precision import no_autocast
 from alignmask.ops import reference
 
 
@@ -33,4 +34,5 @@ def quality_focal_loss(
         TypeError: A wrong type or dtype.
         ValueError: A wrong shape, device, gamma or theta; on the CPU also a label outside [-1, C).
     """
-    return reference.quality_focal_loss(logits_RC, label_R, iou_R, gamma, theta)
+    with no_autocast(logits_RC.device):
+        return reference.quality_focal_loss(logits_RC, label_R, iou_R, gamma, theta)

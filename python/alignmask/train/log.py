@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from types import TracebackType
@@ -84,7 +85,9 @@ class Log:
             self.progress.console.print(text, highlight=False, soft_wrap=isinstance(text, str))
 
     def _line(self, values: dict[str, Any]) -> None:
-        self.file.write(json.dumps(values) + "\n")
+        # JSON has no infinity: fp16 gradients that overflow, and skip a step, are null.
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        self.file.write(json.dumps(finite) + "\n")
         self.file.flush()
 
 

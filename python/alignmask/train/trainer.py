@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
@@ -98,7 +99,7 @@ class Trainer:
                 values = self.train_step(batches)
                 self.step += 1
                 now = time.monotonic()
-                self.elapsed, before = self.elapsed + now - before, now
+                self.elapsed, before = self._common_clock(self.elapsed + now - before), now
                 window.add(values)
                 self.log.advance(self.step)
                 if self.step % t.log_every == 0 or self.step == t.iterations:
@@ -124,12 +125,12 @@ class Trainer:
         """One optimizer step: forward, matching and losses, backward, clipping, update, moving average."""
         t, accelerator = self.config.train, self.accelerator
         self.model.train()
-        set_seed(t.seed + 1 + self.step * accelerator.num_processes + accelerator.process_index)
+        set_seed(_seed(t.seed, self.step, accelerator.process_index))
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * learning_rate_factor(t, self.step, self._progress())
         values: dict[str, torch.Tensor] = {}
         for _ in range(t.accumulate):
-            batch = next(batches).to(accelerator.device)
+            batch = next(batches).to(accelerator.device, non_blocking=True)
             with accelerator.accumulate(self.model):
                 prediction = self.model(batch)
                 losses = self.criterion(prediction, batch)
@@ -150,6 +151,9 @@ class Trainer:
         weights = self.ema.module if self.ema is not None else self.accelerator.unwrap_model(self.model)
         self.log.say(f"evaluating on {len(self.val_data)} images ...")
         weights.eval()
+        if self.accelerator.num_processes > 1:  # processes agree on parameters, but BatchNorm saw each one's own images
+            for buffer in weights.buffers():
+                torch.distributed.broadcast(buffer, 0)
         result = evaluate_model(
             weights, self.val_data, device=self.accelerator.device, batch_size=self.micro_batch,
             workers=self.config.data.workers, out=self.run_dir,
@@ -191,10 +195,19 @@ class Trainer:
         self.accelerator.unwrap_model(self.model).load_state_dict(checkpoints.load_weights(folder, ema=False))
         if self.ema is not None:
             self.ema.module.load_state_dict(checkpoints.load_weights(folder, ema=True))
-        self.optimizer.load_state_dict(state["optimizer"])
+        self._load_optimizer(state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.best, self.elapsed = meta["step"], meta["best_AP"], meta["train_seconds"]
+        if (self.run_dir / "best").exists():  # found by an evaluation after this checkpoint was written
+            self.best = max(self.best, checkpoints.load_meta(self.run_dir / "best")["best_AP"])
+
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        """Moments and counters are the checkpoint's; learning rates and weight decays are what the config says now."""
+        configured = [(group["initial_lr"], group["weight_decay"]) for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state)
+        for group, (rate, decay) in zip(self.optimizer.param_groups, configured, strict=True):
+            group["initial_lr"], group["weight_decay"] = rate, decay
 
     def _meta(self) -> dict[str, Any]:
         return {
@@ -259,7 +272,15 @@ class Trainer:
 
     def _out_of_time(self) -> bool:
         limit = self.config.train.max_minutes
-        return limit is not None and self._any(self.elapsed >= 60 * limit)
+        return limit is not None and self.elapsed >= 60 * limit
+
+    def _common_clock(self, elapsed: float) -> float:
+        """The main process's time for all: where time drives the learning rate, all must have the same."""
+        if self.config.train.max_minutes is None or self.accelerator.num_processes == 1:
+            return elapsed
+        clock = torch.tensor([elapsed], dtype=torch.float32, device=self.accelerator.device)
+        torch.distributed.broadcast(clock, 0)
+        return float(clock)
 
     def _must_stop(self) -> bool:
         return self._any(self._stop_requested)
@@ -330,6 +351,11 @@ class _Window:
         speed = self.steps / (now - self.since)
         self.sums, self.steps, self.since = {}, 0, now
         return {**means, **more, "it_per_s": speed}
+
+
+def _seed(*numbers: int) -> int:
+    """One seed from several numbers, such that neighbours have nothing in common."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def _check_classes(config: Config, data: CocoDataset) -> None:

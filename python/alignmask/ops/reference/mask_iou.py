@@ -46,8 +46,10 @@ def mask_iou(predictions_BQHW: Tensor, targets_GHW: Tensor, owner_G: Tensor, thr
         mine_M = torch.tensor([g for g, owner in enumerate(owners) if owner == image], device=owner_G.device)
         targets_MS = targets_GHW.index_select(0, mine_M).flatten(1) != 0
         area_M1 = targets_MS.sum(1, keepdim=True, dtype=torch.float64)
-        for first in range(0, Q, _CHUNK_QUERIES):
-            logits_QHW = predictions_BQHW[image, first : first + _CHUNK_QUERIES].to(dtype)
+        # Upsampled logits are large: few at a time.
+        step = max(Q, 1) if predictions_BQHW.shape[2:] == (H, W) else _CHUNK_QUERIES
+        for first in range(0, Q, step):
+            logits_QHW = predictions_BQHW[image, first : first + step].to(dtype)
             if logits_QHW.shape[1:] != (H, W):
                 logits_QHW = F.interpolate(logits_QHW[None], size=(H, W), mode="bilinear", align_corners=False)[0]
             bits_QS = (logits_QHW > threshold).flatten(1)
@@ -59,5 +61,5 @@ def mask_iou(predictions_BQHW: Tensor, targets_GHW: Tensor, owner_G: Tensor, thr
             )
             either_MQ = area_M1 + bits_QS.sum(1, dtype=torch.float64) - both_MQ
             iou_MQ = both_MQ / either_MQ.clamp(min=1)
-            iou_GQ[mine_M, first : first + _CHUNK_QUERIES] = iou_MQ.to(dtype)
+            iou_GQ[mine_M, first : first + step] = iou_MQ.to(dtype)
     return iou_GQ
