@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from alignmask._precision import no_autocast
 from alignmask.model.config import Classification
+from alignmask.ops._precision import no_autocast
 
 if TYPE_CHECKING:
     from alignmask.model.aligned_queries import AlignedQueries
@@ -61,6 +61,6 @@ class Heads(nn.Module):
     def forward(self, queries_BRE: Tensor) -> tuple[Tensor, Tensor]:
         """-> class logits [B, R, C], mask embedding [B, R, E]."""
         x = self.norm(queries_BRE)
-        with no_autocast(x.device):  # scores are ranked: half precision makes ties
+        with no_autocast(x):  # scores are ranked: half precision makes ties
             class_logits = self.classify(x.to(self.classify.weight.dtype))
         return class_logits, self.mask(x)

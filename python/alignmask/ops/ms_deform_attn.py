@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignmask._precision import no_autocast
 from alignmask.ops import _check, _library, reference
+from alignmask.ops._precision import no_autocast
 from alignmask.ops.reference.ms_deform_attn import check
 
 
@@ -43,7 +43,7 @@ def ms_deform_attn(
     """
     _check.tensors("ms_deform_attn", value=value_BSND, locations=locations_BQNLP2, weights=weights_BQNLP)
     if not _library.has_kernel("ms_deform_attn", value_BSND.device.type):
-        with no_autocast(value_BSND.device):
+        with no_autocast(value_BSND):
             return reference.ms_deform_attn(value_BSND, level_shapes, locations_BQNLP2, weights_BQNLP)
     _check.pairs("ms_deform_attn", "level_shapes", level_shapes)
     sizes = [size for level in level_shapes for size in level]
