@@ -142,9 +142,11 @@ class Trainer:
                     values["grad_norm"] = accelerator.clip_grad_norm_(self.model.parameters(), t.clip)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
+            for name, value in {"loss": loss.detach(), **losses.summary()}.items():
+                values[name] = values.get(name, 0) + value / t.accumulate
         if self.ema is not None:
             self.ema.update(accelerator.unwrap_model(self.model), step=self.step)
-        return {"loss": loss.detach(), **losses.summary(), **values}
+        return values
 
     def evaluate(self) -> Evaluation:
         """Evaluate (the moving average, if there is one), write results, keep the checkpoint if it is the best so far."""
