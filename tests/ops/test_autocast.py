@@ -43,3 +43,14 @@ def test_autocast_changes_nothing(op: str, dtype: torch.dtype, reference: bool) 
             inside = _calls()[op]()
     assert plain.isfinite().all()
     assert torch.equal(plain, inside)
+
+
+def test_references_take_keywords() -> None:
+    """Called directly, too, they ignore autocast."""
+    points = torch.rand(1, 1, 12544, 2)
+    features, masks = torch.full((1, C, 8, 8), 6.0), torch.ones(1, 32, 32, dtype=torch.bool)
+    with torch.autocast("cpu", torch.float16):
+        pooled, _ = ops.reference.masked_point_pool(
+            features_BCHW=features, masks_GHW=masks, owner_G=torch.zeros(1, dtype=torch.long), points_BTK2=points
+        )
+    assert pooled.isfinite().all()

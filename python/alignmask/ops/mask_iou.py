@@ -8,7 +8,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from alignmask.ops import reference
-from alignmask.ops._precision import no_autocast
 
 
 def mask_iou(predictions_BQHW: Tensor, targets_GHW: Tensor, owner_G: Tensor, threshold: float = 0.0) -> Tensor:
@@ -29,5 +28,4 @@ def mask_iou(predictions_BQHW: Tensor, targets_GHW: Tensor, owner_G: Tensor, thr
         TypeError: A wrong type or dtype.
         ValueError: A wrong shape or device; on the CPU also an owner outside [0, B).
     """
-    with no_autocast(predictions_BQHW):
-        return reference.mask_iou(predictions_BQHW, targets_GHW, owner_G, threshold)
+    return reference.mask_iou(predictions_BQHW, targets_GHW, owner_G, threshold)

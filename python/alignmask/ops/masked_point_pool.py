@@ -10,7 +10,6 @@ from typing import Literal
 from torch import Tensor
 
 from alignmask.ops import reference
-from alignmask.ops._precision import no_autocast
 
 
 def masked_point_pool(
@@ -40,5 +39,4 @@ def masked_point_pool(
         TypeError: A wrong type or dtype.
         ValueError: A wrong shape, device or `normalize`; on the CPU also an owner outside [0, B).
     """
-    with no_autocast(features_BCHW):
-        return reference.masked_point_pool(features_BCHW, masks_GHW, owner_G, points_BTK2, normalize)
+    return reference.masked_point_pool(features_BCHW, masks_GHW, owner_G, points_BTK2, normalize)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from alignmask.ops import _check, _library, reference
-from alignmask.ops._precision import no_autocast
 from alignmask.ops.reference.ms_deform_attn import check
 
 
@@ -43,8 +42,7 @@ def ms_deform_attn(
     """
     _check.tensors("ms_deform_attn", value=value_BSND, locations=locations_BQNLP2, weights=weights_BQNLP)
     if not _library.has_kernel("ms_deform_attn", value_BSND.device.type):
-        with no_autocast(value_BSND):
-            return reference.ms_deform_attn(value_BSND, level_shapes, locations_BQNLP2, weights_BQNLP)
+        return reference.ms_deform_attn(value_BSND, level_shapes, locations_BQNLP2, weights_BQNLP)
     _check.pairs("ms_deform_attn", "level_shapes", level_shapes)
     sizes = [size for level in level_shapes for size in level]
     out: Tensor = _forward(value_BSND, sizes, locations_BQNLP2, weights_BQNLP)

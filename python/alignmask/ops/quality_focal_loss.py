@@ -8,7 +8,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from alignmask.ops import reference
-from alignmask.ops._precision import no_autocast
 
 
 def quality_focal_loss(
@@ -34,5 +33,4 @@ def quality_focal_loss(
         TypeError: A wrong type or dtype.
         ValueError: A wrong shape, device, gamma or theta; on the CPU also a label outside [-1, C).
     """
-    with no_autocast(logits_RC):
-        return reference.quality_focal_loss(logits_RC, label_R, iou_R, gamma, theta)
+    return reference.quality_focal_loss(logits_RC, label_R, iou_R, gamma, theta)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alignmask.ops import _check
+from alignmask.ops._precision import in_full_precision
 
 _CHUNK_QUERIES = 8  # bounds the upsampled logits
 _CHUNK_PIXELS = 1 << 22  # float32 counts exactly up to 2^24
@@ -33,6 +34,7 @@ def check(predictions: Tensor, targets: Tensor, owner: Tensor) -> None:
     _check.in_range(op, "owner", owner, 0, sizes["B"])
 
 
+@in_full_precision
 def mask_iou(predictions_BQHW: Tensor, targets_GHW: Tensor, owner_G: Tensor, threshold: float = 0.0) -> Tensor:
     """See `alignmask.ops.mask_iou`."""
     check(predictions_BQHW, targets_GHW, owner_G)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from alignmask.ops import _check
+from alignmask.ops._precision import in_full_precision
 
 
 def check(features: Tensor, masks: Tensor, owner: Tensor, points: Tensor, normalize: str) -> None:
@@ -37,6 +38,7 @@ def check(features: Tensor, masks: Tensor, owner: Tensor, points: Tensor, normal
     _check.in_range(op, "owner", owner, 0, sizes["B"])
 
 
+@in_full_precision
 def masked_point_pool(
     features_BCHW: Tensor,
     masks_GHW: Tensor,

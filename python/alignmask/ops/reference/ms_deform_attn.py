@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alignmask.ops import _check
+from alignmask.ops._precision import in_full_precision
 
 
 def check(value_BSND: Tensor, level_shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> None:
@@ -32,6 +33,7 @@ def check(value_BSND: Tensor, level_shapes: Sequence[tuple[int, int]], locations
     _check.levels(op, level_shapes, tokens=sizes["S"], count=sizes["L"])
 
 
+@in_full_precision
 def ms_deform_attn(
     value_BSND: Tensor, level_shapes: Sequence[tuple[int, int]], locations_BQNLP2: Tensor, weights_BQNLP: Tensor
 ) -> Tensor:

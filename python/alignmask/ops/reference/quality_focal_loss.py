@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alignmask.ops import _check
+from alignmask.ops._precision import in_full_precision
 
 
 def check(logits: Tensor, label: Tensor, iou: Tensor, gamma: float, theta: float) -> None:
@@ -27,6 +28,7 @@ def check(logits: Tensor, label: Tensor, iou: Tensor, gamma: float, theta: float
     _check.in_range(op, "label", label, -1, sizes["C"])
 
 
+@in_full_precision
 def quality_focal_loss(
     logits_RC: Tensor, label_R: Tensor, iou_R: Tensor, gamma: float = 2.0, theta: float = 0.5
 ) -> Tensor:
