@@ -67,9 +67,15 @@ class LossConfig:
     no_object_weight: float = 0.1
     """softmax only: weight of the no-object class."""
     class_cost: Literal["probability", "focal"] = "probability"
+    iou_cost: float = 0.0
+    """Weight of minus the mask IoU in the matching cost (beyond the paper)."""
     gamma: float = 2.0
     theta: float = 0.5
     """Exponent and IoU threshold of Eq. 2 and 3."""
+    weigh_negatives: bool = True
+    """False: w_neg = 1 for all negatives, which is the plain quality focal loss."""
+    target_score_share: float = 0.0
+    """alpha of the target t = score^alpha * IoU^(1 - alpha) of positives (beyond the paper); 0 is the paper's t = IoU."""
     points: int = 12544
     """Points per mask in the matching cost and in the mask losses."""
     oversample: float = 3.0

@@ -156,3 +156,23 @@ def test_aligned_weight_scales_the_aligned_part() -> None:
     half, whole = (losses.total(replace(LOSS, aligned_weight=w)) for w in (0.5, 1.0))
     torch.testing.assert_close(half - without, (whole - without) / 2)
     assert whole > without
+
+
+def test_a_share_of_the_score_outside_of_its_range_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"target_score_share.*1\.0"):
+        Criterion(tiny.model_config(), replace(LOSS, target_score_share=1.0))
+
+
+@pytest.mark.parametrize("classification", ["softmax", "focal", "quality_focal"])
+@pytest.mark.parametrize(
+    "changes",
+    [{"iou_cost": 2.0}, {"weigh_negatives": False}, {"target_score_share": 0.25}],
+    ids=lambda c: next(iter(c)),
+)
+def test_switches_change_what_they_are_about_and_nothing_else(classification: str, changes: dict[str, float]) -> None:
+    plain = loss_of(classification, theta=0.0)[3].classification_L  # every mask that overlaps an instance is weighed
+    switched = loss_of(classification, theta=0.0, **changes)[3]
+    assert switched.total(LOSS).isfinite()
+    assert torch.equal(plain, switched.classification_L) == (
+        "iou_cost" not in changes and classification != "quality_focal"
+    )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignmask.config import LossConfig
-from alignmask.loss.label_assignment import assign, mask_ious, shrink
+from alignmask.loss.label_assignment import Targets, assign, mask_ious, quality, shrink
 from alignmask.model.aligned_queries import AlignedQueries
 from tests import tiny
 from tests.loss.test_matcher import prediction_for
@@ -89,3 +90,15 @@ def test_of_equally_covered_cells_a_tiny_object_keeps_one() -> None:
     mask = torch.zeros(1, 8, 8, dtype=torch.bool)
     mask[0, 3:5, 3:5] = True  # one pixel in each of four cells
     assert shrink(mask, (2, 2)).sum() == 1
+
+
+def test_quality_is_the_iou_unless_a_switch_says_otherwise() -> None:
+    label, iou = torch.tensor([[[1, -1, 0]]]), torch.tensor([[[0.64, 0.8, 0.36]]])
+    targets = Targets(label, label, torch.ones(1, 3, dtype=torch.bool), iou)
+    logits = torch.full((1, 1, 3, 2), -9.0)
+    logits[0, 0, 0, 1], logits[0, 0, 2, 0] = 0.0, torch.logit(torch.tensor(0.36))
+    assert quality(logits, targets, LossConfig()) is iou
+    plain = quality(logits, targets, LossConfig(weigh_negatives=False))
+    assert plain[0, 0].tolist() == pytest.approx([0.64, 0.0, 0.36])
+    mixed = quality(logits, targets, LossConfig(target_score_share=0.5))
+    assert mixed[0, 0].tolist() == pytest.approx([(0.5 * 0.64) ** 0.5, 0.8, 0.36])  # a score that equals the IoU stays

@@ -105,3 +105,22 @@ def test_a_cost_that_is_not_finite_names_the_image(value: float) -> None:
     prediction.mask_embedding_LBRE[1, 1, 3] = value
     with pytest.raises(ValueError, match=r"image 101 \(1.png\).*output 1"):
         match(prediction, batch, CONFIG, "quality_focal")
+
+
+def test_the_iou_cost_prefers_queries_with_better_masks() -> None:
+    batch = tiny.batch((2, 0, 1))
+    prediction = replace(prediction_for(batch, queries=6), queries=4)  # rows 4 and 5 are aligned
+    points = torch.rand(3, 50, 2)
+    iou = torch.rand(2, 3, 6)
+    plain = cost(prediction, batch, CONFIG, "quality_focal", points)
+    assert torch.equal(plain, cost(prediction, batch, CONFIG, "quality_focal", points, iou))
+    found = plain - cost(prediction, batch, replace(CONFIG, iou_cost=3.0), "quality_focal", points, iou)
+    for instance, (b, m) in enumerate(((0, 0), (0, 1), (2, 0))):
+        torch.testing.assert_close(found[:, b, m], 3 * iou[:, instance, :4], rtol=0, atol=1e-5)
+    assert not found[:, 1].any()
+    assert not found[:, 2, 1].any()
+
+    iou = torch.zeros(2, 3, 6)
+    iou[:, 0, 3] = iou[:, 1, 2] = iou[:, 2, 0] = 1
+    matched = match(prediction, batch, replace(CONFIG, iou_cost=1e3), "quality_focal", points, iou)
+    assert matched.tolist() == [[3, 2, 0]] * 2

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignmask.model import AlignedQueryConfig
-from alignmask.model.aligned_queries import AlignedQueries, AlignedQueryGenerator
+from alignmask.model.aligned_queries import AlignedQueries, AlignedQueryGenerator, move_to_outlines, shift
 from alignmask.model.query_decoder import _aligned_visibility
 from tests import tiny
 
@@ -159,3 +159,80 @@ def test_learned_position_is_a_switch() -> None:
     model = tiny.model(aligned_queries=replace(tiny.ALIGNED, learned_position=True)).train()
     model(tiny.batch()).class_logits_LBRC[:, :, 6:].sum().backward()
     assert model.query_decoder.aligned_position.grad.any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(instances=st.integers(0, 3), seed=st.integers(0, 1000))
+def test_points_move_to_pixels_beside_an_outline(instances: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    masks = torch.rand(instances, 6, 9) < 0.2
+    points = torch.rand(2, 400, 2)
+    before = points.clone()
+    move_to_outlines(points, masks)
+    outline = {
+        (x, y)
+        for y in range(6)
+        for x in range(9)
+        for dx, dy in ((0, 1), (1, 0), (0, -1), (-1, 0))
+        if 0 <= x + dx < 9 and 0 <= y + dy < 6 and (masks[:, y, x] != masks[:, y + dy, x + dx]).any()
+    }
+    if not outline:
+        assert torch.equal(points, before)
+        return
+    assert points.min() >= 0
+    assert points.max() <= 1
+    found = {tuple(pixel) for pixel in (points.reshape(-1, 2) * torch.tensor([9, 6])).floor().long().tolist()}
+    assert found == outline  # all of them are hit, and nothing else
+
+
+def test_the_outline_share_decides_how_many_points_move() -> None:
+    """A small square: uniform points hit it by its area, points on its outline by half."""
+    masks = torch.zeros(1, 128, 128, dtype=torch.bool)
+    masks[0, 20:28, 40:48] = True
+    for share, expected in ((0.0, 4000 * 64 / 128**2), (0.5, 1000 + 2000 * 64 / 128**2)):
+        config = AlignedQueryConfig(count=4, point_sets=1, points=4000, outline_share=share)
+        _, weight = AlignedQueryGenerator(config, 32)._pool(
+            1, torch.rand(1, 32, 32, 32), masks, torch.zeros(1).long(), [1]
+        )
+        assert weight.item() == pytest.approx(expected, rel=0.35)
+
+
+@settings(max_examples=40, deadline=None)
+@given(counts=st.lists(st.integers(0, 4), min_size=1, max_size=3), noise=st.floats(0, 1), seed=st.integers(0, 1000))
+def test_shifted_masks_are_the_masks_elsewhere(counts: list[int], noise: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    masks = tiny.batch(tuple(counts), (64, 96), seed).masks_GHW
+    for mask, moved in zip(masks, shift(masks, noise), strict=True):
+        box = [(at.min().item(), at.max().item()) for at in mask.nonzero().unbind(1)]
+        far_y, far_x = (round(noise * (high - low + 1)) for low, high in box)
+        candidates = []  # every shift that is allowed, cut at the image's border
+        for dy in range(-far_y, far_y + 1):
+            for dx in range(-far_x, far_x + 1):
+                moved_box = zip(box, (dy, dx), (64, 96), strict=True)
+                ys, xs = (range(max(low + d, 0), min(high + d + 1, side)) for (low, high), d, side in moved_box)
+                candidates.append((ys, xs))
+        found = moved.nonzero()
+        if len(found) == 0:
+            assert any(len(ys) == 0 or len(xs) == 0 for ys, xs in candidates)
+            continue
+        ys, xs = (range(int(at.min()), int(at.max()) + 1) for at in found.unbind(1))
+        assert (ys, xs) in candidates
+        assert len(found) == len(ys) * len(xs)
+
+
+def test_noised_sets_are_further_queries_of_the_same_instances() -> None:
+    torch.manual_seed(0)
+    batch = tiny.batch((2, 1))
+    config = AlignedQueryConfig(count=20, point_sets=2, noised_sets=1, noise=0.3, points=2000)
+    generator = AlignedQueryGenerator(config, 32)
+    embedding = torch.randn(2, 32, 16, 24)
+    torch.manual_seed(1)
+    noised = generator(embedding, batch.masks_GHW, batch.owner_G, batch.counts)
+    generator.config = replace(config, noised_sets=0)
+    torch.manual_seed(1)
+    plain = generator(embedding, batch.masks_GHW, batch.owner_G, batch.counts)
+    assert noised.instance_BA.tolist() == [[0, 1, 0, 1, 0, 1], [2, 2, 2, -1, -1, -1]]
+    assert noised.set_BA.tolist() == [[0, 0, 1, 1, 2, 2], [0, 1, 2, -1, -1, -1]]
+    torch.testing.assert_close(noised.features_BAE[0, :4], plain.features_BAE[0])
+    first, second, through_noise = noised.features_BAE[0].split(2)
+    assert ((first - through_noise).norm(dim=1) > 2 * (first - second).norm(dim=1)).all()

@@ -16,7 +16,7 @@ from torchvision.ops import sigmoid_focal_loss
 from alignmask import ops
 from alignmask.config import LossConfig
 from alignmask.data.batch import Batch
-from alignmask.loss.label_assignment import Targets, assign, mask_ious
+from alignmask.loss.label_assignment import Targets, assign, mask_ious, quality
 from alignmask.loss.matcher import match
 from alignmask.loss.points import sample_maps, sample_masks, uncertain_points
 from alignmask.model.config import ModelConfig
@@ -54,12 +54,14 @@ class Criterion:
 
     def __init__(self, model: ModelConfig, loss: LossConfig) -> None:
         self.model, self.loss = model, loss
+        if not 0 <= loss.target_score_share < 1:
+            raise ValueError(f"loss.target_score_share: expected a number in [0, 1), got {loss.target_score_share}")
 
     def __call__(self, prediction: Prediction, batch: Batch) -> Losses:
         with torch.autocast(prediction.class_logits_LBRC.device.type, enabled=False):
-            query_LG = match(prediction, batch, self.loss, self.model.classification)
-            quality = self.model.classification == "quality_focal"
-            iou_LGR = mask_ious(prediction, batch, self.loss) if quality else None
+            iou_needed = self.model.classification == "quality_focal" or self.loss.iou_cost
+            iou_LGR = mask_ious(prediction, batch, self.loss) if iou_needed else None
+            query_LG = match(prediction, batch, self.loss, self.model.classification, iou_LGR=iou_LGR)
             targets = assign(query_LG, prediction, batch, iou_LGR)
             aligned_rows = torch.arange(targets.live_BR.shape[1], device=query_LG.device) >= prediction.queries
             norms = self._normalisers(prediction, batch)
@@ -90,11 +92,10 @@ class Criterion:
             one_hot = F.one_hot(label_LBR.clamp(min=0), classes) * (label_LBR >= 0)[..., None]
             loss_LBR = sigmoid_focal_loss(logits_LBRC, one_hot.float(), gamma=self.loss.gamma).sum(-1)
         else:
-            assert targets.iou_LBR is not None
             loss = ops.quality_focal_loss(
                 logits_LBRC.flatten(0, 2),
                 label_LBR.flatten(),
-                targets.iou_LBR.flatten(),
+                quality(logits_LBRC, targets, self.loss).flatten(),
                 self.loss.gamma,
                 self.loss.theta,
             )

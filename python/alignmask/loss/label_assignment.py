@@ -60,6 +60,21 @@ def assign(query_LG: Tensor, prediction: Prediction, batch: Batch, iou_LGR: Tens
 
 
 @torch.no_grad()
+def quality(logits_LBRC: Tensor, targets: Targets, config: LossConfig) -> Tensor:
+    """-> [L, B, R]: what Eq. 2 and 3 take as IoU. By default it is the IoU."""
+    assert targets.iou_LBR is not None
+    iou_LBR, positive_LBR = targets.iou_LBR, targets.label_LBR >= 0
+    if not config.weigh_negatives:
+        iou_LBR = torch.where(positive_LBR, iou_LBR, 0)  # w_neg(0) = 1
+    if config.target_score_share:
+        # Where the score equals it, this target is the IoU; elsewhere it asks for a part of the way only.
+        score_LBR = logits_LBRC.gather(3, targets.label_LBR.clamp(min=0)[..., None])[..., 0].sigmoid()
+        share = config.target_score_share
+        iou_LBR = torch.where(positive_LBR, score_LBR**share * iou_LBR ** (1 - share), iou_LBR)
+    return iou_LBR
+
+
+@torch.no_grad()
 def mask_ious(prediction: Prediction, batch: Batch, config: LossConfig) -> Tensor:
     """-> [L, G, R]: IoU of every row's whole mask (logit > 0) with every instance of its image."""
     size = prediction.pixel_embedding_BEHW.shape[2:]

@@ -25,11 +25,13 @@ def match(
     config: LossConfig,
     classification: Classification,
     points_BK2: Tensor | None = None,
+    iou_LGR: Tensor | None = None,
 ) -> Tensor:
     """-> [L, G]: the object query matched to each instance at each output, -1 where an image has more instances than queries.
 
-    points_BK2: where masks are compared, shared by all queries and outputs; drawn at random if not given. All costs are
-    computed in one batch and cross to the host in one transfer. Raises ValueError with the image id for a cost that is NaN.
+    points_BK2: where masks are compared, shared by all queries and outputs; drawn at random if not given. iou_LGR:
+    the rows' mask IoUs, for `config.iou_cost`. All costs are computed in one batch and cross to the host in one transfer.
+    Raises ValueError with the image id for a cost that is NaN.
     """
     outputs, instances = prediction.class_logits_LBRC.shape[0], batch.labels_G.shape[0]
     device = prediction.class_logits_LBRC.device
@@ -37,7 +39,7 @@ def match(
         return torch.empty(outputs, 0, dtype=torch.long, device=device)
     if points_BK2 is None:
         points_BK2 = torch.rand(batch.batch_size, config.points, 2, device=device)
-    cost_LBMQ = cost(prediction, batch, config, classification, points_BK2).cpu()
+    cost_LBMQ = cost(prediction, batch, config, classification, points_BK2, iou_LGR).cpu()
 
     query_LG = torch.full((outputs, instances), -1, dtype=torch.long)
     start = 0
@@ -56,9 +58,15 @@ def match(
 
 
 def cost(
-    prediction: Prediction, batch: Batch, config: LossConfig, classification: Classification, points_BK2: Tensor
+    prediction: Prediction,
+    batch: Batch,
+    config: LossConfig,
+    classification: Classification,
+    points_BK2: Tensor,
+    iou_LGR: Tensor | None = None,
 ) -> Tensor:
-    """-> [L, B, M, Q]: class_weight * class + mask_weight * BCE + dice_weight * dice; padding instances cost 0."""
+    """-> [L, B, M, Q]: class_weight * class + mask_weight * BCE + dice_weight * dice - iou_cost * IoU; padding instances
+    cost 0."""
     queries = prediction.queries
     outputs, device = prediction.class_logits_LBRC.shape[0], points_BK2.device
     most = max(batch.counts)
@@ -93,7 +101,11 @@ def cost(
 
     class_LBQC = class_cost(prediction.class_logits_LBRC[:, :, :queries].float(), config, classification)
     class_LBMQ = class_LBQC.transpose(2, 3).gather(2, label_BM[None, :, :, None].expand(outputs, -1, -1, queries))
-    return (config.class_weight * class_LBMQ + mask_LBMQ) * real_BM[None, :, :, None]
+    cost_LBMQ = config.class_weight * class_LBMQ + mask_LBMQ
+    if config.iou_cost:
+        assert iou_LGR is not None
+        cost_LBMQ[:, real_BM] -= config.iou_cost * iou_LGR[:, :, :queries]
+    return cost_LBMQ * real_BM[None, :, :, None]
 
 
 def class_cost(logits: Tensor, config: LossConfig, classification: Classification) -> Tensor:

@@ -56,6 +56,12 @@ class AlignedQueryConfig:
     """T: independent point sets per image; each makes one query per instance."""
     points: int = 12544
     """K: points in a set (112 x 112)."""
+    outline_share: float = 0.0
+    """Share of the points that is drawn on outlines of instances instead of uniformly (beyond the paper)."""
+    noised_sets: int = 0
+    noise: float = 0.3
+    """So many further point sets look through noised masks (beyond the paper): every mask is moved by up to this
+    share of its width and height."""
     normalize: Literal["mask", "points"] = "mask"
     """Denominator of the average pooling: the mask weight that was hit, or K (Eq. 1 to the letter)."""
     detach_pixel_embedding: bool = False
