@@ -12,26 +12,41 @@ namespace alignmask {
 
 namespace {
 
-constexpr const char* kOp = "ms_deform_attn";
+/// What the two forms call themselves and their arguments.
+struct Names {
+  explicit Names(py::handle reference) {
+    if (reference.is_none()) return;
+    op = "ms_deform_attn_from_offsets";
+    locations = "offsets";
+    weights = "logits";
+    grad_locations = "grad_offsets";
+    grad_weights = "grad_logits";
+  }
+  const char *op = "ms_deform_attn", *locations = "locations", *weights = "weights", *grad_locations = "grad_locations",
+             *grad_weights = "grad_weights";
+};
 
 /// h, w of level 0, h, w of level 1, ...
-std::vector<MSDeformAttnLevel> levels_from(const std::vector<std::int64_t>& sizes) {
-  if (sizes.size() % 2) throw ValueError(std::string(kOp) + ": level_shapes must hold pairs (h, w)");
+std::vector<MSDeformAttnLevel> levels_from(const char* op, const std::vector<std::int64_t>& sizes) {
+  if (sizes.size() % 2) throw ValueError(std::string(op) + ": level_shapes must hold pairs (h, w)");
   std::vector<MSDeformAttnLevel> levels(sizes.size() / 2);
   for (std::size_t l = 0; l < levels.size(); ++l) levels[l] = {sizes[2 * l], sizes[2 * l + 1]};
   return levels;
 }
 
 void forward(py::handle out, py::handle value, const std::vector<std::int64_t>& level_shapes, py::handle locations,
-             py::handle weights, int threads) {
-  const TensorArg out_arg(kOp, "out", out), value_arg(kOp, "value", value), locations_arg(kOp, "locations", locations),
-      weights_arg(kOp, "weights", weights);
+             py::handle weights, int threads, py::handle reference) {
+  const Names name(reference);
+  const TensorArg out_arg(name.op, "out", out), value_arg(name.op, "value", value),
+      locations_arg(name.op, name.locations, locations), weights_arg(name.op, name.weights, weights),
+      reference_arg(name.op, "reference", reference);
   MSDeformAttnArgs args;
   args.out = out_arg;
   args.value = value_arg;
-  args.levels = levels_from(level_shapes);
+  args.levels = levels_from(name.op, level_shapes);
   args.locations = locations_arg;
   args.weights = weights_arg;
+  args.reference = reference_arg;
   args.threads = threads;
   const py::gil_scoped_release released;
   ms_deform_attn_forward(args);
@@ -39,20 +54,25 @@ void forward(py::handle out, py::handle value, const std::vector<std::int64_t>& 
 
 void backward(py::handle grad_value, py::handle grad_locations, py::handle grad_weights, py::handle grad_out,
               py::handle value, const std::vector<std::int64_t>& level_shapes, py::handle locations, py::handle weights,
-              int threads) {
-  const TensorArg grad_value_arg(kOp, "grad_value", grad_value),
-      grad_locations_arg(kOp, "grad_locations", grad_locations), grad_weights_arg(kOp, "grad_weights", grad_weights),
-      grad_out_arg(kOp, "grad_out", grad_out), value_arg(kOp, "value", value),
-      locations_arg(kOp, "locations", locations), weights_arg(kOp, "weights", weights);
+              int threads, py::handle reference, py::handle grad_reference) {
+  const Names name(reference);
+  const TensorArg grad_value_arg(name.op, "grad_value", grad_value),
+      grad_locations_arg(name.op, name.grad_locations, grad_locations),
+      grad_weights_arg(name.op, name.grad_weights, grad_weights),
+      grad_reference_arg(name.op, "grad_reference", grad_reference), grad_out_arg(name.op, "grad_out", grad_out),
+      value_arg(name.op, "value", value), locations_arg(name.op, name.locations, locations),
+      weights_arg(name.op, name.weights, weights), reference_arg(name.op, "reference", reference);
   MSDeformAttnArgs args;
   args.grad_value = grad_value_arg;
   args.grad_locations = grad_locations_arg;
   args.grad_weights = grad_weights_arg;
+  args.grad_reference = grad_reference_arg;
   args.grad_out = grad_out_arg;
   args.value = value_arg;
-  args.levels = levels_from(level_shapes);
+  args.levels = levels_from(name.op, level_shapes);
   args.locations = locations_arg;
   args.weights = weights_arg;
+  args.reference = reference_arg;
   args.threads = threads;
   const py::gil_scoped_release released;
   ms_deform_attn_backward(args);
@@ -62,11 +82,13 @@ void backward(py::handle grad_value, py::handle grad_locations, py::handle grad_
 
 void bind_ms_deform_attn(py::module_& module) {
   module.def("ms_deform_attn_forward", forward, py::arg("out"), py::arg("value"), py::arg("level_shapes"),
-             py::arg("locations"), py::arg("weights"), py::arg("threads") = 1,
-             "Write out; see core/ms_deform_attn/ms_deform_attn.h.");
+             py::arg("locations"), py::arg("weights"), py::arg("threads") = 1, py::arg("reference") = py::none(),
+             "Write out. With reference, locations are offsets and weights are logits; see "
+             "core/ms_deform_attn/ms_deform_attn.h.");
   module.def("ms_deform_attn_backward", backward, py::arg("grad_value"), py::arg("grad_locations"),
              py::arg("grad_weights"), py::arg("grad_out"), py::arg("value"), py::arg("level_shapes"),
-             py::arg("locations"), py::arg("weights"), py::arg("threads") = 1,
+             py::arg("locations"), py::arg("weights"), py::arg("threads") = 1, py::arg("reference") = py::none(),
+             py::arg("grad_reference") = py::none(),
              "Write the gradients that are not None; see core/ms_deform_attn/ms_deform_attn.h.");
 }
 

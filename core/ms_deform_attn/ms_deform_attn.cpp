@@ -14,18 +14,31 @@ namespace {
 
 constexpr std::int64_t kMaxLevelTokens = (std::int64_t{1} << 31) - 1;  // token indices are 32-bit
 
+/// What the caller calls the arguments of the two forms.
+struct Names {
+  const char *op, *locations, *weights, *grad_locations, *grad_weights;
+};
+
+Names names(const MSDeformAttnArgs& args) {
+  if (args.reference.present)
+    return {"ms_deform_attn_from_offsets", "offsets", "logits", "grad_offsets", "grad_logits"};
+  return {"ms_deform_attn", "locations", "weights", "grad_locations", "grad_weights"};
+}
+
 ArgumentCheck check_inputs(const MSDeformAttnArgs& args) {
-  ArgumentCheck check("ms_deform_attn");
+  const Names name = names(args);
+  ArgumentCheck check(name.op);
   check.input("value", args.value, "BSND", {DType::kFloat32, DType::kFloat64, DType::kFloat16, DType::kBFloat16});
   const DType dtype = args.value.dtype;
   const DType arithmetic = dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
-  check.input("locations", args.locations, "BQNLP2", {dtype, arithmetic});
-  check.input("weights", args.weights, "BQNLP", {dtype, arithmetic});
+  if (args.reference.present) check.input("reference", args.reference, "BQL2", {dtype, arithmetic});
+  check.input(name.locations, args.locations, "BQNLP2", {dtype, arithmetic});
+  check.input(name.weights, args.weights, "BQNLP", {dtype, arithmetic});
 
   const auto count = static_cast<std::int64_t>(args.levels.size());
   if (count != check.size('L'))
-    check.fail_value("level_shapes lists " + std::to_string(count) +
-                     " levels, but locations has L = " + std::to_string(check.size('L')));
+    check.fail_value("level_shapes lists " + std::to_string(count) + " levels, but " + name.locations +
+                     " has L = " + std::to_string(check.size('L')));
   std::int64_t tokens = 0;
   std::string list;
   for (std::int64_t l = 0; l < count; ++l) {
@@ -75,8 +88,11 @@ void ms_deform_attn_backward(const MSDeformAttnArgs& args) {
   check.input("grad_out", args.grad_out, "BQE", {args.value.dtype});
   check_channels(check, "grad_out", args.grad_out);
   check.output("grad_value", args.grad_value, "BSND", {args.value.dtype});
-  check.output("grad_locations", args.grad_locations, "BQNLP2", {args.locations.dtype});
-  check.output("grad_weights", args.grad_weights, "BQNLP", {args.weights.dtype});
+  check.output(names(args).grad_locations, args.grad_locations, "BQNLP2", {args.locations.dtype});
+  check.output(names(args).grad_weights, args.grad_weights, "BQNLP", {args.weights.dtype});
+  if (args.grad_reference.present && !args.reference.present)
+    check.fail_value("grad_reference is given, but no reference");
+  check.output("grad_reference", args.grad_reference, "BQL2", {args.reference.dtype});
   require_cpu(check);
   ALIGNMASK_ON_CPU(ms_deform_attn_backward_cpu, args);
 }

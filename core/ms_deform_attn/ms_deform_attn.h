@@ -3,6 +3,11 @@
 //   out[b, q, n·D + d] = Σ_l Σ_p weights[b, q, n, l, p] · sample(value of level l, head n, channel d; locations[b, q,
 //   n, l, p])
 //
+// Second form, with reference points: the kernel gets raw offsets and logits, and computes
+//
+//   locations[b, q, n, l, p] = reference[b, q, l] + offsets[b, q, n, l, p] / (width, height) of level l
+//   weights[b, q, n] = softmax of logits[b, q, n] over all levels and points
+//
 // sample: bilinear at (x, y) normalised to [0, 1] over the level, align_corners=False, zero outside. A NaN location
 // samples NaN, an infinite one is outside; nothing is sampled from an empty level.
 //
@@ -24,16 +29,21 @@ struct MSDeformAttnArgs {
   TensorView value;      ///< [B, S, N, D]          float16, bfloat16, float32 or float64; any strides, as all below
   TensorView locations;  ///< [B, Q, N, L, P, 2]    dtype of value, or float32 beside half precision
   TensorView weights;    ///< [B, Q, N, L, P]       likewise
+  TensorView reference;  ///< [B, Q, L, 2]          likewise. Absent: first form. Present: second form; then `locations`
+                         ///< holds offsets in pixels of their level, and `weights` logits
   std::vector<MSDeformAttnLevel> levels;  ///< level after level in S, rows before columns
 
   TensorView out;  ///< forward: [B, Q, N·D], dtype of value
 
-  TensorView grad_out;    ///< backward, input: [B, Q, N·D], dtype of value
-  TensorView grad_value;  ///< backward, outputs: shape and dtype of value, locations, weights; absent if not needed;
+  TensorView grad_out;  ///< backward, input: [B, Q, N·D], dtype of value
+  TensorView
+      grad_value;  ///< backward, outputs: shape and dtype of what they are the gradient of; absent if not needed;
   TensorView grad_locations;  ///< all their elements are written
   TensorView grad_weights;
+  TensorView grad_reference;  ///< second form only
 
-  int threads = 1;  ///< at most so many CPU threads; the result does not depend on it
+  int threads = 1;         ///< CPU: at most so many threads; the result does not depend on it
+  void* stream = nullptr;  ///< CUDA: the stream to work on
 };
 
 /// Throw TypeError or ValueError, before anything is written, unless the arguments fit together. Outputs must not

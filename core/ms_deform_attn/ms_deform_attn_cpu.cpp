@@ -6,6 +6,7 @@
 
 #include "../common/dispatch.h"
 #include "../common/parallel_for.h"
+#include "ms_deform_attn_offsets.h"
 #include "ms_deform_attn_packed.h"
 
 namespace alignmask::ALIGNMASK_ISA {
@@ -256,7 +257,7 @@ struct Backward {
         need_points(args.grad_locations.present || args.grad_weights.present),
         slice_size(slice_tokens * kWidth),
         // With several blocks of channels, all queries' gradients wait for the last block.
-        grads_size(grad_points.buffer_size() * (sizes.blocks > 1 ? sizes.Q : 1)) {}
+        grads_size(grad_points.buffer_size() * (sizes.blocks > 1 ? std::max<std::int64_t>(sizes.Q, 1) : 1)) {}
 
   std::int64_t worker_size() const { return 2 * slice_size + points.buffer_size() + grads_size; }
 
@@ -372,14 +373,29 @@ void run(const MSDeformAttnArgs& args) {
   }
 }
 
+template <class F>
+void forward(const MSDeformAttnArgs& args) {
+  if (!args.reference.present) return run<Forward, F>(args);
+  const FirstForm<F> first(args);
+  run<Forward, F>(first.args());
+}
+
+template <class F>
+void backward(const MSDeformAttnArgs& args) {
+  if (!args.reference.present) return run<Backward, F>(args);
+  FirstForm<F> first(args);
+  run<Backward, F>(first.args());
+  first.write_gradients();
+}
+
 }  // namespace
 
 void ms_deform_attn_forward_cpu(const MSDeformAttnArgs& args) {
-  args.value.dtype == DType::kFloat64 ? run<Forward, double>(args) : run<Forward, float>(args);
+  args.value.dtype == DType::kFloat64 ? forward<double>(args) : forward<float>(args);
 }
 
 void ms_deform_attn_backward_cpu(const MSDeformAttnArgs& args) {
-  args.value.dtype == DType::kFloat64 ? run<Backward, double>(args) : run<Backward, float>(args);
+  args.value.dtype == DType::kFloat64 ? backward<double>(args) : backward<float>(args);
 }
 
 }  // namespace alignmask::ALIGNMASK_ISA

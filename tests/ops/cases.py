@@ -96,6 +96,24 @@ def ms_deform_attn(
     return value.to(dtype), list(levels), locations_BQNLP2.to(second), weights.to(second)
 
 
+def ms_deform_attn_from_offsets(
+    shape: DeformShape,
+    layout: str = "uniform",
+    dtype: torch.dtype = torch.float32,
+    points_dtype: torch.dtype | None = None,
+    seed: int = 0,
+) -> tuple[Tensor, list[tuple[int, int]], Tensor, Tensor, Tensor]:
+    """The arguments of `alignmask.ops.ms_deform_attn_from_offsets`; the locations they make have the layout."""
+    value, levels, locations, logits = ms_deform_attn(shape, layout, torch.float64, seed=seed)
+    size_L12 = torch.tensor([(max(w, 1), max(h, 1)) for h, w in levels], dtype=torch.float64).view(-1, 1, 2)
+    generator = torch.Generator().manual_seed(seed)
+    reference = torch.rand(shape.B, shape.Q, len(levels), 2, generator=generator, dtype=torch.float64)
+    second = points_dtype or dtype
+    reference = reference.to(second)
+    offsets = (locations - reference.double()[:, :, None, :, None]) * size_L12
+    return value.to(dtype), levels, reference, offsets.to(second), (2 * logits).to(second)
+
+
 def encoder_locations(shape: DeformShape, generator: torch.Generator) -> Tensor:
     """Points as a trained encoder has them: some two pixels around every query's own token, in float32."""
     centres = []

@@ -7,10 +7,21 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+
+from tests.ops.oracle_ms_deform_attn import ms_deform_attn, ms_deform_attn_from_offsets
+
+__all__ = [
+    "Array",
+    "mask_iou",
+    "masked_point_pool",
+    "ms_deform_attn",
+    "ms_deform_attn_from_offsets",
+    "quality_focal_loss",
+]
 
 Array = np.ndarray[Any, Any]
 
@@ -26,36 +37,6 @@ def _corners(x: float, y: float, height: int, width: int) -> Iterator[tuple[int,
             in_row, in_column = 1 - abs(row - r), 1 - abs(column - c)
             d_row, d_column = (1 if i else -1), (1 if j else -1)
             yield r, c, in_row * in_column, in_row * d_column * width, d_row * height * in_column
-
-
-def ms_deform_attn(
-    value: Array, levels: Sequence[tuple[int, int]], locations: Array, weights: Array, grad_out: Array | None = None
-) -> tuple[Array, Array, Array, Array]:
-    """out and, for `grad_out` (ones by default), the gradients of value, locations and weights."""
-    B, _, N, D = value.shape
-    Q, L, P = locations.shape[1], locations.shape[3], locations.shape[4]
-    out = np.zeros((B, Q, N, D))
-    grad = np.ones(out.shape) if grad_out is None else grad_out.reshape(out.shape)
-    grad_value, grad_locations, grad_weights = np.zeros(value.shape), np.zeros(locations.shape), np.zeros(weights.shape)
-    for b, q, n, l, p in itertools.product(range(B), range(Q), range(N), range(L), range(P)):  # noqa: E741
-        height, width = levels[l]
-        if height * width == 0:
-            continue
-        (x, y), weight, at = locations[b, q, n, l, p], weights[b, q, n, l, p], (b, q, n, l, p)
-        if math.isnan(x) or math.isnan(y):
-            out[b, q, n] = grad_locations[at] = grad_weights[at] = math.nan
-            continue
-        start = sum(h * w for h, w in levels[:l])
-        sampled = np.zeros(D)
-        for row, column, part, dx, dy in _corners(x, y, height, width):
-            token = start + row * width + column
-            vector, g = value[b, token, n], grad[b, q, n]
-            sampled += part * vector
-            grad_value[b, token, n] += weight * part * g
-            grad_locations[at] += [weight * dx * (vector @ g), weight * dy * (vector @ g)]
-        out[b, q, n] += weight * sampled
-        grad_weights[at] = sampled @ grad[b, q, n]
-    return out.reshape(B, Q, N * D), grad_value, grad_locations, grad_weights
 
 
 def masked_point_pool(

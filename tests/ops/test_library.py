@@ -25,16 +25,19 @@ def flat(levels: list[tuple[int, int]]) -> list[int]:
 def test_opcheck_of_ms_deform_attn(name: str, dtype: torch.dtype) -> None:
     value, levels, locations, weights = cases.ms_deform_attn(cases.MS_DEFORM_ATTN[name], "uniform", dtype)
     leaves = [t.requires_grad_() for t in (value, locations, weights)]
-    torch.library.opcheck(torch.ops.alignmask.ms_deform_attn.default, (leaves[0], flat(levels), leaves[1], leaves[2]))
+    torch.library.opcheck(
+        torch.ops.alignmask.ms_deform_attn.default, (leaves[0], flat(levels), leaves[1], leaves[2], None)
+    )
 
 
 @pytest.mark.parametrize(
-    "needed", [[True, True, True], [False, True, False], [True, False, False], [False, False, True]]
+    "needed",
+    [[True, True, True, False], [False, True, False, False], [True, False, False, False], [False, False, True, False]],
 )
 def test_opcheck_of_its_backward(needed: list[bool]) -> None:
     value, levels, locations, weights = cases.ms_deform_attn(cases.MS_DEFORM_ATTN["odd"])
     grad = torch.randn(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
-    arguments = (grad, value, flat(levels), locations, weights, needed)
+    arguments = (grad, value, flat(levels), locations, weights, None, needed)
     torch.library.opcheck(torch.ops.alignmask.ms_deform_attn_backward.default, arguments)
 
 

@@ -59,18 +59,16 @@ class MSDeformAttn(nn.Module):
         with torch.no_grad():
             self.offsets.bias.copy_(bias.expand(-1, self.levels, -1, -1).flatten())
 
-    def forward(
-        self, x_BSE: Tensor, position_SE: Tensor, reference_S2: Tensor, size_L2: Tensor, shapes: Shapes
-    ) -> Tensor:
-        """size_L2: (width, height) of the levels, float32; shapes: the same as (height, width) ints."""
+    def forward(self, x_BSE: Tensor, position_SE: Tensor, reference_S2: Tensor, shapes: Shapes) -> Tensor:
         batch, tokens, width = x_BSE.shape
         query_BSE = x_BSE + position_SE
         value_BSND = self.value(x_BSE).view(batch, tokens, self.heads, width // self.heads)
-        offsets = self.offsets(query_BSE).view(batch, tokens, self.heads, self.levels, self.points, 2)
-        weights = self.weights(query_BSE).view(batch, tokens, self.heads, self.levels * self.points).softmax(-1)
-        locations = reference_S2[:, None, None, None] + offsets / size_L2[:, None]
-        # Under autocast locations and weights stay float32: half precision has no room for a position in a large map.
-        out_BSE = ops.ms_deform_attn(value_BSND, shapes, locations, weights.view(locations.shape[:-1]))
+        points = (batch, tokens, self.heads, self.levels, self.points)
+        # Under autocast the reference points stay float32: half precision has no room for a position in a large map.
+        reference_BSL2 = reference_S2[:, None].expand(batch, tokens, self.levels, 2)
+        offsets_BSNLP2 = self.offsets(query_BSE).view(*points, 2)
+        logits_BSNLP = self.weights(query_BSE).view(points)
+        out_BSE = ops.ms_deform_attn_from_offsets(value_BSND, shapes, reference_BSL2, offsets_BSNLP2, logits_BSNLP)
         return self.output(out_BSE)
 
 
@@ -86,10 +84,8 @@ class EncoderLayer(nn.Module):
         )
         self.ffn_norm = nn.LayerNorm(config.width)
 
-    def forward(
-        self, x_BSE: Tensor, position_SE: Tensor, reference_S2: Tensor, size_L2: Tensor, shapes: Shapes
-    ) -> Tensor:
-        x_BSE = self.attention_norm(x_BSE + self.attention(x_BSE, position_SE, reference_S2, size_L2, shapes))
+    def forward(self, x_BSE: Tensor, position_SE: Tensor, reference_S2: Tensor, shapes: Shapes) -> Tensor:
+        x_BSE = self.attention_norm(x_BSE + self.attention(x_BSE, position_SE, reference_S2, shapes))
         return self.ffn_norm(x_BSE + self.ffn(x_BSE))
 
 
@@ -129,9 +125,8 @@ class PixelDecoder(nn.Module):
             [sine_position(h, w, width, device) + e for (h, w), e in zip(shapes, self.level_embedding, strict=True)]
         )
         reference_S2 = torch.cat([_pixel_centres(h, w, device) for h, w in shapes])
-        size_L2 = torch.tensor([(w, h) for h, w in shapes], dtype=torch.float32, device=device)
         for layer in self.layers:
-            x_BSE = layer(x_BSE, position_SE, reference_S2, size_L2, shapes)
+            x_BSE = layer(x_BSE, position_SE, reference_S2, shapes)
 
         levels = [
             tokens.transpose(1, 2).unflatten(2, shape)

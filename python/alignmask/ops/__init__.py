@@ -11,7 +11,7 @@ from alignmask.ops import reference
 from alignmask.ops._library import OPS, implementation, use_reference
 from alignmask.ops.mask_iou import mask_iou
 from alignmask.ops.masked_point_pool import masked_point_pool
-from alignmask.ops.ms_deform_attn import ms_deform_attn
+from alignmask.ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_from_offsets
 from alignmask.ops.quality_focal_loss import quality_focal_loss
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "mask_iou",
     "masked_point_pool",
     "ms_deform_attn",
+    "ms_deform_attn_from_offsets",
     "quality_focal_loss",
     "reference",
     "use_reference",

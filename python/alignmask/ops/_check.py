@@ -91,8 +91,8 @@ def in_range(op: str, name: str, tensor: Tensor, low: int, high: int) -> None:
         raise ValueError(f"{op}: {name}[{index}] = {int(tensor[index])} is outside [{low}, {high - 1}]")
 
 
-def levels(op: str, level_shapes: Sequence[tuple[int, int]], tokens: int, count: int) -> None:
-    """Check a list of level sizes (h, w) against the number of tokens and of levels.
+def levels(op: str, level_shapes: Sequence[tuple[int, int]], tokens: int, count: int, counted: str) -> None:
+    """Check a list of level sizes (h, w) against the number of tokens and of levels; `counted`: the argument with L.
 
     Raises:
         TypeError: Entries that are not pairs of ints.
@@ -103,7 +103,7 @@ def levels(op: str, level_shapes: Sequence[tuple[int, int]], tokens: int, count:
         if level[0] < 0 or level[1] < 0:
             raise ValueError(f"{op}: level_shapes[{index}] = {tuple(level)} is negative")
     if len(level_shapes) != count:
-        raise ValueError(f"{op}: level_shapes lists {len(level_shapes)} levels, but locations has L = {count}")
+        raise ValueError(f"{op}: level_shapes lists {len(level_shapes)} levels, but {counted} has L = {count}")
     total = sum(h * w for h, w in level_shapes)
     if total != tokens:
         raise ValueError(

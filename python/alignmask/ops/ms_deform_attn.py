@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention: public function, operators, gradient.
+"""Multi-scale deformable attention: public functions of both forms, operators, gradient.
 
 Shapes: B images, S tokens of all levels, N heads, D channels per head, Q queries, L levels, P points, E = N·D.
 """
@@ -43,20 +43,72 @@ def ms_deform_attn(
     _check.tensors("ms_deform_attn", value=value_BSND, locations=locations_BQNLP2, weights=weights_BQNLP)
     if not _library.has_kernel("ms_deform_attn", value_BSND.device.type):
         return reference.ms_deform_attn(value_BSND, level_shapes, locations_BQNLP2, weights_BQNLP)
-    _check.pairs("ms_deform_attn", "level_shapes", level_shapes)
-    sizes = [size for level in level_shapes for size in level]
-    out: Tensor = _forward(value_BSND, sizes, locations_BQNLP2, weights_BQNLP)
+    out: Tensor = _forward(value_BSND, _flat("ms_deform_attn", level_shapes), locations_BQNLP2, weights_BQNLP, None)
     return out
 
 
-def _forward_cpu(value: Tensor, level_shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
+def ms_deform_attn_from_offsets(
+    value_BSND: Tensor,
+    level_shapes: Sequence[tuple[int, int]],
+    reference_BQL2: Tensor,
+    offsets_BQNLP2: Tensor,
+    logits_BQNLP: Tensor,
+) -> Tensor:
+    """`ms_deform_attn` from what a network predicts: the kernel computes locations and weights itself.
+
+    locations = reference + offsets / (w, h), weights = softmax of the logits over all levels and points of a query and head.
+
+    Args:
+        value_BSND: Tokens of all levels, as for `ms_deform_attn`.
+        level_shapes: (h, w) of every level, as Python ints.
+        reference_BQL2: (x, y), normalised to [0, 1] over a level. Often the same for all images and levels: `expand` it, no
+            copy is made.
+        offsets_BQNLP2: (x, y) in pixels of the level.
+        logits_BQNLP: Attention weights before the softmax.
+
+    `reference`, `offsets` and `logits` have the dtype of `value`, or float32 beside a half-precision `value`. Any strides are
+    accepted. Arithmetic, softmax and accumulation are in float32 (float64 for float64). What is not finite behaves as in
+    `ms_deform_attn` and in `torch.softmax`; an empty level has its part in the softmax and samples nothing.
+
+    Returns:
+        out_BQE, E = N·D, dtype of `value`. Differentiable in all four tensors; deterministic on the CPU.
+
+    Raises:
+        TypeError: A wrong type or dtype.
+        ValueError: A wrong shape or device, or levels that do not add up to S. The message names the argument.
+    """
+    name = "ms_deform_attn_from_offsets"
+    _check.tensors(name, value=value_BSND, reference=reference_BQL2, offsets=offsets_BQNLP2, logits=logits_BQNLP)
+    if not _library.has_kernel("ms_deform_attn", value_BSND.device.type):
+        return reference.ms_deform_attn_from_offsets(
+            value_BSND, level_shapes, reference_BQL2, offsets_BQNLP2, logits_BQNLP
+        )
+    out: Tensor = _forward(value_BSND, _flat(name, level_shapes), offsets_BQNLP2, logits_BQNLP, reference_BQL2)
+    return out
+
+
+def _flat(name: str, level_shapes: Sequence[tuple[int, int]]) -> list[int]:
+    _check.pairs(name, "level_shapes", level_shapes)
+    return [size for level in level_shapes for size in level]
+
+
+# One operator serves both forms: with `reference`, `locations` are offsets and `weights` are logits.
+
+
+def _forward_cpu(
+    value: Tensor, level_shapes: list[int], locations: Tensor, weights: Tensor, reference: Tensor | None
+) -> Tensor:
     out = _empty_out(value, locations)
-    _library.core.ms_deform_attn_forward(out, value, level_shapes, locations, weights, torch.get_num_threads())
+    _library.core.ms_deform_attn_forward(
+        out, value, level_shapes, locations, weights, torch.get_num_threads(), reference
+    )
     return out
 
 
-def _forward_fake(value: Tensor, level_shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
-    check(value, list(zip(level_shapes[::2], level_shapes[1::2], strict=True)), locations, weights)
+def _forward_fake(
+    value: Tensor, level_shapes: list[int], locations: Tensor, weights: Tensor, reference: Tensor | None
+) -> Tensor:
+    check(value, list(zip(level_shapes[::2], level_shapes[1::2], strict=True)), locations, weights, reference)
     return _empty_out(value, locations)
 
 
@@ -67,42 +119,64 @@ def _empty_out(value: Tensor, locations: Tensor) -> Tensor:
 
 
 def _backward_cpu(
-    grad_out: Tensor, value: Tensor, level_shapes: list[int], locations: Tensor, weights: Tensor, needed: list[bool]
+    grad_out: Tensor,
+    value: Tensor,
+    level_shapes: list[int],
+    locations: Tensor,
+    weights: Tensor,
+    reference: Tensor | None,
+    needed: list[bool],
 ) -> tuple[Tensor, ...]:
-    gradients = _backward_fake(grad_out, value, level_shapes, locations, weights, needed)
+    gradients = _backward_fake(grad_out, value, level_shapes, locations, weights, reference, needed)
     outputs = [gradient if need else None for gradient, need in zip(gradients, needed, strict=True)]
     _library.core.ms_deform_attn_backward(
-        *outputs, grad_out, value, level_shapes, locations, weights, torch.get_num_threads()
+        *outputs[:3],
+        grad_out,
+        value,
+        level_shapes,
+        locations,
+        weights,
+        torch.get_num_threads(),
+        reference,
+        outputs[3],
     )
     return gradients
 
 
 def _backward_fake(
-    grad_out: Tensor, value: Tensor, level_shapes: list[int], locations: Tensor, weights: Tensor, needed: list[bool]
+    grad_out: Tensor,
+    value: Tensor,
+    level_shapes: list[int],
+    locations: Tensor,
+    weights: Tensor,
+    reference: Tensor | None,
+    needed: list[bool],
 ) -> tuple[Tensor, ...]:
     """A gradient that is not needed is an empty tensor."""
     return tuple(
-        tensor.new_empty(tensor.shape if need else (0,))
-        for tensor, need in zip((value, locations, weights), needed, strict=True)
+        value.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape if need else (0,))
+        for tensor, need in zip((value, locations, weights, reference), needed, strict=True)
     )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    value, ctx.level_shapes, locations, weights = inputs
-    ctx.save_for_backward(value, locations, weights)
+    value, ctx.level_shapes, locations, weights, reference = inputs
+    ctx.save_for_backward(value, locations, weights, reference)
 
 
 def _gradient(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-    value, locations, weights = ctx.saved_tensors
-    needed = [ctx.needs_input_grad[i] for i in (0, 2, 3)]
-    gradients = _backward(grad_out, value, ctx.level_shapes, locations, weights, needed)
-    value, locations, weights = (gradient if need else None for gradient, need in zip(gradients, needed, strict=True))
-    return value, None, locations, weights
+    value, locations, weights, reference = ctx.saved_tensors
+    needed = [ctx.needs_input_grad[i] for i in (0, 2, 3, 4)]
+    gradients = _backward(grad_out, value, ctx.level_shapes, locations, weights, reference, needed)
+    value, locations, weights, reference = (
+        gradient if need else None for gradient, need in zip(gradients, needed, strict=True)
+    )
+    return value, None, locations, weights, reference
 
 
 _forward = _library.define(
     "ms_deform_attn",
-    "(Tensor value, SymInt[] level_shapes, Tensor locations, Tensor weights) -> Tensor",
+    "(Tensor value, SymInt[] level_shapes, Tensor locations, Tensor weights, Tensor? reference) -> Tensor",
     kernels={"cpu": _forward_cpu},
     fake=_forward_fake,
     backward=_gradient,
@@ -110,8 +184,8 @@ _forward = _library.define(
 )
 _backward = _library.define(
     "ms_deform_attn_backward",
-    "(Tensor grad_out, Tensor value, SymInt[] level_shapes, Tensor locations, Tensor weights, bool[3] needed)"
-    " -> (Tensor, Tensor, Tensor)",
+    "(Tensor grad_out, Tensor value, SymInt[] level_shapes, Tensor locations, Tensor weights, Tensor? reference,"
+    " bool[4] needed) -> (Tensor, Tensor, Tensor, Tensor)",
     kernels={"cpu": _backward_cpu},
     fake=_backward_fake,
 )

@@ -15,22 +15,36 @@ from alignmask.ops import _check
 from alignmask.ops._precision import in_full_precision
 
 
-def check(value_BSND: Tensor, level_shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> None:
-    """Raise TypeError or ValueError unless the arguments obey the contract of `alignmask.ops.ms_deform_attn`."""
-    op = "ms_deform_attn"
+def check(
+    value_BSND: Tensor,
+    level_shapes: Sequence[tuple[int, int]],
+    locations: Tensor,
+    weights: Tensor,
+    reference: Tensor | None = None,
+) -> None:
+    """Raise TypeError or ValueError unless the arguments obey the contract of `alignmask.ops.ms_deform_attn`.
+
+    With `reference`: of `ms_deform_attn_from_offsets`; `locations` are its offsets then, and `weights` its logits.
+    """
+    points: dict[str, tuple[Tensor, str]]
+    if reference is None:
+        op, counted = "ms_deform_attn", "locations"
+        points = {"locations": (locations, "BQNLP2"), "weights": (weights, "BQNLP")}
+    else:
+        op, counted = "ms_deform_attn_from_offsets", "offsets"
+        points = {"reference": (reference, "BQL2"), "offsets": (locations, "BQNLP2"), "logits": (weights, "BQNLP")}
     sizes = _check.bind(
         op,
         value=(value_BSND, "BSND", _check.FLOATS),
-        locations=(locations, "BQNLP2", _check.FLOATS),
-        weights=(weights, "BQNLP", _check.FLOATS),
+        **{name: (tensor, letters, _check.FLOATS) for name, (tensor, letters) in points.items()},
     )
     allowed = {value_BSND.dtype, _check.compute_dtype(value_BSND.dtype)}
-    for name, tensor in (("locations", locations), ("weights", weights)):
+    for name, (tensor, _) in points.items():
         if tensor.dtype not in allowed:
             raise TypeError(
                 f"{op}: {name} is {tensor.dtype}, but with value {value_BSND.dtype} it must be one of {allowed}"
             )
-    _check.levels(op, level_shapes, tokens=sizes["S"], count=sizes["L"])
+    _check.levels(op, level_shapes, tokens=sizes["S"], count=sizes["L"], counted=counted)
 
 
 @in_full_precision
@@ -61,3 +75,23 @@ def ms_deform_attn(
         sampled = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         out_BNDQ = out_BNDQ + torch.einsum("bndqp,bnqp->bndq", sampled.view(B, N, D, Q, P), weights_BNQP)
     return out_BNDQ.permute(0, 3, 1, 2).reshape(B, Q, N * D).to(value_BSND.dtype)
+
+
+@in_full_precision
+def ms_deform_attn_from_offsets(
+    value_BSND: Tensor,
+    level_shapes: Sequence[tuple[int, int]],
+    reference_BQL2: Tensor,
+    offsets_BQNLP2: Tensor,
+    logits_BQNLP: Tensor,
+) -> Tensor:
+    """See `alignmask.ops.ms_deform_attn_from_offsets`."""
+    check(value_BSND, level_shapes, offsets_BQNLP2, logits_BQNLP, reference_BQL2)
+    dtype = _check.compute_dtype(value_BSND.dtype)
+    reference_BQ1L12 = reference_BQL2.to(dtype)[:, :, None, :, None]
+    sizes = [(max(w, 1), max(h, 1)) for h, w in level_shapes]  # nothing is sampled from an empty level
+    size_L12 = torch.tensor(sizes, dtype=dtype, device=value_BSND.device).view(-1, 1, 2)
+    weights_BQNLP = logits_BQNLP.to(dtype).flatten(-2).softmax(-1).view(logits_BQNLP.shape)
+    return ms_deform_attn(
+        value_BSND, level_shapes, reference_BQ1L12 + offsets_BQNLP2.to(dtype) / size_L12, weights_BQNLP
+    )
