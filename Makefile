@@ -9,8 +9,10 @@ PIP_ARGS ?=
 bin := $(VENV)/bin
 stamp := $(VENV)/.installed
 native := CMakeLists.txt $(wildcard cmake/*.cmake core/*/* bindings/*)
+cpp := $(wildcard core/*/*.h core/*/*.cpp core/*/*.cuh core/*/*.cu bindings/*.h bindings/*.cpp tests/native/*.cpp \
+         tests/simt/*.h tests/simt/*.cpp tests/simt/*.cuh)
 
-.PHONY: help setup demo test test-all lint format bench native-test clean
+.PHONY: help setup simt demo test test-all lint format bench native-test clean
 
 help:  ## List what make can do
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -29,11 +31,15 @@ demo: setup  ## Train, evaluate and draw on synthetic images; the results go to 
 	@echo "== alignmask demo: ten minutes of training, then evaluation and pictures, into demo/"
 	@$(bin)/alignmask demo
 
-test: setup  ## Run the tests
+simt: setup  ## Build the kernels for GPUs for the host, where the tests run them
+	@echo "== building tests/simt"
+	@$(bin)/cmake --build $$(dirname $$(ls -t build/*/CMakeInit.txt | head -n 1)) --target _simt
+
+test: simt  ## Run the tests
 	@echo "== pytest"
 	@$(bin)/python -m pytest -q $(ARGS)
 
-test-all: setup  ## Run the tests, the slow ones too
+test-all: simt  ## Run the tests, the slow ones too
 	@$(bin)/python -m pytest -q --runslow $(ARGS)
 
 native-test: setup  ## Build the core alone and run its C++ test
@@ -44,13 +50,13 @@ native-test: setup  ## Build the core alone and run its C++ test
 lint: setup  ## Check formatting, lint and types
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
-	$(bin)/clang-format --dry-run --Werror $(wildcard core/*/*.h core/*/*.cpp bindings/*.h bindings/*.cpp tests/native/*.cpp)
+	$(bin)/clang-format --dry-run --Werror $(cpp)
 	$(bin)/mypy
 
 format: setup  ## Rewrite the sources in the project's format
 	$(bin)/ruff check --fix .
 	$(bin)/ruff format .
-	$(bin)/clang-format -i $(wildcard core/*/*.h core/*/*.cpp bindings/*.h bindings/*.cpp tests/native/*.cpp)
+	$(bin)/clang-format -i $(cpp)
 
 bench: setup  ## Time the ops against their references
 	@for script in bench/bench_*.py; do echo "== $$script"; $(bin)/python $$script $(ARGS) || exit 1; done

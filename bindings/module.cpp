@@ -16,13 +16,7 @@ PYBIND11_MODULE(_core, module) {
   module.doc() =
       "Kernels of AlignMask. They read torch tensors, NumPy arrays and DLPack tensors in place and write preallocated "
       "outputs.";
-  py::register_local_exception_translator([](std::exception_ptr error) {
-    try {
-      if (error) std::rethrow_exception(error);
-    } catch (const TypeError& e) {
-      PyErr_SetString(PyExc_TypeError, e.what());
-    }  // ValueError derives from std::invalid_argument, which pybind11 makes a ValueError
-  });
+  bind_errors();
 
   module.def("cpu_instruction_set", [] { return std::string(name(cpu_isa())); }, "Name of the CPU code in use.");
   module.def(

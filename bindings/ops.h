@@ -1,9 +1,12 @@
-// One function per op, each in bindings/<op>.cpp: adds <op>_forward, <op>_backward, ... to the module.
+// What the module is made of. One function per op, each in bindings/<op>.cpp: adds <op>_forward, <op>_backward, ...
 #pragma once
 
 #include <pybind11/pybind11.h>
 
 namespace alignmask {
+
+/// Makes the core's errors those of Python.
+void bind_errors();
 
 void bind_ms_deform_attn(pybind11::module_& module);
 

@@ -1,7 +1,8 @@
 # alignmask_add_op(<name>): adds an op's files to the core, found by convention in core/<name>/.
 #
-#   <name>.cpp       validates and dispatches; compiled once
-#   <name>_cpu.cpp   the CPU schedule; compiled once per instruction set, in a namespace of that name
+#   <name>.cpp         validates and dispatches; compiled once
+#   <name>_launch.cpp  works out which kernels a call on a GPU runs; compiled once
+#   <name>_cpu.cpp     the CPU schedule; compiled once per instruction set, in a namespace of that name
 
 set(ALIGNMASK_WARNINGS -Wall -Wextra -Wno-psabi -Wno-ignored-attributes)
 
@@ -20,6 +21,9 @@ endif()
 function(alignmask_add_op name)
   set(folder ${PROJECT_SOURCE_DIR}/core/${name})
   target_sources(alignmask_core PRIVATE ${folder}/${name}.cpp)
+  if(EXISTS ${folder}/${name}_launch.cpp)
+    target_sources(alignmask_core PRIVATE ${folder}/${name}_launch.cpp)
+  endif()
   foreach(isa IN LISTS ALIGNMASK_ISAS)
     set(object alignmask_${name}_${isa})
     add_library(${object} OBJECT ${folder}/${name}_cpu.cpp)

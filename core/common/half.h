@@ -1,24 +1,17 @@
-// Storage types of half precision. Arithmetic never happens in them: they are read into float and rounded (to nearest
+// Conversions of half precision. Arithmetic never happens in it: it is read into float and rounded (to nearest
 // even) back.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
+#include "element.h"
 #include "target.h"
 #if defined(__F16C__)
 #include <immintrin.h>
 #endif
 
 namespace alignmask {
-
-struct Half {
-  std::uint16_t bits;
-};
-
-struct BFloat16 {
-  std::uint16_t bits;
-};
 
 namespace ALIGNMASK_ISA {
 

@@ -4,6 +4,8 @@
 
 #include "../common/check.h"
 #include "../common/dispatch.h"
+#include "../common/launch.h"
+#include "ms_deform_attn_launch.h"
 
 namespace alignmask {
 
@@ -67,9 +69,8 @@ void check_channels(const ArgumentCheck& check, const char* name, const TensorVi
                      shape_string(tensor));
 }
 
-void require_cpu(const ArgumentCheck& check) {
-  if (check.device().type != DeviceType::kCPU)
-    check.fail_value("no kernel for device " + to_string(check.device()) + " in this build");
+LaunchTarget launch_target(const ArgumentCheck& check, const MSDeformAttnArgs& args) {
+  return {names(args).op, check.device(), args.stream};
 }
 
 }  // namespace
@@ -79,7 +80,7 @@ void ms_deform_attn_forward(const MSDeformAttnArgs& args) {
   if (!args.out.present) check.fail_type("out is missing");
   check.output("out", args.out, "BQE", {args.value.dtype});
   check_channels(check, "out", args.out);
-  require_cpu(check);
+  if (is_launch_device(check.device())) return run(launch_target(check, args), ms_deform_attn_forward_launches(args));
   ALIGNMASK_ON_CPU(ms_deform_attn_forward_cpu, args);
 }
 
@@ -93,7 +94,8 @@ void ms_deform_attn_backward(const MSDeformAttnArgs& args) {
   if (args.grad_reference.present && !args.reference.present)
     check.fail_value("grad_reference is given, but no reference");
   check.output("grad_reference", args.grad_reference, "BQL2", {args.reference.dtype});
-  require_cpu(check);
+  if (is_launch_device(check.device()))
+    check.fail_value("no backward kernel for device " + to_string(check.device()) + " in this build");
   ALIGNMASK_ON_CPU(ms_deform_attn_backward_cpu, args);
 }
 

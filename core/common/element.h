@@ -1,0 +1,27 @@
+// Element types of tensors, and what is computed in for each. Free of host includes: kernels for devices use it.
+#pragma once
+
+namespace alignmask {
+
+struct Half {
+  unsigned short bits;
+};
+
+struct BFloat16 {
+  unsigned short bits;
+};
+
+template <class T>
+struct ArithmeticOf {
+  using type = float;
+};
+template <>
+struct ArithmeticOf<double> {
+  using type = double;
+};
+
+/// What is computed in beside elements of type T: float, or double for double.
+template <class T>
+using Arithmetic = typename ArithmeticOf<T>::type;
+
+}  // namespace alignmask

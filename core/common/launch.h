@@ -1,0 +1,47 @@
+// Kernel launches as data. An op's <op>_launch.cpp works out once which kernels run with which parameters; who runs
+// them (the CUDA runtime, NVRTC through Python, the host SIMT runtime of the tests) only carries them out.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "tensor_view.h"
+
+namespace alignmask {
+
+/// One kernel over a one-dimensional grid.
+struct Launch {
+  std::string kernel;  ///< its name in C++, without namespace, as in the op's list: "f<float, 4, 8>"
+  unsigned blocks = 0;
+  unsigned threads = 0;               ///< in a block
+  std::vector<unsigned char> params;  ///< the kernel's only argument, a struct that it gets by value
+};
+
+/// `items` shared out to blocks of `items_per_block`. Throws std::length_error if a grid cannot be that large.
+unsigned blocks_for(std::int64_t items, std::int64_t items_per_block);
+
+template <class Params>
+Launch make_launch(std::string kernel, unsigned blocks, unsigned threads, const Params& params) {
+  Launch launch{std::move(kernel), blocks, threads, std::vector<unsigned char>(sizeof(Params))};
+  std::memcpy(launch.params.data(), &params, sizeof(Params));
+  return launch;
+}
+
+/// Name of an element type inside a kernel's name.
+const char* kernel_type(DType dtype);
+
+struct LaunchTarget {
+  const char* op;  ///< whose kernels they are
+  Device device;
+  void* stream;
+};
+
+/// Do tensors on this device go to kernels for devices (else to those for the CPU)?
+bool is_launch_device(Device device);
+
+/// Enqueues the launches one after the other. Throws ValueError where this build has no way to do so.
+void run(const LaunchTarget& target, const std::vector<Launch>& launches);
+
+}  // namespace alignmask

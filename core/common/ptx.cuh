@@ -1,0 +1,125 @@
+// What CUDA C++ has no portable word for. The only file with PTX; every function also says in C++ what it does.
+#pragma once
+
+#include "device.cuh"
+
+#if defined(ALIGNMASK_SIMT)
+#include "half.h"
+#endif
+
+namespace alignmask {
+
+/// `kWords` times four bytes of memory, moved by one instruction.
+template <int kWords>
+struct alignas(4 * kWords) Words {
+  UInt32 word[kWords];
+};
+
+/// Reads from global memory that no thread writes while the kernel runs. `from` is aligned to the size read.
+template <int kWords>
+ALIGNMASK_DEVICE Words<kWords> load_constant(const void* from) {
+  static_assert(kWords == 1 || kWords == 2 || kWords == 4, "no such load");
+  Words<kWords> to;
+#if defined(ALIGNMASK_SIMT)
+  simt::check_alignment(from, sizeof(to));
+  __builtin_memcpy(&to, from, sizeof(to));
+#else
+  if constexpr (kWords == 1) {
+    asm("ld.global.nc.b32 %0, [%1];" : "=r"(to.word[0]) : "l"(from));
+  } else if constexpr (kWords == 2) {
+    asm("ld.global.nc.v2.b32 {%0, %1}, [%2];" : "=r"(to.word[0]), "=r"(to.word[1]) : "l"(from));
+  } else {
+    asm("ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(to.word[0]), "=r"(to.word[1]), "=r"(to.word[2]), "=r"(to.word[3])
+        : "l"(from));
+  }
+#endif
+  return to;
+}
+
+/// Writes to global memory; `to` is aligned to the size written.
+template <int kWords>
+ALIGNMASK_DEVICE void store_words(const Words<kWords>& from, void* to) {
+#if defined(ALIGNMASK_SIMT)
+  simt::check_alignment(to, sizeof(from));
+  __builtin_memcpy(to, &from, sizeof(from));
+#else
+  if constexpr (kWords == 1) {
+    asm volatile("st.global.b32 [%0], %1;" ::"l"(to), "r"(from.word[0]) : "memory");
+  } else if constexpr (kWords == 2) {
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(from.word[0]), "r"(from.word[1]) : "memory");
+  } else {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(from.word[0]), "r"(from.word[1]),
+                 "r"(from.word[2]), "r"(from.word[3])
+                 : "memory");
+  }
+#endif
+}
+
+ALIGNMASK_DEVICE float bits_to_float(UInt32 bits) {
+#if defined(ALIGNMASK_SIMT)
+  return baseline::bit_cast<float>(bits);
+#else
+  return __uint_as_float(bits);
+#endif
+}
+
+ALIGNMASK_DEVICE UInt32 float_to_bits(float x) {
+#if defined(ALIGNMASK_SIMT)
+  return baseline::bit_cast<UInt32>(x);
+#else
+  return __float_as_uint(x);
+#endif
+}
+
+ALIGNMASK_DEVICE float to_float(BFloat16 x) { return bits_to_float(static_cast<UInt32>(x.bits) << 16); }
+
+ALIGNMASK_DEVICE float to_float(Half x) {
+#if defined(ALIGNMASK_SIMT)
+  return baseline::to_float(x);
+#else
+  float result;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(x.bits));
+  return result;
+#endif
+}
+
+ALIGNMASK_DEVICE Half to_half(float x) {
+#if defined(ALIGNMASK_SIMT)
+  return baseline::to_half(x);
+#else
+  Half result;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result.bits) : "f"(x));
+  return result;
+#endif
+}
+
+ALIGNMASK_DEVICE BFloat16 to_bfloat16(float x) {
+  BFloat16 result;
+#if !defined(ALIGNMASK_SIMT) && __CUDA_ARCH__ >= 800
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result.bits) : "f"(x));
+#else
+  const UInt32 bits = float_to_bits(x);
+  const UInt32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  result.bits = static_cast<unsigned short>(x != x ? 0x7fffu : rounded);
+#endif
+  return result;
+}
+
+/// *to += x, for 1, 2 or 4 neighbouring floats, aligned to their size together. The order among threads is open.
+template <int kCount>
+ALIGNMASK_DEVICE void atomic_add(float* to, const float (&x)[kCount]) {
+#if !defined(ALIGNMASK_SIMT) && __CUDA_ARCH__ >= 900
+  if constexpr (kCount == 4) {
+    asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3])
+                 : "memory");
+    return;
+  } else if constexpr (kCount == 2) {
+    asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(x[0]), "f"(x[1]) : "memory");
+    return;
+  }
+#endif
+  for (int i = 0; i < kCount; ++i) atomicAdd(to + i, x[i]);
+}
+
+}  // namespace alignmask

@@ -1,0 +1,99 @@
+// Neighbouring elements of a tensor as arithmetic values, read and written by one instruction where that is possible.
+#pragma once
+
+#include "device.cuh"
+#include "ptx.cuh"
+
+namespace alignmask {
+
+ALIGNMASK_DEVICE float to_arithmetic(float x) { return x; }
+ALIGNMASK_DEVICE double to_arithmetic(double x) { return x; }
+ALIGNMASK_DEVICE float to_arithmetic(Half x) { return to_float(x); }
+ALIGNMASK_DEVICE float to_arithmetic(BFloat16 x) { return to_float(x); }
+
+ALIGNMASK_DEVICE void from_arithmetic(float x, float& to) { to = x; }
+ALIGNMASK_DEVICE void from_arithmetic(double x, double& to) { to = x; }
+ALIGNMASK_DEVICE void from_arithmetic(float x, Half& to) { to = to_half(x); }
+ALIGNMASK_DEVICE void from_arithmetic(float x, BFloat16& to) { to = to_bfloat16(x); }
+
+/// `kCount` elements of T that lie together, as memory has them: half precision stays packed until it is needed.
+template <class T, int kCount>
+union Packed {
+  static constexpr int kWords = sizeof(T) * kCount < 4 ? 1 : static_cast<int>(sizeof(T)) * kCount / 4;
+
+  T element[kCount];
+  Words<kWords> words;
+
+  ALIGNMASK_DEVICE static Packed zero() {
+    Packed packed;
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) packed.words.word[i] = 0;
+    return packed;
+  }
+
+  ALIGNMASK_DEVICE Arithmetic<T> operator[](int i) const { return to_arithmetic(element[i]); }
+};
+
+/// Reads `kCount` neighbouring elements of global memory that no thread writes; `from` is aligned to all of them.
+template <class T, int kCount>
+ALIGNMASK_DEVICE Packed<T, kCount> load(const T* from) {
+  Packed<T, kCount> packed;
+  if constexpr (kCount == 1) {
+    packed.element[0] = *from;
+  } else {
+    packed.words = load_constant<Packed<T, kCount>::kWords>(from);
+  }
+  return packed;
+}
+
+/// Writes `kCount` neighbouring elements; `to` is aligned to all of them.
+template <class T, int kCount>
+ALIGNMASK_DEVICE void store(const Arithmetic<T> (&from)[kCount], T* to) {
+  Packed<T, kCount> packed;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) from_arithmetic(from[i], packed.element[i]);
+  if constexpr (kCount == 1) {
+    *to = packed.element[0];
+  } else {
+    store_words(packed.words, to);
+  }
+}
+
+/// Reads element `index` of a tensor that holds T, or, if `wide`, the arithmetic type of T.
+template <class T>
+ALIGNMASK_DEVICE Arithmetic<T> load_either(const void* tensor, Int64 index, bool wide) {
+  using F = Arithmetic<T>;
+  if constexpr (sizeof(T) == sizeof(F)) {
+    return static_cast<const F*>(tensor)[index];
+  } else {
+    return wide ? static_cast<const F*>(tensor)[index] : to_arithmetic(static_cast<const T*>(tensor)[index]);
+  }
+}
+
+/// Reads elements `index` and `index` + 1 likewise, at once; they are aligned together.
+template <class T>
+ALIGNMASK_DEVICE void load_pair(const void* tensor, Int64 index, bool wide, Arithmetic<T> (&to)[2]) {
+  using F = Arithmetic<T>;
+  if (sizeof(T) == sizeof(F) || wide) {
+    const Packed<F, 2> pair = load<F, 2>(static_cast<const F*>(tensor) + index);
+    to[0] = pair[0], to[1] = pair[1];
+  } else {
+    const Packed<T, 2> pair = load<T, 2>(static_cast<const T*>(tensor) + index);
+    to[0] = pair[0], to[1] = pair[1];
+  }
+}
+
+/// Writes element `index` likewise.
+template <class T>
+ALIGNMASK_DEVICE void store_either(Arithmetic<T> x, void* tensor, Int64 index, bool wide) {
+  using F = Arithmetic<T>;
+  if constexpr (sizeof(T) == sizeof(F)) {
+    static_cast<F*>(tensor)[index] = x;
+  } else if (wide) {
+    static_cast<F*>(tensor)[index] = x;
+  } else {
+    from_arithmetic(x, static_cast<T*>(tensor)[index]);
+  }
+}
+
+}  // namespace alignmask

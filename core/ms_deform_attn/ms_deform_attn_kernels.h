@@ -1,0 +1,19 @@
+// Every instantiation of the kernels of ms_deform_attn: the launches choose among these, nothing else gets compiled.
+#pragma once
+
+// <element type, channels per lane, lanes per query and head>: 16 bytes per lane, for heads of 16, 32, 64 (and more)
+// channels; one channel per lane for everything else.
+#define ALIGNMASK_MS_DEFORM_ATTN_KERNELS(X) \
+  X(ms_deform_attn_forward<float, 4, 4>)    \
+  X(ms_deform_attn_forward<float, 4, 8>)    \
+  X(ms_deform_attn_forward<float, 4, 16>)   \
+  X(ms_deform_attn_forward<Half, 8, 2>)     \
+  X(ms_deform_attn_forward<Half, 8, 4>)     \
+  X(ms_deform_attn_forward<Half, 8, 8>)     \
+  X(ms_deform_attn_forward<BFloat16, 8, 2>) \
+  X(ms_deform_attn_forward<BFloat16, 8, 4>) \
+  X(ms_deform_attn_forward<BFloat16, 8, 8>) \
+  X(ms_deform_attn_forward<float, 1, 32>)   \
+  X(ms_deform_attn_forward<double, 1, 32>)  \
+  X(ms_deform_attn_forward<Half, 1, 32>)    \
+  X(ms_deform_attn_forward<BFloat16, 1, 32>)

@@ -1,0 +1,49 @@
+// alignmask._core with the kernels for GPUs in place of those for the CPU, and the switches of the SIMT runtime.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#include "../../bindings/ops.h"
+#include "planted.h"
+#include "runtime.h"
+
+namespace py = pybind11;
+
+namespace {
+
+void set_order(const std::string& order, unsigned seed) {
+  if (order == "ascending") return simt::set_order(simt::Order::kAscending);
+  if (order == "descending") return simt::set_order(simt::Order::kDescending);
+  if (order == "shuffled") return simt::set_order(simt::Order::kShuffled, seed);
+  throw std::invalid_argument("order is ascending, descending or shuffled, not " + order);
+}
+
+/// Sums of 128 numbers each, and how many of them are positive. The numbers lie in the middle of others that are NaN.
+py::tuple planted(const std::string& bug, const std::vector<float>& numbers) {
+  constexpr std::size_t kThreads = alignmask::kPlantedThreads;
+  std::vector<float> guarded(2 * kThreads + numbers.size(), std::nanf(""));
+  std::copy(numbers.begin(), numbers.end(), guarded.begin() + kThreads);
+  const std::size_t blocks = (numbers.size() + kThreads - 1) / kThreads;
+  std::vector<float> sums(blocks + 1, std::nanf(""));
+  std::vector<int> positive(blocks);
+  alignmask::run_planted(bug, guarded.data() + kThreads, static_cast<int>(numbers.size()), sums.data(),
+                         positive.data());
+  return py::make_tuple(sums, positive);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_simt, module) {
+  alignmask::bind_errors();
+  alignmask::bind_ms_deform_attn(module);
+
+  py::register_exception<simt::Error>(module, "Error", PyExc_RuntimeError);
+  module.def("set_order", set_order, py::arg("order"), py::arg("seed") = 0,
+             "The order in which threads take turns from now on: ascending, descending, shuffled.");
+  std::vector<std::string> bugs;
+  for (const alignmask::PlantedBug& bug : alignmask::kPlantedBugs) bugs.emplace_back(bug.name);
+  module.attr("PLANTED_BUGS") = bugs;
+  module.def("planted", planted, py::arg("bug"), py::arg("numbers"), "See tests/simt/planted.cuh.");
+}

@@ -1,0 +1,290 @@
+#include "runtime.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <numeric>
+#include <random>
+#include <utility>
+#include <vector>
+
+#include "fiber.h"
+
+namespace simt {
+
+/// Where lanes of a warp meet: one per mask in use. Two phases, because a lane that has read everything may be back
+/// before the others have read.
+struct Table {
+  std::uint32_t mask = 0, arrived = 0;
+  const char* operation = nullptr;
+  unsigned phase = 0;
+  unsigned readers = 0;  // of all phases, that have not yet left
+  std::uint64_t value[2][kWarp] = {};
+  char order[2] = {};  // addresses for the thread sanitizer
+
+  bool free() const { return !arrived && !readers; }
+};
+
+namespace {
+
+constexpr int kTables = 8;
+
+enum class State : std::uint8_t { kReady, kAtBarrier, kAtMeeting, kGone };
+
+struct Thread {
+  Fiber fiber;
+  unsigned index = 0;
+  State state = State::kReady;
+};
+
+struct SharedArray {
+  const void* tag;
+  char* memory;
+  std::size_t bytes;
+};
+
+/// One for the process: launches take turns.
+struct Machine {
+  std::mutex busy;
+  Order order = Order::kAscending;
+  unsigned seed = 0;
+
+  unsigned blocks = 0, threads = 0;
+  void (*kernel)(const void*) = nullptr;
+  const void* argument = nullptr;
+
+  unsigned block = 0;
+  Fiber scheduler;
+  std::unique_ptr<Thread[]> thread{new Thread[kMaxThreads]};
+  Thread* current = nullptr;
+  std::vector<unsigned> turns;  // the order of the block's threads
+  std::deque<Thread*> ready;
+  std::exception_ptr error;
+
+  unsigned at_barrier = 0, barrier_phase = 0;
+  int votes[2] = {};
+  Table tables[kMaxThreads / kWarp][kTables];
+  std::vector<SharedArray> shared;
+  char barrier_order[2] = {}, start = 0, end = 0;  // addresses for the thread sanitizer
+};
+
+Machine machine;
+
+#if defined(__SANITIZE_THREAD__)
+void happens_before(char& address) { __tsan_release(&address); }
+void happens_after(char& address) { __tsan_acquire(&address); }
+#else
+void happens_before(char&) {}
+void happens_after(char&) {}
+#endif
+
+SIMT_UNSEEN std::string where() {
+  return "block " + std::to_string(machine.block) +
+         (machine.current ? ", thread " + std::to_string(machine.current->index) : "") + ": ";
+}
+
+SIMT_UNSEEN std::string who_waits() {
+  unsigned count[4] = {};
+  for (unsigned i = 0; i < machine.threads; ++i) ++count[static_cast<int>(machine.thread[i].state)];
+  std::string text = std::to_string(count[1]) + " threads wait at __syncthreads, " + std::to_string(count[2]) +
+                     " at a warp operation, " + std::to_string(count[3]) + " have left the kernel";
+  for (auto& warp : machine.tables)
+    for (const Table& table : warp)
+      if (table.arrived) return text + "; " + table.operation + " misses lanes that its mask names";
+  return text;
+}
+
+SIMT_UNSEEN void wake(Thread& thread) {
+  thread.state = State::kReady;
+  machine.ready.push_back(&thread);
+}
+
+/// Goes on with the next thread that can; with the scheduler if the block is done or stuck.
+SIMT_UNSEEN void leave(bool last) {
+  Thread* from = machine.current;
+  Fiber* to = &machine.scheduler;
+  machine.current = nullptr;
+  if (!machine.ready.empty() && !machine.error) {
+    machine.current = machine.ready.front();
+    machine.ready.pop_front();
+    to = &machine.current->fiber;
+  }
+  from->fiber.switch_to(*to, last);
+}
+
+SIMT_UNSEEN void wait(State state) {
+  machine.current->state = state;
+  leave(false);
+}
+
+SIMT_UNSEEN void run_thread() {
+  Fiber::arrived(machine.scheduler);
+  happens_after(machine.start);
+  try {
+    machine.kernel(machine.argument);
+  } catch (...) {
+    machine.error = std::current_exception();
+  }
+  happens_before(machine.end);
+  machine.current->state = State::kGone;
+  leave(true);
+}
+
+/// 0, 1, ..., count - 1 in the chosen order.
+SIMT_UNSEEN void choose_turns(std::vector<unsigned>& turns, unsigned count, unsigned salt) {
+  turns.resize(count);
+  std::iota(turns.begin(), turns.end(), 0u);
+  if (machine.order == Order::kDescending) std::reverse(turns.begin(), turns.end());
+  if (machine.order == Order::kShuffled) {
+    std::mt19937 generator(machine.seed * 7919 + salt);
+    std::shuffle(turns.begin(), turns.end(), generator);
+  }
+}
+
+SIMT_UNSEEN void poison(char* memory, std::size_t bytes) {
+#if defined(__SANITIZE_THREAD__)
+  for (volatile char* at = memory; at < memory + bytes; ++at) *at = '\xff';  // memset would be seen
+#else
+  std::memset(memory, 0xff, bytes);
+#endif
+}
+
+SIMT_UNSEEN void run_block(unsigned block) {
+  Machine& m = machine;
+  m.block = block;
+  m.at_barrier = m.barrier_phase = 0;
+  m.votes[0] = m.votes[1] = 0;
+  for (auto& warp : m.tables)
+    for (Table& table : warp) table.mask = table.arrived = table.readers = 0;
+  for (SharedArray& array : m.shared) poison(array.memory, array.bytes);
+  choose_turns(m.turns, m.threads, block + 1);
+  m.ready.clear();
+  for (unsigned i = 0; i < m.threads; ++i) {
+    m.thread[i].index = i;
+    m.thread[i].fiber.restart(run_thread);
+  }
+  for (const unsigned i : m.turns) wake(m.thread[i]);
+  happens_before(m.start);
+  m.current = m.ready.front();
+  m.ready.pop_front();
+  m.scheduler.switch_to(m.current->fiber);
+  happens_after(m.end);
+  if (m.error) std::rethrow_exception(std::exchange(m.error, nullptr));
+  for (unsigned i = 0; i < m.threads; ++i)
+    if (m.thread[i].state != State::kGone) throw Error(where() + "nobody can go on: " + who_waits());
+}
+
+}  // namespace
+
+void set_order(Order order, unsigned seed) {
+  const std::lock_guard<std::mutex> lock(machine.busy);
+  machine.order = order;
+  machine.seed = seed;
+}
+
+SIMT_UNSEEN void launch(unsigned blocks, unsigned threads, void (*kernel)(const void*), const void* argument) {
+  const std::lock_guard<std::mutex> lock(machine.busy);
+  if (threads == 0 || threads > kMaxThreads || threads % kWarp)
+    throw Error("a block of " + std::to_string(threads) + " threads: whole warps, up to 1024 threads, are wanted");
+  machine.blocks = blocks;
+  machine.threads = threads;
+  machine.kernel = kernel;
+  machine.argument = argument;
+  std::vector<unsigned> order;
+  choose_turns(order, blocks, 0);
+  struct FreeShared {
+    ~FreeShared() {
+      for (const SharedArray& array : machine.shared) std::free(array.memory);
+      machine.shared.clear();
+    }
+  } free_shared;
+  for (const unsigned block : order) run_block(block);
+}
+
+SIMT_UNSEEN Index thread_index() { return {machine.current->index, 0, 0}; }
+SIMT_UNSEEN Index block_index() { return {machine.block, 0, 0}; }
+SIMT_UNSEEN Index block_size() { return {machine.threads, 1, 1}; }
+SIMT_UNSEEN Index grid_size() { return {machine.blocks, 1, 1}; }
+
+SIMT_UNSEEN void* shared_memory(const void* tag, std::size_t bytes) {
+  std::size_t total = bytes;
+  for (const SharedArray& array : machine.shared) {
+    if (array.tag == tag) return array.memory;
+    total += array.bytes;
+  }
+  if (total > kMaxSharedBytes) throw Error(where() + std::to_string(total) + " bytes of shared memory are too many");
+  void* memory = nullptr;
+  if (posix_memalign(&memory, 16, bytes)) throw std::bad_alloc();
+  poison(static_cast<char*>(memory), bytes);
+  machine.shared.push_back({tag, static_cast<char*>(memory), bytes});
+  return memory;
+}
+
+SIMT_UNSEEN void check_alignment(const void* pointer, std::size_t bytes) {
+  if (reinterpret_cast<std::uintptr_t>(pointer) % bytes)
+    throw Error(where() + "an access of " + std::to_string(bytes) + " bytes is not aligned to them");
+}
+
+SIMT_UNSEEN int barrier(bool vote) {
+  Machine& m = machine;
+  const unsigned phase = m.barrier_phase & 1;
+  m.votes[phase] += vote;
+  happens_before(m.barrier_order[phase]);
+  if (++m.at_barrier == m.threads) {
+    m.at_barrier = 0;
+    ++m.barrier_phase;
+    m.votes[m.barrier_phase & 1] = 0;
+    for (const unsigned i : m.turns)
+      if (m.thread[i].state == State::kAtBarrier) wake(m.thread[i]);
+  } else {
+    wait(State::kAtBarrier);
+  }
+  happens_after(m.barrier_order[phase]);
+  return m.votes[phase];
+}
+
+SIMT_UNSEEN Meeting::Meeting(const char* operation, std::uint32_t mask, std::uint64_t value, bool orders_memory) {
+  Thread& self = *machine.current;
+  const unsigned lane = self.index % kWarp, warp = self.index / kWarp;
+  if (!(mask >> lane & 1)) throw Error(where() + operation + " with a mask that lacks the calling lane");
+  Table* tables = machine.tables[warp];
+  const auto same = [&](const Table& table) { return table.mask == mask && !table.free(); };
+  table_ = std::find_if(tables, tables + kTables, same);
+  if (table_ == tables + kTables)
+    table_ = std::find_if(tables, tables + kTables, [](const Table& table) { return table.free(); });
+  if (table_ == tables + kTables) throw Error(where() + operation + " with one mask more than the runtime can keep");
+  Table& table = *table_;
+  if (!table.arrived) table.operation = operation;
+  if (std::strcmp(table.operation, operation) != 0)
+    throw Error(where() + operation + " while other lanes of its mask are at " + table.operation);
+  table.mask = mask;
+  phase_ = table.phase & 1;
+  table.value[phase_][lane] = value;
+  table.arrived |= 1u << lane;
+  ++table.readers;
+  if (orders_memory) happens_before(table.order[phase_]);
+  if (table.arrived == mask) {
+    table.arrived = 0;
+    ++table.phase;
+    for (const unsigned i : machine.turns) {
+      Thread& other = machine.thread[i];
+      if (i / kWarp == warp && (mask >> i % kWarp & 1) && other.state == State::kAtMeeting) wake(other);
+    }
+  } else {
+    wait(State::kAtMeeting);
+  }
+  if (orders_memory) happens_after(table.order[phase_]);
+}
+
+SIMT_UNSEEN Meeting::~Meeting() { --table_->readers; }
+
+SIMT_UNSEEN std::uint64_t Meeting::value_of(unsigned lane) const {
+  if (!(table_->mask >> lane & 1)) throw Error(where() + "a lane is read that the mask does not name");
+  return table_->value[phase_][lane];
+}
+
+}  // namespace simt
