@@ -22,6 +22,12 @@ class ShapesConfig:
     """Side of the square images, pixels."""
     max_instances: int = 6
     seed: int = 0
+    classes: int = 6
+    """The first so many of `alignmask.data.shapes.CLASSES`, at most 12."""
+    crowding: float = 0.0
+    """Share of the instances that are put upon an earlier one instead of anywhere."""
+    visible_share: float = 0.3
+    """Least share of an instance that is left visible."""
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def test_files_and_annotations(config):
         assert [path.name for path in sorted((root / split).iterdir())] == [f"{i:06d}.png" for i in range(count)]
         dataset = CocoDataset(root / split, root / f"instances_{split}.json")
         assert len(dataset) == count
-        assert dataset.class_names == list(shapes.CLASSES)
+        assert dataset.class_names == list(shapes.CLASSES[:6])
         for index in range(count):
             sample = dataset[index]
             assert sample.size == (96, 96)
@@ -88,9 +88,14 @@ def test_outlines_are_the_shapes(name):
     def corner(angle: float, length: float) -> tuple[float, float]:
         return side // 2 + radius * length * math.cos(angle), side // 2 + radius * length * math.sin(angle)
 
-    def disc(length: float, fill: int) -> None:
-        box = [side // 2 - radius * length] * 2 + [side // 2 + radius * length] * 2
-        pen.ellipse(box, fill=fill)
+    def at(*xy: float) -> list[float]:
+        return [side // 2 + radius * value for value in xy]
+
+    def disc(length: float, fill: int, x: float = 0, y: float = 0) -> None:
+        pen.ellipse(at(x - length, y - length, x + length, y + length), fill=fill)
+
+    def box(*corners: float, fill: int = 1) -> None:
+        pen.rectangle(at(*corners), fill=fill)
 
     if name == "circle":
         disc(1, 1)
@@ -103,6 +108,22 @@ def test_outlines_are_the_shapes(name):
         pen.polygon([corner(2 * math.pi * k / 3, 1) for k in range(3)], fill=1)
     elif name == "star":
         pen.polygon([corner(math.pi * k / 5, 0.42 if k % 2 else 1) for k in range(10)], fill=1)
+    elif name == "pentagon":
+        pen.polygon([corner(2 * math.pi * k / 5, 1) for k in range(5)], fill=1)
+    elif name == "spark":
+        pen.polygon([corner(math.pi * k / 4, 0.35 if k % 2 else 1) for k in range(8)], fill=1)
+    elif name == "frame":
+        box(-0.7, -0.7, 0.7, 0.7)
+        box(-0.38, -0.38, 0.38, 0.38, fill=0)
+    elif name == "semicircle":
+        disc(0.9, 1, y=-0.42)
+        box(-1, -2, 1, -0.42, fill=0)
+    elif name == "crescent":
+        disc(1, 1)
+        disc(0.75, 0, x=0.5)
+    elif name == "tee":
+        box(-0.75, -0.65, 0.75, -0.15)
+        box(-0.25, -0.6, 0.25, 0.9)
     else:
         center = side // 2
         for a, b in ((0.95 * radius, 0.28 * radius), (0.28 * radius, 0.95 * radius)):
@@ -114,14 +135,55 @@ def test_outlines_are_the_shapes(name):
 
 def test_classes_are_not_told_apart_by_colour():
     colors: list[list[np.ndarray]] = [[] for _ in shapes.CLASSES]
-    for number in range(250):
-        image, masks, labels = shapes.draw(np.random.default_rng((6, number)), 64, 6)
+    for number in range(500):
+        image, masks, labels = shapes.draw(np.random.default_rng((6, number)), 64, 6, len(colors))
         for mask, label in zip(masks, labels, strict=True):
             colors[label].append(image[mask].mean(0))
     for values in colors:
         array = np.stack(values)
         assert np.abs(array.mean(0) - 127.5).max() < 25
         assert (array.std(0) > 45).all()
+
+
+def test_the_default_images_are_the_same_for_ever():
+    """Results in the log refer to them."""
+    digest = hashlib.sha256()
+    for number in range(20):
+        image, masks, labels = shapes.draw(np.random.default_rng((0, 0, number)), 96, 6)
+        digest.update(image.tobytes() + np.packbits(masks).tobytes() + bytes(labels))
+    assert digest.hexdigest() == "59aca36842fbc279c11ae29412769c4d3ea476e2ebde7699b7425d8652161b27"
+
+
+def test_crowding_hides_more_and_all_classes_come():
+    def hidden_share(**options: float) -> float:
+        seen = []
+        for number in range(100):
+            _, masks, labels = shapes.draw(np.random.default_rng((7, number)), 96, 8, 12, **options)
+            seen += labels
+            assert (masks.sum((1, 2)) >= 12).all()
+            touching.append(masks.any(0).sum() / max(1, len(masks)))
+        assert set(seen) == set(range(12))
+        return float(np.mean(touching))
+
+    touching: list[float] = []
+    apart = hidden_share()
+    touching.clear()
+    assert hidden_share(crowding=1.0, visible_share=0.2) < 0.8 * apart  # visible pixels per instance
+
+
+def test_an_older_data_set_with_the_default_settings_is_kept(tmp_path, capsys):
+    small = ShapesConfig(tmp_path / "root", 2, 1, 32)
+    shapes.generate(small)
+    marker = tmp_path / "root" / shapes.MARKER
+    old = json.loads(marker.read_text())
+    for name in ("classes", "crowding", "visible_share"):
+        del old[name]
+    marker.write_text(json.dumps(old))
+    capsys.readouterr()
+    shapes.generate(small)
+    assert capsys.readouterr().err == ""
+    shapes.generate(replace(small, crowding=0.5))
+    assert "replaced" in capsys.readouterr().err
 
 
 def test_same_settings_same_bytes_in_any_process(config, tmp_path):
@@ -161,7 +223,7 @@ def test_changed_settings_replace_the_data_set_with_a_notice(tmp_path, capsys):
 def test_an_interrupted_generation_leaves_nothing_half_done(tmp_path, monkeypatch):
     small = ShapesConfig(tmp_path / "root", 3, 1, 32)
 
-    def interrupt(rng, size, count, calls=[]):  # noqa: B006
+    def interrupt(rng, size, *_, calls=[]):  # noqa: B006
         calls.append(1)
         if len(calls) > 2:
             raise KeyboardInterrupt
@@ -203,7 +265,13 @@ def test_other_peoples_files_are_left_alone(tmp_path):
     assert (tmp_path / "root" / "thesis.tex").read_text() == "precious"
 
 
-@pytest.mark.parametrize("changes", [{"size": 16}, {"train_images": 0}, {"max_instances": 0}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"size": 16}, {"train_images": 0}, {"max_instances": 0}, {"seed": -1}, {"classes": 13}, {"classes": 0},
+        {"crowding": 1.5}, {"visible_share": 0.0},
+    ],
+)  # fmt: skip
 def test_impossible_settings(tmp_path, changes):
     with pytest.raises(ValueError, match="shapes: expected"):
         shapes.generate(replace(ShapesConfig(tmp_path / "root", 1, 1, 32), **changes))

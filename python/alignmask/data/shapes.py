@@ -28,14 +28,15 @@ if TYPE_CHECKING:
     from alignmask.config import ShapesConfig
 
 
-CLASSES = ("circle", "square", "triangle", "star", "ring", "cross")
+CLASSES = (
+    "circle", "square", "triangle", "star", "ring", "cross", "pentagon", "spark", "frame", "semicircle", "crescent", "tee"
+)  # fmt: skip
 SPLITS = ("train", "val")
 MARKER = "shapes.json"
 
 _VERSION = 2  # raise it when the same settings give different images
 _DIAMETER = (0.14, 0.6)  # of the image's side
 _SMALLEST_DIAMETER = 8.0  # pixels
-_VISIBLE_SHARE = 0.3
 _VISIBLE_PIXELS = 12
 _EMPTY_SHARE = 0.02  # of the images have no instance
 _ATTEMPTS = 8
@@ -51,6 +52,10 @@ def generate(config: ShapesConfig) -> None:
     """
     if config.size < 32 or min(config.train_images, config.val_images, config.max_instances) < 1 or config.seed < 0:
         raise ValueError(f"shapes: expected size >= 32, counts >= 1 and seed >= 0, got {config}")
+    if not (1 <= config.classes <= len(CLASSES) and 0 <= config.crowding <= 1 and 0 < config.visible_share <= 1):
+        raise ValueError(
+            f"shapes: expected 1 to {len(CLASSES)} classes, crowding in [0, 1] and visible_share in (0, 1], got {config}"
+        )
     root = Path(config.root)
     root.parent.mkdir(parents=True, exist_ok=True)
     wanted = _settings(config)
@@ -80,7 +85,8 @@ def _settings(config: ShapesConfig) -> dict[str, Any]:
 def _present_settings(root: Path) -> dict[str, Any] | None:
     """Settings of the data set at root, None if there is none. Raises FileExistsError for anything else there."""
     if (root / MARKER).is_file():
-        return json.loads((root / MARKER).read_text())
+        # Settings that are younger than the data set have their default there.
+        return {"classes": 6, "crowding": 0.0, "visible_share": 0.3, **json.loads((root / MARKER).read_text())}
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise FileExistsError(
             f"{root}: holds something that is no synthetic data set (no {MARKER}); choose another root"
@@ -94,7 +100,9 @@ def _write_split(config: ShapesConfig, root: Path, split: str, split_number: int
     annotations: list[dict[str, Any]] = []
     for index in range(getattr(config, f"{split}_images")):
         rng = np.random.default_rng((config.seed, split_number, index))
-        image_HWC, masks_NHW, labels = draw(rng, config.size, config.max_instances)
+        image_HWC, masks_NHW, labels = draw(
+            rng, config.size, config.max_instances, config.classes, config.crowding, config.visible_share
+        )
         name = f"{index:06d}.png"
         Image.fromarray(image_HWC).save(root / split / name, compress_level=1)
         images.append({"id": index + 1, "file_name": name, "height": config.size, "width": config.size})
@@ -115,12 +123,19 @@ def _write_split(config: ShapesConfig, root: Path, split: str, split_number: int
         "info": {"description": "AlignMask synthetic shapes", "split": split},
         "images": images,
         "annotations": annotations,
-        "categories": [{"id": label + 1, "name": name} for label, name in enumerate(CLASSES)],
+        "categories": [{"id": label + 1, "name": name} for label, name in enumerate(CLASSES[: config.classes])],
     }
     (root / f"instances_{split}.json").write_text(json.dumps(content))
 
 
-def draw(rng: np.random.Generator, size: int, max_instances: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
+def draw(
+    rng: np.random.Generator,
+    size: int,
+    max_instances: int,
+    classes: int = 6,
+    crowding: float = 0.0,
+    visible_share: float = 0.3,
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """One image: uint8 [H, W, 3], the visible masks as bool [N, H, W], and the labels (indices into CLASSES)."""
     colors = [rng.uniform(20, 235, 3)]
     image_HWC = _texture(rng, size, colors[0])
@@ -129,14 +144,15 @@ def draw(rng: np.random.Generator, size: int, max_instances: int) -> tuple[np.nd
     labels: list[int] = []
     wanted = 0 if rng.random() < _EMPTY_SHARE else int(rng.integers(1, max_instances + 1))
     for _ in range(wanted):
-        label = int(rng.integers(len(CLASSES)))
+        label = int(rng.integers(classes))
         for _ in range(_ATTEMPTS):
-            depth_HW = _depth(rng, CLASSES[label], size)
+            crowded = bool(crowding and masks) and rng.random() < crowding
+            depth_HW = _depth(rng, CLASSES[label], size, upon=masks[int(rng.integers(len(masks)))] if crowded else None)
             mask_HW = depth_HW > 0
             area = int(mask_HW.sum())
             rest = [mask & ~mask_HW for mask in masks]
             visible = [*(int(mask.sum()) for mask in rest), area]
-            needed = [max(_VISIBLE_PIXELS, _VISIBLE_SHARE * full) for full in (*full_areas, area)]
+            needed = [max(_VISIBLE_PIXELS, visible_share * full) for full in (*full_areas, area)]
             if all(v >= n for v, n in zip(visible, needed, strict=True)):
                 break
         else:
@@ -180,11 +196,15 @@ def _texture(rng: np.random.Generator, size: int, color: np.ndarray) -> np.ndarr
     return color.astype(np.float32) + pattern_HW[..., None] * rng.uniform(-35, 35, 3).astype(np.float32)
 
 
-def _depth(rng: np.random.Generator, name: str, size: int) -> np.ndarray:
-    """A random instance of a class: [H, W], about the distance to its outline in pixels, positive inside."""
+def _depth(rng: np.random.Generator, name: str, size: int, upon: np.ndarray | None) -> np.ndarray:
+    """A random instance of a class: [H, W], about the distance to its outline in pixels, positive inside. Its centre is
+    in the mask `upon`, if that is given."""
     low = max(_DIAMETER[0], _SMALLEST_DIAMETER / size)
     radius = size * math.exp(rng.uniform(math.log(low), math.log(_DIAMETER[1]))) / 2
-    center_x, center_y = rng.uniform(0.05 * size, 0.95 * size, 2)
+    if upon is None:
+        center_x, center_y = rng.uniform(0.05 * size, 0.95 * size, 2)
+    else:
+        center_y, center_x = rng.choice(np.argwhere(upon)) + 0.5
     squeeze = rng.uniform(0.75, 1)
     y, x = _pixel_centers(size)
     x, y = _rotate((x - np.float32(center_x)) / radius, (y - np.float32(center_y)) / radius, rng.uniform(0, 2 * np.pi))
@@ -214,7 +234,16 @@ def _outline(name: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         long, thin = 0.95, 0.28
         x, y = np.abs(x), np.abs(y)
         return np.minimum(np.maximum(x - long, y - thin), np.maximum(x - thin, y - long))
-    corners, inner = {"triangle": (3, 0.5), "star": (5, 0.42)}[name]
+    if name == "frame":
+        return np.abs(np.maximum(np.abs(x), np.abs(y)) - 0.54) - 0.16
+    if name == "semicircle":
+        return np.maximum(np.hypot(x, y + 0.42) - 0.9, -0.42 - y)
+    if name == "crescent":
+        return np.maximum(np.hypot(x, y) - 1, 0.75 - np.hypot(x - 0.5, y))
+    if name == "tee":
+        x = np.abs(x)
+        return np.minimum(np.maximum(x - 0.75, np.abs(y + 0.4) - 0.25), np.maximum(x - 0.25, np.abs(y - 0.15) - 0.75))
+    corners, inner = {"triangle": (3, 0.5), "star": (5, 0.42), "pentagon": (5, 0.809), "spark": (4, 0.35)}[name]
     # One edge, from a corner (1, 0) to a notch of radius `inner`, mirrored and turned around the centre.
     half = math.pi / corners
     theta = np.abs((np.arctan2(y, x) + half) % (2 * half) - half)
