@@ -4,9 +4,18 @@
 #include <cctype>
 #include <cstdlib>
 #include <cstring>
+#include <sstream>
 #include <vector>
 
+#include "strided_copy.h"
+
 namespace alignmask {
+
+std::string to_string(double value) {
+  std::ostringstream text;
+  text << value;
+  return text.str();
+}
 
 std::string to_string(DType dtype) {
   switch (dtype) {
@@ -46,7 +55,8 @@ void ArgumentCheck::input(const char* name, const TensorView& tensor, const char
   if (!tensor.present) fail_type(argument + " is missing");
   if (std::find(allowed.begin(), allowed.end(), tensor.dtype) == allowed.end()) {
     std::string names;
-    for (DType dtype : allowed) names += (names.empty() ? "" : ", ") + to_string(dtype);
+    for (DType dtype : allowed)
+      if (names.find(to_string(dtype)) == std::string::npos) names += (names.empty() ? "" : ", ") + to_string(dtype);
     fail_type(argument + " must be of dtype " + names + ", got " + to_string(tensor.dtype));
   }
   if (tensor.dims != static_cast<int>(std::strlen(letters))) {
@@ -102,6 +112,20 @@ void ArgumentCheck::output(const char* name, const TensorView& tensor, const cha
       fail_value(std::string(name) + " is an output, but several of its elements share one place in memory");
     reach += (tensor.shape[dim] - 1) * std::abs(tensor.strides[dim]);
   }
+}
+
+void ArgumentCheck::in_range(const char* name, const TensorView& tensor, std::int64_t low, std::int64_t high) const {
+  if (tensor.device.type != DeviceType::kCPU) return;
+  for (std::int64_t i = 0; i < tensor.shape[0]; ++i) {
+    const std::int64_t value = ALIGNMASK_ISA::int_at(tensor, i * tensor.strides[0]);
+    if (value < low || value >= high)
+      fail_value(std::string(name) + "[" + std::to_string(i) + "] = " + std::to_string(value) + " is outside [" +
+                 std::to_string(low) + ", " + std::to_string(high - 1) + "]");
+  }
+}
+
+void ArgumentCheck::require_cpu() const {
+  if (device_.type != DeviceType::kCPU) fail_value("no kernel for device " + to_string(device_) + " in this build");
 }
 
 }  // namespace alignmask

@@ -20,7 +20,16 @@ struct TypeError : std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
+inline constexpr std::initializer_list<DType> kFloats = {DType::kFloat32, DType::kFloat64, DType::kFloat16,
+                                                         DType::kBFloat16};
+inline constexpr std::initializer_list<DType> kMasks = {DType::kBool, DType::kUInt8};
+inline constexpr std::initializer_list<DType> kInts = {DType::kInt64, DType::kInt32};
+
+/// What arithmetic and accumulation use beside tensors of `dtype`.
+constexpr DType arithmetic_dtype(DType dtype) { return dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32; }
+
 std::string to_string(DType dtype);
+std::string to_string(double value);
 std::string to_string(Device device);
 std::string shape_string(const TensorView& tensor);
 
@@ -34,6 +43,13 @@ class ArgumentCheck {
 
   /// As input(); the tensor must also be writable and have no two elements in one place. Absent tensors pass.
   void output(const char* name, const TensorView& tensor, const char* letters, std::initializer_list<DType> allowed);
+
+  /// Checks low <= element < high of a one-dimensional tensor of integers. On the CPU only: elsewhere it would have to
+  /// wait for the device.
+  void in_range(const char* name, const TensorView& tensor, std::int64_t low, std::int64_t high) const;
+
+  /// Throws ValueError unless the tensors are on the CPU.
+  void require_cpu() const;
 
   /// Size behind a letter that some tensor bound.
   std::int64_t size(char letter) const { return sizes_[static_cast<unsigned char>(letter)].value; }

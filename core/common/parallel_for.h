@@ -9,6 +9,9 @@ namespace alignmask {
 /// More threads than this are never used.
 constexpr int kMaxThreads = 1024;
 
+/// How many threads a call is worth: at most one per task and per `work_per_thread`, at most `threads`, at least one.
+int threads_for(double work, std::int64_t work_per_thread, std::int64_t tasks, int threads);
+
 /// Calls body(context, task, worker) for every task in [0, tasks), each on one of at most `threads` workers, in
 /// ascending order of start. A worker index is below `threads` and used by one thread at a time. `body` must not throw.
 /// In a process forked from one that has used several threads here, one thread does it all: OpenMP's pool does not
@@ -27,6 +30,24 @@ class Scratch {
 
  private:
   void* data_;
+};
+
+/// Cuts memory into arrays, each at the start of a cache line. Over a null pointer it only counts.
+class Cutter {
+ public:
+  explicit Cutter(void* memory) : memory_(static_cast<unsigned char*>(memory)) {}
+
+  template <class T>
+  __attribute__((always_inline)) T* cut(std::int64_t count) {
+    unsigned char* const array = memory_ ? memory_ + bytes_ : nullptr;
+    bytes_ += (count * static_cast<std::int64_t>(sizeof(T)) + 63) / 64 * 64;
+    return reinterpret_cast<T*>(array);
+  }
+  std::int64_t bytes() const { return bytes_; }
+
+ private:
+  unsigned char* memory_;
+  std::int64_t bytes_ = 0;
 };
 
 }  // namespace alignmask

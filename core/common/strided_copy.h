@@ -58,10 +58,53 @@ inline void with_floats(const TensorView& tensor, std::int64_t offset, Function 
   }
 }
 
+/// Are the dimensions of `tensor` from `dim` on contiguous elements of type F? Not if the tensor is absent.
+template <class F>
+inline bool contiguous(const TensorView& tensor, int dim) {
+  if (!tensor.present) return false;
+  std::int64_t expected = 1;
+  for (int i = tensor.dims - 1; i >= dim; expected *= tensor.shape[i--])
+    if (tensor.shape[i] != 1 && tensor.strides[i] != expected) return false;
+  return tensor.dtype == (sizeof(F) == 8 ? DType::kFloat64 : DType::kFloat32);
+}
+
+/// Element of a tensor of int64 or int32.
+inline std::int64_t int_at(const TensorView& tensor, std::int64_t offset) {
+  return tensor.dtype == DType::kInt64 ? static_cast<const std::int64_t*>(tensor.data)[offset]
+                                       : static_cast<const std::int32_t*>(tensor.data)[offset];
+}
+
+/// Rows that are worked on together where the other side has columns in memory: a cache line of them is used at once.
+constexpr std::int64_t kTransposedRows = 16;
+
+/// to[r * to_stride + c] = from[c * from_stride + r]
+template <class F, class From>
+inline void transpose_in(const From* from, std::int64_t from_stride, F* to, std::int64_t to_stride, std::int64_t rows,
+                         std::int64_t columns) {
+  for (std::int64_t first = 0; first < rows; first += kTransposedRows) {
+    const std::int64_t end = first + kTransposedRows < rows ? first + kTransposedRows : rows;
+    for (std::int64_t c = 0; c < columns; ++c)
+      for (std::int64_t r = first; r < end; ++r) to[r * to_stride + c] = convert<F>(from[c * from_stride + r]);
+  }
+}
+
+/// to[c * to_stride + r] = from[r * from_stride + c]
+template <class F, class To>
+inline void transpose_out(const F* from, std::int64_t from_stride, To* to, std::int64_t to_stride, std::int64_t rows,
+                          std::int64_t columns) {
+  for (std::int64_t first = 0; first < rows; first += kTransposedRows) {
+    const std::int64_t end = first + kTransposedRows < rows ? first + kTransposedRows : rows;
+    for (std::int64_t c = 0; c < columns; ++c)
+      for (std::int64_t r = first; r < end; ++r) to[c * to_stride + r] = convert<To>(from[r * from_stride + c]);
+  }
+}
+
 /// to[r * to_stride + c] = source(r, c)
 template <class F>
 inline void copy_in(const StridedRows& source, F* to, std::int64_t to_stride) {
   with_floats(*source.tensor, source.offset, [&](auto* from) {
+    if (source.row_stride == 1 && source.column_stride != 1)
+      return transpose_in(from, source.column_stride, to, to_stride, source.rows, source.columns);
     for (std::int64_t r = 0; r < source.rows; ++r, from += source.row_stride, to += to_stride) {
       if (source.column_stride == 1) {
         convert_contiguous(from, to, source.columns);
@@ -77,6 +120,8 @@ template <class F>
 inline void copy_out(const F* from, std::int64_t from_stride, const StridedRows& target) {
   with_floats(*target.tensor, target.offset, [&](auto* to) {
     using T = std::remove_pointer_t<decltype(to)>;
+    if (target.row_stride == 1 && target.column_stride != 1)
+      return transpose_out(from, from_stride, to, target.column_stride, target.rows, target.columns);
     for (std::int64_t r = 0; r < target.rows; ++r, from += from_stride, to += target.row_stride) {
       if (target.column_stride == 1) {
         convert_contiguous(from, to, target.columns);

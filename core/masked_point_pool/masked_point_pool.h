@@ -15,7 +15,7 @@
 namespace alignmask {
 
 struct MaskedPointPoolArgs {
-  TensorView features;  ///< [B, C, H, W]  float16, bfloat16, float32 or float64; any strides, as all below
+  TensorView features;  ///< forward: [B, C, H, W], float16, bfloat16, float32 or float64; any strides, as all below
   TensorView masks;     ///< [G, h, w]     bool or uint8
   TensorView owner;     ///< [G]           int64 or int32, in [0, B)
   TensorView points;    ///< [B, T, K, 2]  dtype of features, or float32 beside half precision

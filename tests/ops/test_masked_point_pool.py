@@ -198,7 +198,7 @@ ERRORS: dict[str, tuple[type[Exception], str, int, Callable[[Any], Any]]] = {
     "owner float": (TypeError, "owner must be of dtype int64, int32, got float32", 2, lambda a: a.float()),
     "coordinates": (ValueError, r"points \(BTK2\) must have size 2 there", 3, lambda a: a[..., :1]),
     "images": (ValueError, r"points \(BTK2\) has B = 2 in .*, but features has B = 3", 3, lambda a: a[:2]),
-    "precision": (TypeError, "points is torch.float64", 3, lambda a: a.double()),
+    "precision": (TypeError, "points .*float64", 3, lambda a: a.double()),
     "normalize": (ValueError, 'normalize must be "mask" or "points", got \'mean\'', 4, lambda _: "mean"),
 }
 

@@ -186,7 +186,7 @@ ERRORS: dict[str, tuple[type[Exception], str, int, Callable[[Any], Any]]] = {
     "rows": (ValueError, r"iou \(R\) has R = 16 in \(16,\), but logits has R = 17", 2, lambda a: a[1:]),
     "gamma": (ValueError, "gamma must be finite and at least 1 .*, got 0.5", 3, lambda _: 0.5),
     "gamma nan": (ValueError, "gamma must be finite and at least 1 .*, got nan", 3, lambda _: math.nan),
-    "theta": (ValueError, r"theta must be in \[0, 1\), got 1.0", 4, lambda _: 1.0),
+    "theta": (ValueError, r"theta must be in \[0, 1\), got 1", 4, lambda _: 1.0),
     "theta negative": (ValueError, r"theta must be in \[0, 1\), got -0.1", 4, lambda _: -0.1),
 }
 

@@ -1,13 +1,15 @@
-"""IoU of predicted with target masks: public function.
+"""IoU of predicted with target masks: public function, operator.
 
 Shapes: B images, Q predictions per image, H x W, G targets of the batch.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from alignmask.ops import reference
+from alignmask.ops import _check, _library, reference
+from alignmask.ops.reference.mask_iou import check
 
 
 def mask_iou(predictions_BQHW: Tensor, targets_GHW: Tensor, owner_G: Tensor, threshold: float = 0.0) -> Tensor:
@@ -28,4 +30,33 @@ def mask_iou(predictions_BQHW: Tensor, targets_GHW: Tensor, owner_G: Tensor, thr
         TypeError: A wrong type or dtype.
         ValueError: A wrong shape or device; on the CPU also an owner outside [0, B).
     """
-    return reference.mask_iou(predictions_BQHW, targets_GHW, owner_G, threshold)
+    _check.tensors("mask_iou", predictions=predictions_BQHW, targets=targets_GHW, owner=owner_G)
+    if not _library.has_kernel("mask_iou", predictions_BQHW.device.type):
+        return reference.mask_iou(predictions_BQHW, targets_GHW, owner_G, threshold)
+    iou_GQ: Tensor = _forward(predictions_BQHW.detach(), targets_GHW, owner_G, threshold)
+    return iou_GQ
+
+
+def _forward_cpu(predictions: Tensor, targets: Tensor, owner: Tensor, threshold: float) -> Tensor:
+    iou = _empty(predictions, owner)
+    _library.core.mask_iou_forward(iou, predictions, targets, owner, threshold, torch.get_num_threads())
+    return iou
+
+
+def _forward_fake(predictions: Tensor, targets: Tensor, owner: Tensor, threshold: float) -> Tensor:
+    check(predictions, targets, owner)
+    return _empty(predictions, owner)
+
+
+def _empty(predictions: Tensor, owner: Tensor) -> Tensor:
+    if predictions.dim() != 4 or owner.dim() != 1:
+        return predictions.new_empty(0)  # the kernel's checks say what is wrong
+    return predictions.new_empty(owner.shape[0], predictions.shape[1], dtype=_check.compute_dtype(predictions.dtype))
+
+
+_forward = _library.define(
+    "mask_iou",
+    "(Tensor predictions, Tensor targets, Tensor owner, float threshold) -> Tensor",
+    kernels={"cpu": _forward_cpu},
+    fake=_forward_fake,
+)

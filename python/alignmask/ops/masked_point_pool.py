@@ -1,15 +1,17 @@
-"""Point sampling and masked average pooling: public function.
+"""Point sampling and masked average pooling: public function, operators, gradient.
 
 Shapes: B images, C channels, H x W, G instances of the batch, T point sets, K points in a set.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
-from alignmask.ops import reference
+from alignmask.ops import _check, _library, reference
+from alignmask.ops.reference.masked_point_pool import check, check_normalize
 
 
 def masked_point_pool(
@@ -39,4 +41,97 @@ def masked_point_pool(
         TypeError: A wrong type or dtype.
         ValueError: A wrong shape, device or `normalize`; on the CPU also an owner outside [0, B).
     """
-    return reference.masked_point_pool(features_BCHW, masks_GHW, owner_G, points_BTK2, normalize)
+    op = "masked_point_pool"
+    _check.tensors(op, features=features_BCHW, masks=masks_GHW, owner=owner_G, points=points_BTK2)
+    if not _library.has_kernel(op, features_BCHW.device.type):
+        return reference.masked_point_pool(features_BCHW, masks_GHW, owner_G, points_BTK2, normalize)
+    check_normalize(normalize)
+    pooled_GTC, weight_GT = _forward(features_BCHW, masks_GHW, owner_G, points_BTK2.detach(), normalize == "points")
+    return pooled_GTC, weight_GT
+
+
+def _forward_cpu(
+    features: Tensor, masks: Tensor, owner: Tensor, points: Tensor, divide_by_points: bool
+) -> tuple[Tensor, Tensor]:
+    pooled, weight = _empty(features, owner, points)
+    _library.core.masked_point_pool_forward(
+        pooled, weight, features, masks, owner, points, divide_by_points, torch.get_num_threads()
+    )
+    return pooled, weight
+
+
+def _forward_fake(
+    features: Tensor, masks: Tensor, owner: Tensor, points: Tensor, divide_by_points: bool
+) -> tuple[Tensor, Tensor]:
+    check(features, masks, owner, points, "points" if divide_by_points else "mask")
+    return _empty(features, owner, points)
+
+
+def _empty(features: Tensor, owner: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    if (features.dim(), owner.dim(), points.dim()) != (4, 1, 4):
+        return features.new_empty(0), features.new_empty(0)  # the kernel's checks say what is wrong
+    sets = (owner.shape[0], points.shape[1])
+    weight = features.new_empty(sets, dtype=_check.compute_dtype(features.dtype))
+    return features.new_empty(*sets, features.shape[1]), weight
+
+
+def _backward_cpu(
+    grad_pooled: Tensor,
+    weight: Tensor,
+    masks: Tensor,
+    owner: Tensor,
+    points: Tensor,
+    size: list[int],
+    channels_last: bool,
+    divide_by_points: bool,
+) -> Tensor:
+    grad_features = _empty_gradient(grad_pooled, weight, masks, owner, points, size, channels_last, divide_by_points)
+    _library.core.masked_point_pool_backward(
+        grad_features, grad_pooled, weight, masks, owner, points, divide_by_points, torch.get_num_threads()
+    )
+    return grad_features
+
+
+def _empty_gradient(
+    grad_pooled: Tensor,
+    weight: Tensor,
+    masks: Tensor,
+    owner: Tensor,
+    points: Tensor,
+    size: list[int],
+    channels_last: bool,
+    divide_by_points: bool,
+) -> Tensor:
+    """In the layout of the features, which the model's next operation will like best."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(size, dtype=grad_pooled.dtype, device=grad_pooled.device, memory_format=layout)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    features, masks, owner, points, ctx.divide_by_points = inputs
+    ctx.size = features.shape
+    ctx.channels_last = features.is_contiguous(memory_format=torch.channels_last)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1], masks, owner, points)
+
+
+def _gradient(ctx: Any, grad_pooled: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    grad_features = _backward(grad_pooled, *ctx.saved_tensors, ctx.size, ctx.channels_last, ctx.divide_by_points)
+    return grad_features, None, None, None, None
+
+
+_forward = _library.define(
+    "masked_point_pool",
+    "(Tensor features, Tensor masks, Tensor owner, Tensor points, bool divide_by_points) -> (Tensor, Tensor)",
+    kernels={"cpu": _forward_cpu},
+    fake=_forward_fake,
+    backward=_gradient,
+    setup_context=_setup_context,
+)
+_backward = _library.define(
+    "masked_point_pool_backward",
+    "(Tensor grad_pooled, Tensor weight, Tensor masks, Tensor owner, Tensor points, SymInt[] size, bool channels_last,"
+    " bool divide_by_points) -> Tensor",
+    kernels={"cpu": _backward_cpu},
+    fake=_empty_gradient,
+)

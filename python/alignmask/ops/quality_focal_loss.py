@@ -1,13 +1,17 @@
-"""Quality focal loss: public function.
+"""Quality focal loss: public function, operators, gradient.
 
 Shapes: R rows (one query each), C classes.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
-from alignmask.ops import reference
+from alignmask.ops import _check, _library, reference
+from alignmask.ops.reference.quality_focal_loss import check
 
 
 def quality_focal_loss(
@@ -33,4 +37,64 @@ def quality_focal_loss(
         TypeError: A wrong type or dtype.
         ValueError: A wrong shape, device, gamma or theta; on the CPU also a label outside [-1, C).
     """
-    return reference.quality_focal_loss(logits_RC, label_R, iou_R, gamma, theta)
+    _check.tensors("quality_focal_loss", logits=logits_RC, label=label_R, iou=iou_R)
+    if not _library.has_kernel("quality_focal_loss", logits_RC.device.type):
+        return reference.quality_focal_loss(logits_RC, label_R, iou_R, gamma, theta)
+    with_gradient = torch.is_grad_enabled() and logits_RC.requires_grad
+    loss_R: Tensor = _forward(logits_RC, label_R, iou_R.detach(), gamma, theta, with_gradient)[0]
+    return loss_R
+
+
+def _forward_cpu(
+    logits: Tensor, label: Tensor, iou: Tensor, gamma: float, theta: float, with_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    loss, gradient = _empty(logits, with_gradient)
+    _library.core.quality_focal_loss_forward(
+        loss, gradient if with_gradient else None, logits, label, iou, gamma, theta, torch.get_num_threads()
+    )
+    return loss, gradient
+
+
+def _forward_fake(
+    logits: Tensor, label: Tensor, iou: Tensor, gamma: float, theta: float, with_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    check(logits, label, iou, gamma, theta)
+    return _empty(logits, with_gradient)
+
+
+def _empty(logits: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor]:
+    """Loss and gradient to be written; the gradient in the precision of the arithmetic, so that it is rounded only once."""
+    if logits.dim() != 2:
+        return logits.new_empty(0), logits.new_empty(0)  # the kernel's checks say what is wrong
+    shape = tuple(logits.shape) if with_gradient else (0, 0)
+    return logits.new_empty(logits.shape[0]), logits.new_empty(shape, dtype=_check.compute_dtype(logits.dtype))
+
+
+def _backward_any(grad_loss: Tensor, gradient: Tensor, dtype: torch.dtype) -> Tensor:
+    return (gradient * grad_loss.to(gradient.dtype)[:, None]).to(dtype)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.dtype = inputs[0].dtype
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1])
+
+
+def _gradient(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    return _backward(grad_loss, *ctx.saved_tensors, ctx.dtype), None, None, None, None, None
+
+
+_forward = _library.define(
+    "quality_focal_loss",
+    "(Tensor logits, Tensor label, Tensor iou, float gamma, float theta, bool with_gradient) -> (Tensor, Tensor)",
+    kernels={"cpu": _forward_cpu},
+    fake=_forward_fake,
+    backward=_gradient,
+    setup_context=_setup_context,
+)
+_backward = _library.define(
+    "quality_focal_loss_backward",
+    "(Tensor grad_loss, Tensor gradient, ScalarType dtype) -> Tensor",
+    kernels={"cpu": _backward_any, "cuda": _backward_any},
+    fake=_backward_any,
+)

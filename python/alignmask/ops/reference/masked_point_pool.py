@@ -33,9 +33,14 @@ def check(features: Tensor, masks: Tensor, owner: Tensor, points: Tensor, normal
         raise TypeError(
             f"{op}: points is {points.dtype}, but with features {features.dtype} it must be one of {allowed}"
         )
-    if normalize not in ("mask", "points"):
-        raise ValueError(f'{op}: normalize must be "mask" or "points", got {normalize!r}')
+    check_normalize(normalize)
     _check.in_range(op, "owner", owner, 0, sizes["B"])
+
+
+def check_normalize(normalize: str) -> None:
+    """Raise ValueError for an unknown way to normalise."""
+    if normalize not in ("mask", "points"):
+        raise ValueError(f'masked_point_pool: normalize must be "mask" or "points", got {normalize!r}')
 
 
 @in_full_precision

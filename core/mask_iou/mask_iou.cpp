@@ -1,0 +1,30 @@
+#include "mask_iou.h"
+
+#include <string>
+
+#include "../common/check.h"
+#include "../common/dispatch.h"
+
+namespace alignmask {
+
+ALIGNMASK_FOR_EACH_ISA(void mask_iou_forward_cpu(const MaskIouArgs& args);)
+
+void mask_iou_forward(const MaskIouArgs& args) {
+  ArgumentCheck check("mask_iou");
+  check.input("predictions", args.predictions, "BQhw", kFloats);
+  check.input("owner", args.owner, "G", kInts);
+  check.input("targets", args.targets, "GHW", kMasks);
+  const std::int64_t h = check.size('h'), w = check.size('w'), H = check.size('H'), W = check.size('W');
+  if ((H != h || W != w) && (h == 0 || w == 0 || H == 0 || H % h || W % w || H / h != W / w)) {
+    check.fail_value("targets must have the predictions' size (" + std::to_string(h) + ", " + std::to_string(w) +
+                     ") or the same integer multiple of both sides, got (" + std::to_string(H) + ", " +
+                     std::to_string(W) + ")");
+  }
+  if (!args.iou.present) check.fail_type("iou is missing");
+  check.output("iou", args.iou, "GQ", {arithmetic_dtype(args.predictions.dtype)});
+  check.in_range("owner", args.owner, 0, check.size('B'));
+  check.require_cpu();
+  ALIGNMASK_ON_CPU(mask_iou_forward_cpu, args);
+}
+
+}  // namespace alignmask

@@ -1,0 +1,64 @@
+#include "masked_point_pool.h"
+
+#include <string>
+
+#include "../common/check.h"
+#include "../common/dispatch.h"
+
+namespace alignmask {
+
+ALIGNMASK_FOR_EACH_ISA(void masked_point_pool_forward_cpu(const MaskedPointPoolArgs& args);)
+ALIGNMASK_FOR_EACH_ISA(void masked_point_pool_backward_cpu(const MaskedPointPoolArgs& args);)
+
+namespace {
+
+constexpr std::int64_t kMostIndex =
+    (std::int64_t{1} << 31) - 4;  // pixels of a side, points and slots have 32-bit indices
+
+/// `features` has been checked as `check`'s first tensor.
+void check_inputs(ArgumentCheck& check, const MaskedPointPoolArgs& args) {
+  const DType dtype = args.features.dtype;
+  check.input("points", args.points, "BTK2", {dtype, arithmetic_dtype(dtype)});
+  check.input("owner", args.owner, "G", kInts);
+  check.input("masks", args.masks, "Ghw", kMasks);
+  for (const char side : {'H', 'W'}) {
+    if (check.size(side) > kMostIndex)
+      check.fail_value("features has " + std::string(1, side) + " = " + std::to_string(check.size(side)) +
+                       ", too many pixels for 32-bit indices");
+  }
+  std::int64_t points = 0, slots = 0;
+  if (__builtin_mul_overflow(check.size('T'), check.size('K'), &points) || points > kMostIndex ||
+      __builtin_mul_overflow(check.size('T'), check.size('G'), &slots) || slots > kMostIndex)
+    check.fail_value("points has T = " + std::to_string(check.size('T')) +
+                     " sets of K = " + std::to_string(check.size('K')) + ", too many for 32-bit indices");
+  check.in_range("owner", args.owner, 0, check.size('B'));
+}
+
+}  // namespace
+
+void masked_point_pool_forward(const MaskedPointPoolArgs& args) {
+  ArgumentCheck check("masked_point_pool");
+  check.input("features", args.features, "BCHW", kFloats);
+  check_inputs(check, args);
+  if (!args.pooled.present) check.fail_type("pooled is missing");
+  if (!args.weight.present) check.fail_type("weight is missing");
+  check.output("pooled", args.pooled, "GTC", {args.features.dtype});
+  check.output("weight", args.weight, "GT", {arithmetic_dtype(args.features.dtype)});
+  check.require_cpu();
+  ALIGNMASK_ON_CPU(masked_point_pool_forward_cpu, args);
+}
+
+void masked_point_pool_backward(const MaskedPointPoolArgs& args) {
+  ArgumentCheck check("masked_point_pool");
+  if (!args.grad_features.present) check.fail_type("grad_features is missing");
+  check.output("grad_features", args.grad_features, "BCHW", kFloats);
+  MaskedPointPoolArgs sized = args;
+  sized.features = args.grad_features;  // for its sizes; the features themselves have no part in their gradient
+  check_inputs(check, sized);
+  check.input("grad_pooled", args.grad_pooled, "GTC", {sized.features.dtype});
+  check.input("weight", args.weight, "GT", {arithmetic_dtype(sized.features.dtype)});
+  check.require_cpu();
+  ALIGNMASK_ON_CPU(masked_point_pool_backward_cpu, sized);
+}
+
+}  // namespace alignmask

@@ -1,0 +1,47 @@
+// A sampling point on a map, and a mask's sample there; host and device.
+#pragma once
+
+#include "../common/bilinear.h"
+#include "../common/target.h"
+#if !defined(__CUDACC__)
+#include <cmath>
+#include <cstdint>
+#endif
+
+namespace alignmask::ALIGNMASK_ISA {
+
+/// Where a point falls on a map: the pixel at its top left, which may lie outside, and the weights of the four around.
+template <class F>
+struct PointOnMap {
+  long long x, y;
+  Corners<F> weight;
+  bool inside;  ///< does it touch a pixel? (NaN: yes, with NaN for weights, at the pixel 0, 0)
+
+  /// `x`, `y`: normalised.
+  static ALIGNMASK_HOST_DEVICE PointOnMap of(F x, F y, long long width, long long height) {
+    if (width <= 0 || height <= 0) return {-1, -1, {0, 0, 0, 0}, false};
+    const F column = pixel_position<F>(x, static_cast<F>(width)), row = pixel_position<F>(y, static_cast<F>(height));
+    if (column != column || row != row) return {0, 0, corner_weights<F>(column + row, column + row), true};
+    if (!(column >= -1 && column < static_cast<F>(width) && row >= -1 && row < static_cast<F>(height)))
+      return {-1, -1, {0, 0, 0, 0}, false};
+    const F left = std::floor(column), top = std::floor(row);
+    return {static_cast<long long>(left), static_cast<long long>(top), corner_weights<F>(column - left, row - top),
+            true};
+  }
+};
+
+/// Bilinear sample of a mask; `pixel(x, y)`: is that pixel, which exists, set? NaN for a NaN point.
+template <class F, class Pixel>
+ALIGNMASK_HOST_DEVICE F sample_mask(const PointOnMap<F>& point, long long width, long long height, Pixel pixel) {
+  if (!point.inside) return 0;
+  if (point.weight.top_left != point.weight.top_left) return point.weight.top_left;
+  const bool left = point.x >= 0, right = point.x + 1 < width, top = point.y >= 0, bottom = point.y + 1 < height;
+  F sum = 0;
+  if (top && left && pixel(point.x, point.y)) sum += point.weight.top_left;
+  if (top && right && pixel(point.x + 1, point.y)) sum += point.weight.top_right;
+  if (bottom && left && pixel(point.x, point.y + 1)) sum += point.weight.bottom_left;
+  if (bottom && right && pixel(point.x + 1, point.y + 1)) sum += point.weight.bottom_right;
+  return sum;
+}
+
+}  // namespace alignmask::ALIGNMASK_ISA

@@ -1,0 +1,163 @@
+// What the CPU passes sweep over: for every image its points in the order of the feature rows they fall on, each with
+// the instances whose mask it hits. Points that hit none are left out.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "../common/instances.h"
+#include "../common/parallel_for.h"
+#include "masked_point_pool.h"
+#include "masked_point_pool_math.h"
+
+namespace alignmask::ALIGNMASK_ISA {
+
+constexpr std::int64_t kChunkPoints = 2048;  // sampled by one task
+
+template <class F>
+struct Hit {
+  std::int32_t slot;  ///< t · M + m, m counting the image's instances
+  F value;            ///< sample of the mask
+};
+
+template <class F>
+struct PlannedPoint {
+  F weight[4];        ///< of the pixels (x, y), (x + 1, y), (x, y + 1), (x + 1, y + 1) of the features
+  std::int32_t x, y;  ///< from -1 on; x is -2 where the point is off the features
+  std::int32_t hits;  ///< how many
+  const Hit<F>* hit;
+};
+
+template <class F>
+class Plan {
+ public:
+  Plan(const MaskedPointPoolArgs& args, int threads)
+      : args_(args),
+        T_(args.points.shape[1]),
+        K_(args.points.shape[2]),
+        H_(args.features.shape[2]),
+        W_(args.features.shape[3]),
+        chunks_((T_ * K_ + kChunkPoints - 1) / kChunkPoints),
+        instances_(args.owner, args.features.shape[0]),
+        memory_(static_cast<std::size_t>(cut(nullptr))) {
+    cut(memory_.data());
+    const std::int64_t B = args.features.shape[0];
+    parallel_for(B, threads, sort_points, this);
+    parallel_for(B * chunks_, threads, sample_masks, this);
+  }
+
+  const InstancesOfImages& instances() const { return instances_; }
+
+  /// Calls visit(point) for the points of an image that hit an instance, row after row of the features.
+  template <class Visit>
+  ALIGNMASK_HOST_DEVICE void sweep(std::int64_t b, Visit visit) const {
+    for (std::int64_t chunk = b * chunks_; chunk < (b + 1) * chunks_; ++chunk) {
+      const PlannedPoint<F>* point = planned_ + chunk * kChunkPoints;
+      for (const PlannedPoint<F>* end = point + counts_[chunk]; point < end; ++point) visit(*point);
+    }
+  }
+
+ private:
+  /// Cuts the memory into the plan's arrays; returns the bytes.
+  std::int64_t cut(void* memory) {
+    Cutter cutter(memory);
+    const std::int64_t B = args_.features.shape[0], points = T_ * K_, G = args_.owner.shape[0];
+    order_ = cutter.cut<std::int32_t>(B * points);
+    other_order_ = cutter.cut<std::int32_t>(B * points);
+    rows_ = cutter.cut<std::int32_t>(B * points);
+    columns_ = cutter.cut<std::int32_t>(B * points);
+    first_ = cutter.cut<std::int64_t>(B * buckets());
+    counts_ = cutter.cut<std::int64_t>(B * chunks_);
+    planned_ = cutter.cut<PlannedPoint<F>>(B * chunks_ * kChunkPoints);
+    hits_ = cutter.cut<Hit<F>>(G * chunks_ * kChunkPoints);  // room for every pair; only pages that are used cost
+    return cutter.bytes();
+  }
+
+  std::int64_t buckets() const { return std::max(H_, W_) + 2; }
+
+  PointOnMap<F> point_on(std::int64_t b, std::int64_t index, std::int64_t width, std::int64_t height) const {
+    const TensorView& points = args_.points;
+    const std::int64_t at = b * points.strides[0] + index / K_ * points.strides[1] + index % K_ * points.strides[2];
+    F xy[2];
+    copy_in({&points, at, 1, 2, 0, points.strides[3]}, xy, 0);
+    return PointOnMap<F>::of(xy[0], xy[1], width, height);
+  }
+
+  static void sort_points(void* context, std::int64_t b, int) {
+    const Plan& self = *static_cast<const Plan*>(context);
+    const std::int64_t points = self.T_ * self.K_;
+    if (self.instances_.count(b) == 0) return;
+    std::int32_t *order = self.order_ + b * points, *other = self.other_order_ + b * points,
+                 *rows = self.rows_ + b * points, *columns = self.columns_ + b * points;
+    std::int64_t* first = self.first_ + b * self.buckets();
+    for (std::int64_t k = 0; k < points; ++k) {
+      const PointOnMap<F> point = self.point_on(b, k, self.W_, self.H_);
+      other[k] = static_cast<std::int32_t>(k);
+      rows[k] = static_cast<std::int32_t>(point.y + 1);
+      columns[k] = static_cast<std::int32_t>(point.x + 1);
+    }
+    self.sort_stably(other, columns, self.W_ + 1, first, order);
+    std::swap_ranges(order, order + points, other);
+    self.sort_stably(other, rows, self.H_ + 1, first, order);
+  }
+
+  /// to = from in ascending order of keys, which are below `buckets`.
+  void sort_stably(const std::int32_t* from, const std::int32_t* keys, std::int64_t buckets, std::int64_t* first,
+                   std::int32_t* to) const {
+    const std::int64_t points = T_ * K_;
+    std::fill_n(first, buckets + 1, std::int64_t{0});
+    for (std::int64_t k = 0; k < points; ++k) ++first[keys[k] + 1];
+    for (std::int64_t i = 0; i < buckets; ++i) first[i + 1] += first[i];
+    for (std::int64_t i = 0; i < points; ++i) to[first[keys[from[i]]]++] = from[i];
+  }
+
+  static void sample_masks(void* context, std::int64_t task, int) {
+    const Plan& self = *static_cast<const Plan*>(context);
+    const std::int64_t b = task / self.chunks_, chunk = task % self.chunks_, M = self.instances_.count(b);
+    self.counts_[task] = 0;
+    if (M == 0) return;
+    const TensorView& masks = self.args_.masks;
+    const std::int64_t height = masks.shape[1], width = masks.shape[2], row = masks.strides[1],
+                       column = masks.strides[2], points = self.T_ * self.K_;
+    Hit<F>* hit =
+        self.hits_ + (self.instances_.first[static_cast<std::size_t>(b)] * self.chunks_ + chunk * M) * kChunkPoints;
+    PlannedPoint<F>* planned = self.planned_ + task * kChunkPoints;
+    const std::int64_t end = std::min(points, (chunk + 1) * kChunkPoints);
+    for (std::int64_t i = chunk * kChunkPoints; i < end; ++i) {
+      const std::int64_t k = self.order_[b * points + i];
+      const PointOnMap<F> on_mask = self.point_on(b, k, width, height);
+      if (!on_mask.inside) continue;
+      planned->hit = hit;
+      for (std::int64_t m = 0; m < M; ++m) {
+        const auto* mask = static_cast<const std::uint8_t*>(masks.data) + self.instances_.of(b)[m] * masks.strides[0];
+        const F value = sample_mask(on_mask, width, height,
+                                    [&](std::int64_t x, std::int64_t y) { return mask[y * row + x * column] != 0; });
+        if (value != 0) *hit++ = {static_cast<std::int32_t>(k / self.K_ * M + m), value};
+      }
+      if (hit == planned->hit) continue;
+      const PointOnMap<F> on_features = self.point_on(b, k, self.W_, self.H_);
+      planned->hits = static_cast<std::int32_t>(hit - planned->hit);
+      planned->x = on_features.inside ? static_cast<std::int32_t>(on_features.x) : -2;
+      planned->y = static_cast<std::int32_t>(on_features.y);
+      const auto& weight = on_features.weight;
+      planned->weight[0] = weight.top_left;
+      planned->weight[1] = weight.top_right;
+      planned->weight[2] = weight.bottom_left;
+      planned->weight[3] = weight.bottom_right;
+      ++planned;
+    }
+    self.counts_[task] = planned - (self.planned_ + task * kChunkPoints);
+  }
+
+  const MaskedPointPoolArgs& args_;
+  std::int64_t T_, K_, H_, W_, chunks_;
+  InstancesOfImages instances_;
+  Scratch memory_;
+  std::int32_t *order_, *other_order_, *rows_, *columns_;
+  std::int64_t *first_, *counts_;
+  PlannedPoint<F>* planned_;
+  Hit<F>* hits_;
+};
+
+}  // namespace alignmask::ALIGNMASK_ISA
