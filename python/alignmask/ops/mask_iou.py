@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from alignmask.ops import _check, _library, reference
+from alignmask.ops._arrays import accepts_arrays
 from alignmask.ops.reference.mask_iou import check
 
 
+@accepts_arrays
 def mask_iou(predictions_BQHW: Tensor, targets_GHW: Tensor, owner_G: Tensor, threshold: float = 0.0) -> Tensor:
     """IoU of every target with all predictions of its image (the IoU of Eq. 2 and 3).
 

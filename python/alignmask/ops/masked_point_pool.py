@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from alignmask.ops import _check, _library, reference
+from alignmask.ops._arrays import accepts_arrays
 from alignmask.ops.reference.masked_point_pool import check, check_normalize
 
 
+@accepts_arrays
 def masked_point_pool(
     features_BCHW: Tensor,
     masks_GHW: Tensor,

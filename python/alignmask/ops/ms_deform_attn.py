@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from alignmask.ops import _check, _library, reference
+from alignmask.ops._arrays import accepts_arrays
 from alignmask.ops.reference.ms_deform_attn import check
 
 
+@accepts_arrays
 def ms_deform_attn(
     value_BSND: Tensor, level_shapes: Sequence[tuple[int, int]], locations_BQNLP2: Tensor, weights_BQNLP: Tensor
 ) -> Tensor:
@@ -47,6 +49,7 @@ def ms_deform_attn(
     return out
 
 
+@accepts_arrays
 def ms_deform_attn_from_offsets(
     value_BSND: Tensor,
     level_shapes: Sequence[tuple[int, int]],

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from alignmask.ops import _check, _library, reference
+from alignmask.ops._arrays import accepts_arrays
 from alignmask.ops.reference.quality_focal_loss import check
 
 
+@accepts_arrays
 def quality_focal_loss(
     logits_RC: Tensor, label_R: Tensor, iou_R: Tensor, gamma: float = 2.0, theta: float = 0.5
 ) -> Tensor:

@@ -17,7 +17,7 @@ _CHUNK_PIXELS = 1 << 22  # float32 counts exactly up to 2^24
 
 
 def check(predictions: Tensor, targets: Tensor, owner: Tensor) -> None:
-    """Raise TypeError or ValueError unless the arguments obey the contract of `alignmask.ops.mask_iou`."""
+    """Raise TypeError or ValueError unless dtypes and sizes obey the contract of `alignmask.ops.mask_iou`."""
     op = "mask_iou"
     sizes = _check.bind(
         op,
@@ -31,13 +31,13 @@ def check(predictions: Tensor, targets: Tensor, owner: Tensor) -> None:
             f"{op}: targets must have the predictions' size ({h}, {w}) or the same integer multiple of both sides, "
             f"got ({H}, {W})"
         )
-    _check.in_range(op, "owner", owner, 0, sizes["B"])
 
 
 @in_full_precision
 def mask_iou(predictions_BQHW: Tensor, targets_GHW: Tensor, owner_G: Tensor, threshold: float = 0.0) -> Tensor:
     """See `alignmask.ops.mask_iou`."""
     check(predictions_BQHW, targets_GHW, owner_G)
+    _check.in_range("mask_iou", "owner", owner_G, 0, len(predictions_BQHW))
     predictions_BQHW = predictions_BQHW.detach()
     Q = predictions_BQHW.shape[1]
     G, H, W = targets_GHW.shape

@@ -19,9 +19,9 @@ from alignmask.ops._precision import in_full_precision
 
 
 def check(features: Tensor, masks: Tensor, owner: Tensor, points: Tensor, normalize: str) -> None:
-    """Raise TypeError or ValueError unless the arguments obey the contract of `alignmask.ops.masked_point_pool`."""
+    """Raise TypeError or ValueError unless dtypes and sizes obey the contract of `alignmask.ops.masked_point_pool`."""
     op = "masked_point_pool"
-    sizes = _check.bind(
+    _check.bind(
         op,
         features=(features, "BCHW", _check.FLOATS),
         points=(points, "BTK2", _check.FLOATS),
@@ -34,7 +34,6 @@ def check(features: Tensor, masks: Tensor, owner: Tensor, points: Tensor, normal
             f"{op}: points is {points.dtype}, but with features {features.dtype} it must be one of {allowed}"
         )
     check_normalize(normalize)
-    _check.in_range(op, "owner", owner, 0, sizes["B"])
 
 
 def check_normalize(normalize: str) -> None:
@@ -53,6 +52,7 @@ def masked_point_pool(
 ) -> tuple[Tensor, Tensor]:
     """See `alignmask.ops.masked_point_pool`. A NaN in an image's features reaches all instances of that image here."""
     check(features_BCHW, masks_GHW, owner_G, points_BTK2, normalize)
+    _check.in_range("masked_point_pool", "owner", owner_G, 0, len(features_BCHW))
     B, C, H, W = features_BCHW.shape
     _, T, K, _ = points_BTK2.shape
     G = len(masks_GHW)

@@ -16,16 +16,15 @@ from alignmask.ops._precision import in_full_precision
 
 
 def check(logits: Tensor, label: Tensor, iou: Tensor, gamma: float, theta: float) -> None:
-    """Raise TypeError or ValueError unless the arguments obey the contract of `alignmask.ops.quality_focal_loss`."""
+    """Raise TypeError or ValueError unless dtypes and sizes obey the contract of `alignmask.ops.quality_focal_loss`."""
     op = "quality_focal_loss"
-    sizes = _check.bind(
+    _check.bind(
         op, logits=(logits, "RC", _check.FLOATS), label=(label, "R", _check.INTS), iou=(iou, "R", _check.FLOATS)
     )
     if not (math.isfinite(gamma) and gamma >= 1):
         raise ValueError(f"{op}: gamma must be finite and at least 1 (below, the gradient is unbounded), got {gamma}")
     if not 0 <= theta < 1:
         raise ValueError(f"{op}: theta must be in [0, 1), got {theta}")
-    _check.in_range(op, "label", label, -1, sizes["C"])
 
 
 @in_full_precision
@@ -34,6 +33,7 @@ def quality_focal_loss(
 ) -> Tensor:
     """See `alignmask.ops.quality_focal_loss`."""
     check(logits_RC, label_R, iou_R, gamma, theta)
+    _check.in_range("quality_focal_loss", "label", label_R, -1, logits_RC.shape[1])
     dtype = _check.compute_dtype(logits_RC.dtype)
     x_RC, iou_R = logits_RC.to(dtype), iou_R.detach().to(dtype)
     positive_R = label_R >= 0

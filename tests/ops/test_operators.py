@@ -1,0 +1,197 @@
+"""What torch asks of an operator, of every op: opcheck, compilation, export, transforms, threads, instruction sets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from alignmask import _core, ops
+from tests.ops import cases
+
+
+class Op(NamedTuple):
+    """An op as a function of tensors alone; the first `leaves` of them have gradients."""
+
+    call: Callable[..., Tensor]
+    tensors: list[Tensor]
+    leaves: int
+    operator: str
+    arguments: tuple[Any, ...]
+    """Of the operator torch.ops.alignmask.<operator>, behind the tensors."""
+
+
+def all_ops(size: str = "odd", dtype: torch.dtype = torch.float32) -> dict[str, Op]:
+    pool = list(cases.masked_point_pool(cases.MASKED_POINT_POOL[size], dtype=dtype))
+    iou = list(cases.mask_iou(cases.MASK_IOU[size], dtype))
+    loss = list(cases.quality_focal_loss(cases.QUALITY_FOCAL_LOSS[size], dtype))
+    return {
+        "masked_point_pool": Op(lambda *t: ops.masked_point_pool(*t)[0], pool, 1, "masked_point_pool", (False,)),
+        "mask_iou": Op(ops.mask_iou, iou, 0, "mask_iou", (0.0,)),
+        "quality_focal_loss": Op(ops.quality_focal_loss, loss, 1, "quality_focal_loss", (2.0, 0.5, True)),
+    }
+
+
+OPS = list(all_ops())
+DIFFERENTIABLE = [name for name, op in all_ops().items() if op.leaves]
+
+
+def leaves_of(op: Op) -> list[Tensor]:
+    return [t.clone().requires_grad_(i < op.leaves) for i, t in enumerate(op.tensors)]
+
+
+def run(call: Callable[..., Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Result and gradients."""
+    leaves = [t.detach().clone().requires_grad_(t.requires_grad) for t in tensors]
+    out = call(*leaves)
+    needed = [t for t in leaves if t.requires_grad]
+    return [out.detach(), *torch.autograd.grad(out.float().square().sum(), needed)] if needed else [out]
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize("size", ["tiny", "odd"])
+@pytest.mark.parametrize("name", OPS)
+def test_opcheck(name: str, size: str, dtype: torch.dtype) -> None:
+    op = all_ops(size, dtype)[name]
+    torch.library.opcheck(getattr(torch.ops.alignmask, op.operator).default, (*leaves_of(op), *op.arguments))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_opcheck_of_the_backward_of_masked_point_pool(channels_last: bool) -> None:
+    features, masks, owner, points = cases.masked_point_pool(cases.MASKED_POINT_POOL["odd"])
+    pooled, weight = ops.masked_point_pool(features, masks, owner, points)
+    arguments = (torch.randn_like(pooled), weight, masks, owner, points, list(features.shape), channels_last, True)
+    torch.library.opcheck(torch.ops.alignmask.masked_point_pool_backward.default, arguments)
+
+
+def test_opcheck_of_the_backward_of_quality_focal_loss() -> None:
+    arguments = (torch.randn(5), torch.randn(5, 3), torch.float16)
+    torch.library.opcheck(torch.ops.alignmask.quality_focal_loss_backward.default, arguments)
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("name", OPS)
+def test_compiles_as_one_graph(name: str, dynamic: bool | None) -> None:
+    torch.compiler.reset()
+    op = all_ops()[name]
+
+    def between(first: Tensor, *rest: Tensor) -> Tensor:
+        return op.call(first * 2, *rest).relu()
+
+    compiled = torch.compile(between, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    for count in (len(op.tensors[0]), len(op.tensors[0]) - 1):
+        tensors = leaves_of(op)
+        if name == "quality_focal_loss":
+            tensors = [t[:count].detach().requires_grad_(t.requires_grad) for t in tensors]
+        for a, b in zip(run(compiled, tensors), run(between, tensors), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_exports(name: str) -> None:
+    op = all_ops()[name]
+
+    class Module(torch.nn.Module):
+        def forward(self, *tensors: Tensor) -> Tensor:
+            return op.call(*tensors)
+
+    program = torch.export.export(Module(), tuple(op.tensors))
+    assert f"alignmask.{op.operator}" in str(program.graph)
+    torch.testing.assert_close(program.module()(*op.tensors), op.call(*op.tensors))
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_meta_tensors_give_shapes(name: str) -> None:
+    op = all_ops(dtype=torch.float16)[name]
+    real, meta = op.call(*op.tensors), op.call(*(t.to("meta") for t in op.tensors))
+    assert (meta.shape, meta.dtype, meta.device.type) == (real.shape, real.dtype, "meta")
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_checkpointing_recomputes_the_same(name: str) -> None:
+    op = all_ops()[name]
+    tensors = leaves_of(op)
+    for a, b in zip(
+        run(lambda *t: checkpoint(op.call, *t, use_reentrant=False), tensors), run(op.call, tensors), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_vmap_is_a_loop(name: str) -> None:
+    op = all_ops()[name]
+    first, *rest = op.tensors
+    stack = torch.stack([first, first.flip(0), first * 0.5])
+    mapped = torch.vmap(lambda x: op.call(x, *rest))(stack)
+    assert torch.equal(mapped, torch.stack([op.call(x, *rest) for x in stack]))
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_second_derivatives_say_that_there_are_none(name: str) -> None:
+    op = all_ops()[name]
+    leaf, *rest = leaves_of(op)
+    (grad,) = torch.autograd.grad(op.call(leaf, *rest).square().sum(), leaf, create_graph=True)
+    with pytest.raises(NotImplementedError, match=f"alignmask::{op.operator}_backward has no derivative"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_the_arguments_stay_as_they_were(name: str) -> None:
+    op = all_ops()[name]
+    copies = [t.clone() for t in op.tensors]
+    run(op.call, [t.requires_grad_(i < op.leaves) for i, t in enumerate(op.tensors)])
+    for tensor, copy in zip(op.tensors, copies, strict=True):
+        assert torch.equal(tensor, copy)
+
+
+@pytest.fixture
+def instruction_sets() -> Iterator[list[str]]:
+    before = _core.cpu_instruction_set()
+    yield _core.cpu_instruction_sets()
+    _core.select_cpu_instruction_set(before)
+
+
+LARGER: dict[str, Callable[[torch.dtype], tuple[Tensor, ...]]] = {
+    "masked_point_pool": lambda dtype: cases.masked_point_pool(
+        cases.PoolShape(2, 70, (40, 50), (80, 100), 7, 2, 900), "uniform", dtype
+    ),
+    "mask_iou": lambda dtype: cases.mask_iou(cases.IouShape(2, 19, (50, 70), 2, 7), dtype),
+    "quality_focal_loss": lambda dtype: cases.quality_focal_loss(cases.LossShape(700, 85), dtype),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", OPS)
+def test_threads_and_repetition_do_not_change_a_bit(name: str, dtype: torch.dtype) -> None:
+    op = all_ops()[name]
+    tensors = [t.requires_grad_(i < op.leaves) for i, t in enumerate(LARGER[name](dtype))]
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5, 16, 16):
+            torch.set_num_threads(threads)
+            results.append(run(op.call, tensors))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize("name", OPS)
+def test_every_instruction_set_agrees(name: str, dtype: torch.dtype, instruction_sets: list[str]) -> None:
+    """Within rounding of fused multiply-adds."""
+    op = all_ops()[name]
+    tensors = [t.requires_grad_(i < op.leaves) for i, t in enumerate(LARGER[name](dtype))]
+    results = []
+    for instruction_set in instruction_sets:
+        _core.select_cpu_instruction_set(instruction_set)
+        results.append(run(op.call, tensors))
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5 if dtype == torch.float32 else 2e-2
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
