@@ -80,7 +80,7 @@ def measure(measurement: Measurement, seconds: float, least: int = 5) -> Row:
     """Take turns until all candidates together ran for `seconds`, but at least `least` turns each."""
     before = torch.get_num_threads()
     torch.set_num_threads(measurement.threads)
-    names = cases.implementations(measurement.op)
+    names = cases.implementations(measurement.op, emulated=False)
     times: dict[str, list[float]] = {name: [] for name in names}
     try:
         for name in names:

@@ -35,7 +35,7 @@ std::vector<MSDeformAttnLevel> levels_from(const char* op, const std::vector<std
 }
 
 void forward(py::handle out, py::handle value, const std::vector<std::int64_t>& level_shapes, py::handle locations,
-             py::handle weights, int threads, py::handle reference) {
+             py::handle weights, int threads, py::handle reference, std::uintptr_t stream) {
   const Names name(reference);
   const TensorArg out_arg(name.op, "out", out), value_arg(name.op, "value", value),
       locations_arg(name.op, name.locations, locations), weights_arg(name.op, name.weights, weights),
@@ -48,34 +48,67 @@ void forward(py::handle out, py::handle value, const std::vector<std::int64_t>& 
   args.weights = weights_arg;
   args.reference = reference_arg;
   args.threads = threads;
+  args.stream = reinterpret_cast<void*>(stream);
   const py::gil_scoped_release released;
   ms_deform_attn_forward(args);
 }
 
+/// Arguments of backward, and the Python tensors behind them.
+struct BackwardCall {
+  BackwardCall(py::handle grad_value, py::handle grad_locations, py::handle grad_weights, py::handle grad_out,
+               py::handle value, const std::vector<std::int64_t>& level_shapes, py::handle locations,
+               py::handle weights, py::handle reference, py::handle grad_reference, bool deterministic,
+               py::handle workspace)
+      : name(reference),
+        grad_value(name.op, "grad_value", grad_value),
+        grad_locations(name.op, name.grad_locations, grad_locations),
+        grad_weights(name.op, name.grad_weights, grad_weights),
+        grad_reference(name.op, "grad_reference", grad_reference),
+        grad_out(name.op, "grad_out", grad_out),
+        value(name.op, "value", value),
+        locations(name.op, name.locations, locations),
+        weights(name.op, name.weights, weights),
+        reference(name.op, "reference", reference),
+        workspace(name.op, "workspace", workspace) {
+    args.grad_value = this->grad_value;
+    args.grad_locations = this->grad_locations;
+    args.grad_weights = this->grad_weights;
+    args.grad_reference = this->grad_reference;
+    args.grad_out = this->grad_out;
+    args.value = this->value;
+    args.levels = levels_from(name.op, level_shapes);
+    args.locations = this->locations;
+    args.weights = this->weights;
+    args.reference = this->reference;
+    args.deterministic = deterministic;
+    args.workspace = this->workspace;
+  }
+
+  Names name;
+  TensorArg grad_value, grad_locations, grad_weights, grad_reference, grad_out, value, locations, weights, reference,
+      workspace;
+  MSDeformAttnArgs args;
+};
+
 void backward(py::handle grad_value, py::handle grad_locations, py::handle grad_weights, py::handle grad_out,
               py::handle value, const std::vector<std::int64_t>& level_shapes, py::handle locations, py::handle weights,
-              int threads, py::handle reference, py::handle grad_reference) {
-  const Names name(reference);
-  const TensorArg grad_value_arg(name.op, "grad_value", grad_value),
-      grad_locations_arg(name.op, name.grad_locations, grad_locations),
-      grad_weights_arg(name.op, name.grad_weights, grad_weights),
-      grad_reference_arg(name.op, "grad_reference", grad_reference), grad_out_arg(name.op, "grad_out", grad_out),
-      value_arg(name.op, "value", value), locations_arg(name.op, name.locations, locations),
-      weights_arg(name.op, name.weights, weights), reference_arg(name.op, "reference", reference);
-  MSDeformAttnArgs args;
-  args.grad_value = grad_value_arg;
-  args.grad_locations = grad_locations_arg;
-  args.grad_weights = grad_weights_arg;
-  args.grad_reference = grad_reference_arg;
-  args.grad_out = grad_out_arg;
-  args.value = value_arg;
-  args.levels = levels_from(name.op, level_shapes);
-  args.locations = locations_arg;
-  args.weights = weights_arg;
-  args.reference = reference_arg;
-  args.threads = threads;
+              int threads, py::handle reference, py::handle grad_reference, bool deterministic, py::handle workspace,
+              std::uintptr_t stream) {
+  BackwardCall call(grad_value, grad_locations, grad_weights, grad_out, value, level_shapes, locations, weights,
+                    reference, grad_reference, deterministic, workspace);
+  call.args.threads = threads;
+  call.args.stream = reinterpret_cast<void*>(stream);
   const py::gil_scoped_release released;
-  ms_deform_attn_backward(args);
+  ms_deform_attn_backward(call.args);
+}
+
+std::int64_t backward_workspace(py::handle grad_value, py::handle grad_locations, py::handle grad_weights,
+                                py::handle grad_out, py::handle value, const std::vector<std::int64_t>& level_shapes,
+                                py::handle locations, py::handle weights, py::handle reference,
+                                py::handle grad_reference, bool deterministic) {
+  const BackwardCall call(grad_value, grad_locations, grad_weights, grad_out, value, level_shapes, locations, weights,
+                          reference, grad_reference, deterministic, py::none());
+  return ms_deform_attn_backward_workspace(call.args);
 }
 
 }  // namespace
@@ -83,13 +116,20 @@ void backward(py::handle grad_value, py::handle grad_locations, py::handle grad_
 void bind_ms_deform_attn(py::module_& module) {
   module.def("ms_deform_attn_forward", forward, py::arg("out"), py::arg("value"), py::arg("level_shapes"),
              py::arg("locations"), py::arg("weights"), py::arg("threads") = 1, py::arg("reference") = py::none(),
+             py::arg("stream") = 0,
              "Write out. With reference, locations are offsets and weights are logits; see "
              "core/ms_deform_attn/ms_deform_attn.h.");
   module.def("ms_deform_attn_backward", backward, py::arg("grad_value"), py::arg("grad_locations"),
              py::arg("grad_weights"), py::arg("grad_out"), py::arg("value"), py::arg("level_shapes"),
              py::arg("locations"), py::arg("weights"), py::arg("threads") = 1, py::arg("reference") = py::none(),
-             py::arg("grad_reference") = py::none(),
+             py::arg("grad_reference") = py::none(), py::arg("deterministic") = false,
+             py::arg("workspace") = py::none(), py::arg("stream") = 0,
              "Write the gradients that are not None; see core/ms_deform_attn/ms_deform_attn.h.");
+  module.def("ms_deform_attn_backward_workspace", backward_workspace, py::arg("grad_value"), py::arg("grad_locations"),
+             py::arg("grad_weights"), py::arg("grad_out"), py::arg("value"), py::arg("level_shapes"),
+             py::arg("locations"), py::arg("weights"), py::arg("reference") = py::none(),
+             py::arg("grad_reference") = py::none(), py::arg("deterministic") = false,
+             "Bytes of workspace that ms_deform_attn_backward wants for these arguments; none on the CPU.");
 }
 
 }  // namespace alignmask

@@ -19,6 +19,12 @@ struct Corners {
   F top_left, top_right, bottom_left, bottom_right;
 };
 
+template <class F>
+ALIGNMASK_HOST_DEVICE Corners<F> operator+(const Corners<F>& a, const Corners<F>& b) {
+  return {a.top_left + b.top_left, a.top_right + b.top_right, a.bottom_left + b.bottom_left,
+          a.bottom_right + b.bottom_right};
+}
+
 /// Their weights; `x`, `y`: how far the position is past the top left pixel, in [0, 1).
 template <class F>
 ALIGNMASK_HOST_DEVICE Corners<F> corner_weights(F x, F y) {

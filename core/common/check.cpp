@@ -128,4 +128,17 @@ void ArgumentCheck::require_cpu() const {
   if (device_.type != DeviceType::kCPU) fail_value("no kernel for device " + to_string(device_) + " in this build");
 }
 
+void ArgumentCheck::workspace(const TensorView& tensor, std::int64_t bytes) const {
+  if (bytes == 0) return;
+  if (!tensor.present) fail_type("workspace is missing: " + std::to_string(bytes) + " bytes are needed");
+  if (tensor.dtype != DType::kUInt8) fail_type("workspace must be of dtype uint8, got " + to_string(tensor.dtype));
+  if (tensor.dims != 1 || tensor.shape[0] < bytes || tensor.strides[0] != 1)
+    fail_value("workspace must be " + std::to_string(bytes) + " contiguous bytes, got " + shape_string(tensor));
+  if (!(tensor.device == device_))
+    fail_value("workspace is on " + to_string(tensor.device) + ", but " + device_source_ + " is on " +
+               to_string(device_));
+  if (tensor.read_only) fail_value("workspace is read-only");
+  if (reinterpret_cast<std::uintptr_t>(tensor.data) % 16) fail_value("workspace is not aligned to 16 bytes");
+}
+
 }  // namespace alignmask

@@ -51,6 +51,9 @@ class ArgumentCheck {
   /// Throws ValueError unless the tensors are on the CPU.
   void require_cpu() const;
 
+  /// Memory of at least `bytes` bytes (uint8, contiguous, aligned to 16); absent will do if none are needed.
+  void workspace(const TensorView& tensor, std::int64_t bytes) const;
+
   /// Size behind a letter that some tensor bound.
   std::int64_t size(char letter) const { return sizes_[static_cast<unsigned char>(letter)].value; }
 

@@ -56,6 +56,13 @@ ALIGNMASK_DEVICE void store_words(const Words<kWords>& from, void* to) {
 #endif
 }
 
+/// Makes the compiler forget what it knows about the words.
+template <int kWords>
+ALIGNMASK_DEVICE void hide_origin(Words<kWords>& words) {
+#pragma unroll
+  for (int i = 0; i < kWords; ++i) asm volatile("" : "+r"(words.word[i]));
+}
+
 ALIGNMASK_DEVICE float bits_to_float(UInt32 bits) {
 #if defined(ALIGNMASK_SIMT)
   return baseline::bit_cast<float>(bits);
@@ -106,20 +113,32 @@ ALIGNMASK_DEVICE BFloat16 to_bfloat16(float x) {
   return result;
 }
 
-/// *to += x, for 1, 2 or 4 neighbouring floats, aligned to their size together. The order among threads is open.
+/// Does atomic_add() add neighbouring floats at once? (On the host, the tests choose.)
+ALIGNMASK_DEVICE bool has_vector_atomics() {
+#if defined(ALIGNMASK_SIMT)
+  return simt::has_vector_atomics();
+#else
+  return __CUDA_ARCH__ >= 900;
+#endif
+}
+
+/// *to += x, for 2 or 4 neighbouring floats, aligned to their size together. The order among threads is open.
 template <int kCount>
 ALIGNMASK_DEVICE void atomic_add(float* to, const float (&x)[kCount]) {
-#if !defined(ALIGNMASK_SIMT) && __CUDA_ARCH__ >= 900
+  static_assert(kCount == 2 || kCount == 4, "no such instruction");
+#if defined(ALIGNMASK_SIMT)
+  simt::check_alignment(to, sizeof(x));
+#elif __CUDA_ARCH__ >= 900
   if constexpr (kCount == 4) {
     asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3])
                  : "memory");
-    return;
-  } else if constexpr (kCount == 2) {
+  } else {
     asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(x[0]), "f"(x[1]) : "memory");
-    return;
   }
 #endif
+#if defined(ALIGNMASK_SIMT) || __CUDA_ARCH__ < 900
   for (int i = 0; i < kCount; ++i) atomicAdd(to + i, x[i]);
+#endif
 }
 
 }  // namespace alignmask

@@ -46,6 +46,13 @@ ALIGNMASK_DEVICE Packed<T, kCount> load(const T* from) {
   return packed;
 }
 
+/// The same elements, which the compiler cannot have unpacked before: half precision in half as many registers.
+template <class T, int kCount>
+ALIGNMASK_DEVICE Packed<T, kCount> still_packed(Packed<T, kCount> packed) {
+  if constexpr (sizeof(T) == 2 && kCount > 1) hide_origin(packed.words);
+  return packed;
+}
+
 /// Writes `kCount` neighbouring elements; `to` is aligned to all of them.
 template <class T, int kCount>
 ALIGNMASK_DEVICE void store(const Arithmetic<T> (&from)[kCount], T* to) {

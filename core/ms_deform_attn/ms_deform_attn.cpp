@@ -84,7 +84,9 @@ void ms_deform_attn_forward(const MSDeformAttnArgs& args) {
   ALIGNMASK_ON_CPU(ms_deform_attn_forward_cpu, args);
 }
 
-void ms_deform_attn_backward(const MSDeformAttnArgs& args) {
+namespace {
+
+ArgumentCheck check_backward(const MSDeformAttnArgs& args) {
   ArgumentCheck check = check_inputs(args);
   check.input("grad_out", args.grad_out, "BQE", {args.value.dtype});
   check_channels(check, "grad_out", args.grad_out);
@@ -94,9 +96,23 @@ void ms_deform_attn_backward(const MSDeformAttnArgs& args) {
   if (args.grad_reference.present && !args.reference.present)
     check.fail_value("grad_reference is given, but no reference");
   check.output("grad_reference", args.grad_reference, "BQL2", {args.reference.dtype});
-  if (is_launch_device(check.device()))
-    check.fail_value("no backward kernel for device " + to_string(check.device()) + " in this build");
+  return check;
+}
+
+}  // namespace
+
+void ms_deform_attn_backward(const MSDeformAttnArgs& args) {
+  ArgumentCheck check = check_backward(args);
+  if (is_launch_device(check.device())) {
+    check.workspace(args.workspace, ms_deform_attn_backward_workspace_bytes(args));
+    return run(launch_target(check, args), ms_deform_attn_backward_launches(args));
+  }
   ALIGNMASK_ON_CPU(ms_deform_attn_backward_cpu, args);
+}
+
+std::int64_t ms_deform_attn_backward_workspace(const MSDeformAttnArgs& args) {
+  const ArgumentCheck check = check_backward(args);
+  return is_launch_device(check.device()) ? ms_deform_attn_backward_workspace_bytes(args) : 0;
 }
 
 }  // namespace alignmask

@@ -44,11 +44,18 @@ struct MSDeformAttnArgs {
 
   int threads = 1;         ///< CPU: at most so many threads; the result does not depend on it
   void* stream = nullptr;  ///< CUDA: the stream to work on
+
+  bool deterministic = false;  ///< CUDA: backward adds in a fixed order (the CPU always does)
+  TensorView workspace;        ///< CUDA, backward: uint8, as many as ms_deform_attn_backward_workspace() says, aligned
+                               ///< to 16 bytes, in use until the stream has done the work
 };
 
 /// Throw TypeError or ValueError, before anything is written, unless the arguments fit together. Outputs must not
 /// overlap inputs.
 void ms_deform_attn_forward(const MSDeformAttnArgs& args);
 void ms_deform_attn_backward(const MSDeformAttnArgs& args);
+
+/// Bytes of workspace that ms_deform_attn_backward() wants for these arguments. Throws likewise.
+std::int64_t ms_deform_attn_backward_workspace(const MSDeformAttnArgs& args);
 
 }  // namespace alignmask

@@ -1,59 +1,36 @@
 #include "ms_deform_attn_launch.h"
 
 #include <algorithm>
+#include <initializer_list>
 #include <limits>
 
 #include "../common/check.h"
+#include "../common/gradient_params.h"
+#include "../common/workspace.h"
 #include "ms_deform_attn_params.h"
 
 namespace alignmask {
 
 namespace {
 
-constexpr int kThreads = 256;  // of a block
+constexpr int kElementwiseThreads = 256, kFillBytesPerBlock = 256 * 64;  // as in gradient.cuh
+
+bool is_arithmetic(DType dtype) { return dtype == DType::kFloat32 || dtype == DType::kFloat64; }
 
 void copy_strides(const TensorView& tensor, long long* to) {
   std::copy(tensor.strides, tensor.strides + tensor.dims, to);
 }
 
-MSDeformAttnParams params_for(const MSDeformAttnArgs& args) {
-  MSDeformAttnParams params = {};
-  const TensorView &value = args.value, &locations = args.locations, &weights = args.weights,
-                   &reference = args.reference;
-  if (args.levels.size() > static_cast<std::size_t>(MSDeformAttnParams::kMaxLevels))
-    throw ValueError("ms_deform_attn: at most " + std::to_string(MSDeformAttnParams::kMaxLevels) +
-                     " levels on this device, got " + std::to_string(args.levels.size()));
-  params.value = value.data;
-  params.locations = locations.data;
-  params.weights = weights.data;
-  copy_strides(value, params.value_strides);
-  copy_strides(locations, params.locations_strides);
-  copy_strides(weights, params.weights_strides);
-  if (reference.present) {
-    params.reference = reference.data;
-    copy_strides(reference, params.reference_strides);
-    params.reference_wide = reference.dtype != value.dtype;
-  }
-  params.locations_wide = locations.dtype != value.dtype;
-  params.weights_wide = weights.dtype != value.dtype;
+void contiguous_strides(const TensorView& tensor, long long* to) {
+  long long stride = 1;
+  for (int i = tensor.dims - 1; i >= 0; stride *= tensor.shape[i--]) to[i] = stride;
+}
 
-  params.query_heads = value.shape[0] * value.shape[2] * locations.shape[1];
-  params.queries = static_cast<int>(locations.shape[1]);
-  params.heads = static_cast<int>(value.shape[2]);
-  params.channels = static_cast<int>(value.shape[3]);
-  params.levels = static_cast<int>(locations.shape[3]);
-  params.points = static_cast<int>(locations.shape[4]);
-  params.by_queries = FastDivide(static_cast<unsigned>(params.queries));
-  params.by_heads = FastDivide(static_cast<unsigned>(params.heads));
-  params.by_points = FastDivide(static_cast<unsigned>(std::max(params.points, 1)));
-  int token = 0;
-  for (int l = 0; l < params.levels; ++l) {
-    params.height[l] = static_cast<int>(args.levels[static_cast<std::size_t>(l)].height);
-    params.width[l] = static_cast<int>(args.levels[static_cast<std::size_t>(l)].width);
-    params.first_token[l] = token;
-    token += params.height[l] * params.width[l];
-  }
-  return params;
+bool is_contiguous(const TensorView& tensor) {
+  long long stride = 1;
+  for (int i = tensor.dims - 1; i >= 0; stride *= tensor.shape[i--])
+    if (tensor.shape[i] != 1 && tensor.strides[i] != stride) return false;
+  return true;
 }
 
 /// Strides of a [B, Q, N·D] tensor, seen as [B, Q, N, D].
@@ -64,29 +41,171 @@ void copy_head_strides(const TensorView& tensor, int channels, long long* to) {
   to[3] = tensor.strides[2];
 }
 
-bool is_multiple(const void* data, const long long* strides, const long long* sizes, int count, long long of,
-                 int bytes) {
-  for (int i = 0; i < count; ++i)
-    if (sizes[i] > 1 && strides[i] % of) return false;
-  return reinterpret_cast<std::uintptr_t>(data) % static_cast<std::uintptr_t>(of * bytes) == 0;
+int checked_int(std::int64_t size, const char* what) {
+  if (size > std::numeric_limits<int>::max())
+    throw ValueError(std::string("ms_deform_attn: ") + what + " = " + std::to_string(size) +
+                     " is more than kernels on this device can count");
+  return static_cast<int>(size);
 }
 
-/// Can lanes read 16 bytes of a token, and pairs of coordinates, at once?
-bool is_packed(const MSDeformAttnArgs& args, const long long* out_strides, const void* out, long long vector) {
+/// Everything but outputs.
+MSDeformAttnParams params_for(const MSDeformAttnArgs& args) {
+  MSDeformAttnParams params = {};
+  const TensorView &value = args.value, &locations = args.locations, &weights = args.weights,
+                   &reference = args.reference;
+  const std::int64_t B = value.shape[0], S = value.shape[1], N = value.shape[2], Q = locations.shape[1],
+                     L = locations.shape[3], P = locations.shape[4];
+  if (L > MSDeformAttnParams::kMaxLevels)
+    throw ValueError("ms_deform_attn: L = " + std::to_string(L) + " levels are more than the " +
+                     std::to_string(MSDeformAttnParams::kMaxLevels) + " that a kernel can be told of");
+  checked_int(S, "S");
+  checked_int(B * N, "B·N");
+  checked_int(L * P, "L·P");
+  params.value = value.data;
+  params.locations = locations.data;
+  params.weights = weights.data;
+  params.reference = reference.present ? reference.data : nullptr;
+  copy_strides(value, params.value_strides);
+  copy_strides(locations, params.locations_strides);
+  copy_strides(weights, params.weights_strides);
+  copy_strides(reference, params.reference_strides);
+  params.locations_wide = is_arithmetic(locations.dtype);
+  params.weights_wide = is_arithmetic(weights.dtype);
+  params.reference_wide = is_arithmetic(reference.dtype);
+
+  params.query_heads = B * N * Q;
+  params.images = checked_int(B, "B");
+  params.queries = checked_int(Q, "Q");
+  params.heads = checked_int(N, "N");
+  params.channels = checked_int(value.shape[3], "D");
+  params.levels = static_cast<int>(L);
+  params.points = static_cast<int>(P);
+  params.by_queries = FastDivide(static_cast<unsigned>(std::max(params.queries, 1)));
+  params.by_heads = FastDivide(static_cast<unsigned>(std::max(params.heads, 1)));
+  params.by_points = FastDivide(static_cast<unsigned>(std::max(params.points, 1)));
+  const int tile = ordered_tile(value.dtype == DType::kFloat64 ? 8 : 4);
+  int token = 0;
+  for (int l = 0; l < params.levels; ++l) {
+    params.height[l] = static_cast<int>(args.levels[static_cast<std::size_t>(l)].height);
+    params.width[l] = static_cast<int>(args.levels[static_cast<std::size_t>(l)].width);
+    params.first_token[l] = token;
+    const int tokens = params.height[l] * params.width[l];
+    params.ordered_tiles += tokens / tile + (tokens % tile != 0);
+    token += tokens;
+  }
+  return params;
+}
+
+/// Do data and the strides of the leading dimensions allow reading `count` elements at once?
+bool is_aligned(const TensorView& tensor, int leading, int count) {
+  for (int i = 0; i < leading; ++i)
+    if (tensor.shape[i] > 1 && tensor.strides[i] % count) return false;
+  return reinterpret_cast<std::uintptr_t>(tensor.data) %
+             static_cast<std::uintptr_t>(count * element_bytes(tensor.dtype)) ==
+         0;
+}
+
+/// Can lanes read `vector` channels of value and `out` (or its gradient), and pairs of coordinates, at once?
+bool is_packed(const MSDeformAttnArgs& args, const TensorView& out, int vector) {
   const TensorView &value = args.value, &locations = args.locations, &weights = args.weights;
-  const long long D = value.shape[3], L = locations.shape[3], P = locations.shape[4];
-  const long long out_sizes[] = {value.shape[0], locations.shape[1], value.shape[2]};
-  const long long value_strides[] = {value.strides[0], value.strides[1], value.strides[2]};
-  const long long value_sizes[] = {value.shape[0], value.shape[1], value.shape[2]};
-  const long long location_strides[] = {locations.strides[0], locations.strides[1], locations.strides[2]};
-  const long long location_sizes[] = {locations.shape[0], locations.shape[1], locations.shape[2]};
-  return D % vector == 0 && value.strides[3] == 1 && out_strides[3] == 1 &&
-         value.strides[1] <= std::numeric_limits<int>::max() && value.strides[1] >= 0 &&
-         is_multiple(value.data, value_strides, value_sizes, 3, vector, element_bytes(value.dtype)) &&
-         is_multiple(out, out_strides, out_sizes, 3, vector, element_bytes(value.dtype)) && locations.strides[5] == 1 &&
-         (P == 1 || locations.strides[4] == 2) && (L == 1 || locations.strides[3] == 2 * P) &&
-         is_multiple(locations.data, location_strides, location_sizes, 3, 2, element_bytes(locations.dtype)) &&
+  const std::int64_t D = value.shape[3], L = locations.shape[3], P = locations.shape[4];
+  return (D == 16 || D == 32 || D == 64) && value.strides[3] == 1 && out.strides[2] == 1 && value.strides[1] >= 0 &&
+         value.strides[1] <= std::numeric_limits<int>::max() && is_aligned(value, 3, vector) &&
+         is_aligned(out, 2, vector) && locations.strides[5] == 1 && (P == 1 || locations.strides[4] == 2) &&
+         (L == 1 || locations.strides[3] == 2 * P) && is_aligned(locations, 3, 2) &&
          (P == 1 || weights.strides[4] == 1) && (L == 1 || weights.strides[3] == P);
+}
+
+/// One group of lanes per (image, head, query).
+Launch launch_groups(const char* kernel, DType dtype, int vector, int lanes, const MSDeformAttnParams& params) {
+  const std::string name = std::string(kernel) + "<" + kernel_type(dtype) + ", " + std::to_string(vector) + ", " +
+                           std::to_string(lanes) + ">";
+  return make_launch(name, blocks_for(params.query_heads, kAttentionThreads / lanes), kAttentionThreads, params);
+}
+
+struct Backward {
+  std::vector<Launch> launches;
+  std::int64_t workspace_bytes;
+};
+
+Backward plan_backward(const MSDeformAttnArgs& args, void* memory) {
+  MSDeformAttnParams params = params_for(args);
+  std::vector<Launch> launches, last;
+  Workspace workspace(memory);
+  const DType dtype = args.value.dtype;
+  const std::int64_t bytes = dtype == DType::kFloat64 ? 8 : 4;  // of the arithmetic type
+  const std::string type = std::string("<") + kernel_type(dtype) + ">";
+
+  params.grad_out = args.grad_out.data;
+  copy_head_strides(args.grad_out, params.channels, params.out_strides);
+  if (args.grad_locations.present) params.grad_locations = args.grad_locations.data;
+  copy_strides(args.grad_locations, params.grad_locations_strides);
+
+  if (args.grad_weights.present) {
+    params.grad_weights = args.grad_weights.data;
+    copy_strides(args.grad_weights, params.grad_weights_strides);
+    if (args.reference.present) {
+      const bool in_place = is_arithmetic(args.grad_weights.dtype);
+      params.kept_gradients = in_place ? params.grad_weights : workspace.take(args.weights.elements() * bytes);
+      in_place ? copy_strides(args.grad_weights, params.kept_strides)
+               : contiguous_strides(args.weights, params.kept_strides);
+    }
+  }
+
+  if (args.grad_reference.present && args.grad_reference.elements() > 0) {
+    MSDeformAttnParams summing = params;
+    if (args.grad_locations.present && is_arithmetic(args.grad_locations.dtype)) {
+      summing.pixel_gradient = args.grad_locations.data;
+      copy_strides(args.grad_locations, summing.pixel_gradient_strides);
+    } else {
+      summing.pixel_gradient = params.pixel_gradient = workspace.take(args.locations.elements() * bytes);
+      contiguous_strides(args.locations, summing.pixel_gradient_strides);
+      contiguous_strides(args.locations, params.pixel_gradient_strides);
+    }
+    summing.grad_reference = args.grad_reference.data;
+    copy_strides(args.grad_reference, summing.grad_reference_strides);
+    last.push_back(make_launch("ms_deform_attn_reference_gradient" + type,
+                               blocks_for(args.grad_reference.elements(), kAttentionThreads), kAttentionThreads,
+                               summing));
+  }
+
+  const std::int64_t value_elements = args.value.elements();
+  if (args.grad_value.present && value_elements > 0) {
+    params.grad_value = args.grad_value.data;
+    copy_strides(args.grad_value, params.grad_value_strides);
+    if (args.deterministic) {
+      checked_int(static_cast<std::int64_t>(params.queries) * params.points + kAttentionThreads, "Q·P");
+      if (args.reference.present) params.softmax = workspace.take(2 * params.query_heads * bytes);
+      const std::int64_t channel_blocks = (params.channels + kOrderedChannels - 1) / kOrderedChannels;
+      last.push_back(make_launch("ms_deform_attn_ordered_value_gradient" + type,
+                                 blocks_for(params.ordered_tiles * channel_blocks * params.images * params.heads, 1),
+                                 kAttentionThreads, params));
+    } else {
+      const bool in_place =
+          is_arithmetic(dtype) && is_contiguous(args.grad_value) && is_aligned(args.grad_value, 0, 16 / (int)bytes);
+      params.value_sums = in_place ? args.grad_value.data : workspace.take(value_elements * bytes);
+      contiguous_strides(args.value, params.sums_strides);
+      launches.push_back(make_launch("fill_zero<float>", blocks_for(value_elements * bytes, kFillBytesPerBlock),
+                                     kElementwiseThreads, FillParams{params.value_sums, value_elements * bytes}));
+      if (!in_place) {
+        WriteGradientParams write = {params.value_sums, args.grad_value.data, value_elements, {}, {}};
+        std::copy(args.value.shape, args.value.shape + 4, write.sizes);
+        copy_strides(args.grad_value, write.strides);
+        last.push_back(make_launch("write_gradient" + type, blocks_for(value_elements, kElementwiseThreads),
+                                   kElementwiseThreads, write));
+      }
+    }
+  }
+
+  const bool for_points = params.grad_locations || params.grad_weights || params.pixel_gradient || params.softmax;
+  if (params.query_heads > 0 && params.levels * params.points > 0 && (for_points || params.value_sums)) {
+    const int vector = dtype == DType::kFloat32 || params.channels != 32 ? 4 : 8;
+    const bool packed = dtype != DType::kFloat64 && is_packed(args, args.grad_out, vector);
+    launches.push_back(launch_groups("ms_deform_attn_backward", dtype, packed ? vector : 1,
+                                     packed ? params.channels / vector : 32, params));
+  }
+  launches.insert(launches.end(), last.begin(), last.end());
+  return {launches, workspace.bytes()};
 }
 
 }  // namespace
@@ -96,17 +215,18 @@ std::vector<Launch> ms_deform_attn_forward_launches(const MSDeformAttnArgs& args
   MSDeformAttnParams params = params_for(args);
   params.out = args.out.data;
   copy_head_strides(args.out, params.channels, params.out_strides);
+  const int vector = 16 / element_bytes(args.value.dtype);
+  const bool packed = args.value.dtype != DType::kFloat64 && is_packed(args, args.out, vector);
+  return {launch_groups("ms_deform_attn_forward", args.value.dtype, packed ? vector : 1,
+                        packed ? params.channels / vector : 32, params)};
+}
 
-  int vector = 16 / element_bytes(args.value.dtype), lanes = 0;
-  if (args.value.dtype == DType::kFloat64 || !is_packed(args, params.out_strides, params.out, vector)) {
-    vector = 1;
-    lanes = 32;
-  } else {
-    lanes = params.channels <= 16 ? 16 / vector : params.channels <= 32 ? 32 / vector : 64 / vector;
-  }
-  return {make_launch("ms_deform_attn_forward<" + std::string(kernel_type(args.value.dtype)) + ", " +
-                          std::to_string(vector) + ", " + std::to_string(lanes) + ">",
-                      blocks_for(params.query_heads, kThreads / lanes), kThreads, params)};
+std::vector<Launch> ms_deform_attn_backward_launches(const MSDeformAttnArgs& args) {
+  return plan_backward(args, args.workspace.present ? args.workspace.data : nullptr).launches;
+}
+
+std::int64_t ms_deform_attn_backward_workspace_bytes(const MSDeformAttnArgs& args) {
+  return plan_backward(args, nullptr).workspace_bytes;
 }
 
 }  // namespace alignmask

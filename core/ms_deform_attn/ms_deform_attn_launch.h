@@ -8,7 +8,11 @@
 
 namespace alignmask {
 
-/// Expect valid arguments. Throw ValueError if there are more levels than a launch can carry.
+// Expect valid arguments. Throw ValueError if sizes are beyond what the kernels can count.
 std::vector<Launch> ms_deform_attn_forward_launches(const MSDeformAttnArgs& args);
+std::vector<Launch> ms_deform_attn_backward_launches(const MSDeformAttnArgs& args);
+
+/// Bytes of workspace that the backward launches want.
+std::int64_t ms_deform_attn_backward_workspace_bytes(const MSDeformAttnArgs& args);
 
 }  // namespace alignmask

@@ -7,6 +7,14 @@
 
 namespace alignmask {
 
+constexpr int kAttentionThreads = 256;  // of a block
+constexpr int kOrderedChannels = 32;    // of a block that adds up gradients in order: one per lane
+
+/// Tokens of one level that such a block owns: their sums take 16 KB of shared memory.
+ALIGNMASK_HOST_DEVICE constexpr int ordered_tile(int arithmetic_bytes) {
+  return (16 << 10) / (kOrderedChannels * arithmetic_bytes);
+}
+
 struct MSDeformAttnParams {
   static constexpr int kMaxLevels = 64;  // they travel with the launch, which has room for 4 KB
 
@@ -15,13 +23,30 @@ struct MSDeformAttnParams {
   const void* locations;  // [B, Q, N, L, P, 2]
   const void* weights;    // [B, Q, N, L, P]
   const void* reference;  // [B, Q, L, 2]
-  void* out;              // [B, Q, N, D]
-  long long value_strides[4], locations_strides[6], weights_strides[5], reference_strides[4], out_strides[4];
-  // Do they hold the arithmetic type, not that of value?
+  long long value_strides[4], locations_strides[6], weights_strides[5], reference_strides[4];
+  // Do they, and their gradients, hold the arithmetic type, not that of value?
   bool locations_wide, weights_wide, reference_wide;
 
+  void* out;                 // [B, Q, N, D]
+  const void* grad_out;      // [B, Q, N, D]
+  long long out_strides[4];  // of both
+
+  void* grad_value;
+  void* grad_locations;
+  void* grad_weights;
+  void* grad_reference;
+  long long grad_value_strides[4], grad_locations_strides[6], grad_weights_strides[5], grad_reference_strides[4];
+
+  // In the arithmetic type:
+  void* value_sums;      // [B, S, N, D]: where atomics add up the gradient of value
+  void* pixel_gradient;  // [B, Q, N, L, P, 2]: gradient of locations in pixels, on its way to that of reference
+  void* kept_gradients;  // [B, Q, N, L, P]: gradient of weights, on its way to that of logits
+  void* softmax;         // [B, N, Q, 2]: largest logit, and 1 / sum of exponentials relative to it
+  long long sums_strides[4], pixel_gradient_strides[6], kept_strides[5];
+
   long long query_heads;  // B · N · Q
-  int queries, heads, channels, levels, points;
+  int images, queries, heads, channels, levels, points;
+  int ordered_tiles;  // of all levels, see ms_deform_attn_ordered.cuh
   FastDivide by_queries, by_heads, by_points;
 
   int height[kMaxLevels], width[kMaxLevels], first_token[kMaxLevels];

@@ -17,7 +17,6 @@ COMMANDS = {
     "train": "train a model by a recipe, or continue a stopped run",
     "eval": "COCO mask AP and alignment statistics of a checkpoint, or of any model's results file",
     "predict": "segment images: overlay pictures, and predictions as COCO JSON",
-    "ablate": "the paper's ablations, and others: a grid of runs, shared by any number of processes, and its table",
     "demo": "train a small model on built-in synthetic images in minutes, evaluate it, draw pictures",
     "flops": "parameters and multiply-adds of a recipe's model",
     "info": "versions, build, processor, GPUs, and what each op runs on",

@@ -28,8 +28,6 @@ HELP = {
     "train shapes_tiny": ("--train.learning-rate", "--model.aligned-queries.point-sets", "--dry-run", "--no-resume"),
     "eval": ("CHECKPOINT", "--results FILE", "--annotations FILE", "--per-category"),
     "predict": ("CHECKPOINT", "IMAGE|DIR", "--out DIR", "--threshold"),
-    "ablate": ("table3", "table4", "components", "nuclei_small"),
-    "ablate table4 nuclei_small": ("--seeds", "--only", "--dry-run", "--retry", "--train.iterations"),
     "demo": ("--minutes", "--out DIR"),
     "flops": ("RECIPE", "--size H W", "--aligned-queries"),
     "info": ("usage: alignmask info",),

@@ -6,27 +6,61 @@ Shapes: as in `alignmask.ops`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from alignmask import ops
+from alignmask.ops import _library
+
+try:
+    from tests.simt import _simt
+except ImportError:  # benchmarks do without; tests/simt says so
+    _simt = None
 
 LAYOUTS = ("local", "uniform", "border", "outside")
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-def implementations(op: str) -> tuple[str, ...]:
-    """What can compute `op` on the CPU."""
-    return ("reference",) if ops.implementation(op, "cpu") == "reference" else ("reference", "kernel")
+def implementations(op: str, emulated: bool = True) -> tuple[str, ...]:
+    """What can compute `op` on the CPU; `emulated`: also the kernels for GPUs on the host SIMT runtime, see `using`."""
+    if ops.implementation(op, "cpu") == "reference":
+        return ("reference",)
+    emulations = EMULATIONS if emulated and _simt is not None and hasattr(_simt, f"{op}_forward") else ()
+    return ("reference", "kernel", *emulations)
+
+
+EMULATIONS = ("simt", "simt shuffled", "simt deterministic")
 
 
 @contextmanager
 def using(implementation: str, op: str) -> Iterator[None]:
-    with ops.use_reference(op) if implementation == "reference" else nullcontext():
+    """Compute `op` by one of its implementations.
+
+    simt: threads take turns in ascending order. simt shuffled: in a random one, and atomics add vectors, as from sm_90 on.
+    simt deterministic: in descending order, and torch is asked for deterministic algorithms.
+    """
+    if implementation == "reference":
+        with ops.use_reference(op):
+            yield
+    elif implementation == "kernel":
         yield
+    else:
+        assert _simt is not None
+        deterministic = implementation == "simt deterministic"
+        _simt.set_order(
+            {"simt": "ascending", "simt shuffled": "shuffled", "simt deterministic": "descending"}[implementation]
+        )
+        _simt.set_vector_atomics(implementation == "simt shuffled")
+        before, _library.core = _library.core, _simt
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            yield
+        finally:
+            _library.core = before
+            torch.use_deterministic_algorithms(False)
 
 
 class DeformShape(NamedTuple):

@@ -2,7 +2,11 @@
 // there.
 #include "../../core/common/launch.h"
 
+#include <set>
+#include <utility>
+
 #include "../../core/common/kernel_table.h"
+#include "launched.h"
 #include "runtime.h"
 
 namespace alignmask {
@@ -11,20 +15,35 @@ KernelTable ms_deform_attn_kernels();
 
 namespace {
 
+const KernelTable tables[] = {ms_deform_attn_kernels()};
+
 KernelFunction find_kernel(const std::string& name) {
-  for (const KernelTable table : {ms_deform_attn_kernels()})
+  for (const KernelTable& table : tables)
     for (std::size_t i = 0; i < table.count; ++i)
       if (name == table.entries[i].name) return table.entries[i].function;
   throw simt::Error("no kernel is called " + name);
 }
 
+std::set<std::string> seen;
+
 }  // namespace
+
+std::set<std::string> all_kernels() {
+  std::set<std::string> names;
+  for (const KernelTable& table : tables)
+    for (std::size_t i = 0; i < table.count; ++i) names.insert(table.entries[i].name);
+  return names;
+}
+
+std::set<std::string> launched_kernels() { return std::exchange(seen, {}); }
 
 bool is_launch_device(Device device) { return device.type == DeviceType::kCPU; }
 
 void run(const LaunchTarget&, const std::vector<Launch>& launches) {
-  for (const Launch& launch : launches)
+  for (const Launch& launch : launches) {
+    seen.insert(launch.kernel);
     simt::launch(launch.blocks, launch.threads, find_kernel(launch.kernel), launch.params.data());
+  }
 }
 
 }  // namespace alignmask

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../../bindings/ops.h"
+#include "launched.h"
 #include "planted.h"
 #include "runtime.h"
 
@@ -38,10 +39,15 @@ py::tuple planted(const std::string& bug, const std::vector<float>& numbers) {
 PYBIND11_MODULE(_simt, module) {
   alignmask::bind_errors();
   alignmask::bind_ms_deform_attn(module);
+  module.def("cpu_instruction_set", [] { return "simt"; });
 
   py::register_exception<simt::Error>(module, "Error", PyExc_RuntimeError);
   module.def("set_order", set_order, py::arg("order"), py::arg("seed") = 0,
              "The order in which threads take turns from now on: ascending, descending, shuffled.");
+  module.def("set_vector_atomics", simt::set_vector_atomics, py::arg("has"),
+             "Shall kernels add several floats at once, as from sm_90 on?");
+  module.def("all_kernels", alignmask::all_kernels, "Names of all kernels.");
+  module.def("launched_kernels", alignmask::launched_kernels, "Names of those that ran since the last call.");
   std::vector<std::string> bugs;
   for (const alignmask::PlantedBug& bug : alignmask::kPlantedBugs) bugs.emplace_back(bug.name);
   module.attr("PLANTED_BUGS") = bugs;

@@ -52,6 +52,7 @@ struct Machine {
   std::mutex busy;
   Order order = Order::kAscending;
   unsigned seed = 0;
+  bool vector_atomics = false;
 
   unsigned blocks = 0, threads = 0;
   void (*kernel)(const void*) = nullptr;
@@ -185,6 +186,13 @@ void set_order(Order order, unsigned seed) {
   machine.order = order;
   machine.seed = seed;
 }
+
+void set_vector_atomics(bool has) {
+  const std::lock_guard<std::mutex> lock(machine.busy);
+  machine.vector_atomics = has;
+}
+
+SIMT_UNSEEN bool has_vector_atomics() { return machine.vector_atomics; }
 
 SIMT_UNSEEN void launch(unsigned blocks, unsigned threads, void (*kernel)(const void*), const void* argument) {
   const std::lock_guard<std::mutex> lock(machine.busy);

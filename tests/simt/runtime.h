@@ -32,6 +32,10 @@ enum class Order { kAscending, kDescending, kShuffled };
 /// The order in which blocks, and the threads of a block, take turns in launches from now on.
 void set_order(Order order, unsigned seed = 0);
 
+/// Shall kernels use the instructions that add several floats at once, as from sm_90 on?
+void set_vector_atomics(bool has);
+bool has_vector_atomics();
+
 /// Runs kernel(argument) in every thread of `blocks` blocks of `threads`.
 void launch(unsigned blocks, unsigned threads, void (*kernel)(const void* argument), const void* argument);
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 try:
     core: Any = importlib.import_module("alignmask._core")
@@ -79,6 +80,11 @@ def has_kernel(op: str, device_type: str) -> bool:
         return False
     devices = _kernels.get(op, frozenset())
     return device_type in devices or (device_type == "meta" and bool(devices))
+
+
+def workspace(size: int, like: Tensor) -> Tensor | None:
+    """Memory of `size` bytes for one call of a kernel on the device of `like`; None if no bytes are wanted."""
+    return torch.empty(size, dtype=torch.uint8, device=like.device) if size else None
 
 
 @contextmanager

@@ -132,17 +132,14 @@ def _backward_cpu(
 ) -> tuple[Tensor, ...]:
     gradients = _backward_fake(grad_out, value, level_shapes, locations, weights, reference, needed)
     outputs = [gradient if need else None for gradient, need in zip(gradients, needed, strict=True)]
-    _library.core.ms_deform_attn_backward(
-        *outputs[:3],
-        grad_out,
-        value,
-        level_shapes,
-        locations,
-        weights,
-        torch.get_num_threads(),
-        reference,
-        outputs[3],
-    )
+    call = (*outputs[:3], grad_out, value, level_shapes, locations, weights)
+    options = {
+        "reference": reference,
+        "grad_reference": outputs[3],
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+    workspace = _library.workspace(_library.core.ms_deform_attn_backward_workspace(*call, **options), value)
+    _library.core.ms_deform_attn_backward(*call, threads=torch.get_num_threads(), workspace=workspace, **options)
     return gradients
 
 

@@ -1,0 +1,20 @@
+// What the kernels of gradient.cuh are told.
+#pragma once
+
+#include "fast_divide.h"
+
+namespace alignmask {
+
+struct FillParams {
+  void* to;
+  long long bytes;  // a multiple of 4
+};
+
+struct WriteGradientParams {
+  const void* sums;  // [sizes], contiguous, in the arithmetic type
+  void* gradient;    // [sizes], any strides
+  long long count;   // elements
+  long long sizes[4], strides[4];
+};
+
+}  // namespace alignmask

@@ -1,0 +1,55 @@
+"""Every kernel that is compiled for GPUs is run here, and each is chosen by some call."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from alignmask import ops
+from tests.conftest import REPOSITORY
+from tests.ops import cases
+from tests.simt import _simt
+
+
+def test_the_module_is_newer_than_its_sources() -> None:
+    sources = [path for folder in ("core", "bindings", "tests/simt") for path in (REPOSITORY / folder).rglob("*")]
+    newest = max((p for p in sources if p.suffix in (".h", ".cpp", ".cuh", ".cu")), key=lambda p: p.stat().st_mtime)
+    assert newest.stat().st_mtime <= Path(_simt.__file__).stat().st_mtime, f"{newest} has changed: run `make simt`"
+
+
+def run_ms_deform_attn(D: int, dtype: torch.dtype) -> None:
+    shape = cases.DeformShape(1, ((3, 4), (2, 2)), 2, D, 3, 2)
+    value, levels, *points = cases.ms_deform_attn_from_offsets(shape, "local", dtype)
+    leaves = [tensor.requires_grad_() for tensor in (value, *points)]
+    ops.ms_deform_attn_from_offsets(leaves[0], levels, *leaves[1:]).square().sum().backward()
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_strided_gradients_of_ms_deform_attn(dtype: torch.dtype) -> None:
+    """The core writes gradients of any strides; torch only ever asks for contiguous ones."""
+    value, levels, locations, weights = cases.ms_deform_attn(cases.MS_DEFORM_ATTN["odd"], "local", dtype)
+    grad = torch.randn(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3]).to(dtype)
+    sizes = [size for level in levels for size in level]
+    results = []
+    for turn in (lambda t: t, lambda t: t.permute(*reversed(range(t.dim())))):
+        gradients = [turn(torch.full(turn(t).shape, 7, dtype=dtype)) for t in (value, locations, weights)]
+        call = (*gradients, grad, value, sizes, locations, weights)
+        workspace = torch.full((_simt.ms_deform_attn_backward_workspace(*call),), 255, dtype=torch.uint8)
+        _simt.ms_deform_attn_backward(*call, workspace=workspace)
+        results.append(gradients)
+    for plain, strided in zip(*results, strict=True):
+        assert torch.equal(plain, strided)
+
+
+def test_every_kernel_runs() -> None:
+    _simt.launched_kernels()
+    for implementation, dtype in itertools.product(cases.EMULATIONS, cases.DTYPES):
+        with cases.using(implementation, "ms_deform_attn"):
+            for D in (16, 32, 64, 5):
+                run_ms_deform_attn(D, dtype)
+    test_strided_gradients_of_ms_deform_attn(torch.float32)
+    test_strided_gradients_of_ms_deform_attn(torch.float64)
+    assert set(_simt.all_kernels()) == set(_simt.launched_kernels())
