@@ -40,17 +40,23 @@ void parallel_for(std::int64_t tasks, int threads, void (*body)(void*, std::int6
   for (std::int64_t task = 0; task < tasks; ++task) body(context, task, omp_get_thread_num());
 }
 
-Scratch::Scratch(std::size_t bytes) : data_(nullptr) {
+void prefer_large_pages(void* memory, std::size_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  constexpr std::uintptr_t kLargePage = 2 << 20;
+  const auto address = reinterpret_cast<std::uintptr_t>(memory);
+  const std::uintptr_t first = (address + kLargePage - 1) / kLargePage * kLargePage,
+                       end = (address + bytes) / kLargePage * kLargePage;
+  if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+#else
+  (void)memory, (void)bytes;
+#endif
+}
+
+Scratch::Scratch(std::size_t bytes, bool sparse) : data_(nullptr) {
   constexpr std::size_t kAlignment = 64;
   data_ = std::aligned_alloc(kAlignment, (std::max<std::size_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment);
   if (!data_) throw std::bad_alloc();
-#if defined(MADV_HUGEPAGE)
-  // First writes to fresh memory cost a page fault each: large pages make them few.
-  constexpr std::uintptr_t kHugePage = 2 << 20;
-  const auto first = (reinterpret_cast<std::uintptr_t>(data_) + kHugePage - 1) / kHugePage * kHugePage;
-  const auto end = (reinterpret_cast<std::uintptr_t>(data_) + bytes) / kHugePage * kHugePage;
-  if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);  // a wish: failing is no harm
-#endif
+  if (!sparse) prefer_large_pages(data_, bytes);
 }
 
 Scratch::~Scratch() { std::free(data_); }

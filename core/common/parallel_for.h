@@ -19,10 +19,15 @@ int threads_for(double work, std::int64_t work_per_thread, std::int64_t tasks, i
 void parallel_for(std::int64_t tasks, int threads, void (*body)(void* context, std::int64_t task, int worker),
                   void* context);
 
-/// Memory for one call, aligned to cache lines and pages, not initialised.
+/// Asks for large pages where memory that is not in use yet will be written as a whole: first writes to fresh memory
+/// cost a page fault each. A wish, without effect on systems that do not know it.
+void prefer_large_pages(void* memory, std::size_t bytes);
+
+/// Memory for one call, aligned to cache lines, not initialised.
 class Scratch {
  public:
-  explicit Scratch(std::size_t bytes);  ///< Throws std::bad_alloc.
+  /// `sparse`: only parts of it will be touched. Throws std::bad_alloc.
+  explicit Scratch(std::size_t bytes, bool sparse = false);
   ~Scratch();
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;

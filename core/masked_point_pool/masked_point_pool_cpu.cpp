@@ -136,8 +136,8 @@ struct Forward : Pass<F, kWidth> {
     const auto* instances = self.plan.instances().of(b);
     auto* sums = reinterpret_cast<double*>(self.memory) + worker * self.most_slots;
     std::fill_n(sums, self.T * M, 0.0);
-    self.plan.sweep(b, [&](const PlannedPoint<F>& point) {
-      for (const Hit<F>*hit = point.hit, *end = hit + point.hits; hit < end; ++hit) sums[hit->slot] += hit->value;
+    self.plan.sweep(b, [&](const PlannedPoint<F>&, const Hit<F>* hit, const Hit<F>* end) {
+      for (; hit < end; ++hit) sums[hit->slot] += hit->value;
     });
     const TensorView& weight = self.args.weight;
     for (std::int64_t t = 0; t < self.T; ++t)
@@ -176,20 +176,20 @@ struct Forward : Pass<F, kWidth> {
       held[y % 2] = y;
       return copy;
     };
-    plan.sweep(b, [&](const PlannedPoint<F>& point) {
+    plan.sweep(b, [&](const PlannedPoint<F>& point, const Hit<F>* hit, const Hit<F>* end) {
       if (point.y != at) {
         at = point.y;
         top = row(at);
         bottom = row(at + 1);
       }
       const F* outside = buffers.outside;
+      const Corners<F> weight = corner_weights(point.x_part, point.y_part);
       auto sampled = Base::Channels::zeros();
-      sampled.add(point.weight[0], block.pixel(top, point.x, outside));
-      sampled.add(point.weight[1], block.pixel(top, point.x + 1, outside));
-      sampled.add(point.weight[2], block.pixel(bottom, point.x, outside));
-      sampled.add(point.weight[3], block.pixel(bottom, point.x + 1, outside));
-      for (const Hit<F>*hit = point.hit, *end = hit + point.hits; hit < end; ++hit)
-        sampled.add_to(hit->value, buffers.slots + std::int64_t{hit->slot} * kWidth);
+      sampled.add(weight.top_left, block.pixel(top, point.x, outside));
+      sampled.add(weight.top_right, block.pixel(top, point.x + 1, outside));
+      sampled.add(weight.bottom_left, block.pixel(bottom, point.x, outside));
+      sampled.add(weight.bottom_right, block.pixel(bottom, point.x + 1, outside));
+      for (; hit < end; ++hit) sampled.add_to(hit->value, buffers.slots + std::int64_t{hit->slot} * kWidth);
     });
   }
 
@@ -244,26 +244,31 @@ struct Backward : Pass<F, kWidth> {
         for (std::int64_t x = 0; x < block.width; ++x, pixel += block.pixel_stride()) std::fill_n(pixel, kWidth, F(0));
       }
     };
-    plan.sweep(b, [&](const PlannedPoint<F>& point) {
+    plan.sweep(b, [&](const PlannedPoint<F>& point, const Hit<F>* hit, const Hit<F>* end) {
       if (point.y != at) {
         at = point.y;
         open_until(std::min(at + 2, block.height));
         top = row(at);
         bottom = row(at + 1);
       }
+      const Corners<F> weight = corner_weights(point.x_part, point.y_part);
       auto gradient = Base::Channels::zeros();
-      for (const Hit<F>*hit = point.hit, *end = hit + point.hits; hit < end; ++hit)
-        gradient.add(hit->value, buffers.slots + std::int64_t{hit->slot} * kWidth);
+      for (; hit < end; ++hit) gradient.add(hit->value, buffers.slots + std::int64_t{hit->slot} * kWidth);
       F* nowhere = buffers.outside;
-      gradient.add_to(point.weight[0], block.pixel(top, point.x, nowhere));
-      gradient.add_to(point.weight[1], block.pixel(top, point.x + 1, nowhere));
-      gradient.add_to(point.weight[2], block.pixel(bottom, point.x, nowhere));
-      gradient.add_to(point.weight[3], block.pixel(bottom, point.x + 1, nowhere));
+      gradient.add_to(weight.top_left, block.pixel(top, point.x, nowhere));
+      gradient.add_to(weight.top_right, block.pixel(top, point.x + 1, nowhere));
+      gradient.add_to(weight.bottom_left, block.pixel(bottom, point.x, nowhere));
+      gradient.add_to(weight.bottom_right, block.pixel(bottom, point.x + 1, nowhere));
     });
     open_until(block.height + 2);
   }
 
-  void run() { Base::run(block_task, this); }
+  void run() {
+    const TensorView& gradient = args.grad_features;
+    if (*std::min_element(gradient.strides, gradient.strides + 4) >= 0)
+      prefer_large_pages(gradient.data, static_cast<std::size_t>(gradient.elements() * element_bytes(gradient.dtype)));
+    Base::run(block_task, this);
+  }
 };
 
 template <template <class, int> class Direction, class F>

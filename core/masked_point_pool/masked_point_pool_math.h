@@ -10,23 +10,22 @@
 
 namespace alignmask::ALIGNMASK_ISA {
 
-/// Where a point falls on a map: the pixel at its top left, which may lie outside, and the weights of the four around.
+/// Where a point falls on a map: the pixel at its top left, which may lie outside, and how far past it the point is.
 template <class F>
 struct PointOnMap {
   long long x, y;
-  Corners<F> weight;
-  bool inside;  ///< does it touch a pixel? (NaN: yes, with NaN for weights, at the pixel 0, 0)
+  F x_part, y_part;
+  bool inside;  ///< does it touch a pixel? (NaN: yes, the pixel 0, 0, with NaN for parts)
 
   /// `x`, `y`: normalised.
   static ALIGNMASK_HOST_DEVICE PointOnMap of(F x, F y, long long width, long long height) {
-    if (width <= 0 || height <= 0) return {-1, -1, {0, 0, 0, 0}, false};
+    if (width <= 0 || height <= 0) return {-1, -1, 0, 0, false};
     const F column = pixel_position<F>(x, static_cast<F>(width)), row = pixel_position<F>(y, static_cast<F>(height));
-    if (column != column || row != row) return {0, 0, corner_weights<F>(column + row, column + row), true};
+    if (column != column || row != row) return {0, 0, column + row, column + row, true};
     if (!(column >= -1 && column < static_cast<F>(width) && row >= -1 && row < static_cast<F>(height)))
-      return {-1, -1, {0, 0, 0, 0}, false};
+      return {-1, -1, 0, 0, false};
     const F left = std::floor(column), top = std::floor(row);
-    return {static_cast<long long>(left), static_cast<long long>(top), corner_weights<F>(column - left, row - top),
-            true};
+    return {static_cast<long long>(left), static_cast<long long>(top), column - left, row - top, true};
   }
 };
 
@@ -34,13 +33,14 @@ struct PointOnMap {
 template <class F, class Pixel>
 ALIGNMASK_HOST_DEVICE F sample_mask(const PointOnMap<F>& point, long long width, long long height, Pixel pixel) {
   if (!point.inside) return 0;
-  if (point.weight.top_left != point.weight.top_left) return point.weight.top_left;
+  if (point.x_part != point.x_part) return point.x_part;
+  const Corners<F> weight = corner_weights(point.x_part, point.y_part);
   const bool left = point.x >= 0, right = point.x + 1 < width, top = point.y >= 0, bottom = point.y + 1 < height;
   F sum = 0;
-  if (top && left && pixel(point.x, point.y)) sum += point.weight.top_left;
-  if (top && right && pixel(point.x + 1, point.y)) sum += point.weight.top_right;
-  if (bottom && left && pixel(point.x, point.y + 1)) sum += point.weight.bottom_left;
-  if (bottom && right && pixel(point.x + 1, point.y + 1)) sum += point.weight.bottom_right;
+  if (top && left && pixel(point.x, point.y)) sum += weight.top_left;
+  if (top && right && pixel(point.x + 1, point.y)) sum += weight.top_right;
+  if (bottom && left && pixel(point.x, point.y + 1)) sum += weight.bottom_left;
+  if (bottom && right && pixel(point.x + 1, point.y + 1)) sum += weight.bottom_right;
   return sum;
 }
 

@@ -23,10 +23,10 @@ struct Hit {
 
 template <class F>
 struct PlannedPoint {
-  F weight[4];        ///< of the pixels (x, y), (x + 1, y), (x, y + 1), (x + 1, y + 1) of the features
-  std::int32_t x, y;  ///< from -1 on; x is -2 where the point is off the features
-  std::int32_t hits;  ///< how many
-  const Hit<F>* hit;
+  F x_part, y_part;    ///< how far it is past the pixel (x, y) of the features
+  std::int32_t x, y;   ///< from -1 on; x is -2 where the point is off the features
+  std::int32_t first;  ///< of its hits in those of its chunk
+  std::int32_t hits;   ///< how many
 };
 
 template <class F>
@@ -40,7 +40,10 @@ class Plan {
         W_(args.features.shape[3]),
         chunks_((T_ * K_ + kChunkPoints - 1) / kChunkPoints),
         instances_(args.owner, args.features.shape[0]),
-        memory_(static_cast<std::size_t>(cut(nullptr))) {
+        memory_(static_cast<std::size_t>(cut(nullptr))),
+        // Room for every pair of a point and an instance; only what is used costs.
+        hit_memory_(static_cast<std::size_t>(args.owner.shape[0] * chunks_ * kChunkPoints) * sizeof(Hit<F>), true),
+        hits_(static_cast<Hit<F>*>(hit_memory_.data())) {
     cut(memory_.data());
     const std::int64_t B = args.features.shape[0];
     parallel_for(B, threads, sort_points, this);
@@ -49,12 +52,15 @@ class Plan {
 
   const InstancesOfImages& instances() const { return instances_; }
 
-  /// Calls visit(point) for the points of an image that hit an instance, row after row of the features.
+  /// Calls visit(point, its first hit, the end of its hits) for the points of an image that hit an instance, row after
+  /// row of the features.
   template <class Visit>
   ALIGNMASK_HOST_DEVICE void sweep(std::int64_t b, Visit visit) const {
-    for (std::int64_t chunk = b * chunks_; chunk < (b + 1) * chunks_; ++chunk) {
-      const PlannedPoint<F>* point = planned_ + chunk * kChunkPoints;
-      for (const PlannedPoint<F>* end = point + counts_[chunk]; point < end; ++point) visit(*point);
+    for (std::int64_t chunk = 0; chunk < chunks_; ++chunk) {
+      const PlannedPoint<F>* point = planned_ + (b * chunks_ + chunk) * kChunkPoints;
+      const Hit<F>* hits = hits_of(b, chunk);
+      for (const PlannedPoint<F>* end = point + counts_[b * chunks_ + chunk]; point < end; ++point)
+        visit(*point, hits + point->first, hits + point->first + point->hits);
     }
   }
 
@@ -62,7 +68,7 @@ class Plan {
   /// Cuts the memory into the plan's arrays; returns the bytes.
   std::int64_t cut(void* memory) {
     Cutter cutter(memory);
-    const std::int64_t B = args_.features.shape[0], points = T_ * K_, G = args_.owner.shape[0];
+    const std::int64_t B = args_.features.shape[0], points = T_ * K_;
     order_ = cutter.cut<std::int32_t>(B * points);
     other_order_ = cutter.cut<std::int32_t>(B * points);
     rows_ = cutter.cut<std::int32_t>(B * points);
@@ -70,8 +76,12 @@ class Plan {
     first_ = cutter.cut<std::int64_t>(B * buckets());
     counts_ = cutter.cut<std::int64_t>(B * chunks_);
     planned_ = cutter.cut<PlannedPoint<F>>(B * chunks_ * kChunkPoints);
-    hits_ = cutter.cut<Hit<F>>(G * chunks_ * kChunkPoints);  // room for every pair; only pages that are used cost
     return cutter.bytes();
+  }
+
+  Hit<F>* hits_of(std::int64_t b, std::int64_t chunk) const {
+    const std::int64_t before = instances_.first[static_cast<std::size_t>(b)] * chunks_;
+    return hits_ + (before + chunk * instances_.count(b)) * kChunkPoints;
   }
 
   std::int64_t buckets() const { return std::max(H_, W_) + 2; }
@@ -120,31 +130,27 @@ class Plan {
     const TensorView& masks = self.args_.masks;
     const std::int64_t height = masks.shape[1], width = masks.shape[2], row = masks.strides[1],
                        column = masks.strides[2], points = self.T_ * self.K_;
-    Hit<F>* hit =
-        self.hits_ + (self.instances_.first[static_cast<std::size_t>(b)] * self.chunks_ + chunk * M) * kChunkPoints;
+    Hit<F>*const hits = self.hits_of(b, chunk), *hit = hits;
     PlannedPoint<F>* planned = self.planned_ + task * kChunkPoints;
     const std::int64_t end = std::min(points, (chunk + 1) * kChunkPoints);
     for (std::int64_t i = chunk * kChunkPoints; i < end; ++i) {
       const std::int64_t k = self.order_[b * points + i];
       const PointOnMap<F> on_mask = self.point_on(b, k, width, height);
       if (!on_mask.inside) continue;
-      planned->hit = hit;
+      planned->first = static_cast<std::int32_t>(hit - hits);
       for (std::int64_t m = 0; m < M; ++m) {
         const auto* mask = static_cast<const std::uint8_t*>(masks.data) + self.instances_.of(b)[m] * masks.strides[0];
         const F value = sample_mask(on_mask, width, height,
                                     [&](std::int64_t x, std::int64_t y) { return mask[y * row + x * column] != 0; });
         if (value != 0) *hit++ = {static_cast<std::int32_t>(k / self.K_ * M + m), value};
       }
-      if (hit == planned->hit) continue;
+      planned->hits = static_cast<std::int32_t>(hit - hits) - planned->first;
+      if (planned->hits == 0) continue;
       const PointOnMap<F> on_features = self.point_on(b, k, self.W_, self.H_);
-      planned->hits = static_cast<std::int32_t>(hit - planned->hit);
       planned->x = on_features.inside ? static_cast<std::int32_t>(on_features.x) : -2;
       planned->y = static_cast<std::int32_t>(on_features.y);
-      const auto& weight = on_features.weight;
-      planned->weight[0] = weight.top_left;
-      planned->weight[1] = weight.top_right;
-      planned->weight[2] = weight.bottom_left;
-      planned->weight[3] = weight.bottom_right;
+      planned->x_part = on_features.x_part;
+      planned->y_part = on_features.y_part;
       ++planned;
     }
     self.counts_[task] = planned - (self.planned_ + task * kChunkPoints);
@@ -153,11 +159,11 @@ class Plan {
   const MaskedPointPoolArgs& args_;
   std::int64_t T_, K_, H_, W_, chunks_;
   InstancesOfImages instances_;
-  Scratch memory_;
+  Scratch memory_, hit_memory_;
+  Hit<F>* hits_;
   std::int32_t *order_, *other_order_, *rows_, *columns_;
   std::int64_t *first_, *counts_;
   PlannedPoint<F>* planned_;
-  Hit<F>* hits_;
 };
 
 }  // namespace alignmask::ALIGNMASK_ISA
