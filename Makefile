@@ -58,8 +58,8 @@ format: setup  ## Rewrite the sources in the project's format
 	$(bin)/ruff format .
 	$(bin)/clang-format -i $(cpp)
 
-bench: setup  ## Time the ops against their references
-	@for script in bench/bench_*.py; do echo "== $$script"; $(bin)/python $$script $(ARGS) || exit 1; done
+bench: setup  ## Time the ops against plain torch and what other peers are installed; one table
+	@$(bin)/python bench/bench_all.py $(ARGS)
 
 clean:  ## Remove build products, not the environment
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

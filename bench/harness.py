@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import json
 import os
 import platform
@@ -34,13 +35,18 @@ __all__ = ["Measurement", "cases", "main"]
 
 @dataclass(frozen=True)
 class Measurement:
-    """What to time: `call` runs once per turn and per implementation of `op`, on `threads` threads; `shape`: its sizes."""
+    """What to time: `call` runs once per turn and per implementation of `op`, on `threads` threads; `shape`: its sizes.
+
+    `peers`: other ways to the same result, by name; `targets`: how many times faster than a candidate the kernel should be.
+    """
 
     op: str
     labels: dict[str, str]
     threads: int
     call: Callable[[], Any]
     shape: dict[str, Any] = field(default_factory=dict)
+    peers: dict[str, Callable[[], Any]] = field(default_factory=dict)
+    targets: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -60,13 +66,15 @@ class Row:
     labels: dict[str, str]
     threads: int
     shape: dict[str, Any]
+    targets: dict[str, float] = field(default_factory=dict)
     results: list[Result] = field(default_factory=list)
 
     @property
-    def ratio(self) -> float | None:
-        """How many times faster the kernel is than the reference, by medians."""
+    def ratios(self) -> dict[str, float]:
+        """How many times faster the kernel is than every other candidate, by medians."""
         medians = {result.implementation: result.median for result in self.results}
-        return medians["reference"] / medians["kernel"] if len(medians) == 2 else None
+        kernel = medians.pop("kernel", None)
+        return {name: median / kernel for name, median in medians.items()} if kernel else {}
 
 
 def quartiles(seconds: list[float]) -> tuple[float, float, float]:
@@ -81,22 +89,26 @@ def measure(measurement: Measurement, seconds: float, least: int = 5) -> Row:
     before = torch.get_num_threads()
     torch.set_num_threads(measurement.threads)
     names = cases.implementations(measurement.op, emulated=False)
-    times: dict[str, list[float]] = {name: [] for name in names}
+    candidates = {name: functools.partial(_call_using, name, measurement) for name in names} | measurement.peers
+    times: dict[str, list[float]] = {name: [] for name in candidates}
     try:
-        for name in names:
-            with cases.using(name, measurement.op):
-                measurement.call()  # warm-up
+        for call in candidates.values():
+            call()  # warm-up
         start = time.perf_counter()
-        while len(times[names[0]]) < least or time.perf_counter() - start < seconds:
-            for name in names:
-                with cases.using(name, measurement.op):
-                    began = time.perf_counter()
-                    measurement.call()
-                    times[name].append(time.perf_counter() - began)
+        while len(times["reference"]) < least or time.perf_counter() - start < seconds:
+            for name, call in candidates.items():
+                began = time.perf_counter()
+                call()
+                times[name].append(time.perf_counter() - began)
     finally:
         torch.set_num_threads(before)
-    results = [Result(name, len(times[name]), *quartiles(times[name])) for name in names]
-    return Row(measurement.op, measurement.labels, measurement.threads, measurement.shape, results)
+    results = [Result(name, len(times[name]), *quartiles(times[name])) for name in candidates]
+    return Row(measurement.op, measurement.labels, measurement.threads, measurement.shape, measurement.targets, results)
+
+
+def _call_using(implementation: str, measurement: Measurement) -> None:
+    with cases.using(implementation, measurement.op):
+        measurement.call()
 
 
 def environment() -> dict[str, Any]:
@@ -136,7 +148,7 @@ def cpu_name() -> str:
     return f"{name} (family {fields['cpu family']}, model {fields['model']})" if "cpu family" in fields else name
 
 
-def main(measurements: Callable[[argparse.Namespace], Iterator[Measurement]]) -> None:
+def main(*benchmarks: Callable[[argparse.Namespace], Iterator[Measurement]]) -> None:
     """Parse the command line, measure, print a table, write the results file."""
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads to try")
@@ -148,21 +160,28 @@ def main(measurements: Callable[[argparse.Namespace], Iterator[Measurement]]) ->
         options.threads, options.seconds, options.turns = [1], 0.2, 3
     about, rows = environment(), []
     print(f"{about['cpu']}, {about['cpus']} CPUs, torch {about['torch']}, commit {about['commit'][:9]}")
-    for measurement in measurements(options):
-        row = measure(measurement, options.seconds, options.turns)
-        rows.append(row)
-        print(line(row), flush=True)
-    if not options.quick:
-        print(f"written to {write(about, rows).relative_to(REPOSITORY)}")
+    for measurements in benchmarks:
+        for measurement in measurements(options):
+            row = measure(measurement, options.seconds, options.turns)
+            rows.append(row)
+            print(line(row), flush=True)
+            if not options.quick:
+                path = write(about, rows)  # as it comes: nothing is lost if the run is stopped
+    if not options.quick and rows:
+        print(f"written to {path.relative_to(REPOSITORY)}")
 
 
 def line(row: Row) -> str:
-    parts = [f"{' '.join(row.labels.values()):<44} {row.threads} thread{'s' if row.threads > 1 else ' '}"]
-    for result in row.results:
-        spread = f"[{1e3 * result.lower:.1f}, {1e3 * result.upper:.1f}]"
-        parts.append(f"{result.implementation} {1e3 * result.median:8.1f} ms {spread:<20}")
-    if row.ratio is not None:
-        parts.append(f"x {row.ratio:.1f}")
+    """One measurement: the kernel's milliseconds with quartiles, then how many times slower the others are."""
+    parts = [f"{row.op:<19} {' '.join(row.labels.values()):<40} {row.threads}T"]
+    kernel = next((result for result in row.results if result.implementation == "kernel"), None)
+    if kernel:
+        parts.append(f"{1e3 * kernel.median:8.2f} ms [{1e3 * kernel.lower:.2f}, {1e3 * kernel.upper:.2f}]".ljust(30))
+        for name, ratio in row.ratios.items():
+            target = f" (target {row.targets[name]:g})" if name in row.targets else ""
+            parts.append(f"{name} x {ratio:.1f}{target}")
+    else:
+        parts += [f"{result.implementation} {1e3 * result.median:.2f} ms" for result in row.results]
     return "  ".join(parts)
 
 
@@ -173,6 +192,9 @@ def write(about: dict[str, Any], rows: list[Row]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     runs = json.loads(path.read_text()) if path.exists() else {}
     for op in {row.op for row in rows}:
-        runs[op] = {"environment": about, "rows": [asdict(row) | {"ratio": row.ratio} for row in rows if row.op == op]}
+        runs[op] = {
+            "environment": about,
+            "rows": [asdict(row) | {"ratios": row.ratios} for row in rows if row.op == op],
+        }
     path.write_text(json.dumps(dict(sorted(runs.items())), indent=1) + "\n")
     return path

@@ -28,12 +28,16 @@ def test_candidates_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count()
     monkeypatch.setattr(module.time, "perf_counter", lambda: float(next(clock)))
     measurement = module.Measurement(
-        "ms_deform_attn", {}, 1, lambda: order.append(ops.implementation("ms_deform_attn", "cpu").split()[0])
+        "ms_deform_attn",
+        {},
+        1,
+        lambda: order.append(ops.implementation("ms_deform_attn", "cpu").split()[0]),
+        peers={"peer": lambda: order.append("peer") or next(clock)},
     )
     row = module.measure(measurement, seconds=0, least=4)
-    assert order == ["reference", "kernel"] * 5  # one warm-up each
-    assert [(result.turns, result.median) for result in row.results] == [(4, 1.0), (4, 1.0)]
-    assert row.ratio == 1
+    assert order == ["reference", "kernel", "peer"] * 5  # one warm-up each
+    assert [(result.turns, result.median) for result in row.results] == [(4, 1.0), (4, 1.0), (4, 2.0)]
+    assert row.ratios == {"reference": 1, "peer": 2}
 
 
 def test_quartiles() -> None:
@@ -47,4 +51,4 @@ def test_scripts_run(op: str) -> None:
     script = REPOSITORY / "bench" / f"bench_{op}.py"
     done = subprocess.run([sys.executable, script, "--quick"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "reference" in done.stdout
+    assert "reference x " in done.stdout
