@@ -20,6 +20,7 @@ _TRAIN_MODULES = (
     "PIL",
     "dacite",
 )
+_ANALYZE_MODULES = ("bokeh", "jinja2")
 
 
 @functools.cache
@@ -36,5 +37,16 @@ def require_train(feature: str) -> None:
     Raises:
         ImportError: One sentence that names the feature, the missing packages and the command that installs them.
     """
-    if missing := _missing(_TRAIN_MODULES):
-        raise ImportError(f"{feature} needs {', '.join(missing)}: install them with `pip install 'alignmask[train]'`.")
+    _require(feature, _TRAIN_MODULES, "train")
+
+
+def require_analyze(feature: str) -> None:
+    """The same for the extra `[analyze]`, which comes on top of `[train]`."""
+    _require(feature, _ANALYZE_MODULES, "analyze")
+
+
+def _require(feature: str, modules: tuple[str, ...], extra: str) -> None:
+    if missing := _missing(modules):
+        raise ImportError(
+            f"{feature} needs {', '.join(missing)}: install them with `pip install 'alignmask[{extra}]'`."
+        )

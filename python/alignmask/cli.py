@@ -16,6 +16,7 @@ from alignmask import __version__, require_train
 COMMANDS = {
     "train": "train a model by a recipe, or continue a stopped run",
     "eval": "COCO mask AP and alignment statistics of a checkpoint, or of any model's results file",
+    "analyze": "how well scores follow mask quality, several models side by side: tables, plots, an interactive page",
     "predict": "segment images: overlay pictures, and predictions as COCO JSON",
     "demo": "train a small model on built-in synthetic images in minutes, evaluate it, draw pictures",
     "flops": "parameters and multiply-adds of a recipe's model",

@@ -17,11 +17,16 @@ from pycocotools import mask as mask_utils
 from rich.console import Console
 
 from alignmask.analysis.alignment import (
+    NO_TRUTH,
     PER_IMAGE,
     ScoreIoU,
     alignment_table,
+    calibration_error,
+    oracle_scores,
     pearson,
+    score_interval,
     score_iou_pairs,
+    spearman,
     statistics,
     top_predictions,
 )
@@ -77,6 +82,24 @@ def oracle_pearson(x: list[float], y: list[float]) -> float | None:
     return float(covariance) / math.sqrt(spread) if spread else None
 
 
+def oracle_spearman(x: list[float], y: list[float]) -> float | None:
+    """Equal values share the mean of their ranks."""
+
+    def ranks(values: list[float]) -> list[Fraction]:
+        return [Fraction(sum(v < w for v in values) * 2 + sum(v == w for v in values) + 1, 2) for w in values]
+
+    return oracle_pearson(ranks(x), ranks(y))  # type: ignore[arg-type]
+
+
+def oracle_calibration_error(x: list[float], y: list[float]) -> float | None:
+    """Ten intervals of the score, 1.0 in the last one."""
+    total = Fraction(0)
+    for k in range(10):
+        inside = [n for n, score in enumerate(x) if int(score * 10) == k or (k == 9 and score == 1)]
+        total += abs(sum(Fraction(x[n]) - Fraction(y[n]) for n in inside))
+    return float(total / len(x)) if x else None
+
+
 def mean(values: list[float]) -> float | None:
     return math.fsum(values) / len(values) if values else None
 
@@ -93,6 +116,15 @@ def test_equals_the_oracle(tmp_path: Path, world: World) -> None:
     np.testing.assert_allclose(pairs.iou_same_class_N, same, rtol=1e-12)
     np.testing.assert_allclose(pairs.iou_any_class_N, any_, rtol=1e-12)
     assert pairs.scores_N.tolist() == [r["score"] for r in world.results]
+    for kind, ids in (("same", pairs.truth_same_class_N), ("any", pairs.truth_any_class_N)):
+        for result, value, annotation_id in zip(world.results, same if kind == "same" else any_, ids, strict=True):
+            assert (annotation_id == NO_TRUTH) == (value == 0)
+            if value:
+                truth = world.annotations[annotation_id - 1]
+                assert (truth["image_id"], truth["iscrowd"]) == (result["image_id"], 0)
+                assert kind == "any" or truth["category_id"] == result["category_id"]
+                masks = [mask_utils.decode(record["segmentation"]).astype(bool) for record in (result, truth)]
+                assert iou(*masks) == pytest.approx(value)
     found = statistics(pairs, FRACTIONS)
     assert (found.images, found.predictions) == (len(world.sizes), len(world.results))
     for fraction, row in zip(FRACTIONS, found.top, strict=True):
@@ -105,13 +137,17 @@ def test_equals_the_oracle(tmp_path: Path, world: World) -> None:
             best = [values[n] for n in top]
             assert getattr(row, f"mean_iou_{name}") == approx(mean(best)), name
             assert getattr(row, f"pcc_{name}") == approx(oracle_pearson(score, best)), name
+            best = getattr(pairs, f"iou_{name}_N")[top].tolist()  # ties to the last bit
+            assert getattr(row, f"spearman_{name}") == approx(oracle_spearman(score, best)), name
+            assert getattr(row, f"calibration_error_{name}") == approx(oracle_calibration_error(score, best)), name
 
 
 def pairs_of(scores: list[float], ious: list[float], images: int = 1, image_ids: list[int] | None = None) -> ScoreIoU:
     n = len(scores)
     ids = np.array(image_ids if image_ids is not None else [0] * n, np.int64)
     same, any_ = np.array(ious, float), np.array(ious, float)
-    return ScoreIoU(np.array(scores, float), same, any_, ids, np.zeros(n, np.int64), images)
+    truths, classes = np.zeros((2, n), np.int64)
+    return ScoreIoU(np.array(scores, float), same, any_, truths, truths, ids, classes, images)
 
 
 def test_a_worked_example() -> None:
@@ -161,6 +197,37 @@ def test_pearson(points: list[tuple[int, int]]) -> None:
 )
 def test_pearson_is_undefined_without_spread(x: list[float], y: list[float]) -> None:
     assert pearson(np.array(x, float), np.array(y, float)) is None
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=2, max_size=30))
+def test_spearman(points: list[tuple[int, int]]) -> None:
+    x, y = (np.array(values, float) for values in zip(*points, strict=True))
+    found = spearman(x, y)
+    assert found == approx(oracle_spearman(list(x), list(y)))
+    assert spearman(np.exp(x), y) == approx(found)  # ranks alone count
+
+
+def test_calibration_error() -> None:
+    """Two intervals: 0.8 twice with IoUs 1 and 0.2, 0.1 once with IoU 0.4."""
+    assert calibration_error(np.array([0.8, 0.8, 0.1]), np.array([1, 0.2, 0.4])) == pytest.approx((0.4 + 0.3) / 3)
+    assert calibration_error(np.array([0.25, 0.35]), np.array([0.25, 0.35])) == 0
+    assert calibration_error(np.array([]), np.array([])) is None
+    assert calibration_error(np.array([0.5, 1.5]), np.array([0.5, 1])) is None  # a logit is no forecast of an IoU
+    assert calibration_error(np.array([0.5, -0.1]), np.array([0.5, 1])) is None
+
+
+def test_score_intervals() -> None:
+    scores = [-2, 0, 0.0999, 0.1, 0.3, 0.6, 0.7, 0.9, 1, 1e300]
+    assert score_interval(np.array(scores)).tolist() == [0, 0, 0, 1, 3, 6, 7, 9, 9, 9]
+
+
+def test_the_perfect_ranking_puts_duplicates_last() -> None:
+    pairs = replace(
+        pairs_of([0.1, 0.9, 0.5, 0.4, 0.3], [0.8, 0.7, 0.8, 0.6, 0.0]),
+        truth_same_class_N=np.array([1, 1, 1, 2, NO_TRUTH]),
+    )
+    assert oracle_scores(pairs) == pytest.approx([0.8, -0.3, -0.2, 0.6, -1])
+    assert oracle_scores(pairs_of([], [])).shape == (0,)
 
 
 def test_crowds_are_no_instances(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_loss_curve_of_a_broken_log(tmp_path: Path, content: str, message: str) 
 @pytest.mark.parametrize("iou", ["same class", "any class"])
 def test_scatter_shows_the_top_predictions(tmp_path: Path, figures: list[Figure], iou: Any) -> None:
     pairs = score_iou_pairs(*write(small_world(images=12), tmp_path))
-    score_iou_scatter(pairs, tmp_path / "a" / "s.png", fraction=0.02, iou=iou, title="my model")
+    score_iou_scatter({"my model": pairs}, tmp_path / "a" / "s.png", fraction=0.02, iou=iou)
     assert picture(tmp_path / "a" / "s.png").shape == (648, 720, 3)
     (axes,) = figures[0].axes
     top = top_predictions(pairs, 0.02)
@@ -168,7 +168,7 @@ def test_scatter_shows_the_top_predictions(tmp_path: Path, figures: list[Figure]
 
 def test_scatter_marks_the_mean_of_each_score_interval(tmp_path: Path, figures: list[Figure]) -> None:
     pairs = pairs_of([0.0, 0.05, 0.55, 1.0, 0.95], [0.2, 0.4, 0.5, 1.0, 0.0])
-    score_iou_scatter(pairs, tmp_path / "s.png")
+    score_iou_scatter({"": pairs}, tmp_path / "s.png")
     (means,) = (line for line in figures[0].axes[0].lines if line.get_label() == "mean IoU")
     np.testing.assert_allclose(means.get_xydata(), [[0.05, 0.3], [0.55, 0.5], [0.95, 0.5]])
 
@@ -177,7 +177,7 @@ def test_scatter_marks_the_mean_of_each_score_interval(tmp_path: Path, figures: 
 def test_scatter_without_a_correlation(
     tmp_path: Path, figures: list[Figure], scores: list[float], ious: list[float]
 ) -> None:
-    score_iou_scatter(pairs_of(scores, ious), tmp_path / "s.png")
+    score_iou_scatter({"": pairs_of(scores, ious)}, tmp_path / "s.png")
     picture(tmp_path / "s.png")
     assert figures[0].axes[0].get_title() == f"PCC not defined   (top 10 %: {len(scores)} predictions)"
 
@@ -186,7 +186,7 @@ def test_scatter_of_many_predictions_shows_their_density(tmp_path: Path, figures
     n = report.MANY_POINTS + 1
     rng = np.random.default_rng(0)
     pairs = pairs_of(list(rng.random(n)), list(rng.random(n)), n, list(range(n)))
-    score_iou_scatter(pairs, tmp_path / "s.png", fraction=1.0)
+    score_iou_scatter({"": pairs}, tmp_path / "s.png", fraction=1.0)
     assert len(figures[0].axes) == 2  # with a colour bar
     assert picture(tmp_path / "s.png").shape == (648, 720, 3)
 

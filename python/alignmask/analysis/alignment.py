@@ -8,18 +8,25 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pycocotools import mask as mask_utils
+from scipy.stats import rankdata
 
 from alignmask.eval.files import AnnotationsLike, ResultsLike, load_ground_truth, load_results
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+IoU = Literal["same class", "any class"]
+"""With the best ground-truth mask of the predicted category, or of any."""
 PER_IMAGE = 100
 """Predictions of an image that count, the most confident ones: the paper's "top 2 %" are 10,000 of 5,000 x 100."""
+INTERVALS = 10
+"""Score intervals of equal width, for the calibration error and the curve of mean IoU."""
+NO_TRUTH = 0
+"""Instead of an annotation's id: no ground-truth mask overlaps the prediction."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +38,16 @@ class ScoreIoU:
     """IoU with the best ground-truth mask of the predicted category in the image; 0 if there is none."""
     iou_any_class_N: np.ndarray
     """IoU with the best ground-truth mask of any category."""
+    truth_same_class_N: np.ndarray
+    truth_any_class_N: np.ndarray
+    """Ids (`GroundTruth.annotations`) of those best masks; NO_TRUTH where the IoU is 0."""
     image_ids_N: np.ndarray
     category_ids_N: np.ndarray
     images: int
     """Images of the data set, with or without predictions."""
+
+    def iou(self, kind: IoU) -> np.ndarray:
+        return self.iou_same_class_N if kind == "same class" else self.iou_any_class_N
 
     def with_scores(self, scores_N: np.ndarray) -> ScoreIoU:
         """The same masks under other scores (computing the IoUs is what takes time)."""
@@ -46,15 +59,19 @@ class ScoreIoU:
 @dataclass(frozen=True)
 class TopStatistics:
     """Table 2 for the most confident predictions. `None`: not defined (no prediction; for a correlation also: fewer
-    than 2 predictions, or all scores or all IoUs alike)."""
+    than 2 predictions, or all scores or all IoUs alike; for a calibration error also: a score outside 0..1)."""
 
     fraction: float
     predictions: int
     """Predictions that the numbers are over: fraction x 100 x images, or all if there are fewer."""
     mean_score: float | None
     pcc_same_class: float | None
+    spearman_same_class: float | None
+    calibration_error_same_class: float | None
     mean_iou_same_class: float | None
     pcc_any_class: float | None
+    spearman_any_class: float | None
+    calibration_error_any_class: float | None
     mean_iou_any_class: float | None
 
 
@@ -95,6 +112,7 @@ def score_iou_pairs(
         ground_truth, checked = ground_truth.subset(image_ids), checked.subset(image_ids)
     entries = checked.entries
     same_N, any_N = np.zeros(len(entries)), np.zeros(len(entries))
+    truth_same_N, truth_any_N = np.full((2, len(entries)), NO_TRUTH)
     positions: dict[int, list[int]] = defaultdict(list)
     for position, entry in enumerate(entries):
         positions[entry["image_id"]].append(position)
@@ -107,16 +125,25 @@ def score_iou_pairs(
         )
         category_N = np.array([entries[n]["category_id"] for n in index])
         category_M = np.array([a["category_id"] for a in targets])
-        any_N[index] = iou_NM.max(axis=1)
-        same_N[index] = np.where(category_N[:, None] == category_M, iou_NM, 0.0).max(axis=1)
+        id_M = np.array([a["id"] for a in targets])
+        any_N[index], truth_any_N[index] = _best(iou_NM, id_M)
+        same_N[index], truth_same_N[index] = _best(np.where(category_N[:, None] == category_M, iou_NM, 0.0), id_M)
     return ScoreIoU(
         scores_N=np.array([e["score"] for e in entries], float),
         iou_same_class_N=same_N,
         iou_any_class_N=any_N,
+        truth_same_class_N=truth_same_N,
+        truth_any_class_N=truth_any_N,
         image_ids_N=np.array([e["image_id"] for e in entries], np.int64),
         category_ids_N=np.array([e["category_id"] for e in entries], np.int64),
         images=len(ground_truth.sizes),
     )
+
+
+def _best(iou_NM: np.ndarray, id_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The largest IoU of each prediction, and the id of the mask it is with."""
+    best_N = iou_NM.max(axis=1)
+    return best_N, np.where(best_N > 0, id_M[iou_NM.argmax(axis=1)], NO_TRUTH)
 
 
 def top_predictions(pairs: ScoreIoU, fraction: float) -> np.ndarray:
@@ -137,7 +164,8 @@ def top_predictions(pairs: ScoreIoU, fraction: float) -> np.ndarray:
 
 
 def statistics(pairs: ScoreIoU, fractions: Sequence[float] = (0.02, 0.10)) -> AlignmentStatistics:
-    """Table 2: Pearson correlation of score and mask IoU, mean score and mean IoU of the most confident predictions."""
+    """Table 2: correlations of score and mask IoU, calibration error, mean score and mean IoU of the most confident
+    predictions."""
     rows = []
     for fraction in fractions:
         top = top_predictions(pairs, fraction)
@@ -148,8 +176,12 @@ def statistics(pairs: ScoreIoU, fractions: Sequence[float] = (0.02, 0.10)) -> Al
                 predictions=len(top),
                 mean_score=_mean(score),
                 pcc_same_class=pearson(score, same),
+                spearman_same_class=spearman(score, same),
+                calibration_error_same_class=calibration_error(score, same),
                 mean_iou_same_class=_mean(same),
                 pcc_any_class=pearson(score, any_),
+                spearman_any_class=spearman(score, any_),
+                calibration_error_any_class=calibration_error(score, any_),
                 mean_iou_any_class=_mean(any_),
             )
         )
@@ -163,6 +195,44 @@ def pearson(x_N: np.ndarray, y_N: np.ndarray) -> float | None:
     with np.errstate(divide="ignore", invalid="ignore"):
         correlation = np.corrcoef(x_N, y_N)[0, 1]
     return float(correlation) if np.isfinite(correlation) else None  # a spread below float precision
+
+
+def spearman(x_N: np.ndarray, y_N: np.ndarray) -> float | None:
+    """Spearman's rank correlation, equal values sharing their mean rank; None as `pearson`."""
+    return pearson(rankdata(x_N), rankdata(y_N))
+
+
+def calibration_error(score_N: np.ndarray, iou_N: np.ndarray) -> float | None:
+    """Expected calibration error of the score as a forecast of the IoU (Guo et al. 2017, with the IoU in place of the
+    accuracy): |mean score - mean IoU| of each score interval, weighted by its share of the predictions.
+
+    None if there is no prediction, or a score is outside 0..1 and so no forecast of an IoU.
+    """
+    if not len(score_N) or score_N.min() < 0 or score_N.max() > 1:
+        return None
+    difference_I = np.bincount(score_interval(score_N), weights=score_N - iou_N, minlength=INTERVALS)
+    return float(np.abs(difference_I).sum() / len(score_N))
+
+
+def score_interval(score_N: np.ndarray) -> np.ndarray:
+    """Which of the INTERVALS each score lies in: [0, 0.1), [0.1, 0.2), ... [0.9, 1]; the outer ones take all beyond."""
+    return np.clip(np.floor(score_N * INTERVALS), 0, INTERVALS - 1).astype(np.int64)
+
+
+def oracle_scores(pairs: ScoreIoU) -> np.ndarray:
+    """The scores of a perfect ranking: the IoU (same class) of the best mask of each object, and IoU - 1 of all other
+    predictions, so that they come after.
+
+    AP with the plain IoU as the score is no upper bound: it ranks a good duplicate, which can only be wrong, before the
+    only mask of another object.
+    """
+    iou_N = pairs.iou_same_class_N
+    order = np.argsort(-iou_N, kind="stable")
+    truth_N, first = np.unique(pairs.truth_same_class_N[order], return_index=True)
+    scores_N = iou_N - 1
+    best = order[first[truth_N != NO_TRUTH]]
+    scores_N[best] = iou_N[best]
+    return scores_N
 
 
 def alignment_table(statistics: dict[str, AlignmentStatistics]) -> Table:

@@ -16,6 +16,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+TRUTH, PREDICTION, OVERLAP = (235, 35, 35), (20, 200, 60), (255, 225, 0)
+"""The paper's colours (Fig. 1): red, green, yellow."""
+
 
 class Drawable(Protocol):
     """What can be drawn: predictions (`alignmask.model.Instances`, with `scores_N`) and samples (without)."""
@@ -84,6 +87,29 @@ def draw_instances(
         texts = [f"{name} {score}".strip() for name, score in zip(names, scores, strict=True)]
         _write_labels(picture, texts, [_highest_pixel(*pair) for pair in zip(masks_NHW, windows, strict=True)], factor)
     return picture
+
+
+def draw_overlap(
+    image_HWC: np.ndarray, truth_HW: np.ndarray, prediction_HW: np.ndarray, opacity: float = 0.55
+) -> Image.Image:
+    """One prediction and its ground truth over their image, in the paper's colours (Fig. 1); all of the same size.
+
+    The image is turned grey: its own colours could be taken for these.
+    """
+    if not image_HWC.shape[:2] == truth_HW.shape == prediction_HW.shape:
+        raise ValueError(
+            f"draw_overlap: image {list(image_HWC.shape)}, ground truth {list(truth_HW.shape)} and prediction "
+            f"{list(prediction_HW.shape)} differ in size"
+        )
+    canvas_HWC = np.asarray(Image.fromarray(image_HWC).convert("L").convert("RGB")).astype(np.float32)
+    parts = (
+        (truth_HW & ~prediction_HW, TRUTH),
+        (prediction_HW & ~truth_HW, PREDICTION),
+        (truth_HW & prediction_HW, OVERLAP),
+    )
+    for part_HW, fill in parts:
+        canvas_HWC[part_HW] = (1 - opacity) * canvas_HWC[part_HW] + opacity * np.array(fill)
+    return Image.fromarray(canvas_HWC.round().astype(np.uint8))
 
 
 def colour(n: int) -> tuple[int, int, int]:

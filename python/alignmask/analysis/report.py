@@ -8,18 +8,28 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure  # drawn by Agg: no display, no global state
 from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image, ImageDraw
 from pycocotools import mask as mask_utils
 
-from alignmask.analysis.alignment import ScoreIoU, pearson, score_iou_pairs, top_predictions
+from alignmask.analysis.alignment import (
+    INTERVALS,
+    IoU,
+    ScoreIoU,
+    pearson,
+    score_interval,
+    score_iou_pairs,
+    top_predictions,
+)
 from alignmask.analysis.drawing import Drawable, draw_instances, font
 from alignmask.data import CocoError
 from alignmask.eval.files import ResultsLike, group_by_image, load_ground_truth, load_results
@@ -197,47 +207,70 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def score_iou_scatter(
-    pairs: ScoreIoU,
+    models: Mapping[str, ScoreIoU],
     out_png: Path,
     *,
     fraction: float = 0.10,
-    iou: Literal["same class", "any class"] = "same class",
-    title: str = "",
+    iou: IoU = "same class",
 ) -> None:
     """Plots mask IoU against score of the most confident predictions (Fig. 4), with the mean IoU of each score
-    interval.
+    interval: one panel for each model.
 
     Args:
+        models: By name (a panel's title); "" shows none.
         fraction: So much of 100 predictions per image is shown; see `alignment.top_predictions`.
         iou: With the best ground truth of the predicted class, or of any.
     """
-    top = top_predictions(pairs, fraction)
-    score_N = pairs.scores_N[top]
-    iou_N = (pairs.iou_same_class_N if iou == "same class" else pairs.iou_any_class_N)[top]
-    figure = Figure(figsize=(6, 5.4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--", label="score = IoU", zorder=3)
-    if len(top) > MANY_POINTS:
-        density = axes.hexbin(score_N, iou_N, gridsize=60, extent=(0, 1, 0, 1), bins="log", mincnt=1, cmap="viridis")
-        figure.colorbar(density, ax=axes, label="predictions")
-    else:
-        axes.scatter(score_N, iou_N, s=9, alpha=0.35, linewidths=0)
-        axes.grid(alpha=0.3)
-    edges = np.linspace(0, 1, 11)
-    interval_N = np.clip(np.digitize(score_N, edges) - 1, 0, 9)
-    means = [(edges[k] + 0.05, iou_N[interval_N == k].mean()) for k in range(10) if (interval_N == k).any()]
-    if means:
-        axes.plot(*zip(*means, strict=True), color="tab:red", marker="o", markersize=4, label="mean IoU", zorder=4)
-    correlation = pearson(score_N, iou_N)
-    shown = "not defined" if correlation is None else f"{correlation:.3f}"
-    heading = f"PCC {shown}   (top {100 * fraction:g} %: {len(top)} predictions)"
-    axes.set(
-        xlabel="score", ylabel=f"mask IoU with the best ground truth ({iou})", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02),
-        title=f"{title}\n{heading}" if title else heading,
-    )  # fmt: skip
-    axes.legend(loc="upper left", fontsize=8)
+    columns = min(len(models), PANELS_PER_ROW)
+    rows = -(-len(models) // columns)
+    figure = Figure(figsize=(0.6 + 5.4 * columns, 5.4 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat
+    shown = {name: top_predictions(pairs, fraction) for name, pairs in models.items()}
+    dense = max(map(len, shown.values())) > MANY_POINTS
+    densities = []
+    for panel, (name, pairs) in zip(panels, models.items(), strict=False):
+        top = shown[name]
+        score_N, iou_N = pairs.scores_N[top], pairs.iou(iou)[top]
+        if dense:
+            densities.append(panel.hexbin(score_N, iou_N, gridsize=60, extent=(0, 1, 0, 1), mincnt=1, cmap="viridis"))
+        else:
+            panel.scatter(score_N, iou_N, s=9, alpha=0.35, linewidths=0)
+            panel.grid(alpha=0.3)
+        _draw_means(panel, score_N, iou_N)
+        correlation = pearson(score_N, iou_N)
+        pcc = "not defined" if correlation is None else f"{correlation:.3f}"
+        heading = f"PCC {pcc}   (top {100 * fraction:g} %: {len(top)} predictions)"
+        panel.set(
+            xlabel="score", ylabel=f"mask IoU with the best ground truth ({iou})", xlim=(-0.02, 1.02),
+            ylim=(-0.02, 1.02), title=f"{_fit(name)}\n{heading}" if name else heading,
+        )  # fmt: skip
+        panel.label_outer()
+        panel.legend(loc="upper left", fontsize=8)
+    for panel in panels:  # the last row may have more of them than there are models
+        panel.axis("off")
+    if dense:  # one scale of colours for all panels, or they could not be compared
+        most = max((density.get_array().max() for density in densities if len(density.get_array())), default=1)
+        for density in densities:
+            density.set_norm(LogNorm(1, max(most, 2)))
+        figure.colorbar(densities[0], ax=figure.axes, label="predictions")
     out_png.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out_png, dpi=120)
+
+
+PANELS_PER_ROW = 3
+
+
+def _draw_means(panel: Axes, score_N: np.ndarray, iou_N: np.ndarray) -> None:
+    panel.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--", label="score = IoU", zorder=3)
+    interval_N = score_interval(score_N)
+    means = [((k + 0.5) / INTERVALS, iou_N[interval_N == k].mean()) for k in np.unique(interval_N)]
+    if means:
+        panel.plot(*zip(*means, strict=True), color="tab:red", marker="o", markersize=4, label="mean IoU", zorder=4)
+
+
+def _fit(name: str, length: int = 48) -> str:
+    """The name as it can stand above a panel: its end, if it is long, and no dollar sign (they enclose formulas)."""
+    return (name if len(name) <= length else "…" + name[1 - length :]).replace("$", r"\$")
 
 
 def run_pictures(
@@ -262,5 +295,5 @@ def run_pictures(
     sheet, curve, scatter = pictures.values()
     results_sheet(dataset, results, sheet, images=images, threshold=threshold)
     loss_curve(run / "metrics.jsonl", curve)
-    score_iou_scatter(score_iou_pairs(ground_truth, results, image_ids=dataset.image_ids), scatter)
+    score_iou_scatter({"": score_iou_pairs(ground_truth, results, image_ids=dataset.image_ids)}, scatter)
     return pictures

@@ -87,7 +87,12 @@ def _dataset(predictor: Predictor, images: Path | None, annotations: Path | None
         return val_dataset(predictor.config.data, masks=False)
     if images is None or annotations is None:
         raise ValueError("eval CHECKPOINT: give --data-images and --annotations, or neither of them")
-    dataset = CocoDataset(images, annotations, evaluation_transform(predictor.config.data), masks=False)
+    return evaluation_dataset(predictor, images, annotations)
+
+
+def evaluation_dataset(predictor: Predictor, images: Path, annotations: Path, limit: int | None = None) -> CocoDataset:
+    """That data, resized as the checkpoint wants it. Raises ValueError if its classes are not the checkpoint's."""
+    dataset = CocoDataset(images, annotations, evaluation_transform(predictor.config.data), limit, masks=False)
     if dataset.class_names != predictor.class_names:
         raise ValueError(
             f"{annotations}: its {len(dataset.class_names)} categories ({_brief(dataset.class_names)}) are not the "

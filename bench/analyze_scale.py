@@ -1,0 +1,109 @@
+"""Time, memory and size of `alignmask analyze` on perturbed ground truth of a COCO data set.
+
+    python bench/analyze_scale.py ANNOTATIONS IMAGES --images 50 500 --fraction 1
+
+makes data sets of so many images (those of the file, over and over) with 100 predictions each, and analyses them in a
+process of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as mask_utils
+
+from alignmask.eval.files import load_ground_truth
+from alignmask.eval.rle import encode
+
+PER_IMAGE = 100
+
+
+def predictions(truths: list[dict[str, Any]], size: tuple[int, int], rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Shifted and cut ground truth; the score follows the shift, loosely."""
+    import torch
+
+    made = []
+    for _ in range(PER_IMAGE):
+        truth = truths[rng.integers(len(truths))]
+        mask_HW = mask_utils.decode(truth["segmentation"]).astype(bool)
+        shift = rng.integers(-30, 31, 2) * rng.random()
+        mask_HW = np.roll(mask_HW, shift.astype(int), (0, 1))
+        mask_HW[rng.integers(size[0] // 2, size[0]) :] = False
+        score = float(np.clip(1 - np.abs(shift).sum() / 40 + rng.normal(0, 0.2), 0.01, 0.99))
+        made.append(
+            {
+                "category_id": truth["category_id"],
+                "segmentation": encode(torch.from_numpy(mask_HW[None]))[0],
+                "score": score,
+            }
+        )
+    return made
+
+
+def make(annotations: Path, count: int, out: Path) -> None:
+    """Writes annotations.json and results.json of `count` images."""
+    data = json.loads(annotations.read_text())
+    truth = load_ground_truth(annotations)
+    rng = np.random.default_rng(0)
+    originals = [
+        image for image in data["images"] if any(not a["iscrowd"] for a in truth.by_image.get(image["id"], []))
+    ]
+    made = {}
+    images, instances, results = [], [], []
+    for number in range(count):
+        original = originals[number % len(originals)]
+        image_id, mine = number + 1, truth.by_image[original["id"]]
+        if original["id"] not in made:
+            made[original["id"]] = predictions([a for a in mine if not a["iscrowd"]], truth.sizes[original["id"]], rng)
+        images.append({**original, "id": image_id})
+        for annotation in mine:
+            segmentation = {**annotation["segmentation"], "counts": annotation["segmentation"]["counts"].decode()}
+            instances.append(
+                {**annotation, "id": len(instances) + 1, "image_id": image_id, "segmentation": segmentation}
+            )
+        results += [{**entry, "image_id": image_id} for entry in made[original["id"]]]
+    data.update(images=images, annotations=instances)
+    (out / "annotations.json").write_text(json.dumps(data))
+    (out / "results.json").write_text(json.dumps(results))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("annotations", type=Path)
+    parser.add_argument("pictures", type=Path, metavar="IMAGES")
+    parser.add_argument("--images", type=int, nargs="+", default=[50, 500])
+    parser.add_argument("--fraction", type=float, default=1.0)
+    parser.add_argument("--keep", type=Path, help="folder that the data sets and reports stay in")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        for count in arguments.images:
+            folder = (arguments.keep or Path(temporary)) / str(count)
+            folder.mkdir(parents=True, exist_ok=True)
+            make(arguments.annotations, count, folder)
+            command = [sys.executable, "-m", "alignmask.cli", "analyze", folder / "results.json"]
+            command += ["--annotations", folder / "annotations.json", "--images", arguments.pictures]
+            start = time.perf_counter()
+            subprocess.run(
+                [*map(str, command), "--out", folder / "out", "--fraction", str(arguments.fraction)],
+                check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            seconds = time.perf_counter() - start
+            # The largest child so far: the data sets have to grow.
+            peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+            size = (folder / "out" / "report.html").stat().st_size / 1e6
+            print(
+                f"{count * PER_IMAGE} predictions: {seconds:.1f} s, peak {peak:.2f} GiB, page {size:.1f} MB", flush=True
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""Several models' predictions on one data set, side by side: measured, and written as JSON, pictures and a page.
+
+Shapes: N predictions, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pycocotools import mask as mask_utils
+
+from alignmask.analysis.alignment import (
+    AlignmentStatistics,
+    IoU,
+    ScoreIoU,
+    oracle_scores,
+    score_iou_pairs,
+    statistics,
+)
+from alignmask.analysis.inversions import Inversion, Panel, inversion_sheet, worst_inversions
+from alignmask.analysis.report import score_iou_scatter
+from alignmask.eval.coco import CocoMetrics, Engine, evaluate_results, percent
+from alignmask.eval.files import GroundTruth, Results, write_json
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from alignmask.data import CocoDataset
+
+FRACTIONS = (0.02, 0.10)
+"""Table 2: the most confident 2 % and 10 %."""
+
+
+@dataclass(frozen=True)
+class ModelAnalysis:
+    """What was measured of one model."""
+
+    name: str
+    results: Results
+    pairs: ScoreIoU
+    """Of every entry of `results`."""
+    metrics: CocoMetrics
+    by_iou: CocoMetrics
+    """Ranked by IoU (same class) instead of the score."""
+    oracle: CocoMetrics
+    """Ranked by `oracle_scores`: what a perfect ranking would make of the same masks."""
+    alignment: AlignmentStatistics
+    inversions: list[Inversion]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "name": self.name,
+            "source": self.results.source,
+            "left_out": self.results.ignored,
+            "metrics": self.metrics.as_dict(),
+            "metrics_ranked_by_iou": self.by_iou.as_dict(),
+            "metrics_ranked_by_iou_duplicates_last": self.oracle.as_dict(),
+            "alignment": self.alignment.as_dict(),
+            "inversions": [{**asdict(inversion), **self._both(inversion)} for inversion in self.inversions],
+        }
+
+    def _both(self, inversion: Inversion) -> dict[str, Any]:
+        positions = {"high": inversion.high, "low": inversion.low}
+        return {
+            **{f"{name}_score": float(self.pairs.scores_N[n]) for name, n in positions.items()},
+            **{f"{name}_iou_any_class": float(self.pairs.iou_any_class_N[n]) for name, n in positions.items()},
+        }
+
+
+def analyse_model(
+    name: str, ground_truth: GroundTruth, results: Results, *, inversions: int = 8, engine: Engine = "hotcoco"
+) -> ModelAnalysis:
+    """Measures one model.
+
+    Args:
+        results: All of images of `ground_truth`.
+        inversions: So many of the worst rank inversions are kept.
+    """
+    pairs = score_iou_pairs(ground_truth, results)
+
+    def ranked(scores_N: np.ndarray) -> CocoMetrics:
+        entries = [{**entry, "score": s} for entry, s in zip(results.entries, scores_N.tolist(), strict=True)]
+        return evaluate_results(ground_truth, replace(results, entries=entries), engine)
+
+    return ModelAnalysis(
+        name=name,
+        results=results,
+        pairs=pairs,
+        metrics=evaluate_results(ground_truth, results, engine),
+        by_iou=ranked(pairs.iou_same_class_N),
+        oracle=ranked(oracle_scores(pairs)),
+        alignment=statistics(pairs, FRACTIONS),
+        inversions=worst_inversions(pairs, inversions),
+    )
+
+
+def write_analysis(
+    models: Sequence[ModelAnalysis],
+    ground_truth: GroundTruth,
+    dataset: CocoDataset | None,
+    out: Path,
+    *,
+    fraction: float = 0.10,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Path]:
+    """Writes analysis.json, the pictures and report.html.
+
+    Args:
+        dataset: The images; None shows masks on grey.
+        fraction: So much of 100 predictions per image is plotted (the most confident ones).
+        progress: Called with (images done, images) while the page is written.
+    Returns:
+        The files by what they show.
+    """
+    from alignmask.analysis.page import write_page  # needs the extra [analyze]
+
+    files = {"numbers": out / "analysis.json"}
+    write_json(files["numbers"], {"models": [model.as_dict() for model in models]}, indent=2)
+    kinds: tuple[IoU, ...] = ("same class", "any class")
+    for kind in kinds:
+        file = files[f"score against IoU ({kind})"] = out / f"score_iou_{kind.replace(' ', '_')}.png"
+        score_iou_scatter({model.name: model.pairs for model in models}, file, fraction=fraction, iou=kind)
+    sheets = []
+    for number, model in enumerate(models, 1):
+        sheet = inversion_sheet(_panels(model, ground_truth, dataset), title=f"{model.name}: the worst rank inversions")
+        file = files[f"rank inversions of {model.name}"] = out / f"inversions_{number}_{slug(model.name)}.png"
+        sheet.save(file)
+        sheets.append(sheet)
+    files["page"] = out / "report.html"
+    write_page(models, ground_truth, dataset, sheets, files["page"], fraction=fraction, progress=progress)
+    return files
+
+
+def slug(name: str) -> str:
+    """The name as a part of a file's name."""
+    return re.sub(r"[^\w.-]+", "_", name)[-60:]
+
+
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """A name for each path: so many of its last parts as tell them apart, without those in which all end alike.
+
+    Raises ValueError if a path occurs twice.
+    """
+    parts = [path.resolve().parts for path in paths]
+    for n, path in enumerate(paths):
+        if parts[n] in parts[:n]:
+            raise ValueError(f"{path}: named twice")
+    length = 1
+    while len({part[-length:] for part in parts}) < len(parts):
+        length += 1
+    alike = 0
+    while len(parts) > 1 and len({part[-alike - 1] for part in parts}) == 1:
+        alike += 1
+    return ["/".join(part[-length : len(part) - alike]) for part in parts]
+
+
+def comparison_table(models: Sequence[ModelAnalysis]) -> Group:
+    """COCO's AP with its head-room, and Table 2, one line for each model; as a rich renderable."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+
+    def table(title: str, *names: str) -> Table:
+        made = Table(
+            "model",
+            title=title,
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            padding=0,
+            pad_edge=False,
+            min_width=len(title),
+        )
+        for name in names:
+            made.add_column(name, justify="right", no_wrap=True)
+        return made
+
+    quality = table("mask AP (%), by score and by IoU", "AP", "AP50", "AP75", "by IoU", "by IoU*", "head-room")
+    quality.caption, quality.caption_justify = "* duplicates last: a perfect ranking", "left"
+    for model in models:
+        metrics, best = model.metrics, model.oracle.AP
+        shown = [percent(value) for value in (metrics.AP, metrics.AP50, metrics.AP75, model.by_iou.AP, best)]
+        quality.add_row(model.name, *shown, "-" if best < 0 else f"{100 * (best - metrics.AP):+.1f}")
+    tables = [quality]
+    for words, kind in (("same", "same_class"), ("any", "any_class")):
+        title = f"the most confident predictions and the best ground truth of {words} class"
+        tables.append(table(title, "top", "number", "PCC", "Spearman", "ECE", "mean score", "mean IoU"))
+        for model in models:
+            for top in model.alignment.top:
+                values = [getattr(top, f"{name}_{kind}") for name in ("pcc", "spearman", "calibration_error")]
+                values += [top.mean_score, getattr(top, f"mean_iou_{kind}")]
+                shown = ["-" if value is None else f"{value:.3f}" for value in values]
+                tables[-1].add_row(model.name, f"{100 * top.fraction:g} %", str(top.predictions), *shown)
+    return Group(*tables)
+
+
+def _panels(model: ModelAnalysis, ground_truth: GroundTruth, dataset: CocoDataset | None) -> list[tuple[Panel, Panel]]:
+    truths = {annotation["id"]: annotation for annotation in ground_truth.annotations}
+    place = {} if dataset is None else {image_id: n for n, image_id in enumerate(dataset.image_ids)}
+    panels = []
+    for inversion in model.inversions:
+        if dataset is not None:
+            image_HWC = dataset.load(place[inversion.image_id]).image_CHW.permute(1, 2, 0).numpy()
+        else:
+            image_HWC = np.full((*ground_truth.sizes[inversion.image_id], 3), 128, np.uint8)
+
+        def panel(n: int, image_HWC: np.ndarray = image_HWC) -> Panel:
+            entry, pairs = model.results.entries[n], model.pairs
+            truth = truths[pairs.truth_any_class_N[n]]
+            name, true_name = (ground_truth.categories[record["category_id"]] for record in (entry, truth))
+            what = name if name == true_name else f"{name} (on {true_name})"
+            return Panel(
+                image_HWC,
+                mask_utils.decode(truth["segmentation"]).astype(bool),
+                mask_utils.decode(entry["segmentation"]).astype(bool),
+                f"score {pairs.scores_N[n]:.2f}   IoU {pairs.iou_any_class_N[n]:.2f}   {what}",
+            )
+
+        panels.append((panel(inversion.high), panel(inversion.low)))
+    return panels
