@@ -38,7 +38,7 @@ def predictions(truths: list[dict[str, Any]], size: tuple[int, int], rng: np.ran
         shift = rng.integers(-30, 31, 2) * rng.random()
         mask_HW = np.roll(mask_HW, shift.astype(int), (0, 1))
         mask_HW[rng.integers(size[0] // 2, size[0]) :] = False
-        score = float(np.clip(1 - np.abs(shift).sum() / 40 + rng.normal(0, 0.2), 0.01, 0.99))
+        score = float(1 / (1 + np.exp(np.abs(shift).sum() / 8 - 2 + rng.normal())))
         made.append(
             {
                 "category_id": truth["category_id"],

@@ -191,6 +191,25 @@ def test_scatter_of_many_predictions_shows_their_density(tmp_path: Path, figures
     assert picture(tmp_path / "s.png").shape == (648, 720, 3)
 
 
+@pytest.mark.parametrize(("models", "size"), [(2, (1368, 648)), (3, (2016, 648)), (4, (2016, 1296))])
+def test_scatter_of_several_models(tmp_path: Path, figures: list[Figure], models: int, size: tuple[int, int]) -> None:
+    pairs = {f"a $model$ {'with a long name ' * n}{n}": pairs_of([0.2, 0.9], [0.1, n / 10]) for n in range(models)}
+    score_iou_scatter(pairs, tmp_path / "s.png")
+    assert picture(tmp_path / "s.png").shape == (*size[::-1], 3)
+    shown = [axes for axes in figures[0].axes if axes.collections]
+    assert [axes.collections[0].get_offsets()[0, 1] for axes in shown] == [n / 10 for n in range(models)]
+    assert all(len(axes.get_title().split("\n")[0].replace("\\", "")) <= 48 for axes in shown)
+
+
+def test_densities_share_their_colours(tmp_path: Path, figures: list[Figure]) -> None:
+    n = report.MANY_POINTS + 1
+    alike, spread = pairs_of([0.5] * n, [0.5] * n, n, list(range(n))), pairs_of([0.1], [0.1])
+    score_iou_scatter({"alike": alike, "spread": spread, "none": pairs_of([], [])}, tmp_path / "s.png", fraction=1.0)
+    picture(tmp_path / "s.png")
+    limits = {axes.collections[0].get_clim() for axes in figures[0].axes[:3]}
+    assert limits == {(1, n)}
+
+
 # -- predictions beside ground truth -------------------------------------------------------------------------------------
 
 

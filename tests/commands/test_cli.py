@@ -27,6 +27,7 @@ HELP = {
     "train": ("r50_50ep", "mask2former_r50_50ep", "torchrun"),
     "train shapes_tiny": ("--train.learning-rate", "--model.aligned-queries.point-sets", "--dry-run", "--no-resume"),
     "eval": ("CHECKPOINT", "--results FILE", "--annotations FILE", "--per-category"),
+    "analyze": ("CHECKPOINT|RESULTS", "--annotations FILE", "--images DIR", "--fraction", "report.html"),
     "predict": ("CHECKPOINT", "IMAGE|DIR", "--out DIR", "--threshold"),
     "demo": ("--minutes", "--out DIR"),
     "flops": ("RECIPE", "--size H W", "--aligned-queries"),

@@ -31,6 +31,9 @@ def quiet_coco(path: Path) -> COCO:
 def check_against_pycocotools(dataset: CocoDataset, path: Path, limit: int | None = None) -> None:
     oracle = quiet_coco(path)
     assert dataset.category_ids == sorted(oracle.cats)
+    assert [dataset.file_name(n) for n in range(len(dataset))] == [
+        image["file_name"] for image in oracle.dataset["images"]
+    ][:limit]
     assert dataset.class_names == [oracle.cats[i]["name"] for i in sorted(oracle.cats)]
     assert dataset.image_ids == [image["id"] for image in oracle.dataset["images"]][:limit]
     for index, image_id in enumerate(dataset.image_ids):

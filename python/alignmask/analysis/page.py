@@ -295,10 +295,10 @@ class _Album:
                 progress(number, len(self.image_ids))
             size = self.ground_truth.sizes[image_id]
             shrunk = max(step, math.ceil(max(size) / max(SIDES)))
-            name, jpeg = self._picture(image_id, side) if left > 0 else ("", "")
+            jpeg = self._picture(image_id, side) if left > 0 else ""
             left -= len(jpeg)
             yield {
-                "name": name,
+                "name": "" if self.dataset is None else self.dataset.file_name(self._place[image_id]),
                 "id": image_id,
                 "jpeg": jpeg if left > 0 else "",
                 "size": [math.ceil(length / shrunk) for length in size],
@@ -311,21 +311,20 @@ class _Album:
         if progress is not None:
             progress(len(self.image_ids), len(self.image_ids))
 
-    def _picture(self, image_id: int, side: int) -> tuple[str, str]:
-        """File name, and JPEG as base64."""
+    def _picture(self, image_id: int, side: int) -> str:
+        """JPEG as base64."""
         if self.dataset is None:
-            return "", ""
-        sample = self.dataset.load(self._place[image_id])
-        picture = Image.fromarray(sample.image_CHW.permute(1, 2, 0).numpy())
+            return ""
+        picture = Image.fromarray(self.dataset.load(self._place[image_id]).image_CHW.permute(1, 2, 0).numpy())
         picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-        return sample.file_name, _jpeg(picture, 75)
+        return _jpeg(picture, 75)
 
     def _picture_side(self) -> int:
         if self.dataset is None or not self.image_ids:
             return SIDES[0]
         samples = [self.image_ids[n] for n in np.unique(np.linspace(0, len(self.image_ids) - 1, 12).astype(int))]
         for side in SIDES:
-            bytes_each = sum(len(self._picture(image_id, side)[1]) for image_id in samples) / len(samples)
+            bytes_each = sum(len(self._picture(image_id, side)) for image_id in samples) / len(samples)
             if 1.1 * bytes_each * len(self.image_ids) <= PICTURE_BYTES:
                 return side
         return SIDES[-1]

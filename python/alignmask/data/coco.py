@@ -83,9 +83,7 @@ class CocoDataset(Dataset[Sample]):
 
     def load(self, index: int) -> Sample:
         """The sample as it is stored, without the transform. Raises as `__getitem__`."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"CocoDataset: index {index} is outside 0 .. {len(self) - 1}")
-        record: ImageRecord = pickle.loads(memoryview(self._records)[slice(*self._first_byte[index : index + 2])])
+        record = self._record(index)
         size = (record.height, record.width)
         path = self.images / record.file_name
         try:
@@ -111,6 +109,16 @@ class CocoDataset(Dataset[Sample]):
             file_name=record.file_name,
             original_size=size,
         )
+
+    def file_name(self, index: int) -> str:
+        """As the JSON has it. Raises IndexError."""
+        return self._record(index).file_name
+
+    def _record(self, index: int) -> ImageRecord:
+        if not 0 <= index < len(self):
+            raise IndexError(f"CocoDataset: index {index} is outside 0 .. {len(self) - 1}")
+        record: ImageRecord = pickle.loads(memoryview(self._records)[slice(*self._first_byte[index : index + 2])])
+        return record
 
     def describe(self) -> str:
         """One line: images, instances, classes, and what was left out by reason.

@@ -1,0 +1,85 @@
+"""`alignmask analyze`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from alignmask import _extras
+from tests.commands.terminal import Terminal
+from tests.eval.worlds import small_world, write
+
+
+def test_of_runs_on_their_own_data(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> None:
+    """A run and its checkpoint under another name: the same numbers, those of the run's own evaluation."""
+    run, copy = workshop / "run", tmp_path / "copy"
+    shutil.copytree(run / "best" if (run / "best").exists() else next((run / "checkpoints").iterdir()), copy)
+    assert alignmask_("analyze", run, copy, "--workers", 0, "--batch-size", 2, "--out", tmp_path / "out") == 0
+    models = json.loads((tmp_path / "out" / "analysis.json").read_text())["models"]
+    assert [model["name"] for model in models] == ["run", "copy"]
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    mode = evaluation["modes"][evaluation["default"]]
+    for model in models:
+        assert model["metrics"] == mode["metrics"]
+        assert model["alignment"] == mode["alignment"]
+    results = tmp_path / "out" / "predictions" / "1_run" / "results.json"
+    assert results.read_text() == (run / "results.json").read_text()
+    assert "head-room" in alignmask_.out
+    assert f"page: {tmp_path}/out/report.html" in alignmask_.out
+
+
+def test_of_results_beside_a_run(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> None:
+    shapes, run = workshop / "shapes", workshop / "run"
+    data = ("--annotations", shapes / "instances_val.json", "--images", shapes / "val", "--workers", 0)
+    assert alignmask_("analyze", run / "results.json", run, *data, "--score", "class", "--out", tmp_path) == 0
+    theirs, ours = json.loads((tmp_path / "analysis.json").read_text())["models"]
+    assert [theirs["name"], ours["name"]] == ["results.json", "run"]
+    modes = json.loads((run / "evaluation.json").read_text())["modes"]
+    assert ours["metrics"] == modes["class"]["metrics"]
+    assert theirs["metrics"] == modes["class*mask"]["metrics"]
+
+
+def test_of_results_without_images(alignmask_: Terminal, tmp_path: Path) -> None:
+    annotations, results = write(small_world(), tmp_path)
+    arguments = ("analyze", results, "--annotations", annotations, "--inversions", 0, "--fraction", 0.02)
+    assert alignmask_(*arguments) == 0
+    assert json.loads(Path("analysis/analysis.json").read_text())["models"][0]["inversions"] == []
+    entries = json.loads(results.read_text())
+    results.write_text(json.dumps([*entries, {**entries[0], "image_id": 1}]))
+    assert alignmask_(*arguments) == 2
+    assert "1 of an unknown image" in alignmask_.err
+    assert alignmask_(*arguments, "--ignore-unknown") == 0
+    assert json.loads(Path("analysis/analysis.json").read_text())["models"][0]["left_out"] == {"of an unknown image": 1}
+
+
+def test_mistakes(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> None:
+    run, other, complaint = workshop / "run", tmp_path / "other", alignmask_.complaint
+    annotations, results = write(small_world(), tmp_path)
+    assert "name at least one checkpoint or results file" in complaint("analyze")
+    assert "nowhere: no such file or folder" in complaint("analyze", run, tmp_path / "nowhere")
+    assert "named twice" in complaint("analyze", run, run)
+    assert "give --annotations FILE" in complaint("analyze", results)
+    assert "give --annotations FILE" in complaint("analyze", run, "--images", tmp_path)
+    assert "give --images DIR, too" in complaint("analyze", run, results, "--annotations", annotations)
+    assert "--fraction: expected more than 0" in complaint("analyze", run, "--fraction", 0)
+    assert "--inversions: expected 0 or more" in complaint("analyze", run, "--inversions", -1)
+    assert "neither a checkpoint nor a run" in complaint("analyze", workshop / "shapes")
+    small_world().write(tmp_path, images=True)
+    assert "are not the 6 that the checkpoint was trained on" in complaint(
+        "analyze", run, "--annotations", annotations, "--images", tmp_path
+    )
+    shutil.copytree(run, other)
+    for config in other.rglob("config.json"):
+        text = json.loads(config.read_text())
+        text["data"]["val_limit"] = 2
+        config.write_text(json.dumps(text))
+    assert "have different validation data" in complaint("analyze", run, other)
+
+
+def test_it_names_what_is_missing(alignmask_: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_extras, "_ANALYZE_MODULES", ("jinja2", "no_such_plots"))
+    message = "alignmask analyze needs no_such_plots: install them with `pip install 'alignmask[analyze]'`."
+    assert message in alignmask_.complaint("analyze", "x.json")
