@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "../common/bits.h"
 #include "../common/instances.h"
 #include "../common/parallel_for.h"
 #include "masked_point_pool.h"
@@ -29,6 +30,38 @@ struct PlannedPoint {
   std::int32_t hits;   ///< how many
 };
 
+/// The box around a mask's set pixels. Most points miss most boxes, and then the mask need not be looked at.
+struct MaskBox {
+  std::int64_t first_row = 0, end_row = 0, first_column = 0, end_column = 0;
+
+  /// May one of the four pixels around a point, (x, y) at its top left, be set?
+  bool touches(long long x, long long y) const {
+    return y + 1 >= first_row && y < end_row && x + 1 >= first_column && x < end_column;
+  }
+};
+
+inline MaskBox box_of(const TensorView& masks, std::int64_t g) {
+  MaskBox box;
+  box.first_column = masks.shape[2];
+  const std::int64_t width = masks.shape[2], step = masks.strides[2];
+  for (std::int64_t y = 0; y < masks.shape[1]; ++y) {
+    const auto* row = static_cast<const std::uint8_t*>(masks.data) + g * masks.strides[0] + y * masks.strides[1];
+    std::int64_t first = 0, end = width;
+    if (step == 1)  // whole words at a time over what is empty
+      while (first + kWordBits <= width && !nonzero_word(row + first)) first += kWordBits;
+    while (first < width && !row[first * step]) ++first;
+    if (first == width) continue;
+    if (step == 1)
+      while (end - kWordBits > first && !nonzero_word(row + end - kWordBits)) end -= kWordBits;
+    while (!row[(end - 1) * step]) --end;
+    if (box.end_row == 0) box.first_row = y;
+    box.end_row = y + 1;
+    box.first_column = std::min(box.first_column, first);
+    box.end_column = std::max(box.end_column, end);
+  }
+  return box;
+}
+
 template <class F>
 class Plan {
  public:
@@ -47,6 +80,7 @@ class Plan {
     cut(memory_.data());
     const std::int64_t B = args.features.shape[0];
     parallel_for(B, threads, sort_points, this);
+    parallel_for(args.owner.shape[0], threads, find_box, this);
     parallel_for(B * chunks_, threads, sample_masks, this);
   }
 
@@ -75,6 +109,7 @@ class Plan {
     columns_ = cutter.cut<std::int32_t>(B * points);
     first_ = cutter.cut<std::int64_t>(B * buckets());
     counts_ = cutter.cut<std::int64_t>(B * chunks_);
+    boxes_ = cutter.cut<MaskBox>(args_.owner.shape[0]);
     planned_ = cutter.cut<PlannedPoint<F>>(B * chunks_ * kChunkPoints);
     return cutter.bytes();
   }
@@ -122,6 +157,11 @@ class Plan {
     for (std::int64_t i = 0; i < points; ++i) to[first[keys[from[i]]]++] = from[i];
   }
 
+  static void find_box(void* context, std::int64_t g, int) {
+    const Plan& self = *static_cast<const Plan*>(context);
+    self.boxes_[g] = box_of(self.args_.masks, g);
+  }
+
   static void sample_masks(void* context, std::int64_t task, int) {
     const Plan& self = *static_cast<const Plan*>(context);
     const std::int64_t b = task / self.chunks_, chunk = task % self.chunks_, M = self.instances_.count(b);
@@ -138,8 +178,11 @@ class Plan {
       const PointOnMap<F> on_mask = self.point_on(b, k, width, height);
       if (!on_mask.inside) continue;
       planned->first = static_cast<std::int32_t>(hit - hits);
+      const bool is_nan = on_mask.x_part != on_mask.x_part;
       for (std::int64_t m = 0; m < M; ++m) {
-        const auto* mask = static_cast<const std::uint8_t*>(masks.data) + self.instances_.of(b)[m] * masks.strides[0];
+        const std::int64_t g = self.instances_.of(b)[m];
+        if (!is_nan && !self.boxes_[g].touches(on_mask.x, on_mask.y)) continue;
+        const auto* mask = static_cast<const std::uint8_t*>(masks.data) + g * masks.strides[0];
         const F value = sample_mask(on_mask, width, height,
                                     [&](std::int64_t x, std::int64_t y) { return mask[y * row + x * column] != 0; });
         if (value != 0) *hit++ = {static_cast<std::int32_t>(k / self.K_ * M + m), value};
@@ -163,6 +206,7 @@ class Plan {
   Hit<F>* hits_;
   std::int32_t *order_, *other_order_, *rows_, *columns_;
   std::int64_t *first_, *counts_;
+  MaskBox* boxes_;
   PlannedPoint<F>* planned_;
 };
 
