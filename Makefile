@@ -24,7 +24,7 @@ $(stamp): pyproject.toml $(native)
 	@test -x $(bin)/python || { echo "== creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "== installing packages and building the extension (minutes the first time, then seconds)"
 	@$(bin)/python -m pip install $(PIP_ARGS) --quiet "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.25" ninja
-	@$(bin)/python -m pip install $(PIP_ARGS) --quiet --no-build-isolation --editable ".[train,analyze,lite0,test,lint]"
+	@$(bin)/python -m pip install $(PIP_ARGS) --quiet --no-build-isolation --editable ".[train,analyze,lite0,onnx,test,lint]"
 	@touch $@
 
 demo: setup  ## Train, evaluate and draw on synthetic images; the results go to demo/

@@ -17,7 +17,19 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_LAZY_MODULES = ("analysis", "config", "data", "eval", "loss", "model", "ops", "predictor", "recipes", "train")
+_LAZY_MODULES = (
+    "analysis",
+    "config",
+    "data",
+    "eval",
+    "export",
+    "loss",
+    "model",
+    "ops",
+    "predictor",
+    "recipes",
+    "train",
+)
 
 __all__ = ["__version__", "load", "require_train", *_LAZY_MODULES]
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "analyze": "how well scores follow mask quality, several models side by side: tables, plots, an interactive page",
     "predict": "segment images: overlay pictures, and predictions as COCO JSON",
     "demo": "train a small model on built-in synthetic images in minutes, evaluate it, draw pictures",
+    "export": "write a checkpoint as a torch.export program or as ONNX",
     "flops": "parameters and multiply-adds of a recipe's model",
     "info": "versions, build, processor, GPUs, and what each op runs on",
 }

@@ -1,0 +1,79 @@
+"""Swin's window attention in a form that `torch.export` follows for any image size.
+
+timm cuts a map into windows by views. A tracer that keeps sizes as symbols then has to reason about strides of views of
+padded, rolled maps; it takes minutes, and ends in guards that shut out small images. Here tokens are gathered into their
+windows, and back, by computed indices: the same numbers.
+
+B images, H x W tokens, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from timm.models.swin_transformer import SwinTransformerBlock
+from torch import Tensor, nn
+from torch.fx.experimental import _config as symbolic_shapes
+
+HIDDEN = -100.0
+"""What timm adds to the attention logits of tokens that the cyclic shift brought together."""
+
+
+class GatheringBlock(SwinTransformerBlock):
+    """A `SwinTransformerBlock` with another way into the windows."""
+
+    def _attn(self, x_BHWC: Tensor) -> Tensor:
+        B, H, W, C = x_BHWC.shape
+        (height, width), (down, right) = self.window_size, self.shift_size
+        rows, columns = (H + height - 1) // height, (W + width - 1) // width
+        area, windows = height * width, rows * columns
+
+        # Where each place of each window lies in the map that is rolled, then padded; and in the map as it was.
+        place = torch.arange(windows * area, device=x_BHWC.device)
+        window, inside = place // area, place % area
+        y = window // columns * height + inside // width
+        x = _modulo(window, columns) * width + inside % width
+        source = _modulo(y + down, H) * W + _modulo(x + right, W)
+        real = ((y < H) & (x < W)).to(x_BHWC.dtype)
+        tokens = x_BHWC.flatten(1, 2).index_select(1, source) * real[:, None]
+        mask = None
+        if down or right:
+            region = 3 * _region(y, rows * height, height, down) + _region(x, columns * width, width, right)
+            region = region.view(windows, area)
+            mask = torch.where(region[:, None] == region[:, :, None], 0.0, HIDDEN).to(x_BHWC.dtype)
+        tokens = self.attn(tokens.view(B * windows, area, C), mask=mask).view(B, windows * area, C)
+
+        token = torch.arange(H * W, device=x_BHWC.device)
+        # Rolled back: -down and -right, in a form that is never negative.
+        y, x = _modulo(token // W + down * (H - 1), H), _modulo(_modulo(token, W) + right * (W - 1), W)
+        place = (y // height * columns + x // width) * area + y % height * width + x % width
+        return tokens.index_select(1, place).view(B, H, W, C)
+
+
+def _modulo(i: Tensor, n: int) -> Tensor:
+    """i % n for i >= 0. (The operator itself has no ONNX form for an n that depends on the image.)"""
+    return i - i // n * n
+
+
+def _region(i: Tensor, size: int, window: int, shift: int) -> Tensor:
+    """0, 1, 2: before the last window; what stays together in it; what the shift brought in from the other side."""
+    return (i >= size - window).long() + (i >= size - shift).long()
+
+
+@contextmanager
+def exportable_windows(model: nn.Module) -> Iterator[None]:
+    """Inside, timm's Swin blocks in `model` are `GatheringBlock`s, and the tracer takes no size for different from 1."""
+    blocks = [module for module in model.modules() if type(module) is SwinTransformerBlock]
+    if not blocks:
+        yield
+        return
+    for block in blocks:
+        block.__class__ = GatheringBlock
+    try:
+        with symbolic_shapes.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+            yield
+    finally:
+        for block in blocks:
+            block.__class__ = SwinTransformerBlock
