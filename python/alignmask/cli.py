@@ -18,6 +18,7 @@ COMMANDS = {
     "eval": "COCO mask AP and alignment statistics of a checkpoint, or of any model's results file",
     "analyze": "how well scores follow mask quality, several models side by side: tables, plots, an interactive page",
     "predict": "segment images: overlay pictures, and predictions as COCO JSON",
+    "ablate": "the paper's ablations, and others: a grid of runs, shared by any number of processes, and its table",
     "demo": "train a small model on built-in synthetic images in minutes, evaluate it, draw pictures",
     "export": "write a checkpoint as a torch.export program or as ONNX",
     "flops": "parameters and multiply-adds of a recipe's model",

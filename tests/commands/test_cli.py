@@ -29,6 +29,8 @@ HELP = {
     "eval": ("CHECKPOINT", "--results FILE", "--annotations FILE", "--per-category"),
     "analyze": ("CHECKPOINT|RESULTS", "--annotations FILE", "--images DIR", "--fraction", "report.html"),
     "predict": ("CHECKPOINT", "IMAGE|DIR", "--out DIR", "--threshold"),
+    "ablate": ("table3", "table4", "components", "nuclei_small"),
+    "ablate table4 nuclei_small": ("--seeds", "--only", "--dry-run", "--retry", "--train.iterations"),
     "demo": ("--minutes", "--out DIR"),
     "flops": ("RECIPE", "--size H W", "--aligned-queries"),
     "info": ("usage: alignmask info",),

@@ -94,6 +94,32 @@ def test_a_resumed_run_is_bit_identical(shapes: DataConfig, tmp_path: Path, vari
     assert logs[0][-2] == logs[1][-2]
 
 
+def test_a_kill_before_the_last_evaluation_does_not_leave_an_older_one(
+    shapes: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = config(shapes, tmp_path, evaluate_every=4)
+    evaluate = Trainer.evaluate
+
+    def killed_at_the_end(self: Trainer) -> Any:
+        if self.step == 6:
+            raise MemoryError("killed")
+        return evaluate(self)
+
+    monkeypatch.setattr(Trainer, "evaluate", killed_at_the_end)
+    with pytest.raises(MemoryError):
+        train(killed)
+    monkeypatch.undo()
+    evaluated = [
+        line["step"]
+        for line in map(json.loads, (train(killed) / "metrics.jsonl").read_text().splitlines())
+        if "eval" in line
+    ]
+    assert evaluated == [4, 6]
+    before = (tmp_path / "run" / "evaluation.json").stat().st_mtime_ns
+    train(killed)  # all is done: nothing is evaluated again
+    assert (tmp_path / "run" / "evaluation.json").stat().st_mtime_ns == before
+
+
 def test_a_killed_run_repeats_what_its_checkpoint_lacks(shapes: DataConfig, tmp_path: Path) -> None:
     """A kill -9 in iteration 6 loses three iterations, and the log forgets them, too."""
     whole = train(config(shapes, tmp_path, "whole"))

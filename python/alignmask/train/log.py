@@ -91,6 +91,12 @@ class Log:
         self.file.flush()
 
 
+def last_evaluation(run: Path) -> int | None:
+    """The iteration after which a run was evaluated last, None if it never was."""
+    lines = (json.loads(line) for line in (run / METRICS).read_text().splitlines())
+    return max((line["step"] for line in lines if "eval" in line), default=None)
+
+
 def _short(name: str) -> str:
     return name.replace("aligned_", "a.").replace("classification", "cls")
 

@@ -30,7 +30,7 @@ from alignmask.eval.coco import Evaluation, evaluate_model
 from alignmask.loss import Criterion
 from alignmask.model import build_model
 from alignmask.train import checkpoint as checkpoints
-from alignmask.train.log import Log
+from alignmask.train.log import Log, last_evaluation
 from alignmask.train.optimizer import build_optimizer, learning_rate_factor
 
 
@@ -93,7 +93,7 @@ class Trainer:
         with self._signals(), Log(self.run_dir, self.step, t.iterations, accelerator.is_main_process) as self.log:
             self._say_hello()
             batches, window = self._batches(), _Window()
-            evaluated = saved = self.step
+            saved, evaluated = self.step, last_evaluation(self.run_dir) if accelerator.is_main_process else None
             before = time.monotonic()
             while self.step < t.iterations and not self._out_of_time():
                 values = self.train_step(batches)
@@ -117,7 +117,8 @@ class Trainer:
                     before = time.monotonic()  # training time alone counts towards max_minutes
             if saved != self.step or self.step == 0:
                 self.save()
-            if evaluated != self.step or self.step == 0 or not (self.run_dir / "evaluation.json").exists():
+            pending = evaluated != self.step or not (self.run_dir / "evaluation.json").exists()
+            if self._any(accelerator.is_main_process and pending):
                 self.evaluate()
         return self.run_dir
 
@@ -283,6 +284,11 @@ class Trainer:
         clock = torch.tensor([elapsed], dtype=torch.float32, device=self.accelerator.device)
         torch.distributed.broadcast(clock, 0)
         return float(clock)
+
+    @property
+    def stop_requested(self) -> bool:
+        """Ctrl-C or SIGTERM came."""
+        return self._stop_requested
 
     def _must_stop(self) -> bool:
         return self._any(self._stop_requested)

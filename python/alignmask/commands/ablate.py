@@ -1,0 +1,156 @@
+"""`alignmask ablate GRID RECIPE`: the paper's ablations, and others, on any recipe and data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from alignmask.analysis import ablation
+from alignmask.analysis.ablation_table import write_tables
+from alignmask.analysis.claims import Claims
+from alignmask.analysis.grids import GRIDS, Grid
+from alignmask.cli import INTERRUPTED, complain
+from alignmask.commands import choose_recipe
+from alignmask.commands.train import Flag, Part, switch_off
+from alignmask.config import Config
+from alignmask.data import resolve_paths, train_dataset, val_dataset
+from alignmask.recipes import RECIPES
+from alignmask.train.trainer import Stopped
+
+FAILED = 1
+USAGE = (
+    "usage: alignmask ablate GRID RECIPE ...\n\n{grids}\n\n`alignmask ablate GRID RECIPE --help` lists all settings."
+)
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        grids = "\n".join(f"  {name:<11} {grid.title}" for name, grid in GRIDS.items())
+        print(USAGE.format(grids=f"GRID is one of\n{grids}\n\nRECIPE is one of {', '.join(RECIPES)}"))
+        return 0
+    name, *rest = arguments
+    if name not in GRIDS:
+        raise ValueError(f"ablate: unknown grid {name!r}: expected one of {', '.join(GRIDS)}")
+    if rest and not rest[0].startswith("-"):
+        choose_recipe(rest[0])  # says more than the option parser does
+    return tyro.extras.subcommand_cli_from_dict(
+        {recipe: _command(name, function) for recipe, function in RECIPES.items()},
+        prog=f"alignmask ablate {name}",
+        description=GRIDS[name].title,
+        args=rest,
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+
+
+def _command(grid: str, recipe: Callable[[], Config]) -> Callable[..., int]:
+    base = recipe()
+    # The same budget for every cell is a number of iterations, not of minutes.
+    base = replace(base, name=f"ablate_{base.name}", train=replace(base.train, max_minutes=None))
+
+    def command(
+        config: Annotated[Config, tyro.conf.arg(name="")] = base,
+        without: Annotated[tuple[Part, ...], tyro.conf.arg(help_behavior_hint="")] = (),
+        seeds: tuple[int, ...] = (0, 1, 2),
+        only: tuple[str, ...] = (),
+        softmax_class_weight: float = 2.0,
+        dry_run: Flag = False,
+        wait: Flag = False,
+        retry: Flag = False,
+    ) -> int:
+        config = switch_off(config, without)
+        return run(grid, config, seeds, only, softmax_class_weight, dry=dry_run, wait=wait, retry=retry)
+
+    command.__doc__ = f"""{GRIDS[grid].title}, with the recipe {base.name.removeprefix("ablate_")}
+
+    Trains every variant with every seed below OUT/NAME, skips what is done, goes on where a run was stopped, and writes
+    {grid}.md, {grid}.png and {grid}.json there. Start it as often as you like, also on several GPUs and machines that share
+    the folder: no run is done twice, and the runs of a process that died are taken over.
+
+    Args:
+        config: What all runs have in common.
+        without: Switch these parts off: the synthetic data set (give the four data paths then).
+        seeds: Every variant is trained with each of them.
+        only: Names of variants; the others are left out.
+        softmax_class_weight: loss.class_weight of softmax variants, whose classification loss is on another scale.
+        dry_run: Only list the runs and where they stand.
+        wait: Stay while other processes are at work, to take over the runs of those that die.
+        retry: Try runs again that have failed.
+    """
+    return command
+
+
+def run(
+    name: str,
+    config: Config,
+    seeds: tuple[int, ...],
+    only: tuple[str, ...] = (),
+    softmax_class_weight: float = 2.0,
+    *,
+    dry: bool = False,
+    wait: bool = False,
+    retry: bool = False,
+) -> int:
+    """Lists the plan, trains, prints and writes the tables. Returns 1 if runs have failed."""
+    grid = _restrict(GRIDS[name], only)
+    config = replace(config, data=resolve_paths(config.data))
+    train_dataset(config.data)  # what is wrong with the data is said once, not by every run
+    val_dataset(config.data)
+    folder = config.out / config.name
+    claims = Claims(folder / "claims")
+    cells = ablation.cells(grid, config, seeds, softmax_class_weight)
+    console = Console(stderr=True)
+    console.print(plan(grid, folder, cells, claims))
+    if dry:
+        return 0
+    if retry:
+        for cell in cells:
+            cell.failure.unlink(missing_ok=True)
+
+    def tables() -> str:
+        return write_tables(grid, [(cell, ablation.state(cell, claims)) for cell in cells], folder, name)
+
+    def say(text: str) -> None:
+        console.print(f"{time.strftime('%H:%M:%S')} {text}", highlight=False, soft_wrap=True, markup=False)
+
+    try:
+        ablation.work(cells, claims, say, after_each=tables, wait=wait)
+    except Stopped as stopped:
+        return complain(str(stopped), INTERRUPTED)
+    print(tables())
+    console.print(f"{folder / name}.md, .png, .json", highlight=False, soft_wrap=True)
+    states = {cell.name: ablation.state(cell, claims) for cell in cells}
+    running = [cell for cell, state in states.items() if state.status == "running"]
+    if running:
+        say(f"still running elsewhere: {', '.join(running)}; the same command collects their results")
+    failed = [f"{cell}: {state.detail}" for cell, state in states.items() if state.status == "failed"]
+    if failed:
+        return complain(
+            f"{len(failed)} of {len(cells)} runs failed (--retry tries them again)\n" + "\n".join(failed), FAILED
+        )
+    return 0
+
+
+def plan(grid: Grid, folder: Path, cells: list[ablation.Cell], claims: Claims) -> Table:
+    """Every run and where it stands."""
+    table = Table(title=f"{grid.title}: {folder}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("run", "variant", "status", ""):
+        table.add_column(heading, overflow="fold")
+    for cell in cells:
+        state = ablation.state(cell, claims)
+        table.add_row(cell.name, " / ".join(filter(None, cell.variant.labels)), state.status, state.detail)
+    return table
+
+
+def _restrict(grid: Grid, only: tuple[str, ...]) -> Grid:
+    names = [variant.name for variant in grid.variants]
+    if unknown := set(only) - set(names):
+        raise ValueError(f"ablate --only: unknown {', '.join(sorted(unknown))}: expected some of {', '.join(names)}")
+    return replace(grid, variants=tuple(v for v in grid.variants if v.name in only)) if only else grid
