@@ -87,6 +87,17 @@ def shapes_tiny() -> Config:
     )  # fmt: skip
 
 
+def shapes_small() -> Config:
+    """Synthetic shapes at 96 x 96, minutes a run on one slow core: for grids of ablations and comparisons."""
+    tiny, shapes = shapes_tiny(), ShapesConfig(Path("data/shapes_small"), train_images=4000, val_images=500, size=96)
+    return replace(
+        tiny,
+        name="shapes_small",
+        data=replace(tiny.data, shapes=shapes, crop=96, eval_short_side=96, eval_max_side=96),
+        train=replace(tiny.train, iterations=800, checkpoint_every=200, max_minutes=None),
+    )
+
+
 def nuclei_small() -> Config:
     """Nuclei (2018 Data Science Bowl, one class, up to a hundred instances an image) on a CPU, within an hour."""
     model = _small_model(1, 128, 100, 3, AlignedQueryConfig(count=100, point_sets=3, points=4096))
@@ -122,6 +133,7 @@ def coco_subset_small() -> Config:
 RECIPES = {
     recipe.__name__: recipe
     for recipe in (
-        r50_50ep, r50_12ep, swin_s_50ep, swin_b_50ep, mask2former_r50_50ep, shapes_tiny, nuclei_small, coco_subset_small
+        r50_50ep, r50_12ep, swin_s_50ep, swin_b_50ep, mask2former_r50_50ep, shapes_tiny, shapes_small, nuclei_small,
+        coco_subset_small,
     )
 }  # fmt: skip
