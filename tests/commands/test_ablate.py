@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from alignmask.analysis.claims import Claims
 from alignmask.train import checkpoint
 from tests.commands.terminal import TINY, Terminal
@@ -64,7 +66,7 @@ def test_ablate_reports_failed_runs(workshop: Path, alignmask_: Terminal, tmp_pa
     assert "holds a run with other settings" in alignmask_.complaint(*broken)
 
 
-def test_ablate_mistakes(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> None:
+def test_ablate_mistakes(workshop: Path, alignmask_: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "unknown grid 'table5': expected one of table3, table4" in alignmask_.complaint(
         "ablate", "table5", "r50_12ep"
     )
@@ -73,6 +75,9 @@ def test_ablate_mistakes(workshop: Path, alignmask_: Terminal, tmp_path: Path) -
     assert "unknown fall: expected some of softmax_no_aql, no_aql, full" in text
     text = alignmask_.complaint("ablate", "table3", "r50_12ep", "--out", tmp_path)
     assert "instances_train2017.json: cannot read" in text
+    with monkeypatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "2")
+        assert "start one process per GPU" in alignmask_.complaint(*ablate_arguments(workshop, tmp_path))
     assert list(tmp_path.iterdir()) == []
     assert alignmask_("ablate") == 0
     assert "table4      Table 4" in alignmask_.out

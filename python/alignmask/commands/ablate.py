@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -99,6 +100,11 @@ def run(
     retry: bool = False,
 ) -> int:
     """Lists the plan, trains, prints and writes the tables. Returns 1 if runs have failed."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "ablate: torchrun's processes would each do runs of their own; start one process per GPU instead: "
+            "CUDA_VISIBLE_DEVICES=0 alignmask ablate ..., and so on (--train.accumulate N makes a large batch fit)"
+        )
     grid = _restrict(GRIDS[name], only)
     config = replace(config, data=resolve_paths(config.data))
     train_dataset(config.data)  # what is wrong with the data is said once, not by every run
