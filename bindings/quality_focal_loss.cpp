@@ -12,7 +12,7 @@ namespace {
 constexpr const char* kOp = "quality_focal_loss";
 
 void forward(py::handle loss, py::handle grad_logits, py::handle logits, py::handle label, py::handle iou, double gamma,
-             double theta, int threads) {
+             double theta, int threads, std::uintptr_t stream) {
   const TensorArg loss_arg(kOp, "loss", loss), grad_arg(kOp, "grad_logits", grad_logits),
       logits_arg(kOp, "logits", logits), label_arg(kOp, "label", label), iou_arg(kOp, "iou", iou);
   QualityFocalLossArgs args;
@@ -24,6 +24,7 @@ void forward(py::handle loss, py::handle grad_logits, py::handle logits, py::han
   args.gamma = gamma;
   args.theta = theta;
   args.threads = threads;
+  args.stream = reinterpret_cast<void*>(stream);
   const py::gil_scoped_release released;
   quality_focal_loss_forward(args);
 }
@@ -33,6 +34,7 @@ void forward(py::handle loss, py::handle grad_logits, py::handle logits, py::han
 void bind_quality_focal_loss(py::module_& module) {
   module.def("quality_focal_loss_forward", forward, py::arg("loss"), py::arg("grad_logits"), py::arg("logits"),
              py::arg("label"), py::arg("iou"), py::arg("gamma") = 2.0, py::arg("theta") = 0.5, py::arg("threads") = 1,
+             py::arg("stream") = 0,
              "Write loss and, unless it is None, grad_logits; see core/quality_focal_loss/quality_focal_loss.h.");
 }
 

@@ -11,6 +11,9 @@ struct BFloat16 {
   unsigned short bits;
 };
 
+/// For elements whose type a kernel learns only when it runs.
+enum class ElementType : unsigned char { kFloat, kDouble, kHalf, kBFloat16 };
+
 template <class T>
 struct ArithmeticOf {
   using type = float;

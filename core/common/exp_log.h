@@ -3,14 +3,14 @@
 #pragma once
 
 #include "target.h"
-#if !defined(__CUDACC__)
+#if !defined(__CUDACC__) && !defined(ALIGNMASK_SIMT)
 #include <cstdint>
 #include <type_traits>
 #endif
 
 namespace alignmask::ALIGNMASK_ISA {
 
-#if defined(__CUDACC__)
+#if defined(__CUDACC__) || defined(ALIGNMASK_SIMT)
 
 ALIGNMASK_HOST_DEVICE float exp_of_negative(float x) { return ::expf(x); }
 ALIGNMASK_HOST_DEVICE double exp_of_negative(double x) { return ::exp(x); }

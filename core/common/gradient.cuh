@@ -7,18 +7,15 @@
 
 namespace alignmask {
 
-constexpr int kElementwiseThreads = 256;
-constexpr int kFillBytesPerThread = 64;
-
 /// Writes zeros. One thread writes 64 bytes, neighbours next to each other.
 template <class T>
 ALIGNMASK_KERNEL(kElementwiseThreads, 8)
 fill_zero(ALIGNMASK_PARAMS FillParams params) {
-  const Int64 first = static_cast<Int64>(blockIdx.x) * kElementwiseThreads * kFillBytesPerThread;
+  const Int64 first = static_cast<Int64>(blockIdx.x) * kFillBytesPerBlock;
   char* const to = static_cast<char*>(params.to) + first;
   const Int64 bytes = params.bytes - first;
   constexpr int kStep = kElementwiseThreads * 16;
-  for (int i = 0; i < kFillBytesPerThread / 16; ++i) {
+  for (int i = 0; i < kFillBytesPerBlock / kStep; ++i) {
     const int at = i * kStep + static_cast<int>(threadIdx.x) * 16;
     if (at + 16 <= bytes) {
       store_words(Words<4>{{0, 0, 0, 0}}, to + at);

@@ -5,6 +5,9 @@
 
 namespace alignmask {
 
+constexpr int kElementwiseThreads = 256;  // of a block
+constexpr int kFillBytesPerBlock = kElementwiseThreads * 64;
+
 struct FillParams {
   void* to;
   long long bytes;  // a multiple of 4

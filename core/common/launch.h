@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "element.h"
 #include "tensor_view.h"
 
 namespace alignmask {
@@ -31,6 +32,20 @@ Launch make_launch(std::string kernel, unsigned blocks, unsigned threads, const 
 
 /// Name of an element type inside a kernel's name.
 const char* kernel_type(DType dtype);
+
+/// `size` as the kernels count it. Throws ValueError that names `op` and `what` if it does not fit.
+int checked_int(std::int64_t size, const char* op, const char* what);
+
+ElementType element_type(DType dtype);  ///< of a floating type
+
+bool is_arithmetic(DType dtype);  ///< float32 or float64?
+
+void copy_strides(const TensorView& tensor, long long* to);
+void contiguous_strides(const TensorView& tensor, long long* to);  ///< that it would have
+bool is_contiguous(const TensorView& tensor);
+
+/// Do the memory and the strides of the `leading` dimensions allow reading `count` elements at once?
+bool is_aligned(const TensorView& tensor, int leading, int count);
 
 struct LaunchTarget {
   const char* op;  ///< whose kernels they are

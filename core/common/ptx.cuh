@@ -63,6 +63,13 @@ ALIGNMASK_DEVICE void hide_origin(Words<kWords>& words) {
   for (int i = 0; i < kWords; ++i) asm volatile("" : "+r"(words.word[i]));
 }
 
+/// The same number, about which the compiler knows nothing: what is computed from it in a loop stays in the loop, where
+/// registers are dearer than instructions.
+ALIGNMASK_DEVICE int recomputed(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 ALIGNMASK_DEVICE float bits_to_float(UInt32 bits) {
 #if defined(ALIGNMASK_SIMT)
   return baseline::bit_cast<float>(bits);

@@ -90,7 +90,27 @@ ALIGNMASK_DEVICE void load_pair(const void* tensor, Int64 index, bool wide, Arit
   }
 }
 
-/// Writes element `index` likewise.
+/// Reads element `index` of a tensor of any floating type.
+template <class F>
+ALIGNMASK_DEVICE F load_as(const void* tensor, Int64 index, ElementType type) {
+  switch (type) {
+    case ElementType::kFloat:
+      return static_cast<F>(static_cast<const float*>(tensor)[index]);
+    case ElementType::kDouble:
+      return static_cast<F>(static_cast<const double*>(tensor)[index]);
+    case ElementType::kHalf:
+      return static_cast<F>(to_float(static_cast<const Half*>(tensor)[index]));
+    default:
+      return static_cast<F>(to_float(static_cast<const BFloat16*>(tensor)[index]));
+  }
+}
+
+/// Reads element `index` of a tensor of integers of 64 bits, or, unless `wide`, of 32.
+ALIGNMASK_DEVICE Int64 load_int(const void* tensor, Int64 index, bool wide) {
+  return wide ? static_cast<const Int64*>(tensor)[index] : static_cast<const int*>(tensor)[index];
+}
+
+/// Writes element `index` of a tensor that holds T, or, if `wide`, the arithmetic type of T.
 template <class T>
 ALIGNMASK_DEVICE void store_either(Arithmetic<T> x, void* tensor, Int64 index, bool wide) {
   using F = Arithmetic<T>;

@@ -7,6 +7,8 @@ namespace alignmask {
 
 ALIGNMASK_DEVICE float exponential(float x) { return expf(x); }
 ALIGNMASK_DEVICE double exponential(double x) { return exp(x); }
+ALIGNMASK_DEVICE float power_of(float base, float exponent) { return powf(base, exponent); }
+ALIGNMASK_DEVICE double power_of(double base, double exponent) { return pow(base, exponent); }
 ALIGNMASK_DEVICE float floor_of(float x) { return floorf(x); }
 ALIGNMASK_DEVICE double floor_of(double x) { return floor(x); }
 

@@ -4,12 +4,16 @@
 
 #include "../common/check.h"
 #include "../common/dispatch.h"
+#include "../common/launch.h"
+#include "mask_iou_launch.h"
 
 namespace alignmask {
 
 ALIGNMASK_FOR_EACH_ISA(void mask_iou_forward_cpu(const MaskIouArgs& args);)
 
-void mask_iou_forward(const MaskIouArgs& args) {
+namespace {
+
+ArgumentCheck check_forward(const MaskIouArgs& args) {
   ArgumentCheck check("mask_iou");
   check.input("predictions", args.predictions, "BQhw", kFloats);
   check.input("owner", args.owner, "G", kInts);
@@ -23,8 +27,22 @@ void mask_iou_forward(const MaskIouArgs& args) {
   if (!args.iou.present) check.fail_type("iou is missing");
   check.output("iou", args.iou, "GQ", {arithmetic_dtype(args.predictions.dtype)});
   check.in_range("owner", args.owner, 0, check.size('B'));
-  check.require_cpu();
+  return check;
+}
+
+}  // namespace
+
+void mask_iou_forward(const MaskIouArgs& args) {
+  const ArgumentCheck check = check_forward(args);
+  if (is_launch_device(check.device())) {
+    check.workspace(args.workspace, mask_iou_forward_workspace_bytes(args));
+    return run({"mask_iou", check.device(), args.stream}, mask_iou_forward_launches(args));
+  }
   ALIGNMASK_ON_CPU(mask_iou_forward_cpu, args);
+}
+
+std::int64_t mask_iou_forward_workspace(const MaskIouArgs& args) {
+  return is_launch_device(check_forward(args).device()) ? mask_iou_forward_workspace_bytes(args) : 0;
 }
 
 }  // namespace alignmask

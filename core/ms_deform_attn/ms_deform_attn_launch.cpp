@@ -1,7 +1,6 @@
 #include "ms_deform_attn_launch.h"
 
 #include <algorithm>
-#include <initializer_list>
 #include <limits>
 
 #include "../common/check.h"
@@ -13,25 +12,7 @@ namespace alignmask {
 
 namespace {
 
-constexpr int kElementwiseThreads = 256, kFillBytesPerBlock = 256 * 64;  // as in gradient.cuh
-
-bool is_arithmetic(DType dtype) { return dtype == DType::kFloat32 || dtype == DType::kFloat64; }
-
-void copy_strides(const TensorView& tensor, long long* to) {
-  std::copy(tensor.strides, tensor.strides + tensor.dims, to);
-}
-
-void contiguous_strides(const TensorView& tensor, long long* to) {
-  long long stride = 1;
-  for (int i = tensor.dims - 1; i >= 0; stride *= tensor.shape[i--]) to[i] = stride;
-}
-
-bool is_contiguous(const TensorView& tensor) {
-  long long stride = 1;
-  for (int i = tensor.dims - 1; i >= 0; stride *= tensor.shape[i--])
-    if (tensor.shape[i] != 1 && tensor.strides[i] != stride) return false;
-  return true;
-}
+constexpr const char* kOp = "ms_deform_attn";
 
 /// Strides of a [B, Q, N·D] tensor, seen as [B, Q, N, D].
 void copy_head_strides(const TensorView& tensor, int channels, long long* to) {
@@ -39,13 +20,6 @@ void copy_head_strides(const TensorView& tensor, int channels, long long* to) {
   to[1] = tensor.strides[1];
   to[2] = tensor.strides[2] * channels;
   to[3] = tensor.strides[2];
-}
-
-int checked_int(std::int64_t size, const char* what) {
-  if (size > std::numeric_limits<int>::max())
-    throw ValueError(std::string("ms_deform_attn: ") + what + " = " + std::to_string(size) +
-                     " is more than kernels on this device can count");
-  return static_cast<int>(size);
 }
 
 /// Everything but outputs.
@@ -58,9 +32,9 @@ MSDeformAttnParams params_for(const MSDeformAttnArgs& args) {
   if (L > MSDeformAttnParams::kMaxLevels)
     throw ValueError("ms_deform_attn: L = " + std::to_string(L) + " levels are more than the " +
                      std::to_string(MSDeformAttnParams::kMaxLevels) + " that a kernel can be told of");
-  checked_int(S, "S");
-  checked_int(B * N, "B·N");
-  checked_int(L * P, "L·P");
+  checked_int(S, kOp, "S");
+  checked_int(B * N, kOp, "B·N");
+  checked_int(L * P, kOp, "L·P");
   params.value = value.data;
   params.locations = locations.data;
   params.weights = weights.data;
@@ -74,10 +48,10 @@ MSDeformAttnParams params_for(const MSDeformAttnArgs& args) {
   params.reference_wide = is_arithmetic(reference.dtype);
 
   params.query_heads = B * N * Q;
-  params.images = checked_int(B, "B");
-  params.queries = checked_int(Q, "Q");
-  params.heads = checked_int(N, "N");
-  params.channels = checked_int(value.shape[3], "D");
+  params.images = checked_int(B, kOp, "B");
+  params.queries = checked_int(Q, kOp, "Q");
+  params.heads = checked_int(N, kOp, "N");
+  params.channels = checked_int(value.shape[3], kOp, "D");
   params.levels = static_cast<int>(L);
   params.points = static_cast<int>(P);
   params.by_queries = FastDivide(static_cast<unsigned>(std::max(params.queries, 1)));
@@ -94,15 +68,6 @@ MSDeformAttnParams params_for(const MSDeformAttnArgs& args) {
     token += tokens;
   }
   return params;
-}
-
-/// Do data and the strides of the leading dimensions allow reading `count` elements at once?
-bool is_aligned(const TensorView& tensor, int leading, int count) {
-  for (int i = 0; i < leading; ++i)
-    if (tensor.shape[i] > 1 && tensor.strides[i] % count) return false;
-  return reinterpret_cast<std::uintptr_t>(tensor.data) %
-             static_cast<std::uintptr_t>(count * element_bytes(tensor.dtype)) ==
-         0;
 }
 
 /// Can lanes read `vector` channels of value and `out` (or its gradient), and pairs of coordinates, at once?
@@ -174,7 +139,7 @@ Backward plan_backward(const MSDeformAttnArgs& args, void* memory) {
     params.grad_value = args.grad_value.data;
     copy_strides(args.grad_value, params.grad_value_strides);
     if (args.deterministic) {
-      checked_int(static_cast<std::int64_t>(params.queries) * params.points + kAttentionThreads, "Q·P");
+      checked_int(static_cast<std::int64_t>(params.queries) * params.points + kAttentionThreads, kOp, "Q·P");
       if (args.reference.present) params.softmax = workspace.take(2 * params.query_heads * bytes);
       const std::int64_t channel_blocks = (params.channels + kOrderedChannels - 1) / kOrderedChannels;
       last.push_back(make_launch("ms_deform_attn_ordered_value_gradient" + type,

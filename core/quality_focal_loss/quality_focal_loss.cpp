@@ -4,6 +4,8 @@
 
 #include "../common/check.h"
 #include "../common/dispatch.h"
+#include "../common/launch.h"
+#include "quality_focal_loss_launch.h"
 
 namespace alignmask {
 
@@ -22,7 +24,8 @@ void quality_focal_loss_forward(const QualityFocalLossArgs& args) {
   check.output("loss", args.loss, "R", {args.logits.dtype});
   check.output("grad_logits", args.grad_logits, "RC", {arithmetic_dtype(args.logits.dtype)});
   check.in_range("label", args.label, -1, check.size('C'));
-  check.require_cpu();
+  if (is_launch_device(check.device()))
+    return run({"quality_focal_loss", check.device(), args.stream}, quality_focal_loss_forward_launches(args));
   ALIGNMASK_ON_CPU(quality_focal_loss_forward_cpu, args);
 }
 

@@ -87,6 +87,7 @@ def test_upsampling_is_that_of_the_evaluation(implementation: str, scale: int) -
     assert expected.max() > 0.1
 
 
+@pytest.mark.parametrize("implementation", cases.implementations(OP, emulated=False), indirect=True)
 def test_counts_are_exact_beyond_float32(implementation: str) -> None:
     """2^24 + 1 foreground pixels are not a float32."""
     side = 4100

@@ -44,12 +44,26 @@ def test_strided_gradients_of_ms_deform_attn(dtype: torch.dtype) -> None:
         assert torch.equal(plain, strided)
 
 
+def run_mask_iou(width: int, scale: int, dtype: torch.dtype) -> None:
+    ops.mask_iou(*cases.mask_iou(cases.IouShape(1, 2, (3, width), scale, 2), dtype))
+
+
+def run_quality_focal_loss(C: int, dtype: torch.dtype) -> None:
+    logits, label, iou = cases.quality_focal_loss(cases.LossShape(3, C), dtype)
+    for gamma in (1.5, 2.0):
+        ops.quality_focal_loss(logits, label, iou, gamma)
+
+
 def test_every_kernel_runs() -> None:
     _simt.launched_kernels()
     for implementation, dtype in itertools.product(cases.EMULATIONS, cases.DTYPES):
-        with cases.using(implementation, "ms_deform_attn"):
+        with cases.using(implementation, "any"):
             for D in (16, 32, 64, 5):
                 run_ms_deform_attn(D, dtype)
+            for width, scale in ((16, 1), (5, 1), (16, 2)):
+                run_mask_iou(width, scale, dtype)
+            for C in (5, 8):
+                run_quality_focal_loss(C, dtype)
     test_strided_gradients_of_ms_deform_attn(torch.float32)
     test_strided_gradients_of_ms_deform_attn(torch.float64)
     assert set(_simt.all_kernels()) == set(_simt.launched_kernels())

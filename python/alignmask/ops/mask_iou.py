@@ -41,7 +41,10 @@ def mask_iou(predictions_BQHW: Tensor, targets_GHW: Tensor, owner_G: Tensor, thr
 
 def _forward_cpu(predictions: Tensor, targets: Tensor, owner: Tensor, threshold: float) -> Tensor:
     iou = _empty(predictions, owner)
-    _library.core.mask_iou_forward(iou, predictions, targets, owner, threshold, torch.get_num_threads())
+    workspace = _library.workspace(
+        _library.core.mask_iou_forward_workspace(iou, predictions, targets, owner), predictions
+    )
+    _library.core.mask_iou_forward(iou, predictions, targets, owner, threshold, torch.get_num_threads(), workspace)
     return iou
 
 

@@ -1,0 +1,18 @@
+// Every instantiation of the kernels of mask_iou: the launches choose among these, nothing else gets compiled.
+#pragma once
+
+// mask_iou_count: <element type, upsamples>
+#define ALIGNMASK_MASK_IOU_KERNELS(X) \
+  X(fill_zero<float>)                 \
+  X(mask_iou_pack<true>)              \
+  X(mask_iou_pack<false>)             \
+  X(mask_iou_count<float, false>)     \
+  X(mask_iou_count<float, true>)      \
+  X(mask_iou_count<double, false>)    \
+  X(mask_iou_count<double, true>)     \
+  X(mask_iou_count<Half, false>)      \
+  X(mask_iou_count<Half, true>)       \
+  X(mask_iou_count<BFloat16, false>)  \
+  X(mask_iou_count<BFloat16, true>)   \
+  X(mask_iou_divide<float>)           \
+  X(mask_iou_divide<double>)

@@ -1,0 +1,20 @@
+// Every instantiation of the kernels of quality_focal_loss: the launches choose among these, nothing else gets
+// compiled.
+#pragma once
+
+// <element type, logits per lane, gamma is 2>
+#define ALIGNMASK_QUALITY_FOCAL_LOSS_KERNELS(X)     \
+  X(quality_focal_loss_forward<float, 4, true>)     \
+  X(quality_focal_loss_forward<float, 4, false>)    \
+  X(quality_focal_loss_forward<Half, 8, true>)      \
+  X(quality_focal_loss_forward<Half, 8, false>)     \
+  X(quality_focal_loss_forward<BFloat16, 8, true>)  \
+  X(quality_focal_loss_forward<BFloat16, 8, false>) \
+  X(quality_focal_loss_forward<float, 1, true>)     \
+  X(quality_focal_loss_forward<float, 1, false>)    \
+  X(quality_focal_loss_forward<double, 1, true>)    \
+  X(quality_focal_loss_forward<double, 1, false>)   \
+  X(quality_focal_loss_forward<Half, 1, true>)      \
+  X(quality_focal_loss_forward<Half, 1, false>)     \
+  X(quality_focal_loss_forward<BFloat16, 1, true>)  \
+  X(quality_focal_loss_forward<BFloat16, 1, false>)
