@@ -12,7 +12,7 @@ namespace {
 constexpr const char* kOp = "masked_point_pool";
 
 void forward(py::handle pooled, py::handle weight, py::handle features, py::handle masks, py::handle owner,
-             py::handle points, bool divide_by_points, int threads) {
+             py::handle points, bool divide_by_points, int threads, std::uintptr_t stream) {
   const TensorArg pooled_arg(kOp, "pooled", pooled), weight_arg(kOp, "weight", weight),
       features_arg(kOp, "features", features), masks_arg(kOp, "masks", masks), owner_arg(kOp, "owner", owner),
       points_arg(kOp, "points", points);
@@ -25,26 +25,53 @@ void forward(py::handle pooled, py::handle weight, py::handle features, py::hand
   args.points = points_arg;
   args.divide_by_points = divide_by_points;
   args.threads = threads;
+  args.stream = reinterpret_cast<void*>(stream);
   const py::gil_scoped_release released;
   masked_point_pool_forward(args);
 }
 
-void backward(py::handle grad_features, py::handle grad_pooled, py::handle weight, py::handle masks, py::handle owner,
-              py::handle points, bool divide_by_points, int threads) {
-  const TensorArg grad_features_arg(kOp, "grad_features", grad_features),
-      grad_pooled_arg(kOp, "grad_pooled", grad_pooled), weight_arg(kOp, "weight", weight),
-      masks_arg(kOp, "masks", masks), owner_arg(kOp, "owner", owner), points_arg(kOp, "points", points);
+/// Arguments of backward, and the Python tensors behind them.
+struct BackwardCall {
+  BackwardCall(py::handle grad_features, py::handle grad_pooled, py::handle weight, py::handle masks, py::handle owner,
+               py::handle points, bool divide_by_points, bool deterministic, py::handle workspace)
+      : grad_features(kOp, "grad_features", grad_features),
+        grad_pooled(kOp, "grad_pooled", grad_pooled),
+        weight(kOp, "weight", weight),
+        masks(kOp, "masks", masks),
+        owner(kOp, "owner", owner),
+        points(kOp, "points", points),
+        workspace(kOp, "workspace", workspace) {
+    args.grad_features = this->grad_features;
+    args.grad_pooled = this->grad_pooled;
+    args.weight = this->weight;
+    args.masks = this->masks;
+    args.owner = this->owner;
+    args.points = this->points;
+    args.divide_by_points = divide_by_points;
+    args.deterministic = deterministic;
+    args.workspace = this->workspace;
+  }
+
+  TensorArg grad_features, grad_pooled, weight, masks, owner, points, workspace;
   MaskedPointPoolArgs args;
-  args.grad_features = grad_features_arg;
-  args.grad_pooled = grad_pooled_arg;
-  args.weight = weight_arg;
-  args.masks = masks_arg;
-  args.owner = owner_arg;
-  args.points = points_arg;
-  args.divide_by_points = divide_by_points;
-  args.threads = threads;
+};
+
+void backward(py::handle grad_features, py::handle grad_pooled, py::handle weight, py::handle masks, py::handle owner,
+              py::handle points, bool divide_by_points, int threads, bool deterministic, py::handle workspace,
+              std::uintptr_t stream) {
+  BackwardCall call(grad_features, grad_pooled, weight, masks, owner, points, divide_by_points, deterministic,
+                    workspace);
+  call.args.threads = threads;
+  call.args.stream = reinterpret_cast<void*>(stream);
   const py::gil_scoped_release released;
-  masked_point_pool_backward(args);
+  masked_point_pool_backward(call.args);
+}
+
+std::int64_t backward_workspace(py::handle grad_features, py::handle grad_pooled, py::handle weight, py::handle masks,
+                                py::handle owner, py::handle points, bool divide_by_points, bool deterministic) {
+  const BackwardCall call(grad_features, grad_pooled, weight, masks, owner, points, divide_by_points, deterministic,
+                          py::none());
+  return masked_point_pool_backward_workspace(call.args);
 }
 
 }  // namespace
@@ -52,11 +79,17 @@ void backward(py::handle grad_features, py::handle grad_pooled, py::handle weigh
 void bind_masked_point_pool(py::module_& module) {
   module.def("masked_point_pool_forward", forward, py::arg("pooled"), py::arg("weight"), py::arg("features"),
              py::arg("masks"), py::arg("owner"), py::arg("points"), py::arg("divide_by_points") = false,
-             py::arg("threads") = 1, "Write pooled and weight; see core/masked_point_pool/masked_point_pool.h.");
+             py::arg("threads") = 1, py::arg("stream") = 0,
+             "Write pooled and weight; see core/masked_point_pool/masked_point_pool.h.");
   module.def("masked_point_pool_backward", backward, py::arg("grad_features"), py::arg("grad_pooled"),
              py::arg("weight"), py::arg("masks"), py::arg("owner"), py::arg("points"),
-             py::arg("divide_by_points") = false, py::arg("threads") = 1,
+             py::arg("divide_by_points") = false, py::arg("threads") = 1, py::arg("deterministic") = false,
+             py::arg("workspace") = py::none(), py::arg("stream") = 0,
              "Write grad_features; see core/masked_point_pool/masked_point_pool.h.");
+  module.def("masked_point_pool_backward_workspace", backward_workspace, py::arg("grad_features"),
+             py::arg("grad_pooled"), py::arg("weight"), py::arg("masks"), py::arg("owner"), py::arg("points"),
+             py::arg("divide_by_points") = false, py::arg("deterministic") = false,
+             "Bytes of workspace that masked_point_pool_backward wants for these arguments; none on the CPU.");
 }
 
 }  // namespace alignmask

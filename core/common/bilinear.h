@@ -13,6 +13,13 @@ ALIGNMASK_HOST_DEVICE F pixel_position(F coordinate, F size) {
   return coordinate * size - 0.5f;
 }
 
+/// Largest integer at or below a number that an I can hold.
+template <class I, class F>
+ALIGNMASK_HOST_DEVICE I floor_index(F position) {
+  const I truncated = static_cast<I>(position);
+  return truncated - (static_cast<F>(truncated) > position);
+}
+
 /// One value for each of the four pixels around a position.
 template <class F>
 struct Corners {

@@ -4,6 +4,8 @@
 
 #include "../common/check.h"
 #include "../common/dispatch.h"
+#include "../common/launch.h"
+#include "masked_point_pool_launch.h"
 
 namespace alignmask {
 
@@ -44,21 +46,43 @@ void masked_point_pool_forward(const MaskedPointPoolArgs& args) {
   if (!args.weight.present) check.fail_type("weight is missing");
   check.output("pooled", args.pooled, "GTC", {args.features.dtype});
   check.output("weight", args.weight, "GT", {arithmetic_dtype(args.features.dtype)});
-  check.require_cpu();
+  if (is_launch_device(check.device()))
+    return run({"masked_point_pool", check.device(), args.stream}, masked_point_pool_forward_launches(args));
   ALIGNMASK_ON_CPU(masked_point_pool_forward_cpu, args);
 }
 
-void masked_point_pool_backward(const MaskedPointPoolArgs& args) {
+namespace {
+
+/// The features themselves have no part in their gradient: that gives the sizes.
+MaskedPointPoolArgs sized_by_gradient(const MaskedPointPoolArgs& args) {
+  MaskedPointPoolArgs sized = args;
+  sized.features = args.grad_features;
+  return sized;
+}
+
+ArgumentCheck check_backward(const MaskedPointPoolArgs& args) {
   ArgumentCheck check("masked_point_pool");
   if (!args.grad_features.present) check.fail_type("grad_features is missing");
   check.output("grad_features", args.grad_features, "BCHW", kFloats);
-  MaskedPointPoolArgs sized = args;
-  sized.features = args.grad_features;  // for its sizes; the features themselves have no part in their gradient
-  check_inputs(check, sized);
-  check.input("grad_pooled", args.grad_pooled, "GTC", {sized.features.dtype});
-  check.input("weight", args.weight, "GT", {arithmetic_dtype(sized.features.dtype)});
-  check.require_cpu();
-  ALIGNMASK_ON_CPU(masked_point_pool_backward_cpu, sized);
+  check_inputs(check, sized_by_gradient(args));
+  check.input("grad_pooled", args.grad_pooled, "GTC", {args.grad_features.dtype});
+  check.input("weight", args.weight, "GT", {arithmetic_dtype(args.grad_features.dtype)});
+  return check;
+}
+
+}  // namespace
+
+void masked_point_pool_backward(const MaskedPointPoolArgs& args) {
+  const ArgumentCheck check = check_backward(args);
+  if (is_launch_device(check.device())) {
+    check.workspace(args.workspace, masked_point_pool_backward_workspace_bytes(args));
+    return run({"masked_point_pool", check.device(), args.stream}, masked_point_pool_backward_launches(args));
+  }
+  ALIGNMASK_ON_CPU(masked_point_pool_backward_cpu, sized_by_gradient(args));
+}
+
+std::int64_t masked_point_pool_backward_workspace(const MaskedPointPoolArgs& args) {
+  return is_launch_device(check_backward(args).device()) ? masked_point_pool_backward_workspace_bytes(args) : 0;
 }
 
 }  // namespace alignmask

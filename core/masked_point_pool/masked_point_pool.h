@@ -30,11 +30,18 @@ struct MaskedPointPoolArgs {
 
   int threads = 1;         ///< at most so many CPU threads; the result does not depend on it
   void* stream = nullptr;  ///< CUDA: the stream to work on
+
+  bool deterministic = false;  ///< CUDA: backward adds in a fixed order (the CPU always does)
+  TensorView workspace;        ///< CUDA, backward: uint8, as many as masked_point_pool_backward_workspace() says,
+                               ///< aligned to 16 bytes, in use until the stream has done the work
 };
 
 /// Throw TypeError or ValueError, before anything is written, unless the arguments fit together. Outputs must not
 /// overlap inputs. On CUDA, owner is not looked at: an entry out of range is treated as an instance without an image.
 void masked_point_pool_forward(const MaskedPointPoolArgs& args);
 void masked_point_pool_backward(const MaskedPointPoolArgs& args);
+
+/// Bytes of workspace that masked_point_pool_backward() wants for these arguments. Throws likewise.
+std::int64_t masked_point_pool_backward_workspace(const MaskedPointPoolArgs& args);
 
 }  // namespace alignmask

@@ -12,12 +12,14 @@
 namespace alignmask {
 
 KernelTable mask_iou_kernels();
+KernelTable masked_point_pool_kernels();
 KernelTable ms_deform_attn_kernels();
 KernelTable quality_focal_loss_kernels();
 
 namespace {
 
-const KernelTable tables[] = {mask_iou_kernels(), ms_deform_attn_kernels(), quality_focal_loss_kernels()};
+const KernelTable tables[] = {mask_iou_kernels(), masked_point_pool_kernels(), ms_deform_attn_kernels(),
+                              quality_focal_loss_kernels()};
 
 KernelFunction find_kernel(const std::string& name) {
   for (const KernelTable& table : tables)

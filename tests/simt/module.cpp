@@ -39,6 +39,7 @@ py::tuple planted(const std::string& bug, const std::vector<float>& numbers) {
 PYBIND11_MODULE(_simt, module) {
   alignmask::bind_errors();
   alignmask::bind_mask_iou(module);
+  alignmask::bind_masked_point_pool(module);
   alignmask::bind_ms_deform_attn(module);
   alignmask::bind_quality_focal_loss(module);
   module.def("cpu_instruction_set", [] { return "simt"; });

@@ -48,6 +48,13 @@ def run_mask_iou(width: int, scale: int, dtype: torch.dtype) -> None:
     ops.mask_iou(*cases.mask_iou(cases.IouShape(1, 2, (3, width), scale, 2), dtype))
 
 
+def run_masked_point_pool(C: int, channels_last: bool, dtype: torch.dtype) -> None:
+    features, *rest = cases.masked_point_pool(cases.PoolShape(2, C, (5, 4), (7, 9), 3, 2, 40), dtype=dtype)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    features = features.to(memory_format=layout).requires_grad_()
+    ops.masked_point_pool(features, *rest)[0].square().sum().backward()
+
+
 def run_quality_focal_loss(C: int, dtype: torch.dtype) -> None:
     logits, label, iou = cases.quality_focal_loss(cases.LossShape(3, C), dtype)
     for gamma in (1.5, 2.0):
@@ -62,6 +69,8 @@ def test_every_kernel_runs() -> None:
                 run_ms_deform_attn(D, dtype)
             for width, scale in ((16, 1), (5, 1), (16, 2)):
                 run_mask_iou(width, scale, dtype)
+            for C, channels_last in ((8, True), (3, True), (8, False)):
+                run_masked_point_pool(C, channels_last, dtype)
             for C in (5, 8):
                 run_quality_focal_loss(C, dtype)
     test_strided_gradients_of_ms_deform_attn(torch.float32)

@@ -88,9 +88,11 @@ def _backward_cpu(
     divide_by_points: bool,
 ) -> Tensor:
     grad_features = _empty_gradient(grad_pooled, weight, masks, owner, points, size, channels_last, divide_by_points)
-    _library.core.masked_point_pool_backward(
-        grad_features, grad_pooled, weight, masks, owner, points, divide_by_points, torch.get_num_threads()
-    )
+    call = (grad_features, grad_pooled, weight, masks, owner, points, divide_by_points)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    size = _library.core.masked_point_pool_backward_workspace(*call, deterministic)
+    workspace = _library.workspace(size, grad_features)
+    _library.core.masked_point_pool_backward(*call, torch.get_num_threads(), deterministic, workspace)
     return grad_features
 
 

@@ -1,0 +1,13 @@
+#include "masked_point_pool.cuh"
+
+#include "../common/kernel_table.h"
+#include "masked_point_pool_kernels.h"
+
+namespace alignmask {
+
+KernelTable masked_point_pool_kernels() {
+  static const KernelEntry entries[] = {ALIGNMASK_MASKED_POINT_POOL_KERNELS(ALIGNMASK_KERNEL_ENTRY)};
+  return {entries, sizeof(entries) / sizeof(entries[0])};
+}
+
+}  // namespace alignmask
