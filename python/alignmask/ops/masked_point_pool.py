@@ -90,8 +90,8 @@ def _backward_cpu(
     grad_features = _empty_gradient(grad_pooled, weight, masks, owner, points, size, channels_last, divide_by_points)
     call = (grad_features, grad_pooled, weight, masks, owner, points, divide_by_points)
     deterministic = torch.are_deterministic_algorithms_enabled()
-    size = _library.core.masked_point_pool_backward_workspace(*call, deterministic)
-    workspace = _library.workspace(size, grad_features)
+    workspace_bytes = _library.core.masked_point_pool_backward_workspace(*call, deterministic)
+    workspace = _library.workspace(workspace_bytes, grad_features)
     _library.core.masked_point_pool_backward(*call, torch.get_num_threads(), deterministic, workspace)
     return grad_features
 
