@@ -23,6 +23,7 @@ _LAZY_MODULES = (
     "data",
     "eval",
     "export",
+    "integrations",
     "loss",
     "model",
     "ops",
