@@ -10,9 +10,12 @@ from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
+from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
 from alignmask.model.config import BackboneConfig
+from alignmask.safe_load import read_tensors
 
 STRIDES = (4, 8, 16, 32)
 
@@ -65,6 +68,19 @@ class Backbone(nn.Module):
         return self
 
 
+class SwinBlock(SwinTransformerBlock):
+    """timm's block, but a map is padded to whole windows before it is shifted, as in Swin's detectors and Mask2Former.
+
+    timm shifts first. That is the same where the window's side divides the map's; elsewhere the shift there takes the first
+    rows to the middle of the last windows, beside the padding.
+    """
+
+    def _attn(self, x_BHWC: Tensor) -> Tensor:
+        height, width = x_BHWC.shape[1:3]
+        padding = (0, 0, 0, -width % self.window_size[1], 0, -height % self.window_size[0])
+        return super()._attn(F.pad(x_BHWC, padding))[:, :height, :width]
+
+
 def _batch_norms(body: nn.Module) -> list[nn.Module]:
     return [m for m in body.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
@@ -74,10 +90,18 @@ def _create(config: BackboneConfig) -> nn.Module:
     if config.name.startswith("swin"):
         options["strict_img_size"] = False
         options["always_partition"] = True  # or the last stage never shifts its windows, whatever the image's size
+    if config.swin is not None:
+        if not config.name.startswith("swin_"):
+            raise ValueError(f"backbone {config.name}: it is no Swin Transformer, so `swin` cannot shape it")
+        shape = config.swin
+        options.update(embed_dim=shape.embed_dim, depths=shape.depths, num_heads=shape.heads, window_size=shape.window)
     try:
         body = timm.create_model(config.name, pretrained=config.pretrained is True, features_only=True, **options)
     except RuntimeError as error:  # timm's way to say that it does not know the name
         raise ValueError(f"backbone {config.name!r}: {error}") from error
+    for block in body.modules():
+        if type(block) is SwinTransformerBlock:
+            block.__class__ = SwinBlock
     if isinstance(config.pretrained, str):
         _load_weights(body, config.pretrained)
     if config.freeze_norm:
@@ -88,7 +112,7 @@ def _create(config: BackboneConfig) -> nn.Module:
 
 def _load_weights(body: nn.Module, source: str) -> None:
     if source == "lite0-package":
-        weights = torch.load(_lite0_file(), map_location="cpu", weights_only=True)
+        weights = read_tensors(_lite0_file())
         # The package names its tensors otherwise, but lists them in the same order; the classifier comes last.
         own = body.state_dict()
         tensors = list(weights.values())
@@ -103,13 +127,7 @@ def _load_weights(body: nn.Module, source: str) -> None:
     path = Path(source)
     if not path.is_file():
         raise FileNotFoundError(f"backbone weights {source}: no such file")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        weights = load_file(path)
-    else:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    missing, unexpected = body.load_state_dict(weights, strict=False)
+    missing, unexpected = body.load_state_dict(read_tensors(path), strict=False)
     if missing:
         raise ValueError(f"backbone weights {source}: {len(missing)} tensors are missing, the first are {missing[:5]}")
 

