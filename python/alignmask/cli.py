@@ -19,6 +19,7 @@ COMMANDS = {
     "analyze": "how well scores follow mask quality, several models side by side: tables, plots, an interactive page",
     "predict": "segment images: overlay pictures, and predictions as COCO JSON",
     "ablate": "the paper's ablations, and others: a grid of runs, shared by any number of processes, and its table",
+    "convert": "weights from and to Mask2Former's own code and Hugging Face",
     "demo": "train a small model on built-in synthetic images in minutes, evaluate it, draw pictures",
     "export": "write a checkpoint as a torch.export program or as ONNX",
     "flops": "parameters and multiply-adds of a recipe's model",

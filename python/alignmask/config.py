@@ -93,6 +93,9 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
+    init_from: Path | None = None
+    """Start from these weights: a run or checkpoint, a Mask2Former file (.pkl, .pth) or a Hugging Face folder. The class head
+    is loaded only if it is for as many classes and for the same kind of score (softmax or sigmoid)."""
     iterations: int = 368_750
     batch_size: int = 16
     """Images per optimizer step, summed over all processes and accumulation steps."""

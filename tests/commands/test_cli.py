@@ -31,6 +31,7 @@ HELP = {
     "predict": ("CHECKPOINT", "IMAGE|DIR", "--out DIR", "--threshold"),
     "ablate": ("table3", "table4", "components", "nuclei_small"),
     "ablate table4 nuclei_small": ("--seeds", "--only", "--dry-run", "--retry", "--train.iterations"),
+    "convert": ("SRC", "DST", "--to", "--annotations FILE"),
     "demo": ("--minutes", "--out DIR"),
     "flops": ("RECIPE", "--size H W", "--aligned-queries"),
     "info": ("usage: alignmask info",),

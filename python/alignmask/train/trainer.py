@@ -29,6 +29,8 @@ from alignmask.data import Batch, CocoDataset, TrainingStream, collate, resolve_
 from alignmask.eval.coco import Evaluation, evaluate_model
 from alignmask.loss import Criterion
 from alignmask.model import build_model
+from alignmask.model.pretrained import Report, initialise
+from alignmask.predictor import without_pretrained
 from alignmask.train import checkpoint as checkpoints
 from alignmask.train.log import Log, last_evaluation
 from alignmask.train.optimizer import build_optimizer, learning_rate_factor
@@ -74,7 +76,10 @@ class Trainer:
 
         folder = self._start_folder(resume)
         set_seed(t.seed)
-        model = build_model(config.model)
+        model = build_model(config.model if t.init_from is None else without_pretrained(config).model)
+        self.initial_weights: Report | None = None
+        if t.init_from is not None and folder is None:
+            self.initial_weights = initialise(model, t.init_from)
         self.criterion = Criterion(config.model, config.loss)
         optimizer = build_optimizer(model, t)
         self.ema = ModelEmaV3(model, decay=t.ema, use_warmup=True) if t.ema else None
@@ -315,6 +320,8 @@ class Trainer:
         start = f"continues at iteration {self.step}" if self.step else "starts"
         self.log.say(f"run {self.run_dir} {start}; {parameters / 1e6:.1f} M parameters on {self.accelerator.device}")
         self.log.say(f"training data: {self.train_data.describe()}")
+        if self.initial_weights is not None:
+            self.log.say(f"weights of {self.config.train.init_from}: {self.initial_weights}")
 
 
 class _Signals:

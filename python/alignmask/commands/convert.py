@@ -1,0 +1,86 @@
+"""`alignmask convert`: other projects' weights into a checkpoint of ours, and the baseline into theirs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from alignmask.data.coco_classes import COCO_CLASSES
+from alignmask.data.index import CocoIndex
+from alignmask.model.pretrained import Report, Source, initialise_from, read
+from alignmask.model.pretrained.writing import write_huggingface, write_mask2former
+from alignmask.predictor import without_pretrained
+from alignmask.train import checkpoint
+
+Format = Literal["alignmask", "mask2former", "huggingface"]
+
+
+def main(arguments: list[str]) -> int:
+    return tyro.cli(command, prog="alignmask convert", args=arguments)
+
+
+def command(
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")],
+    destination: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")],
+    to: Format = "alignmask",
+    annotations: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
+) -> int:
+    """Convert weights between AlignMask, Mask2Former's own code and Hugging Face. Nothing in a file is executed.
+
+    SRC is a checkpoint or run of ours, a checkpoint of Mask2Former's code (.pkl, .pth; ResNet or Swin), or a folder that
+    Hugging Face's Mask2FormerForUniversalSegmentation was saved to.
+
+    A checkpoint of ours is a folder for `alignmask eval`, `predict` and `train --train.init-from`. Only a model without
+    sigmoid scores is a Mask2Former, and can be written as one.
+
+    Args:
+        source: What to read.
+        destination: What to write: a folder, or for mask2former a file that ends in .pkl or .pth. It must be new.
+        to: Whose format to write.
+        annotations: COCO annotation file with the names and ids of the classes. Else the source's are kept, if it has any,
+            and 80 classes are taken for COCO's.
+    """
+    if destination.exists():
+        raise FileExistsError(f"convert: {destination} is there already: nothing is overwritten")
+    kind, found = read(source)
+    if kind == to:
+        raise ValueError(f"convert: {source} has the format {to} already")
+    model, report = initialise_from(found, str(source))
+    names, ids = classes(found, annotations)
+    config = without_pretrained(dataclasses.replace(found.config, name=destination.name))
+    weights = model.state_dict()
+    if to == "alignmask":
+        meta = {"class_names": names, "category_ids": ids, "source": kind}
+        checkpoint.save(destination, config, weights, meta)
+    elif to == "huggingface":
+        report.unused += write_huggingface(weights, config, names, destination)
+    else:
+        report.unused += write_mask2former(weights, config, destination)
+    _tell(found, names, report, f"{kind} -> {to}: {destination}")
+    return 0
+
+
+def classes(source: Source, annotations: Path | None) -> tuple[list[str], list[int]]:
+    """Names and category ids. Raises ValueError if the file's categories are not as many as the classes."""
+    count, names = source.config.model.num_classes, source.class_names
+    if annotations is not None:
+        index = CocoIndex(annotations)
+        if len(index.class_names) != count:
+            raise ValueError(
+                f"convert: {annotations} has {len(index.class_names)} categories, the model {count} classes"
+            )
+        return index.class_names, index.category_ids
+    if names is not None and source.category_ids is not None:
+        return names, source.category_ids
+    if count == len(COCO_CLASSES) and (names is None or names[0] in ("person", "LABEL_0")):
+        return list(COCO_CLASSES.values()), list(COCO_CLASSES)
+    return names or [f"class {number}" for number in range(1, count + 1)], list(range(1, count + 1))
+
+
+def _tell(source: Source, names: list[str], report: Report, what: str) -> None:
+    model = source.config.model
+    parts = [model.backbone.name, f"{model.query_decoder.queries} queries", f"{model.num_classes} classes"]
+    print(f"{what}\n{', '.join(parts)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})\n{report}")
