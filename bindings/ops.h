@@ -8,6 +8,9 @@ namespace alignmask {
 /// Makes the core's errors those of Python.
 void bind_errors();
 
+/// Kernels for GPUs: what the build has, who launches them.
+void bind_gpu(pybind11::module_& module);
+
 void bind_mask_iou(pybind11::module_& module);
 void bind_masked_point_pool(pybind11::module_& module);
 void bind_ms_deform_attn(pybind11::module_& module);

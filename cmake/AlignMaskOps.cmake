@@ -2,6 +2,7 @@
 #
 #   <name>.cpp         validates and dispatches; compiled once
 #   <name>_launch.cpp  works out which kernels a call on a GPU runs; compiled once
+#   <name>.cu          the kernels for GPUs; compiled once, where CUDA is built
 #   <name>_cpu.cpp     the CPU schedule; compiled once per instruction set, in a namespace of that name
 
 set(ALIGNMASK_WARNINGS -Wall -Wextra -Wno-psabi -Wno-ignored-attributes)
@@ -23,6 +24,9 @@ function(alignmask_add_op name)
   target_sources(alignmask_core PRIVATE ${folder}/${name}.cpp)
   if(EXISTS ${folder}/${name}_launch.cpp)
     target_sources(alignmask_core PRIVATE ${folder}/${name}_launch.cpp)
+  endif()
+  if(ALIGNMASK_WITH_CUDA AND EXISTS ${folder}/${name}.cu)
+    target_sources(alignmask_core PRIVATE ${folder}/${name}.cu)
   endif()
   foreach(isa IN LISTS ALIGNMASK_ISAS)
     set(object alignmask_${name}_${isa})

@@ -124,6 +124,14 @@ void ArgumentCheck::in_range(const char* name, const TensorView& tensor, std::in
   }
 }
 
+std::string ArgumentCheck::sizes() const {
+  std::string text;
+  for (char letter = 'A'; letter <= 'Z'; ++letter)
+    if (sizes_[static_cast<unsigned char>(letter)].source)
+      text += (text.empty() ? "" : ", ") + std::string(1, letter) + " = " + std::to_string(size(letter));
+  return text;
+}
+
 void ArgumentCheck::require_cpu() const {
   if (device_.type != DeviceType::kCPU) fail_value("no kernel for device " + to_string(device_) + " in this build");
 }

@@ -59,6 +59,9 @@ class ArgumentCheck {
 
   Device device() const { return device_; }
 
+  /// "B = 2, C = 256, ...", for errors.
+  std::string sizes() const;
+
   [[noreturn]] void fail_value(const std::string& message) const {
     throw ValueError(std::string(op_) + ": " + message);
   }

@@ -16,8 +16,22 @@
 #define ALIGNMASK_SHARED(T, name, count) __shared__ __align__(16) T name[count]
 #endif
 
-/// Starts the definition of a kernel for blocks of `threads`, of which `blocks` should fit on a multiprocessor at once.
-#define ALIGNMASK_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
+// Threads that a multiprocessor can hold.
+#if !defined(__CUDA_ARCH__)
+#define ALIGNMASK_RESIDENT_THREADS 2048
+#elif __CUDA_ARCH__ == 750
+#define ALIGNMASK_RESIDENT_THREADS 1024
+#elif __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 870 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200
+#define ALIGNMASK_RESIDENT_THREADS 1536
+#else
+#define ALIGNMASK_RESIDENT_THREADS 2048
+#endif
+
+/// Starts the definition of a kernel for blocks of `threads`, of which `blocks` should fit on a multiprocessor at once
+/// (fewer, where it cannot hold that many threads).
+#define ALIGNMASK_KERNEL(threads, blocks) \
+  __global__ void __launch_bounds__(      \
+      threads, (threads) * (blocks) <= ALIGNMASK_RESIDENT_THREADS ? (blocks) : ALIGNMASK_RESIDENT_THREADS / (threads))
 
 /// Before the parameters of a kernel, a struct: it is read where the launch put it, no thread makes a copy.
 #if defined(ALIGNMASK_SIMT)

@@ -47,10 +47,13 @@ bool is_contiguous(const TensorView& tensor);
 /// Do the memory and the strides of the `leading` dimensions allow reading `count` elements at once?
 bool is_aligned(const TensorView& tensor, int leading, int count);
 
+class ArgumentCheck;
+
 struct LaunchTarget {
   const char* op;  ///< whose kernels they are
   Device device;
   void* stream;
+  const ArgumentCheck* check = nullptr;  ///< knows the sizes, for errors
 };
 
 /// Do tensors on this device go to kernels for devices (else to those for the CPU)?

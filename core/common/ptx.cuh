@@ -124,8 +124,10 @@ ALIGNMASK_DEVICE BFloat16 to_bfloat16(float x) {
 ALIGNMASK_DEVICE bool has_vector_atomics() {
 #if defined(ALIGNMASK_SIMT)
   return simt::has_vector_atomics();
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  return true;
 #else
-  return __CUDA_ARCH__ >= 900;
+  return false;
 #endif
 }
 

@@ -70,7 +70,7 @@ void check_channels(const ArgumentCheck& check, const char* name, const TensorVi
 }
 
 LaunchTarget launch_target(const ArgumentCheck& check, const MSDeformAttnArgs& args) {
-  return {names(args).op, check.device(), args.stream};
+  return {names(args).op, check.device(), args.stream, &check};
 }
 
 }  // namespace

@@ -5,28 +5,13 @@
 #include <set>
 #include <utility>
 
-#include "../../core/common/kernel_table.h"
+#include "../../core/common/kernel_tables.h"
 #include "launched.h"
 #include "runtime.h"
 
 namespace alignmask {
 
-KernelTable mask_iou_kernels();
-KernelTable masked_point_pool_kernels();
-KernelTable ms_deform_attn_kernels();
-KernelTable quality_focal_loss_kernels();
-
 namespace {
-
-const KernelTable tables[] = {mask_iou_kernels(), masked_point_pool_kernels(), ms_deform_attn_kernels(),
-                              quality_focal_loss_kernels()};
-
-KernelFunction find_kernel(const std::string& name) {
-  for (const KernelTable& table : tables)
-    for (std::size_t i = 0; i < table.count; ++i)
-      if (name == table.entries[i].name) return table.entries[i].function;
-  throw simt::Error("no kernel is called " + name);
-}
 
 std::set<std::string> seen;
 
@@ -34,7 +19,7 @@ std::set<std::string> seen;
 
 std::set<std::string> all_kernels() {
   std::set<std::string> names;
-  for (const KernelTable& table : tables)
+  for (const KernelTable& table : kernel_tables())
     for (std::size_t i = 0; i < table.count; ++i) names.insert(table.entries[i].name);
   return names;
 }
@@ -43,11 +28,15 @@ std::set<std::string> launched_kernels() { return std::exchange(seen, {}); }
 
 bool is_launch_device(Device device) { return device.type == DeviceType::kCPU; }
 
+void run_on_simt(const Launch& launch) {
+  const KernelFunction kernel = find_kernel(launch.kernel);
+  if (!kernel) throw simt::Error("no kernel is called " + launch.kernel);
+  seen.insert(launch.kernel);
+  simt::launch(launch.blocks, launch.threads, kernel, launch.params.data());
+}
+
 void run(const LaunchTarget&, const std::vector<Launch>& launches) {
-  for (const Launch& launch : launches) {
-    seen.insert(launch.kernel);
-    simt::launch(launch.blocks, launch.threads, find_kernel(launch.kernel), launch.params.data());
-  }
+  for (const Launch& launch : launches) run_on_simt(launch);
 }
 
 }  // namespace alignmask

@@ -1,8 +1,10 @@
-// Which kernels there are, and which have run.
+// Launches on the SIMT runtime: which kernels there are, which have run, and how to run one.
 #pragma once
 
 #include <set>
 #include <string>
+
+#include "../../core/common/launch.h"
 
 namespace alignmask {
 
@@ -10,5 +12,7 @@ std::set<std::string> all_kernels();
 
 /// Since the last call.
 std::set<std::string> launched_kernels();
+
+void run_on_simt(const Launch& launch);
 
 }  // namespace alignmask

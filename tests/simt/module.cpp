@@ -34,6 +34,12 @@ py::tuple planted(const std::string& bug, const std::vector<float>& numbers) {
   return py::make_tuple(sums, positive);
 }
 
+/// A launch as alignmask._core hands it to Python.
+void launch(const std::string& kernel, unsigned blocks, unsigned threads, const py::bytes& params) {
+  const std::string bytes = params;
+  alignmask::run_on_simt({kernel, blocks, threads, {bytes.begin(), bytes.end()}});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_simt, module) {
@@ -51,6 +57,8 @@ PYBIND11_MODULE(_simt, module) {
              "Shall kernels add several floats at once, as from sm_90 on?");
   module.def("all_kernels", alignmask::all_kernels, "Names of all kernels.");
   module.def("launched_kernels", alignmask::launched_kernels, "Names of those that ran since the last call.");
+  module.def("launch", launch, py::arg("kernel"), py::arg("blocks"), py::arg("threads"), py::arg("params"),
+             "Run one kernel.");
   std::vector<std::string> bugs;
   for (const alignmask::PlantedBug& bug : alignmask::kPlantedBugs) bugs.emplace_back(bug.name);
   module.attr("PLANTED_BUGS") = bugs;

@@ -1,0 +1,18 @@
+// The way to a GPU that no kernel of this build fits: somebody outside of the core carries launches out.
+#pragma once
+
+#include <functional>
+
+#include "launch.h"
+
+namespace alignmask {
+
+using Launcher = std::function<void(const LaunchTarget&, const std::vector<Launch>&)>;
+
+/// From now on `launcher` carries out the launches for GPU `index`; an empty one leaves them to this build.
+void set_launcher(int index, Launcher launcher);
+
+/// Lets the launcher of the target's device carry out the launches. False: there is none, nothing was done.
+bool run_by_launcher(const LaunchTarget& target, const std::vector<Launch>& launches);
+
+}  // namespace alignmask
