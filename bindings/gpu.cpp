@@ -37,7 +37,14 @@ void set_python_launcher(int index, const py::object& function) {
     for (const Launch& launch : launches)
       list.append(py::make_tuple(launch.kernel, launch.blocks, launch.threads,
                                  py::bytes(reinterpret_cast<const char*>(launch.params.data()), launch.params.size())));
-    (*shared)(target.op, target.device.index, reinterpret_cast<std::uintptr_t>(target.stream), list);
+    try {
+      (*shared)(target.op, target.device.index, reinterpret_cast<std::uintptr_t>(target.stream), list);
+    } catch (py::error_already_set& error) {
+      if (!error.matches(PyExc_RuntimeError)) throw;
+      const std::string message = describe(target) + ": " + py::str(error.value()).cast<std::string>();
+      py::raise_from(error, PyExc_RuntimeError, message.c_str());
+      throw py::error_already_set();
+    }
   });
 }
 

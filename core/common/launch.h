@@ -56,6 +56,9 @@ struct LaunchTarget {
   const ArgumentCheck* check = nullptr;  ///< knows the sizes, for errors
 };
 
+/// "ms_deform_attn on cuda:0 (B = 2, ...)", for errors.
+std::string describe(const LaunchTarget& target);
+
 /// Do tensors on this device go to kernels for devices (else to those for the CPU)?
 bool is_launch_device(Device device);
 

@@ -79,9 +79,8 @@ class CurrentDevice {
 };
 
 std::string describe(const LaunchTarget& target, const Launch& launch) {
-  return std::string(target.op) + " on " + to_string(target.device) +
-         (target.check ? " (" + target.check->sizes() + ")" : "") + ": launch of " + launch.kernel + " with " +
-         std::to_string(launch.blocks) + " blocks of " + std::to_string(launch.threads) + " threads failed: ";
+  return describe(target) + ": launch of " + launch.kernel + " with " + std::to_string(launch.blocks) + " blocks of " +
+         std::to_string(launch.threads) + " threads failed: ";
 }
 
 }  // namespace

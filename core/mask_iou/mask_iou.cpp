@@ -36,7 +36,7 @@ void mask_iou_forward(const MaskIouArgs& args) {
   const ArgumentCheck check = check_forward(args);
   if (is_launch_device(check.device())) {
     check.workspace(args.workspace, mask_iou_forward_workspace_bytes(args));
-    return run({"mask_iou", check.device(), args.stream}, mask_iou_forward_launches(args));
+    return run({"mask_iou", check.device(), args.stream, &check}, mask_iou_forward_launches(args));
   }
   ALIGNMASK_ON_CPU(mask_iou_forward_cpu, args);
 }

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignmask.ops import _gpu
+
 try:
     core: Any = importlib.import_module("alignmask._core")
 except ImportError as error:
@@ -20,6 +22,7 @@ except ImportError as error:
 OPS = ("ms_deform_attn", "masked_point_pool", "mask_iou", "quality_focal_loss")
 
 _library = torch.library.Library("alignmask", "DEF")
+_gpus = _gpu.Gpus(core, OPS)
 _kernels: dict[str, frozenset[str]] = {}
 _forced_reference: set[str] = set()
 
@@ -60,14 +63,18 @@ def implementation(op: str, device_type: str) -> str:
     """Name what runs `op` on tensors of `device_type` ("cpu", "cuda", ...).
 
     Returns:
-        "kernel (<instruction set>)" for a kernel of ours, "shapes only" for meta tensors, else "reference" (plain torch).
+        "kernel (...)" for a kernel of ours, "shapes only" for meta tensors, else "reference" (plain torch), perhaps with the
+        reason.
 
     Raises:
         ValueError: `op` is none of `OPS`.
     """
+    if device_type == "cuda" and "cuda" in _kernels.get(op, ()) and op not in _forced_reference:
+        texts = {way.text for way in _gpus.ways()}
+        return " or ".join(sorted(texts)) if texts else "reference (no GPU)"
     if not has_kernel(op, device_type):
         return "reference"
-    return {"cpu": f"kernel ({core.cpu_instruction_set()})", "meta": "shapes only"}.get(device_type, "kernel")
+    return {"cpu": f"kernel ({core.cpu_instruction_set()})", "meta": "shapes only"}[device_type]
 
 
 def has_kernel(op: str, device_type: str) -> bool:
@@ -75,11 +82,24 @@ def has_kernel(op: str, device_type: str) -> bool:
 
     Raises:
         ValueError: `op` is none of `OPS`.
+        RuntimeError: `ALIGNMASK_CUDA` forces kernels on GPUs that do not work there.
     """
     if _known(op) in _forced_reference:
         return False
     devices = _kernels.get(op, frozenset())
+    if device_type == "cuda":
+        return device_type in devices and _gpus_usable()
     return device_type in devices or (device_type == "meta" and bool(devices))
+
+
+@torch.compiler.assume_constant_result
+def _gpus_usable() -> bool:
+    return _gpus.usable()
+
+
+def stream(tensor: Tensor) -> int:
+    """Where torch works on the device of `tensor` at present, for a kernel to go there, too."""
+    return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
 
 
 def workspace(size: int, like: Tensor) -> Tensor | None:

@@ -98,12 +98,19 @@ def _flat(name: str, level_shapes: Sequence[tuple[int, int]]) -> list[int]:
 # One operator serves both forms: with `reference`, `locations` are offsets and `weights` are logits.
 
 
-def _forward_cpu(
+def _forward_kernel(
     value: Tensor, level_shapes: list[int], locations: Tensor, weights: Tensor, reference: Tensor | None
 ) -> Tensor:
     out = _empty_out(value, locations)
     _library.core.ms_deform_attn_forward(
-        out, value, level_shapes, locations, weights, torch.get_num_threads(), reference
+        out,
+        value,
+        level_shapes,
+        locations,
+        weights,
+        torch.get_num_threads(),
+        reference,
+        _library.stream(value),
     )
     return out
 
@@ -121,7 +128,7 @@ def _empty_out(value: Tensor, locations: Tensor) -> Tensor:
     return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
 
 
-def _backward_cpu(
+def _backward_kernel(
     grad_out: Tensor,
     value: Tensor,
     level_shapes: list[int],
@@ -139,7 +146,8 @@ def _backward_cpu(
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
     workspace = _library.workspace(_library.core.ms_deform_attn_backward_workspace(*call, **options), value)
-    _library.core.ms_deform_attn_backward(*call, threads=torch.get_num_threads(), workspace=workspace, **options)
+    where = {"threads": torch.get_num_threads(), "stream": _library.stream(value)}
+    _library.core.ms_deform_attn_backward(*call, workspace=workspace, **where, **options)
     return gradients
 
 
@@ -177,7 +185,7 @@ def _gradient(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
 _forward = _library.define(
     "ms_deform_attn",
     "(Tensor value, SymInt[] level_shapes, Tensor locations, Tensor weights, Tensor? reference) -> Tensor",
-    kernels={"cpu": _forward_cpu},
+    kernels={"cpu": _forward_kernel, "cuda": _forward_kernel},
     fake=_forward_fake,
     backward=_gradient,
     setup_context=_setup_context,
@@ -186,6 +194,6 @@ _backward = _library.define(
     "ms_deform_attn_backward",
     "(Tensor grad_out, Tensor value, SymInt[] level_shapes, Tensor locations, Tensor weights, Tensor? reference,"
     " bool[4] needed) -> (Tensor, Tensor, Tensor, Tensor)",
-    kernels={"cpu": _backward_cpu},
+    kernels={"cpu": _backward_kernel, "cuda": _backward_kernel},
     fake=_backward_fake,
 )
