@@ -74,10 +74,11 @@ bool is_aligned(const TensorView& tensor, int leading, int count) {
   return reinterpret_cast<std::uintptr_t>(tensor.data) %
              static_cast<std::uintptr_t>(count * element_bytes(tensor.dtype)) ==
          0;
+}
 
-  std::string describe(const LaunchTarget& target) {
-    return std::string(target.op) + " on " + to_string(target.device) +
-           (target.check ? " (" + target.check->sizes() + ")" : "");
-  }
+std::string describe(const LaunchTarget& target) {
+  return std::string(target.op) + " on " + to_string(target.device) +
+         (target.check ? " (" + target.check->sizes() + ")" : "");
+}
 
 }  // namespace alignmask

@@ -39,12 +39,13 @@ def mask_iou(predictions_BQHW: Tensor, targets_GHW: Tensor, owner_G: Tensor, thr
     return iou_GQ
 
 
-def _forward_cpu(predictions: Tensor, targets: Tensor, owner: Tensor, threshold: float) -> Tensor:
+def _forward_kernel(predictions: Tensor, targets: Tensor, owner: Tensor, threshold: float) -> Tensor:
     iou = _empty(predictions, owner)
     workspace = _library.workspace(
         _library.core.mask_iou_forward_workspace(iou, predictions, targets, owner), predictions
     )
-    _library.core.mask_iou_forward(iou, predictions, targets, owner, threshold, torch.get_num_threads(), workspace)
+    where = {"threads": torch.get_num_threads(), "stream": _library.stream(predictions)}
+    _library.core.mask_iou_forward(iou, predictions, targets, owner, threshold, workspace=workspace, **where)
     return iou
 
 
@@ -62,6 +63,6 @@ def _empty(predictions: Tensor, owner: Tensor) -> Tensor:
 _forward = _library.define(
     "mask_iou",
     "(Tensor predictions, Tensor targets, Tensor owner, float threshold) -> Tensor",
-    kernels={"cpu": _forward_cpu},
+    kernels={"cpu": _forward_kernel, "cuda": _forward_kernel},
     fake=_forward_fake,
 )

@@ -47,13 +47,13 @@ def quality_focal_loss(
     return loss_R
 
 
-def _forward_cpu(
+def _forward_kernel(
     logits: Tensor, label: Tensor, iou: Tensor, gamma: float, theta: float, with_gradient: bool
 ) -> tuple[Tensor, Tensor]:
     loss, gradient = _empty(logits, with_gradient)
-    _library.core.quality_focal_loss_forward(
-        loss, gradient if with_gradient else None, logits, label, iou, gamma, theta, torch.get_num_threads()
-    )
+    where = {"threads": torch.get_num_threads(), "stream": _library.stream(logits)}
+    kept = gradient if with_gradient else None
+    _library.core.quality_focal_loss_forward(loss, kept, logits, label, iou, gamma, theta, **where)
     return loss, gradient
 
 
@@ -89,7 +89,7 @@ def _gradient(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Tensor | None, ...]:
 _forward = _library.define(
     "quality_focal_loss",
     "(Tensor logits, Tensor label, Tensor iou, float gamma, float theta, bool with_gradient) -> (Tensor, Tensor)",
-    kernels={"cpu": _forward_cpu},
+    kernels={"cpu": _forward_kernel, "cuda": _forward_kernel},
     fake=_forward_fake,
     backward=_gradient,
     setup_context=_setup_context,
