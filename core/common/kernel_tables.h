@@ -9,11 +9,13 @@
 namespace alignmask {
 
 KernelTable mask_iou_kernels();
+KernelTable masked_point_pool_kernels();
 KernelTable ms_deform_attn_kernels();
 KernelTable quality_focal_loss_kernels();
 
 inline const std::vector<KernelTable>& kernel_tables() {
-  static const std::vector<KernelTable> all = {mask_iou_kernels(), ms_deform_attn_kernels(), quality_focal_loss_kernels()};
+  static const std::vector<KernelTable> all = {mask_iou_kernels(), masked_point_pool_kernels(),
+                                               ms_deform_attn_kernels(), quality_focal_loss_kernels()};
   return all;
 }
 

@@ -47,7 +47,7 @@ void masked_point_pool_forward(const MaskedPointPoolArgs& args) {
   check.output("pooled", args.pooled, "GTC", {args.features.dtype});
   check.output("weight", args.weight, "GT", {arithmetic_dtype(args.features.dtype)});
   if (is_launch_device(check.device()))
-    return run({"masked_point_pool", check.device(), args.stream}, masked_point_pool_forward_launches(args));
+    return run({"masked_point_pool", check.device(), args.stream, &check}, masked_point_pool_forward_launches(args));
   ALIGNMASK_ON_CPU(masked_point_pool_forward_cpu, args);
 }
 
@@ -76,7 +76,7 @@ void masked_point_pool_backward(const MaskedPointPoolArgs& args) {
   const ArgumentCheck check = check_backward(args);
   if (is_launch_device(check.device())) {
     check.workspace(args.workspace, masked_point_pool_backward_workspace_bytes(args));
-    return run({"masked_point_pool", check.device(), args.stream}, masked_point_pool_backward_launches(args));
+    return run({"masked_point_pool", check.device(), args.stream, &check}, masked_point_pool_backward_launches(args));
   }
   ALIGNMASK_ON_CPU(masked_point_pool_backward_cpu, sized_by_gradient(args));
 }

@@ -52,13 +52,12 @@ def masked_point_pool(
     return pooled_GTC, weight_GT
 
 
-def _forward_cpu(
+def _forward_kernel(
     features: Tensor, masks: Tensor, owner: Tensor, points: Tensor, divide_by_points: bool
 ) -> tuple[Tensor, Tensor]:
     pooled, weight = _empty(features, owner, points)
-    _library.core.masked_point_pool_forward(
-        pooled, weight, features, masks, owner, points, divide_by_points, torch.get_num_threads()
-    )
+    where = {"threads": torch.get_num_threads(), "stream": _library.stream(features)}
+    _library.core.masked_point_pool_forward(pooled, weight, features, masks, owner, points, divide_by_points, **where)
     return pooled, weight
 
 
@@ -77,7 +76,7 @@ def _empty(features: Tensor, owner: Tensor, points: Tensor) -> tuple[Tensor, Ten
     return features.new_empty(*sets, features.shape[1]), weight
 
 
-def _backward_cpu(
+def _backward_kernel(
     grad_pooled: Tensor,
     weight: Tensor,
     masks: Tensor,
@@ -92,7 +91,8 @@ def _backward_cpu(
     deterministic = torch.are_deterministic_algorithms_enabled()
     workspace_bytes = _library.core.masked_point_pool_backward_workspace(*call, deterministic)
     workspace = _library.workspace(workspace_bytes, grad_features)
-    _library.core.masked_point_pool_backward(*call, torch.get_num_threads(), deterministic, workspace)
+    where = {"threads": torch.get_num_threads(), "stream": _library.stream(grad_features)}
+    _library.core.masked_point_pool_backward(*call, deterministic=deterministic, workspace=workspace, **where)
     return grad_features
 
 
@@ -127,7 +127,7 @@ def _gradient(ctx: Any, grad_pooled: Tensor, _: Any) -> tuple[Tensor | None, ...
 _forward = _library.define(
     "masked_point_pool",
     "(Tensor features, Tensor masks, Tensor owner, Tensor points, bool divide_by_points) -> (Tensor, Tensor)",
-    kernels={"cpu": _forward_cpu},
+    kernels={"cpu": _forward_kernel, "cuda": _forward_kernel},
     fake=_forward_fake,
     backward=_gradient,
     setup_context=_setup_context,
@@ -136,6 +136,6 @@ _backward = _library.define(
     "masked_point_pool_backward",
     "(Tensor grad_pooled, Tensor weight, Tensor masks, Tensor owner, Tensor points, SymInt[] size, bool channels_last,"
     " bool divide_by_points) -> Tensor",
-    kernels={"cpu": _backward_cpu},
+    kernels={"cpu": _backward_kernel, "cuda": _backward_kernel},
     fake=_empty_gradient,
 )
