@@ -37,7 +37,7 @@ Fiber::~Fiber() {
   if (stack_) munmap(stack_, kStackBytes);
 }
 
-SIMT_UNSEEN void Fiber::restart(void (*entry)()) {
+void Fiber::restart(void (*entry)()) {
   if (!stack_) {
     void* memory =
         mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -50,7 +50,7 @@ SIMT_UNSEEN void Fiber::restart(void (*entry)()) {
   bottom_ = stack_;
   size_ = kStackBytes;
 #endif
-#if defined(__SANITIZE_THREAD__)
+#if defined(SIMT_THREAD_SANITIZER)
   if (!tsan_fiber_) tsan_fiber_ = __tsan_create_fiber(0);
 #endif
 #if defined(__x86_64__)
@@ -69,12 +69,12 @@ SIMT_UNSEEN void Fiber::restart(void (*entry)()) {
 #endif
 }
 
-SIMT_UNSEEN void Fiber::switch_to(Fiber& to, bool last) {
+void Fiber::switch_to(Fiber& to, bool last) {
 #if defined(__SANITIZE_ADDRESS__)
   void* fake_stack = nullptr;
   __sanitizer_start_switch_fiber(last ? nullptr : &fake_stack, to.bottom_, to.size_);
 #endif
-#if defined(__SANITIZE_THREAD__)
+#if defined(SIMT_THREAD_SANITIZER)
   if (!tsan_fiber_) tsan_fiber_ = __tsan_get_current_fiber();
   __tsan_switch_to_fiber(to.tsan_fiber_, __tsan_switch_to_fiber_no_sync);
 #endif
@@ -89,7 +89,7 @@ SIMT_UNSEEN void Fiber::switch_to(Fiber& to, bool last) {
 #endif
 }
 
-SIMT_UNSEEN void Fiber::arrived(Fiber& from) {
+void Fiber::arrived(Fiber& from) {
 #if defined(__SANITIZE_ADDRESS__)
   const void* bottom;
   std::size_t size;

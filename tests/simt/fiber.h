@@ -10,15 +10,8 @@
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
-#if defined(__SANITIZE_THREAD__)
+#if defined(SIMT_THREAD_SANITIZER)
 #include <sanitizer/tsan_interface.h>
-#endif
-
-// The runtime's own bookkeeping is invisible to the thread sanitizer: it shall see what kernels do, and only that.
-#if defined(__SANITIZE_THREAD__)
-#define SIMT_UNSEEN __attribute__((no_sanitize("thread"), noinline))
-#else
-#define SIMT_UNSEEN
 #endif
 
 namespace simt {
@@ -53,7 +46,7 @@ class Fiber {
   const void* bottom_ = nullptr;  // of the stack, as the sanitizer wants to know it
   std::size_t size_ = 0;
 #endif
-#if defined(__SANITIZE_THREAD__)
+#if defined(SIMT_THREAD_SANITIZER)
   void* tsan_fiber_ = nullptr;
 #endif
 };

@@ -1,9 +1,10 @@
 #include "runtime.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <deque>
 #include <exception>
 #include <memory>
 #include <mutex>
@@ -47,6 +48,26 @@ struct SharedArray {
   std::size_t bytes;
 };
 
+/// Threads that can go on, in the order in which they will. Allocates nothing: the thread sanitizer would see it.
+class Queue {
+ public:
+  bool empty() const { return count_ == 0; }
+  void clear() { count_ = 0; }
+  void push(Thread* thread) { threads_[(first_ + count_++) % kMaxThreads] = thread; }
+  Thread* pop() {
+    Thread* thread = threads_[first_];
+    first_ = (first_ + 1) % kMaxThreads;
+    --count_;
+    return thread;
+  }
+
+ private:
+  Thread* threads_[kMaxThreads];
+  unsigned first_ = 0, count_ = 0;
+};
+
+constexpr int kMostSharedArrays = 32;
+
 /// One for the process: launches take turns.
 struct Machine {
   std::mutex busy;
@@ -63,19 +84,20 @@ struct Machine {
   std::unique_ptr<Thread[]> thread{new Thread[kMaxThreads]};
   Thread* current = nullptr;
   std::vector<unsigned> turns;  // the order of the block's threads
-  std::deque<Thread*> ready;
+  Queue ready;
   std::exception_ptr error;
 
   unsigned at_barrier = 0, barrier_phase = 0;
   int votes[2] = {};
   Table tables[kMaxThreads / kWarp][kTables];
-  std::vector<SharedArray> shared;
+  SharedArray shared[kMostSharedArrays];
+  int shared_count = 0;
   char barrier_order[2] = {}, start = 0, end = 0;  // addresses for the thread sanitizer
 };
 
 Machine machine;
 
-#if defined(__SANITIZE_THREAD__)
+#if defined(SIMT_THREAD_SANITIZER)
 void happens_before(char& address) { __tsan_release(&address); }
 void happens_after(char& address) { __tsan_acquire(&address); }
 #else
@@ -83,12 +105,12 @@ void happens_before(char&) {}
 void happens_after(char&) {}
 #endif
 
-SIMT_UNSEEN std::string where() {
+std::string where() {
   return "block " + std::to_string(machine.block) +
          (machine.current ? ", thread " + std::to_string(machine.current->index) : "") + ": ";
 }
 
-SIMT_UNSEEN std::string who_waits() {
+std::string who_waits() {
   unsigned count[4] = {};
   for (unsigned i = 0; i < machine.threads; ++i) ++count[static_cast<int>(machine.thread[i].state)];
   std::string text = std::to_string(count[1]) + " threads wait at __syncthreads, " + std::to_string(count[2]) +
@@ -99,30 +121,29 @@ SIMT_UNSEEN std::string who_waits() {
   return text;
 }
 
-SIMT_UNSEEN void wake(Thread& thread) {
+void wake(Thread& thread) {
   thread.state = State::kReady;
-  machine.ready.push_back(&thread);
+  machine.ready.push(&thread);
 }
 
 /// Goes on with the next thread that can; with the scheduler if the block is done or stuck.
-SIMT_UNSEEN void leave(bool last) {
+void leave(bool last) {
   Thread* from = machine.current;
   Fiber* to = &machine.scheduler;
   machine.current = nullptr;
   if (!machine.ready.empty() && !machine.error) {
-    machine.current = machine.ready.front();
-    machine.ready.pop_front();
+    machine.current = machine.ready.pop();
     to = &machine.current->fiber;
   }
   from->fiber.switch_to(*to, last);
 }
 
-SIMT_UNSEEN void wait(State state) {
+void wait(State state) {
   machine.current->state = state;
   leave(false);
 }
 
-SIMT_UNSEEN void run_thread() {
+void run_thread() {
   Fiber::arrived(machine.scheduler);
   happens_after(machine.start);
   try {
@@ -136,7 +157,7 @@ SIMT_UNSEEN void run_thread() {
 }
 
 /// 0, 1, ..., count - 1 in the chosen order.
-SIMT_UNSEEN void choose_turns(std::vector<unsigned>& turns, unsigned count, unsigned salt) {
+void choose_turns(std::vector<unsigned>& turns, unsigned count, unsigned salt) {
   turns.resize(count);
   std::iota(turns.begin(), turns.end(), 0u);
   if (machine.order == Order::kDescending) std::reverse(turns.begin(), turns.end());
@@ -146,22 +167,40 @@ SIMT_UNSEEN void choose_turns(std::vector<unsigned>& turns, unsigned count, unsi
   }
 }
 
-SIMT_UNSEEN void poison(char* memory, std::size_t bytes) {
-#if defined(__SANITIZE_THREAD__)
+#if defined(SIMT_THREAD_SANITIZER)
+// Every block gets memory that no thread has touched, else the sanitizer would take the next block's use for a race.
+constexpr std::size_t kArena = std::size_t{1} << 36;  // of addresses; pages exist from their first use on
+char* arena = static_cast<char*>(
+    mmap(nullptr, kArena, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+char* poisoned_memory(std::size_t bytes) {
+  char* memory = arena;
+  arena += (bytes + 15) / 16 * 16;
   for (volatile char* at = memory; at < memory + bytes; ++at) *at = '\xff';  // memset would be seen
-#else
-  std::memset(memory, 0xff, bytes);
-#endif
+  return memory;
 }
+void free_memory(char*) {}
+#else
+char* poisoned_memory(std::size_t bytes) {
+  void* memory = nullptr;
+  if (posix_memalign(&memory, 16, bytes)) throw std::bad_alloc();
+  std::memset(memory, 0xff, bytes);
+  return static_cast<char*>(memory);
+}
+void free_memory(char* memory) { std::free(memory); }
+#endif
 
-SIMT_UNSEEN void run_block(unsigned block) {
+void run_block(unsigned block) {
   Machine& m = machine;
   m.block = block;
   m.at_barrier = m.barrier_phase = 0;
   m.votes[0] = m.votes[1] = 0;
   for (auto& warp : m.tables)
     for (Table& table : warp) table.mask = table.arrived = table.readers = 0;
-  for (SharedArray& array : m.shared) poison(array.memory, array.bytes);
+  struct FreeShared {
+    ~FreeShared() {
+      while (machine.shared_count > 0) free_memory(machine.shared[--machine.shared_count].memory);
+    }
+  } free_shared;
   choose_turns(m.turns, m.threads, block + 1);
   m.ready.clear();
   for (unsigned i = 0; i < m.threads; ++i) {
@@ -169,11 +208,8 @@ SIMT_UNSEEN void run_block(unsigned block) {
     m.thread[i].fiber.restart(run_thread);
   }
   for (const unsigned i : m.turns) wake(m.thread[i]);
-  happens_before(m.start);
-  m.current = m.ready.front();
-  m.ready.pop_front();
+  m.current = m.ready.pop();
   m.scheduler.switch_to(m.current->fiber);
-  happens_after(m.end);
   if (m.error) std::rethrow_exception(std::exchange(m.error, nullptr));
   for (unsigned i = 0; i < m.threads; ++i)
     if (m.thread[i].state != State::kGone) throw Error(where() + "nobody can go on: " + who_waits());
@@ -192,9 +228,9 @@ void set_vector_atomics(bool has) {
   machine.vector_atomics = has;
 }
 
-SIMT_UNSEEN bool has_vector_atomics() { return machine.vector_atomics; }
+bool has_vector_atomics() { return machine.vector_atomics; }
 
-SIMT_UNSEEN void launch(unsigned blocks, unsigned threads, void (*kernel)(const void*), const void* argument) {
+void launch(unsigned blocks, unsigned threads, void (*kernel)(const void*), const void* argument) {
   const std::lock_guard<std::mutex> lock(machine.busy);
   if (threads == 0 || threads > kMaxThreads || threads % kWarp)
     throw Error("a block of " + std::to_string(threads) + " threads: whole warps, up to 1024 threads, are wanted");
@@ -204,40 +240,35 @@ SIMT_UNSEEN void launch(unsigned blocks, unsigned threads, void (*kernel)(const 
   machine.argument = argument;
   std::vector<unsigned> order;
   choose_turns(order, blocks, 0);
-  struct FreeShared {
-    ~FreeShared() {
-      for (const SharedArray& array : machine.shared) std::free(array.memory);
-      machine.shared.clear();
-    }
-  } free_shared;
+  happens_before(machine.start);
   for (const unsigned block : order) run_block(block);
+  happens_after(machine.end);
 }
 
-SIMT_UNSEEN Index thread_index() { return {machine.current->index, 0, 0}; }
-SIMT_UNSEEN Index block_index() { return {machine.block, 0, 0}; }
-SIMT_UNSEEN Index block_size() { return {machine.threads, 1, 1}; }
-SIMT_UNSEEN Index grid_size() { return {machine.blocks, 1, 1}; }
+Index thread_index() { return {machine.current->index, 0, 0}; }
+Index block_index() { return {machine.block, 0, 0}; }
+Index block_size() { return {machine.threads, 1, 1}; }
+Index grid_size() { return {machine.blocks, 1, 1}; }
 
-SIMT_UNSEEN void* shared_memory(const void* tag, std::size_t bytes) {
+void* shared_memory(const void* tag, std::size_t bytes) {
   std::size_t total = bytes;
-  for (const SharedArray& array : machine.shared) {
-    if (array.tag == tag) return array.memory;
-    total += array.bytes;
+  for (int i = 0; i < machine.shared_count; ++i) {
+    if (machine.shared[i].tag == tag) return machine.shared[i].memory;
+    total += machine.shared[i].bytes;
   }
+  if (machine.shared_count == kMostSharedArrays) throw Error(where() + "too many shared arrays");
   if (total > kMaxSharedBytes) throw Error(where() + std::to_string(total) + " bytes of shared memory are too many");
-  void* memory = nullptr;
-  if (posix_memalign(&memory, 16, bytes)) throw std::bad_alloc();
-  poison(static_cast<char*>(memory), bytes);
-  machine.shared.push_back({tag, static_cast<char*>(memory), bytes});
+  char* memory = poisoned_memory(bytes);
+  machine.shared[machine.shared_count++] = {tag, memory, bytes};
   return memory;
 }
 
-SIMT_UNSEEN void check_alignment(const void* pointer, std::size_t bytes) {
+void check_alignment(const void* pointer, std::size_t bytes) {
   if (reinterpret_cast<std::uintptr_t>(pointer) % bytes)
     throw Error(where() + "an access of " + std::to_string(bytes) + " bytes is not aligned to them");
 }
 
-SIMT_UNSEEN int barrier(bool vote) {
+int barrier(bool vote) {
   Machine& m = machine;
   const unsigned phase = m.barrier_phase & 1;
   m.votes[phase] += vote;
@@ -255,7 +286,7 @@ SIMT_UNSEEN int barrier(bool vote) {
   return m.votes[phase];
 }
 
-SIMT_UNSEEN Meeting::Meeting(const char* operation, std::uint32_t mask, std::uint64_t value, bool orders_memory) {
+Meeting::Meeting(const char* operation, std::uint32_t mask, std::uint64_t value, bool orders_memory) {
   Thread& self = *machine.current;
   const unsigned lane = self.index % kWarp, warp = self.index / kWarp;
   if (!(mask >> lane & 1)) throw Error(where() + operation + " with a mask that lacks the calling lane");
@@ -288,9 +319,9 @@ SIMT_UNSEEN Meeting::Meeting(const char* operation, std::uint32_t mask, std::uin
   if (orders_memory) happens_after(table.order[phase_]);
 }
 
-SIMT_UNSEEN Meeting::~Meeting() { --table_->readers; }
+Meeting::~Meeting() { --table_->readers; }
 
-SIMT_UNSEEN std::uint64_t Meeting::value_of(unsigned lane) const {
+std::uint64_t Meeting::value_of(unsigned lane) const {
   if (!(table_->mask >> lane & 1)) throw Error(where() + "a lane is read that the mask does not name");
   return table_->value[phase_][lane];
 }
