@@ -38,6 +38,19 @@ struct DLManagedTensor {
   void (*deleter)(DLManagedTensor* self);
 };
 
+/// In a capsule named "dltensor_versioned".
+struct DLManagedTensorVersioned {
+  struct {
+    std::uint32_t major, minor;
+  } version;
+  void* manager_ctx;
+  void (*deleter)(DLManagedTensorVersioned* self);
+  std::uint64_t flags;
+  DLTensor dl_tensor;
+};
+
+constexpr std::uint64_t kDLPackReadOnly = 1;  // a flag
+
 /// In a capsule named "dlpack_exchange_api", attribute `__dlpack_c_exchange_api__` of an array type.
 struct DLPackExchangeAPI {
   struct Header {

@@ -1,6 +1,7 @@
 #include "../core/mask_iou/mask_iou.h"
 
 #include "ops.h"
+#include "scalar_arg.h"
 #include "tensor_arg.h"
 
 namespace py = pybind11;
@@ -12,9 +13,10 @@ namespace {
 constexpr const char* kOp = "mask_iou";
 
 struct ForwardCall {
-  ForwardCall(py::handle iou, py::handle predictions, py::handle targets, py::handle owner, double threshold,
-              py::handle workspace)
-      : iou(kOp, "iou", iou),
+  ForwardCall(py::handle iou, py::handle predictions, py::handle targets, py::handle owner, py::handle threshold,
+              py::handle threads, py::handle workspace, py::handle stream)
+      : args(numbers(threshold, threads, stream)),
+        iou(kOp, "iou", iou),
         predictions(kOp, "predictions", predictions),
         targets(kOp, "targets", targets),
         owner(kOp, "owner", owner),
@@ -23,25 +25,31 @@ struct ForwardCall {
     args.predictions = this->predictions;
     args.targets = this->targets;
     args.owner = this->owner;
-    args.threshold = threshold;
     args.workspace = this->workspace;
   }
 
-  TensorArg iou, predictions, targets, owner, workspace;
+  static MaskIouArgs numbers(py::handle threshold, py::handle threads, py::handle stream) {
+    MaskIouArgs args;
+    args.threshold = number_arg(kOp, "threshold", threshold);
+    args.threads = int_arg(kOp, "threads", threads);
+    args.stream = stream_arg(kOp, "stream", stream);
+    return args;
+  }
+
   MaskIouArgs args;
+  TensorArg iou, predictions, targets, owner, workspace;
 };
 
-void forward(py::handle iou, py::handle predictions, py::handle targets, py::handle owner, double threshold,
-             int threads, py::handle workspace, std::uintptr_t stream) {
-  ForwardCall call(iou, predictions, targets, owner, threshold, workspace);
-  call.args.threads = threads;
-  call.args.stream = reinterpret_cast<void*>(stream);
+void forward(py::handle iou, py::handle predictions, py::handle targets, py::handle owner, py::handle threshold,
+             py::handle threads, py::handle workspace, py::handle stream) {
+  const ForwardCall call(iou, predictions, targets, owner, threshold, threads, workspace, stream);
   const py::gil_scoped_release released;
   mask_iou_forward(call.args);
 }
 
 std::int64_t forward_workspace(py::handle iou, py::handle predictions, py::handle targets, py::handle owner) {
-  return mask_iou_forward_workspace(ForwardCall(iou, predictions, targets, owner, 0, py::none()).args);
+  return mask_iou_forward_workspace(
+      ForwardCall(iou, predictions, targets, owner, py::int_(0), py::int_(1), py::none(), py::int_(0)).args);
 }
 
 }  // namespace

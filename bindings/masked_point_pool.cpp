@@ -1,6 +1,7 @@
 #include "../core/masked_point_pool/masked_point_pool.h"
 
 #include "ops.h"
+#include "scalar_arg.h"
 #include "tensor_arg.h"
 
 namespace py = pybind11;
@@ -12,20 +13,20 @@ namespace {
 constexpr const char* kOp = "masked_point_pool";
 
 void forward(py::handle pooled, py::handle weight, py::handle features, py::handle masks, py::handle owner,
-             py::handle points, bool divide_by_points, int threads, std::uintptr_t stream) {
+             py::handle points, py::handle divide_by_points, py::handle threads, py::handle stream) {
+  MaskedPointPoolArgs args;
+  args.divide_by_points = bool_arg(kOp, "divide_by_points", divide_by_points);
+  args.threads = int_arg(kOp, "threads", threads);
+  args.stream = stream_arg(kOp, "stream", stream);
   const TensorArg pooled_arg(kOp, "pooled", pooled), weight_arg(kOp, "weight", weight),
       features_arg(kOp, "features", features), masks_arg(kOp, "masks", masks), owner_arg(kOp, "owner", owner),
       points_arg(kOp, "points", points);
-  MaskedPointPoolArgs args;
   args.pooled = pooled_arg;
   args.weight = weight_arg;
   args.features = features_arg;
   args.masks = masks_arg;
   args.owner = owner_arg;
   args.points = points_arg;
-  args.divide_by_points = divide_by_points;
-  args.threads = threads;
-  args.stream = reinterpret_cast<void*>(stream);
   const py::gil_scoped_release released;
   masked_point_pool_forward(args);
 }
@@ -33,8 +34,10 @@ void forward(py::handle pooled, py::handle weight, py::handle features, py::hand
 /// Arguments of backward, and the Python tensors behind them.
 struct BackwardCall {
   BackwardCall(py::handle grad_features, py::handle grad_pooled, py::handle weight, py::handle masks, py::handle owner,
-               py::handle points, bool divide_by_points, bool deterministic, py::handle workspace)
-      : grad_features(kOp, "grad_features", grad_features),
+               py::handle points, py::handle divide_by_points, py::handle deterministic, py::handle workspace,
+               py::handle threads = py::int_(1), py::handle stream = py::int_(0))
+      : args(numbers(divide_by_points, deterministic, threads, stream)),
+        grad_features(kOp, "grad_features", grad_features),
         grad_pooled(kOp, "grad_pooled", grad_pooled),
         weight(kOp, "weight", weight),
         masks(kOp, "masks", masks),
@@ -47,28 +50,35 @@ struct BackwardCall {
     args.masks = this->masks;
     args.owner = this->owner;
     args.points = this->points;
-    args.divide_by_points = divide_by_points;
-    args.deterministic = deterministic;
     args.workspace = this->workspace;
   }
 
-  TensorArg grad_features, grad_pooled, weight, masks, owner, points, workspace;
+  static MaskedPointPoolArgs numbers(py::handle divide_by_points, py::handle deterministic, py::handle threads,
+                                     py::handle stream) {
+    MaskedPointPoolArgs args;
+    args.divide_by_points = bool_arg(kOp, "divide_by_points", divide_by_points);
+    args.deterministic = bool_arg(kOp, "deterministic", deterministic);
+    args.threads = int_arg(kOp, "threads", threads);
+    args.stream = stream_arg(kOp, "stream", stream);
+    return args;
+  }
+
   MaskedPointPoolArgs args;
+  TensorArg grad_features, grad_pooled, weight, masks, owner, points, workspace;
 };
 
 void backward(py::handle grad_features, py::handle grad_pooled, py::handle weight, py::handle masks, py::handle owner,
-              py::handle points, bool divide_by_points, int threads, bool deterministic, py::handle workspace,
-              std::uintptr_t stream) {
-  BackwardCall call(grad_features, grad_pooled, weight, masks, owner, points, divide_by_points, deterministic,
-                    workspace);
-  call.args.threads = threads;
-  call.args.stream = reinterpret_cast<void*>(stream);
+              py::handle points, py::handle divide_by_points, py::handle threads, py::handle deterministic,
+              py::handle workspace, py::handle stream) {
+  const BackwardCall call(grad_features, grad_pooled, weight, masks, owner, points, divide_by_points, deterministic,
+                          workspace, threads, stream);
   const py::gil_scoped_release released;
   masked_point_pool_backward(call.args);
 }
 
 std::int64_t backward_workspace(py::handle grad_features, py::handle grad_pooled, py::handle weight, py::handle masks,
-                                py::handle owner, py::handle points, bool divide_by_points, bool deterministic) {
+                                py::handle owner, py::handle points, py::handle divide_by_points,
+                                py::handle deterministic) {
   const BackwardCall call(grad_features, grad_pooled, weight, masks, owner, points, divide_by_points, deterministic,
                           py::none());
   return masked_point_pool_backward_workspace(call.args);

@@ -29,10 +29,14 @@ PYBIND11_MODULE(_core, module) {
       "Names of the CPU code that this machine can run, ascending.");
   module.def(
       "select_cpu_instruction_set",
-      [](const std::string& wanted) {
+      [](py::handle object) {
+        if (!PyUnicode_Check(object.ptr()))
+          throw TypeError("select_cpu_instruction_set: name must be a string, got " +
+                          std::string(Py_TYPE(object.ptr())->tp_name));
+        const auto wanted = object.attr("encode")("utf-8", "replace").cast<std::string>();
         for (CpuIsa isa : available_cpu_isas())
           if (wanted == name(isa)) return select_cpu_isa(isa);
-        throw ValueError("no CPU code named '" + wanted + "' for this machine");
+        throw ValueError("select_cpu_instruction_set: no CPU code named '" + wanted + "' for this machine");
       },
       py::arg("name"), "For tests and measurements.");
 

@@ -1,9 +1,8 @@
 #include "../core/ms_deform_attn/ms_deform_attn.h"
 
-#include <pybind11/stl.h>
-
 #include "../core/common/check.h"
 #include "ops.h"
+#include "scalar_arg.h"
 #include "tensor_arg.h"
 
 namespace py = pybind11;
@@ -27,28 +26,29 @@ struct Names {
 };
 
 /// h, w of level 0, h, w of level 1, ...
-std::vector<MSDeformAttnLevel> levels_from(const char* op, const std::vector<std::int64_t>& sizes) {
+std::vector<MSDeformAttnLevel> levels_from(const char* op, py::handle level_shapes) {
+  const std::vector<std::int64_t> sizes = ints_arg(op, "level_shapes", level_shapes);
   if (sizes.size() % 2) throw ValueError(std::string(op) + ": level_shapes must hold pairs (h, w)");
   std::vector<MSDeformAttnLevel> levels(sizes.size() / 2);
   for (std::size_t l = 0; l < levels.size(); ++l) levels[l] = {sizes[2 * l], sizes[2 * l + 1]};
   return levels;
 }
 
-void forward(py::handle out, py::handle value, const std::vector<std::int64_t>& level_shapes, py::handle locations,
-             py::handle weights, int threads, py::handle reference, std::uintptr_t stream) {
+void forward(py::handle out, py::handle value, py::handle level_shapes, py::handle locations, py::handle weights,
+             py::handle threads, py::handle reference, py::handle stream) {
   const Names name(reference);
+  MSDeformAttnArgs args;
+  args.levels = levels_from(name.op, level_shapes);
+  args.threads = int_arg(name.op, "threads", threads);
+  args.stream = stream_arg(name.op, "stream", stream);
   const TensorArg out_arg(name.op, "out", out), value_arg(name.op, "value", value),
       locations_arg(name.op, name.locations, locations), weights_arg(name.op, name.weights, weights),
       reference_arg(name.op, "reference", reference);
-  MSDeformAttnArgs args;
   args.out = out_arg;
   args.value = value_arg;
-  args.levels = levels_from(name.op, level_shapes);
   args.locations = locations_arg;
   args.weights = weights_arg;
   args.reference = reference_arg;
-  args.threads = threads;
-  args.stream = reinterpret_cast<void*>(stream);
   const py::gil_scoped_release released;
   ms_deform_attn_forward(args);
 }
@@ -56,10 +56,11 @@ void forward(py::handle out, py::handle value, const std::vector<std::int64_t>& 
 /// Arguments of backward, and the Python tensors behind them.
 struct BackwardCall {
   BackwardCall(py::handle grad_value, py::handle grad_locations, py::handle grad_weights, py::handle grad_out,
-               py::handle value, const std::vector<std::int64_t>& level_shapes, py::handle locations,
-               py::handle weights, py::handle reference, py::handle grad_reference, bool deterministic,
-               py::handle workspace)
+               py::handle value, py::handle level_shapes, py::handle locations, py::handle weights,
+               py::handle reference, py::handle grad_reference, py::handle deterministic, py::handle workspace,
+               py::handle threads = py::int_(1), py::handle stream = py::int_(0))
       : name(reference),
+        args(numbers(name.op, level_shapes, deterministic, threads, stream)),
         grad_value(name.op, "grad_value", grad_value),
         grad_locations(name.op, name.grad_locations, grad_locations),
         grad_weights(name.op, name.grad_weights, grad_weights),
@@ -76,36 +77,42 @@ struct BackwardCall {
     args.grad_reference = this->grad_reference;
     args.grad_out = this->grad_out;
     args.value = this->value;
-    args.levels = levels_from(name.op, level_shapes);
     args.locations = this->locations;
     args.weights = this->weights;
     args.reference = this->reference;
-    args.deterministic = deterministic;
     args.workspace = this->workspace;
   }
 
+  static MSDeformAttnArgs numbers(const char* op, py::handle level_shapes, py::handle deterministic, py::handle threads,
+                                  py::handle stream) {
+    MSDeformAttnArgs args;
+    args.levels = levels_from(op, level_shapes);
+    args.deterministic = bool_arg(op, "deterministic", deterministic);
+    args.threads = int_arg(op, "threads", threads);
+    args.stream = stream_arg(op, "stream", stream);
+    return args;
+  }
+
   Names name;
+  MSDeformAttnArgs args;
   TensorArg grad_value, grad_locations, grad_weights, grad_reference, grad_out, value, locations, weights, reference,
       workspace;
-  MSDeformAttnArgs args;
 };
 
 void backward(py::handle grad_value, py::handle grad_locations, py::handle grad_weights, py::handle grad_out,
-              py::handle value, const std::vector<std::int64_t>& level_shapes, py::handle locations, py::handle weights,
-              int threads, py::handle reference, py::handle grad_reference, bool deterministic, py::handle workspace,
-              std::uintptr_t stream) {
+              py::handle value, py::handle level_shapes, py::handle locations, py::handle weights, py::handle threads,
+              py::handle reference, py::handle grad_reference, py::handle deterministic, py::handle workspace,
+              py::handle stream) {
   BackwardCall call(grad_value, grad_locations, grad_weights, grad_out, value, level_shapes, locations, weights,
-                    reference, grad_reference, deterministic, workspace);
-  call.args.threads = threads;
-  call.args.stream = reinterpret_cast<void*>(stream);
+                    reference, grad_reference, deterministic, workspace, threads, stream);
   const py::gil_scoped_release released;
   ms_deform_attn_backward(call.args);
 }
 
 std::int64_t backward_workspace(py::handle grad_value, py::handle grad_locations, py::handle grad_weights,
-                                py::handle grad_out, py::handle value, const std::vector<std::int64_t>& level_shapes,
-                                py::handle locations, py::handle weights, py::handle reference,
-                                py::handle grad_reference, bool deterministic) {
+                                py::handle grad_out, py::handle value, py::handle level_shapes, py::handle locations,
+                                py::handle weights, py::handle reference, py::handle grad_reference,
+                                py::handle deterministic) {
   const BackwardCall call(grad_value, grad_locations, grad_weights, grad_out, value, level_shapes, locations, weights,
                           reference, grad_reference, deterministic, py::none());
   return ms_deform_attn_backward_workspace(call.args);

@@ -1,6 +1,7 @@
 #include "../core/quality_focal_loss/quality_focal_loss.h"
 
 #include "ops.h"
+#include "scalar_arg.h"
 #include "tensor_arg.h"
 
 namespace py = pybind11;
@@ -11,20 +12,20 @@ namespace {
 
 constexpr const char* kOp = "quality_focal_loss";
 
-void forward(py::handle loss, py::handle grad_logits, py::handle logits, py::handle label, py::handle iou, double gamma,
-             double theta, int threads, std::uintptr_t stream) {
+void forward(py::handle loss, py::handle grad_logits, py::handle logits, py::handle label, py::handle iou,
+             py::handle gamma, py::handle theta, py::handle threads, py::handle stream) {
+  QualityFocalLossArgs args;
+  args.gamma = number_arg(kOp, "gamma", gamma);
+  args.theta = number_arg(kOp, "theta", theta);
+  args.threads = int_arg(kOp, "threads", threads);
+  args.stream = stream_arg(kOp, "stream", stream);
   const TensorArg loss_arg(kOp, "loss", loss), grad_arg(kOp, "grad_logits", grad_logits),
       logits_arg(kOp, "logits", logits), label_arg(kOp, "label", label), iou_arg(kOp, "iou", iou);
-  QualityFocalLossArgs args;
   args.loss = loss_arg;
   args.grad_logits = grad_arg;
   args.logits = logits_arg;
   args.label = label_arg;
   args.iou = iou_arg;
-  args.gamma = gamma;
-  args.theta = theta;
-  args.threads = threads;
-  args.stream = reinterpret_cast<void*>(stream);
   const py::gil_scoped_release released;
   quality_focal_loss_forward(args);
 }

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../core/common/check.h"
+#include "scalar_arg.h"
 
 namespace py = pybind11;
 
@@ -17,11 +18,12 @@ void release_buffer(Py_buffer* buffer) {
   delete buffer;
 }
 
-void release_managed(DLManagedTensor* managed) {
+template <class Managed>
+void release_managed(Managed* managed) {
   if (managed->deleter) managed->deleter(managed);
 }
 
-/// The exchange API of a type, or null. Looked up once per type: the types seen are few and are kept alive.
+/// The exchange API of a type, or null. Types that have one are few: they are looked up once and kept alive.
 const DLPackExchangeAPI* exchange_api(PyTypeObject* type) {
   static std::vector<std::pair<PyTypeObject*, const DLPackExchangeAPI*>> known;
   for (const auto& [seen, api] : known)
@@ -35,9 +37,21 @@ const DLPackExchangeAPI* exchange_api(PyTypeObject* type) {
     api = static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
     if (api->header.version.major != 1) api = nullptr;
   }
+  if (!api) return nullptr;
   Py_INCREF(reinterpret_cast<PyObject*>(type));
   known.emplace_back(type, api);
   return api;
+}
+
+/// Is it a torch.Tensor? (If nobody has imported torch, it is none.)
+bool is_torch_tensor(py::handle object) {
+  static py::handle tensor_type;
+  if (!tensor_type) {
+    const auto modules = py::reinterpret_borrow<py::dict>(PyImport_GetModuleDict());
+    if (!modules.contains("torch") || !py::hasattr(modules["torch"], "Tensor")) return false;
+    tensor_type = py::object(modules["torch"].attr("Tensor")).release();
+  }
+  return PyObject_TypeCheck(object.ptr(), reinterpret_cast<PyTypeObject*>(tensor_type.ptr()));
 }
 
 /// torch.dtype -> DType, without linking against torch.
@@ -65,10 +79,15 @@ TensorArg::TensorArg(const char* op, const char* name, py::handle object)
     : op_(op),
       name_(name),
       buffer_(nullptr, release_buffer),
-      managed_(nullptr, release_managed) {
+      managed_(nullptr, release_managed),
+      managed_versioned_(nullptr, release_managed) {
   if (object.is_none()) return;
-  if (!read_exchange_api(object) && !read_torch_attributes(object) && !read_buffer(object) && !read_dlpack(object))
-    fail_type(std::string("must be a tensor (torch, NumPy or DLPack), got ") + Py_TYPE(object.ptr())->tp_name);
+  try {
+    if (!read_buffer(object) && !read_exchange_api(object) && !read_torch_attributes(object) && !read_dlpack(object))
+      fail_type(std::string("must be a tensor (torch, NumPy or DLPack), got ") + Py_TYPE(object.ptr())->tp_name);
+  } catch (py::error_already_set& error) {
+    refuse<ValueError>(op, name, "does not show its memory", error);
+  }
   view_.present = true;
 }
 
@@ -76,15 +95,14 @@ bool TensorArg::read_exchange_api(py::handle object) {
   const DLPackExchangeAPI* api = exchange_api(Py_TYPE(object.ptr()));
   if (!api || !api->dltensor_from_py_object_no_sync) return false;
   DLTensor tensor;
-  if (api->dltensor_from_py_object_no_sync(object.ptr(), &tensor))
-    fail_value(std::string("does not show its memory: ") + py::error_already_set().what());
+  if (api->dltensor_from_py_object_no_sync(object.ptr(), &tensor)) throw py::error_already_set();
   take(tensor);
   return true;
 }
 
 /// torch before 2.13 has no exchange API, and its __dlpack__ is slow and refuses tensors that require gradients.
 bool TensorArg::read_torch_attributes(py::handle object) {
-  if (!py::hasattr(object, "data_ptr") || !py::hasattr(object, "stride")) return false;
+  if (!is_torch_tensor(object)) return false;
   if (!torch_dtype(object.attr("dtype"), &view_.dtype))
     fail_value("has the unsupported dtype " + py::str(object.attr("dtype")).cast<std::string>());
   const auto shape = object.attr("shape").cast<py::tuple>();
@@ -114,10 +132,9 @@ bool TensorArg::read_buffer(py::handle object) {
   }
   buffer_.reset(buffer);
   const std::string format = buffer->format ? buffer->format : "B";
-  const char code = format.empty() || (format.size() == 2 && format[0] != '=' && format[0] != '<' && format[0] != '@')
-                        ? '\0'
-                        : format.back();
-  const auto integer = [&](int bytes) { return buffer->itemsize == bytes && std::strchr("ilqn", code); };
+  constexpr const char* kNativeOrder = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? "@=<" : "@=>";
+  const std::string type = format.size() == 2 && std::strchr(kNativeOrder, format[0]) ? format.substr(1) : format;
+  const char code = type.size() == 1 ? type[0] : '\0';
   if (code == 'f') {
     view_.dtype = DType::kFloat32;
   } else if (code == 'd') {
@@ -128,13 +145,14 @@ bool TensorArg::read_buffer(py::handle object) {
     view_.dtype = DType::kBool;
   } else if (code == 'B') {
     view_.dtype = DType::kUInt8;
-  } else if (code && integer(8)) {
-    view_.dtype = DType::kInt64;
-  } else if (code && integer(4)) {
-    view_.dtype = DType::kInt32;
+  } else if (code && std::strchr("ilqn", code)) {
+    view_.dtype = buffer->itemsize == 8 ? DType::kInt64 : DType::kInt32;
   } else {
     fail_value("has the unsupported format '" + format + "'");
   }
+  if (buffer->itemsize != element_bytes(view_.dtype))
+    fail_value("has elements of " + std::to_string(buffer->itemsize) + " bytes, which does not fit its format '" +
+               format + "'");
   if (buffer->ndim > TensorView::kMaxDims)
     fail_value("has " + std::to_string(buffer->ndim) + " dimensions, at most 8 are supported");
   std::int64_t shape[TensorView::kMaxDims], strides[TensorView::kMaxDims];
@@ -153,14 +171,27 @@ bool TensorArg::read_dlpack(py::handle object) {
   if (!py::hasattr(object, "__dlpack__")) return false;
   py::object capsule;
   try {
-    capsule = object.attr("__dlpack__")();
+    capsule = object.attr("__dlpack__")(py::arg("max_version") = py::make_tuple(1, 3));
   } catch (const py::error_already_set& error) {
-    fail_value(std::string("does not show its memory: ") + error.what());
+    if (!error.matches(PyExc_TypeError)) throw;
+    capsule = object.attr("__dlpack__")();  // an exporter from before version 1
   }
-  if (!PyCapsule_IsValid(capsule.ptr(), "dltensor")) fail_type("returned no DLPack capsule that this version can read");
-  managed_.reset(static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor")));
-  PyCapsule_SetName(capsule.ptr(), "used_dltensor");  // now it is ours to delete
-  take(managed_->dl_tensor);
+  if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
+    managed_versioned_.reset(
+        static_cast<DLManagedTensorVersioned*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned")));
+    PyCapsule_SetName(capsule.ptr(), "used_dltensor_versioned");  // now it is ours to delete
+    const auto& version = managed_versioned_->version;
+    if (version.major != 1)
+      fail_value("speaks version " + std::to_string(version.major) + " of DLPack; versions 0 and 1 are supported");
+    view_.read_only = managed_versioned_->flags & kDLPackReadOnly;
+    take(managed_versioned_->dl_tensor);
+  } else if (PyCapsule_IsValid(capsule.ptr(), "dltensor")) {
+    managed_.reset(static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor")));
+    PyCapsule_SetName(capsule.ptr(), "used_dltensor");  // likewise
+    take(managed_->dl_tensor);
+  } else {
+    fail_type("returned no DLPack capsule, or one that has been used");
+  }
   return true;
 }
 
@@ -196,17 +227,19 @@ void TensorArg::take(const DLTensor& tensor) {
     fail_value("is on an unsupported device (DLPack type " + std::to_string(device) + ")");
   }
   take_shape(tensor.ndim, tensor.shape, tensor.strides);
-  view_.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
+  if (tensor.data) view_.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
 }
 
 void TensorArg::take_shape(int dims, const std::int64_t* shape, const std::int64_t* strides) {
+  if (dims < 0 || (dims > 0 && !shape)) fail_value("has no shape");
   if (dims > TensorView::kMaxDims) fail_value("has " + std::to_string(dims) + " dimensions, at most 8 are supported");
   view_.dims = dims;
-  std::int64_t contiguous = 1;
+  std::uint64_t contiguous = 1;  // unsigned: sizes may be anything until the op has checked them
   for (int i = dims - 1; i >= 0; --i) {
     view_.shape[i] = shape[i];
-    view_.strides[i] = strides ? strides[i] : contiguous;
-    contiguous *= shape[i];
+    // The stride of a dimension of size 1 may be anything, too, and means nothing.
+    view_.strides[i] = strides && shape[i] != 1 ? strides[i] : static_cast<std::int64_t>(contiguous);
+    contiguous *= static_cast<std::uint64_t>(shape[i]);
   }
 }
 

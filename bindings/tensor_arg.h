@@ -15,7 +15,8 @@ namespace alignmask {
 class TensorArg {
  public:
   /// Throws TypeError if `object` is no tensor, ValueError if its data type, device or rank is not supported or it does
-  /// not show its memory; both name `op` and `name`. None gives an absent view.
+  /// not show its memory; both name `op` and `name`. None gives an absent view. What a torch tensor, a buffer or a
+  /// DLPack capsule then says about its memory is believed.
   TensorArg(const char* op, const char* name, pybind11::handle object);
   TensorArg(const TensorArg&) = delete;
   TensorArg& operator=(const TensorArg&) = delete;
@@ -37,6 +38,7 @@ class TensorArg {
   TensorView view_;
   std::unique_ptr<Py_buffer, void (*)(Py_buffer*)> buffer_;
   std::unique_ptr<DLManagedTensor, void (*)(DLManagedTensor*)> managed_;
+  std::unique_ptr<DLManagedTensorVersioned, void (*)(DLManagedTensorVersioned*)> managed_versioned_;
 };
 
 }  // namespace alignmask

@@ -2,10 +2,11 @@
 
 #include <algorithm>
 #include <cctype>
-#include <cstdlib>
 #include <cstring>
+#include <limits>
+#include <numeric>
 #include <sstream>
-#include <vector>
+#include <utility>
 
 #include "strided_copy.h"
 
@@ -49,7 +50,94 @@ std::string shape_string(const TensorView& tensor) {
   return text + (tensor.dims == 1 ? ",)" : ")");
 }
 
+namespace {
+
+/// a · b, or a number beyond every limit here if that does not fit.
+std::int64_t saturating_product(std::int64_t a, std::int64_t b) {
+  std::int64_t product;
+  return __builtin_mul_overflow(a, b, &product) ? std::numeric_limits<std::int64_t>::max() : product;
+}
+
+/// |stride|, also of the most negative one.
+std::uint64_t magnitude(std::int64_t stride) {
+  return stride < 0 ? -static_cast<std::uint64_t>(stride) : static_cast<std::uint64_t>(stride);
+}
+
+/// Does the way from a tensor's first to its last place in memory fit in 63 bits of bytes?
+bool spans_memory(const TensorView& tensor) {
+  std::uint64_t bytes = static_cast<std::uint64_t>(element_bytes(tensor.dtype));
+  constexpr std::uint64_t kMost = std::numeric_limits<std::int64_t>::max();
+  for (int i = 0; i < tensor.dims; ++i) {
+    std::uint64_t reach;
+    if (tensor.shape[i] <= 1) continue;
+    if (__builtin_mul_overflow(static_cast<std::uint64_t>(tensor.shape[i] - 1), magnitude(tensor.strides[i]), &reach) ||
+        __builtin_mul_overflow(reach, static_cast<std::uint64_t>(element_bytes(tensor.dtype)), &reach) ||
+        __builtin_add_overflow(bytes, reach, &bytes) || bytes > kMost)
+      return false;
+  }
+  return true;
+}
+
+/// What a tensor of which spans_memory() holds covers, in bytes: where it begins, and its steps in memory.
+struct Footprint {
+  std::uintptr_t low;
+  std::uint64_t element;
+  std::vector<std::pair<std::uint64_t, std::uint64_t>> steps;  ///< size - 1, |stride|
+
+  explicit Footprint(const TensorView& tensor)
+      : low(reinterpret_cast<std::uintptr_t>(tensor.data)),
+        element(static_cast<std::uint64_t>(element_bytes(tensor.dtype))) {
+    for (int i = 0; i < tensor.dims; ++i) {
+      if (tensor.shape[i] <= 1 || tensor.strides[i] == 0) continue;
+      steps.emplace_back(tensor.shape[i] - 1, magnitude(tensor.strides[i]) * element);
+      if (tensor.strides[i] < 0) low -= steps.back().first * steps.back().second;
+    }
+  }
+
+  /// Bytes of a block: the dimensions that step by less than `from`.
+  std::uint64_t block(std::uint64_t from) const {
+    std::uint64_t bytes = element;
+    for (const auto& [count, stride] : steps) bytes += stride < from ? count * stride : 0;
+    return bytes;
+  }
+};
+
+}  // namespace
+
+// Take the dimensions that step by less than some number of bytes as a block, and the others as ways to move it. Blocks
+// only ever move by multiples of g, the greatest common divisor of those steps. So if the two blocks are apart modulo
+// g, they always are. Without steps to move by, this compares two ranges.
+bool may_overlap(const TensorView& a, const TensorView& b) {
+  for (const TensorView* tensor : {&a, &b})
+    for (int i = 0; i < tensor->dims; ++i)
+      if (tensor->shape[i] == 0) return false;
+  const Footprint first(a), second(b);
+  const auto apart = [&](std::uint64_t from) {
+    std::uint64_t g = 0;
+    for (const Footprint* footprint : {&first, &second})
+      for (const auto& [count, stride] : footprint->steps)
+        if (stride >= from) g = std::gcd(g, stride);
+    const std::uint64_t first_bytes = first.block(from), second_bytes = second.block(from);
+    if (g == 0)
+      return first.low < second.low ? second.low - first.low >= first_bytes : first.low - second.low >= second_bytes;
+    const std::uint64_t distance =  // from the first block's start to the second's next start
+        first.low < second.low ? (second.low - first.low) % g : (g - (first.low - second.low) % g) % g;
+    return distance >= first_bytes && g - distance >= second_bytes;
+  };
+  if (apart(std::numeric_limits<std::uint64_t>::max())) return false;
+  for (const Footprint* footprint : {&first, &second})
+    for (const auto& [count, stride] : footprint->steps)
+      if (apart(stride)) return false;
+  return true;
+}
+
 void ArgumentCheck::input(const char* name, const TensorView& tensor, const char* letters,
+                          std::initializer_list<DType> allowed) {
+  check(name, tensor, letters, allowed);
+  remember(name, tensor, false);
+}
+
+void ArgumentCheck::check(const char* name, const TensorView& tensor, const char* letters,
                           std::initializer_list<DType> allowed) {
   const std::string argument = name;
   if (!tensor.present) fail_type(argument + " is missing");
@@ -64,7 +152,16 @@ void ArgumentCheck::input(const char* name, const TensorView& tensor, const char
                ", got " + shape_string(tensor));
   }
   bool empty = false;
-  for (int i = 0; i < tensor.dims; ++i) empty = empty || tensor.shape[i] == 0;
+  std::int64_t elements = 1;
+  for (int i = 0; i < tensor.dims; ++i) {
+    if (tensor.shape[i] < 0) fail_value(argument + " has a negative size: " + shape_string(tensor));
+    empty = empty || tensor.shape[i] == 0;
+    elements = saturating_product(elements, std::max<std::int64_t>(tensor.shape[i], 1));
+  }
+  if (elements > kMostElements)
+    fail_value(argument + " is too large: " + shape_string(tensor) + " has more than 2^44 elements" +
+               (empty ? ", but for the sizes of 0" : ""));
+  if (!empty && !spans_memory(tensor)) fail_value(argument + " has strides that lead out of memory");
   if (!tensor.data && !empty) fail_value(argument + " has no memory");
   if (reinterpret_cast<std::uintptr_t>(tensor.data) % static_cast<std::uintptr_t>(element_bytes(tensor.dtype)))
     fail_value(argument + " is not aligned to its element size in memory");
@@ -95,28 +192,49 @@ void ArgumentCheck::input(const char* name, const TensorView& tensor, const char
 void ArgumentCheck::output(const char* name, const TensorView& tensor, const char* letters,
                            std::initializer_list<DType> allowed) {
   if (!tensor.present) return;
-  input(name, tensor, letters, allowed);
+  check(name, tensor, letters, allowed);
   if (tensor.read_only) fail_value(std::string(name) + " is an output, but its memory is read-only");
+  for (int i = 0; i < tensor.dims; ++i)
+    if (tensor.shape[i] == 0) return;
+  remember(name, tensor, true);
   // Sorted by stride, every dimension must step over all that the smaller ones reach.
   std::vector<int> order(static_cast<std::size_t>(tensor.dims));
-  for (int i = 0; i < tensor.dims; ++i) {
-    if (tensor.shape[i] == 0) return;
-    order[static_cast<std::size_t>(i)] = i;
-  }
+  std::iota(order.begin(), order.end(), 0);
   std::sort(order.begin(), order.end(),
-            [&](int a, int b) { return std::abs(tensor.strides[a]) < std::abs(tensor.strides[b]); });
-  std::int64_t reach = 0;
+            [&](int a, int b) { return magnitude(tensor.strides[a]) < magnitude(tensor.strides[b]); });
+  std::uint64_t reach = 0;
   for (const int dim : order) {
     if (tensor.shape[dim] == 1) continue;
-    if (std::abs(tensor.strides[dim]) <= reach)
+    if (magnitude(tensor.strides[dim]) <= reach)
       fail_value(std::string(name) + " is an output, but several of its elements share one place in memory");
-    reach += (tensor.shape[dim] - 1) * std::abs(tensor.strides[dim]);
+    reach += static_cast<std::uint64_t>(tensor.shape[dim] - 1) * magnitude(tensor.strides[dim]);
   }
+}
+
+void ArgumentCheck::remember(const char* name, const TensorView& tensor, bool is_output) {
+  for (const Seen& seen : seen_) {
+    if (!(is_output || seen.is_output) || !may_overlap(tensor, *seen.tensor)) continue;
+    const bool second = is_output;  // name the output first
+    fail_value(std::string(second ? name : seen.name) + " is an output, but it overlaps " +
+               (second ? seen.name : name) + " in memory");
+  }
+  seen_.push_back({name, &tensor, is_output});
+}
+
+void ArgumentCheck::product(const char* letters) const {
+  std::int64_t product = 1;
+  std::string text;
+  for (const char* letter = letters; *letter; ++letter) {
+    product = saturating_product(product, std::max<std::int64_t>(size(*letter), 1));
+    text += (text.empty() ? "" : ", ") + std::string(1, *letter) + " = " + std::to_string(size(*letter));
+  }
+  if (product > kMostElements) fail_value("the sizes " + text + " multiply to more than 2^44");
 }
 
 void ArgumentCheck::in_range(const char* name, const TensorView& tensor, std::int64_t low, std::int64_t high) const {
   if (tensor.device.type != DeviceType::kCPU) return;
-  for (std::int64_t i = 0; i < tensor.shape[0]; ++i) {
+  const std::int64_t count = tensor.strides[0] == 0 ? std::min<std::int64_t>(tensor.shape[0], 1) : tensor.shape[0];
+  for (std::int64_t i = 0; i < count; ++i) {
     const std::int64_t value = ALIGNMASK_ISA::int_at(tensor, i * tensor.strides[0]);
     if (value < low || value >= high)
       fail_value(std::string(name) + "[" + std::to_string(i) + "] = " + std::to_string(value) + " is outside [" +

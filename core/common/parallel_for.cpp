@@ -1,8 +1,14 @@
 #include "parallel_for.h"
 
-#include <omp.h>
 #include <pthread.h>
+#if defined(ALIGNMASK_PLAIN_THREADS)
+#include <thread>
+#include <vector>
+#else
+#include <omp.h>
+#endif
 #if defined(__linux__)
+#include <dirent.h>
 #include <sys/mman.h>
 #endif
 
@@ -15,29 +21,64 @@ namespace alignmask {
 
 namespace {
 
-std::atomic<bool> pool_started{false}, pool_lost{false};
+// Threads beyond a few per processor gain nothing, but cost memory, and OpenMP ends the process if it cannot start one.
+constexpr int kThreadsPerProcessor = 4;
 
-void start_pool() {
-  if (!pool_started.exchange(true)) pthread_atfork(nullptr, nullptr, [] { pool_lost = true; });
+/// Does this process have a single thread? Then nobody has started OpenMP's pool. Where that cannot be known: no.
+bool has_one_thread() {
+#if defined(__linux__)
+  DIR* threads = opendir("/proc/self/task");
+  if (!threads) return false;
+  int entries = 0;
+  while (readdir(threads)) ++entries;
+  closedir(threads);
+  return entries == 3;  // beside "." and ".."
+#else
+  return false;
+#endif
+}
+
+std::atomic<bool> pool_may_run{false}, pool_lost{false};
+
+// From the start of the program: the pool may be another library's doing.
+[[maybe_unused]] const int watching_forks =
+    pthread_atfork([] { pool_may_run = !has_one_thread(); }, nullptr, [] { pool_lost = pool_lost || pool_may_run; });
+
+int most_threads() {
+#if defined(ALIGNMASK_PLAIN_THREADS)
+  static const int processors = static_cast<int>(std::thread::hardware_concurrency());
+#else
+  static const int processors = omp_get_num_procs();
+#endif
+  return std::clamp(kThreadsPerProcessor * processors, 8, kMaxThreads);
 }
 
 }  // namespace
 
 int threads_for(double work, std::int64_t work_per_thread, std::int64_t tasks, int threads) {
   const double most = std::min(work / static_cast<double>(work_per_thread), static_cast<double>(tasks));
-  return static_cast<int>(std::clamp<double>(most, 1, std::clamp(threads, 1, kMaxThreads)));
+  return static_cast<int>(std::clamp<double>(most, 1, std::clamp(threads, 1, most_threads())));
 }
 
 void parallel_for(std::int64_t tasks, int threads, void (*body)(void*, std::int64_t, int), void* context) {
-  const int workers =
-      static_cast<int>(std::clamp<std::int64_t>(std::min(threads, kMaxThreads), 1, std::max<std::int64_t>(tasks, 1)));
+  const int workers = static_cast<int>(
+      std::clamp<std::int64_t>(std::min(threads, most_threads()), 1, std::max<std::int64_t>(tasks, 1)));
   if (workers == 1 || pool_lost) {
     for (std::int64_t task = 0; task < tasks; ++task) body(context, task, 0);
     return;
   }
-  start_pool();
+#if defined(ALIGNMASK_PLAIN_THREADS)
+  std::atomic<std::int64_t> next{0};
+  std::vector<std::thread> team;
+  for (int worker = 0; worker < workers; ++worker)
+    team.emplace_back([&next, tasks, body, context, worker] {
+      for (std::int64_t task; (task = next++) < tasks;) body(context, task, worker);
+    });
+  for (std::thread& thread : team) thread.join();
+#else
 #pragma omp parallel for schedule(monotonic : dynamic, 1) num_threads(workers)
   for (std::int64_t task = 0; task < tasks; ++task) body(context, task, omp_get_thread_num());
+#endif
 }
 
 void prefer_large_pages(void* memory, std::size_t bytes) {

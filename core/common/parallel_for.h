@@ -1,4 +1,5 @@
-// Work shared out to the threads of the process's OpenMP runtime.
+// Work shared out to the threads of the process's OpenMP runtime. (Builds for ThreadSanitizer define
+// ALIGNMASK_PLAIN_THREADS and get std::thread: the sanitizer knows how that synchronises, and nothing of OpenMP.)
 #pragma once
 
 #include <cstddef>
@@ -14,8 +15,8 @@ int threads_for(double work, std::int64_t work_per_thread, std::int64_t tasks, i
 
 /// Calls body(context, task, worker) for every task in [0, tasks), each on one of at most `threads` workers, in
 /// ascending order of start. A worker index is below `threads` and used by one thread at a time. `body` must not throw.
-/// In a process forked from one that has used several threads here, one thread does it all: OpenMP's pool does not
-/// survive a fork, and waiting for it would never end.
+/// In a process forked from one that had several threads, one thread does it all: OpenMP's pool, which another library
+/// may have started, does not survive a fork, and waiting for it would never end.
 void parallel_for(std::int64_t tasks, int threads, void (*body)(void* context, std::int64_t task, int worker),
                   void* context);
 

@@ -24,6 +24,7 @@ ArgumentCheck check_forward(const MaskIouArgs& args) {
                      ") or the same integer multiple of both sides, got (" + std::to_string(H) + ", " +
                      std::to_string(W) + ")");
   }
+  check.product("BQHW");
   if (!args.iou.present) check.fail_type("iou is missing");
   check.output("iou", args.iou, "GQ", {arithmetic_dtype(args.predictions.dtype)});
   check.in_range("owner", args.owner, 0, check.size('B'));

@@ -252,6 +252,7 @@ struct Forward {
   Buffers buffers_of(int worker) const { return cut_buffers(Cutter(memory + worker * buffer_bytes)); }
 
   void run() {
+    if (G == 0 || Q == 0) return;
     const std::int64_t tasks = B * ((Q + kQueries - 1) / kQueries);
     const int threads = threads_for(static_cast<double>(B) * static_cast<double>(Q * H * W), kPixelsPerThread,
                                     std::max(G, tasks), args.threads);

@@ -33,6 +33,8 @@ void check_inputs(ArgumentCheck& check, const MaskedPointPoolArgs& args) {
       __builtin_mul_overflow(check.size('T'), check.size('G'), &slots) || slots > kMostIndex)
     check.fail_value("points has T = " + std::to_string(check.size('T')) +
                      " sets of K = " + std::to_string(check.size('K')) + ", too many for 32-bit indices");
+  check.product("GTK");
+  check.product("TKC");
   check.in_range("owner", args.owner, 0, check.size('B'));
 }
 

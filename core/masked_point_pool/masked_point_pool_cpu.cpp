@@ -282,10 +282,12 @@ void run(const MaskedPointPoolArgs& args) {
 }  // namespace
 
 void masked_point_pool_forward_cpu(const MaskedPointPoolArgs& args) {
+  if (args.weight.elements() == 0) return;
   args.features.dtype == DType::kFloat64 ? run<Forward, double>(args) : run<Forward, float>(args);
 }
 
 void masked_point_pool_backward_cpu(const MaskedPointPoolArgs& args) {
+  if (args.grad_features.elements() == 0) return;
   args.features.dtype == DType::kFloat64 ? run<Backward, double>(args) : run<Backward, float>(args);
 }
 
