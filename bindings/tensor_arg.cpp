@@ -156,12 +156,14 @@ bool TensorArg::read_buffer(py::handle object) {
   if (buffer->ndim > TensorView::kMaxDims)
     fail_value("has " + std::to_string(buffer->ndim) + " dimensions, at most 8 are supported");
   std::int64_t shape[TensorView::kMaxDims], strides[TensorView::kMaxDims];
+  if (buffer->ndim > 0 && !buffer->shape) fail_value("has no shape");
   for (int i = 0; i < buffer->ndim; ++i) {
-    if (buffer->strides[i] % buffer->itemsize) fail_value("has strides that are no multiple of its element size");
     shape[i] = buffer->shape[i];
+    if (!buffer->strides) continue;  // contiguous: ctypes' arrays
+    if (buffer->strides[i] % buffer->itemsize) fail_value("has strides that are no multiple of its element size");
     strides[i] = buffer->strides[i] / buffer->itemsize;
   }
-  take_shape(buffer->ndim, shape, strides);
+  take_shape(buffer->ndim, shape, buffer->strides ? strides : nullptr);
   view_.data = buffer->buf;
   view_.read_only = buffer->readonly;
   return true;

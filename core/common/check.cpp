@@ -226,7 +226,8 @@ void ArgumentCheck::product(const char* letters) const {
   std::string text;
   for (const char* letter = letters; *letter; ++letter) {
     product = saturating_product(product, std::max<std::int64_t>(size(*letter), 1));
-    text += (text.empty() ? "" : ", ") + std::string(1, *letter) + " = " + std::to_string(size(*letter));
+    text += (text.empty() ? "" : ", ") + std::string(1, *letter) + " = " + std::to_string(size(*letter)) + " (" +
+            sizes_[static_cast<unsigned char>(*letter)].source + ")";
   }
   if (product > kMostElements) fail_value("the sizes " + text + " multiply to more than 2^44");
 }

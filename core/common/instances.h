@@ -1,32 +1,39 @@
 // The instances of a batch, which lie flat, image by image.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
-#include <vector>
 
+#include "parallel_for.h"
 #include "strided_copy.h"
 
 namespace alignmask::ALIGNMASK_ISA {
 
-struct InstancesOfImages {
-  std::vector<std::int64_t> first;     ///< [images + 1]: where an image's instances begin in `instance`
-  std::vector<std::int64_t> instance;  ///< [G]: indices, ascending within an image
-
+class InstancesOfImages {
+ public:
   /// `owner`: an image index per instance, all in range.
   InstancesOfImages(const TensorView& owner, std::int64_t images)
-      : first(static_cast<std::size_t>(images) + 1),
-        instance(static_cast<std::size_t>(owner.shape[0])) {
-    const auto image = [&](std::int64_t g) { return static_cast<std::size_t>(int_at(owner, g * owner.strides[0])); };
-    for (std::int64_t g = 0; g < owner.shape[0]; ++g) ++first[image(g) + 1];
-    for (std::size_t b = 1; b < first.size(); ++b) first[b] += first[b - 1];
-    std::vector<std::int64_t> next(first);
-    for (std::int64_t g = 0; g < owner.shape[0]; ++g) instance[static_cast<std::size_t>(next[image(g)]++)] = g;
+      : memory_(static_cast<std::size_t>(2 * (images + 1) + owner.shape[0]) * sizeof(std::int64_t)),
+        first_(static_cast<std::int64_t*>(memory_.data())),
+        instance_(first_ + images + 1) {
+    const auto image = [&](std::int64_t g) { return int_at(owner, g * owner.strides[0]); };
+    std::fill_n(first_, images + 1, std::int64_t{0});
+    for (std::int64_t g = 0; g < owner.shape[0]; ++g) ++first_[image(g) + 1];
+    for (std::int64_t b = 0; b < images; ++b) first_[b + 1] += first_[b];
+    std::int64_t* next = instance_ + owner.shape[0];
+    std::copy(first_, first_ + images, next);
+    for (std::int64_t g = 0; g < owner.shape[0]; ++g) instance_[next[image(g)]++] = g;
   }
 
-  std::int64_t count(std::int64_t image) const {
-    return first[static_cast<std::size_t>(image) + 1] - first[static_cast<std::size_t>(image)];
-  }
-  const std::int64_t* of(std::int64_t image) const { return instance.data() + first[static_cast<std::size_t>(image)]; }
+  std::int64_t first(std::int64_t image) const { return first_[image]; }
+  std::int64_t count(std::int64_t image) const { return first_[image + 1] - first_[image]; }
+  /// Indices of the image's instances, ascending.
+  const std::int64_t* of(std::int64_t image) const { return instance_ + first_[image]; }
+
+ private:
+  Scratch memory_;
+  std::int64_t* first_;     // [images + 1]: where an image's instances begin in `instance`
+  std::int64_t* instance_;  // [G]
 };
 
 }  // namespace alignmask::ALIGNMASK_ISA

@@ -252,7 +252,7 @@ struct Forward {
   Buffers buffers_of(int worker) const { return cut_buffers(Cutter(memory + worker * buffer_bytes)); }
 
   void run() {
-    if (G == 0 || Q == 0) return;
+    if (W == 0) H = 0;
     const std::int64_t tasks = B * ((Q + kQueries - 1) / kQueries);
     const int threads = threads_for(static_cast<double>(B) * static_cast<double>(Q * H * W), kPixelsPerThread,
                                     std::max(G, tasks), args.threads);
@@ -271,6 +271,7 @@ struct Forward {
 }  // namespace
 
 void mask_iou_forward_cpu(const MaskIouArgs& args) {
+  if (args.iou.elements() == 0) return;
   args.predictions.dtype == DType::kFloat64 ? Forward<double>(args).run() : Forward<float>(args).run();
 }
 

@@ -17,16 +17,16 @@ namespace {
 constexpr std::int64_t kMostIndex =
     (std::int64_t{1} << 31) - 4;  // pixels of a side, points and slots have 32-bit indices
 
-/// `features` has been checked as `check`'s first tensor.
-void check_inputs(ArgumentCheck& check, const MaskedPointPoolArgs& args) {
+/// args.features, which the caller calls `features`, has been checked as `check`'s first tensor.
+void check_inputs(ArgumentCheck& check, const char* features, const MaskedPointPoolArgs& args) {
   const DType dtype = args.features.dtype;
   check.input("points", args.points, "BTK2", {dtype, arithmetic_dtype(dtype)});
   check.input("owner", args.owner, "G", kInts);
   check.input("masks", args.masks, "Ghw", kMasks);
   for (const char side : {'H', 'W'}) {
     if (check.size(side) > kMostIndex)
-      check.fail_value("features has " + std::string(1, side) + " = " + std::to_string(check.size(side)) +
-                       ", too many pixels for 32-bit indices");
+      check.fail_value(std::string(features) + " has " + std::string(1, side) + " = " +
+                       std::to_string(check.size(side)) + ", too many pixels for 32-bit indices");
   }
   std::int64_t points = 0, slots = 0;
   if (__builtin_mul_overflow(check.size('T'), check.size('K'), &points) || points > kMostIndex ||
@@ -43,7 +43,7 @@ void check_inputs(ArgumentCheck& check, const MaskedPointPoolArgs& args) {
 void masked_point_pool_forward(const MaskedPointPoolArgs& args) {
   ArgumentCheck check("masked_point_pool");
   check.input("features", args.features, "BCHW", kFloats);
-  check_inputs(check, args);
+  check_inputs(check, "features", args);
   if (!args.pooled.present) check.fail_type("pooled is missing");
   if (!args.weight.present) check.fail_type("weight is missing");
   check.output("pooled", args.pooled, "GTC", {args.features.dtype});
@@ -66,7 +66,7 @@ ArgumentCheck check_backward(const MaskedPointPoolArgs& args) {
   ArgumentCheck check("masked_point_pool");
   if (!args.grad_features.present) check.fail_type("grad_features is missing");
   check.output("grad_features", args.grad_features, "BCHW", kFloats);
-  check_inputs(check, sized_by_gradient(args));
+  check_inputs(check, "grad_features", sized_by_gradient(args));
   check.input("grad_pooled", args.grad_pooled, "GTC", {args.grad_features.dtype});
   check.input("weight", args.weight, "GT", {arithmetic_dtype(args.grad_features.dtype)});
   return check;

@@ -115,7 +115,7 @@ class Plan {
   }
 
   Hit<F>* hits_of(std::int64_t b, std::int64_t chunk) const {
-    const std::int64_t before = instances_.first[static_cast<std::size_t>(b)] * chunks_;
+    const std::int64_t before = instances_.first(b) * chunks_;
     return hits_ + (before + chunk * instances_.count(b)) * kChunkPoints;
   }
 

@@ -110,6 +110,7 @@ void run(const QualityFocalLossArgs& args) {
 }  // namespace
 
 void quality_focal_loss_forward_cpu(const QualityFocalLossArgs& args) {
+  if (args.loss.elements() == 0) return;
   args.logits.dtype == DType::kFloat64 ? run<double>(args) : run<float>(args);
 }
 
