@@ -1,30 +1,30 @@
-"""Swin's windows by gathering: timm's numbers, and a program for any image size."""
+"""Swin's windows by gathering: the model's numbers, and a program for any image size."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from timm.models.swin_transformer import SwinTransformerBlock
 from torch.export import Dim
 
 from alignmask.export import Segmenter, export, open_file
 from alignmask.export.windows import GatheringBlock, exportable_windows
 from alignmask.model import BackboneConfig
+from alignmask.model.backbone import Backbone, SwinBlock
+from alignmask.model.config import SwinConfig
 from tests import tiny
 
 WINDOW = 3
 
 
 @given(st.integers(1, 3), st.integers(1, 10), st.integers(1, 10), st.integers(0, WINDOW - 1))
-def test_the_block_is_timms(batch: int, height: int, width: int, shift: int) -> None:
+def test_the_block_is_the_models(batch: int, height: int, width: int, shift: int) -> None:
     """Maps smaller than a window, and smaller than the shift, among them."""
     torch.manual_seed(0)
-    block: Any = SwinTransformerBlock(
+    block: Any = SwinBlock(
         4, (14, 14), 2, window_size=WINDOW, shift_size=shift, always_partition=True, dynamic_mask=True
     )
     torch.nn.init.normal_(block.attn.relative_position_bias_table)
@@ -34,22 +34,19 @@ def test_the_block_is_timms(batch: int, height: int, width: int, shift: int) -> 
         with exportable_windows(block):
             assert type(block) is GatheringBlock
             torch.testing.assert_close(block(x_BHWC), expected, rtol=1e-5, atol=1e-6)
-    assert type(block) is SwinTransformerBlock
+    assert type(block) is SwinBlock
 
 
 def test_blocks_are_given_back_after_an_error() -> None:
-    block = torch.nn.Sequential(SwinTransformerBlock(4, (14, 14), 2))
+    block = torch.nn.Sequential(SwinBlock(4, (14, 14), 2))
     with pytest.raises(KeyError), exportable_windows(block):
         raise KeyError
-    assert type(block[0]) is SwinTransformerBlock
+    assert type(block[0]) is SwinBlock
 
 
 def test_a_program_for_any_size() -> None:
-    options = {"strict_img_size": False, "always_partition": True, "window_size": WINDOW}
-    body = timm.create_model(
-        "swin_tiny_patch4_window7_224", pretrained=False, features_only=True, embed_dim=8, depths=(2, 1, 1, 1),
-        num_heads=(1, 1, 1, 1), **options,
-    ).eval()  # fmt: skip
+    shape = SwinConfig(embed_dim=8, depths=(2, 1, 1, 1), heads=(1, 1, 1, 1), window=WINDOW)
+    body = Backbone(BackboneConfig("swin_tiny_patch4_window7_224", swin=shape, pretrained=False)).body.eval()
     dims = {0: Dim("batch"), 2: 32 * Dim("height", min=2), 3: 32 * Dim("width", min=2)}
     with torch.no_grad(), exportable_windows(body):
         program = torch.export.export(body, (torch.rand(2, 3, 128, 192),), dynamic_shapes=(dims,)).module()

@@ -13,16 +13,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 from torch.fx.experimental import _config as symbolic_shapes
+
+from alignmask.model.backbone import SwinBlock
 
 HIDDEN = -100.0
 """What timm adds to the attention logits of tokens that the cyclic shift brought together."""
 
 
-class GatheringBlock(SwinTransformerBlock):
-    """A `SwinTransformerBlock` with another way into the windows."""
+class GatheringBlock(SwinBlock):
+    """A `SwinBlock` with another way into the windows."""
 
     def _attn(self, x_BHWC: Tensor) -> Tensor:
         B, H, W, C = x_BHWC.shape
@@ -30,13 +31,14 @@ class GatheringBlock(SwinTransformerBlock):
         rows, columns = (H + height - 1) // height, (W + width - 1) // width
         area, windows = height * width, rows * columns
 
-        # Where each place of each window lies in the map that is rolled, then padded; and in the map as it was.
+        # Where each place of each window lies in the map that is padded, then rolled; and in the map as it was.
         place = torch.arange(windows * area, device=x_BHWC.device)
         window, inside = place // area, place % area
         y = window // columns * height + inside // width
         x = _modulo(window, columns) * width + inside % width
-        source = _modulo(y + down, H) * W + _modulo(x + right, W)
-        real = ((y < H) & (x < W)).to(x_BHWC.dtype)
+        y_before, x_before = _modulo(y + down, rows * height), _modulo(x + right, columns * width)
+        source = _modulo(y_before, H) * W + _modulo(x_before, W)
+        real = ((y_before < H) & (x_before < W)).to(x_BHWC.dtype)
         tokens = x_BHWC.flatten(1, 2).index_select(1, source) * real[:, None]
         mask = None
         if down or right:
@@ -47,7 +49,8 @@ class GatheringBlock(SwinTransformerBlock):
 
         token = torch.arange(H * W, device=x_BHWC.device)
         # Rolled back: -down and -right, in a form that is never negative.
-        y, x = _modulo(token // W + down * (H - 1), H), _modulo(_modulo(token, W) + right * (W - 1), W)
+        y = _modulo(token // W + down * (rows * height - 1), rows * height)
+        x = _modulo(_modulo(token, W) + right * (columns * width - 1), columns * width)
         place = (y // height * columns + x // width) * area + y % height * width + x % width
         return tokens.index_select(1, place).view(B, H, W, C)
 
@@ -64,8 +67,8 @@ def _region(i: Tensor, size: int, window: int, shift: int) -> Tensor:
 
 @contextmanager
 def exportable_windows(model: nn.Module) -> Iterator[None]:
-    """Inside, timm's Swin blocks in `model` are `GatheringBlock`s, and the tracer takes no size for different from 1."""
-    blocks = [module for module in model.modules() if type(module) is SwinTransformerBlock]
+    """Inside, the Swin blocks in `model` are `GatheringBlock`s, and the tracer takes no size for different from 1."""
+    blocks = [module for module in model.modules() if type(module) is SwinBlock]
     if not blocks:
         yield
         return
@@ -76,4 +79,4 @@ def exportable_windows(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         for block in blocks:
-            block.__class__ = SwinTransformerBlock
+            block.__class__ = SwinBlock
