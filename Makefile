@@ -12,7 +12,7 @@ native := CMakeLists.txt $(wildcard cmake/*.cmake core/*/* bindings/*)
 cpp := $(wildcard core/*/*.h core/*/*.cpp core/*/*.cuh core/*/*.cu bindings/*.h bindings/*.cpp tests/native/*.cpp \
          tests/simt/*.h tests/simt/*.cpp tests/simt/*.cuh)
 
-.PHONY: help setup simt sanitize-simt demo test test-all lint format bench native-test clean
+.PHONY: help setup simt sanitize-simt demo test test-all lint format bench native-test cuda-check roofline test-gpu bench-gpu clean
 
 help:  ## List what make can do
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -51,6 +51,24 @@ native-test: setup  ## Build the core alone and run its C++ test
 	@$(bin)/cmake -S . -B build/native -G Ninja -DPython_EXECUTABLE=$(abspath $(bin)/python) -DCMAKE_MAKE_PROGRAM=$(abspath $(bin)/ninja)
 	@$(bin)/cmake --build build/native
 	@$(bin)/ctest --test-dir build/native --output-on-failure
+
+nvrtc12 := build/nvrtc12/nvidia/cuda_nvrtc/lib
+
+$(nvrtc12): | setup
+	@echo "== fetching NVRTC 12.9, the last that compiles for V100"
+	@$(bin)/python -m pip install $(PIP_ARGS) --quiet --no-deps --target build/nvrtc12 nvidia-cuda-nvrtc-cu12==12.9.86
+
+cuda-check: setup $(nvrtc12)  ## Check the kernels for GPUs without a GPU; ALL=1: nvcc, too, for every architecture
+	@$(bin)/python bench/cuda_check.py $(if $(ALL),--all) $(ARGS)
+
+roofline: setup $(nvrtc12)  ## Print the counted model of the kernels for GPUs
+	@$(bin)/python bench/roofline.py $(ARGS)
+
+test-gpu: simt  ## Run the tests that need a GPU
+	@$(bin)/python -m pytest -q tests/gpu $(ARGS)
+
+bench-gpu: setup  ## Time the ops on the GPU
+	@$(bin)/python bench/bench_gpu.py $(ARGS)
 
 lint: setup  ## Check formatting, lint and types
 	$(bin)/ruff check .

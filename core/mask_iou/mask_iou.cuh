@@ -91,6 +91,13 @@ ALIGNMASK_DEVICE IouTile iou_tile(const MaskIouParams& params, int block) {
           of_queries - chunk * params.images, chunk};
 }
 
+// What ptxas makes of upsampling for Blackwell does not fit into the registers of four blocks: it would spill.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kIouCountBlocks = 3;
+#else
+constexpr int kIouCountBlocks = 4;
+#endif
+
 /// Counts the pixels that kIouQueries predictions of an image share with up to 31 of its targets, and those of the
 /// predictions themselves, over a band of rows. A warp takes 32 columns; lane m holds the bits of target m, and ANDs
 /// them with every prediction's ballot. Lane 31 holds ones and so counts areas.
@@ -101,7 +108,7 @@ ALIGNMASK_DEVICE IouTile iou_tile(const MaskIouParams& params, int block) {
 /// Eight queries share a target's bits and have eight (sixteen) loads under way. Half of the threads that a
 /// multiprocessor can hold (64 registers each) then are far more than it takes to keep the memory busy.
 template <class T, bool kUpsamples>
-ALIGNMASK_KERNEL(kIouThreads, sizeof(T) == 8 ? 2 : 4)
+ALIGNMASK_KERNEL(kIouThreads, sizeof(T) == 8 ? 2 : kIouCountBlocks)
 mask_iou_count(ALIGNMASK_PARAMS MaskIouParams params) {
   using F = Arithmetic<T>;
   constexpr int kWarps = kIouThreads / kWarp;

@@ -14,6 +14,7 @@ namespace alignmask {
 namespace {
 
 std::set<std::string> seen;
+std::vector<Launch>* recording = nullptr;
 
 }  // namespace
 
@@ -28,6 +29,8 @@ std::set<std::string> launched_kernels() { return std::exchange(seen, {}); }
 
 bool is_launch_device(Device device) { return device.type == DeviceType::kCPU; }
 
+void record_launches(std::vector<Launch>* to) { recording = to; }
+
 void run_on_simt(const Launch& launch) {
   const KernelFunction kernel = find_kernel(launch.kernel);
   if (!kernel) throw simt::Error("no kernel is called " + launch.kernel);
@@ -36,7 +39,10 @@ void run_on_simt(const Launch& launch) {
 }
 
 void run(const LaunchTarget&, const std::vector<Launch>& launches) {
-  for (const Launch& launch : launches) run_on_simt(launch);
+  for (const Launch& launch : launches) {
+    if (recording) recording->push_back(launch);
+    run_on_simt(launch);
+  }
 }
 
 }  // namespace alignmask

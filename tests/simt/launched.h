@@ -15,4 +15,7 @@ std::set<std::string> launched_kernels();
 
 void run_on_simt(const Launch& launch);
 
+/// From now on; null: no more.
+void record_launches(std::vector<Launch>* to);
+
 }  // namespace alignmask

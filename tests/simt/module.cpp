@@ -40,6 +40,25 @@ void launch(const std::string& kernel, unsigned blocks, unsigned threads, const 
   alignmask::run_on_simt({kernel, blocks, threads, {bytes.begin(), bytes.end()}});
 }
 
+/// What an op launches while call() runs, as alignmask._core hands it to Python.
+std::vector<py::tuple> record(const py::object& call) {
+  std::vector<alignmask::Launch> launches;
+  alignmask::record_launches(&launches);
+  try {
+    call();
+  } catch (...) {
+    alignmask::record_launches(nullptr);
+    throw;
+  }
+  alignmask::record_launches(nullptr);
+  std::vector<py::tuple> result;
+  for (const alignmask::Launch& launch : launches)
+    result.push_back(
+        py::make_tuple(launch.kernel, launch.blocks, launch.threads,
+                       py::bytes(reinterpret_cast<const char*>(launch.params.data()), launch.params.size())));
+  return result;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_simt, module) {
@@ -59,6 +78,7 @@ PYBIND11_MODULE(_simt, module) {
   module.def("launched_kernels", alignmask::launched_kernels, "Names of those that ran since the last call.");
   module.def("launch", launch, py::arg("kernel"), py::arg("blocks"), py::arg("threads"), py::arg("params"),
              "Run one kernel.");
+  module.def("record", record, py::arg("call"), "The launches (kernel, blocks, threads, params) of an op in call().");
   std::vector<std::string> bugs;
   for (const alignmask::PlantedBug& bug : alignmask::kPlantedBugs) bugs.emplace_back(bug.name);
   module.attr("PLANTED_BUGS") = bugs;
