@@ -131,12 +131,10 @@ def check_instructions(kernels: Iterable[Kernel], rules: list[dict[str, Any]]) -
             if not re.fullmatch(rule["kernels"], kernel.name):
                 continue
             seen[rule["kernels"]] += 1
-            for wanted in rule.get("with", ()):
-                if not re.search(wanted, kernel.sass):
-                    problems.append(f"{kernel.name} on sm_{kernel.architecture}: no {wanted} ({rule['why']})")
-            for unwanted in rule.get("without", ()):
-                if found := re.search(unwanted, kernel.sass):
-                    problems.append(f"{kernel.name} on sm_{kernel.architecture}: has {found[0]} ({rule['why']})")
+            faults = [f"no {wanted}" for wanted in rule.get("with", ()) if not re.search(wanted, kernel.sass)]
+            unwanted = (re.search(pattern, kernel.sass) for pattern in rule.get("without", ()))
+            faults += [f"has {found[0]}" for found in unwanted if found]
+            problems += [f"{kernel.name} on sm_{kernel.architecture}: {fault} ({rule['why']})" for fault in faults]
     problems += [f"instructions: no kernel is called {name}" for name, count in seen.items() if not count]
     return problems
 
@@ -154,8 +152,10 @@ def written(kernels: Iterable[Kernel], limits: dict[str, Any]) -> dict[str, Any]
 def dump(limits: dict[str, Any]) -> str:
     """As JSON, a line per kernel and rule."""
     parts = [f' "all": {json.dumps(limits["all"])}']
-    for key in ("exceptions", "instructions"):
-        parts.append(f' "{key}": [\n' + ",\n".join(f"  {json.dumps(rule)}" for rule in limits[key]) + "\n ]")
+    parts += [
+        f' "{key}": [\n' + ",\n".join(f"  {json.dumps(rule)}" for rule in limits[key]) + "\n ]"
+        for key in ("exceptions", "instructions")
+    ]
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in limits["kernels"].items())
     return "{\n" + ",\n".join([*parts, ' "kernels": {\n' + lines + "\n }"]) + "\n}\n"
 

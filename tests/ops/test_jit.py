@@ -156,14 +156,14 @@ def test_each_kernel_is_compiled_once(launcher: Launcher) -> None:
 @needs_nvrtc
 def test_two_processes_at_once(tmp_path: Path) -> None:
     """They share a cache that is empty at first; both get the same code, and one entry is left."""
+    assert LIBRARY is not None
     script = f"""
 from pathlib import Path
 from alignmask.ops.jit import Launcher, nvrtc
 from alignmask.ops.jit.cache import Cache
-launcher = Launcher(None, nvrtc.Nvrtc({LIBRARY and LIBRARY._library._name!r}), Cache(Path({str(tmp_path)!r})), Path({str(SOURCES)!r}), {ops.OPS!r})
-for _ in range(3):
-    cubin = launcher.cubin("quality_focal_loss", {_first_kernel("quality_focal_loss")!r}, 80)
-    assert launcher.cache.path
+library, cache = nvrtc.Nvrtc({LIBRARY._library._name!r}), Cache(Path({str(tmp_path)!r}))
+launcher = Launcher(None, library, cache, Path({str(SOURCES)!r}), {ops.OPS!r})
+cubin = launcher.cubin("quality_focal_loss", {_first_kernel("quality_focal_loss")!r}, 80)
 print(cubin.symbol, len(cubin.code))
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
