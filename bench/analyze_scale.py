@@ -1,9 +1,10 @@
 """Time, memory and size of `alignmask analyze` on perturbed ground truth of a COCO data set.
 
-    python bench/analyze_scale.py ANNOTATIONS IMAGES --images 50 500 --fraction 1
+    python bench/analyze_scale.py ANNOTATIONS IMAGES --images 5 50 500
 
-makes data sets of so many images (those of the file, over and over) with 100 predictions each, and analyses them in a
-process of their own.
+makes data sets of so many images (those of the file, over and over) with 100 predictions each, analyses them in a
+process of their own, and opens the page in Chromium: seconds until it is ready, and until what follows a filter, a
+click on a point, and the same on another image, has been drawn.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from pycocotools import mask as mask_utils
 
 from alignmask.eval.files import load_ground_truth
 from alignmask.eval.rle import encode
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tests.analysis import chromium
 
 PER_IMAGE = 100
 
@@ -76,6 +80,43 @@ def make(annotations: Path, count: int, out: Path) -> None:
     (out / "results.json").write_text(json.dumps(results))
 
 
+def time_page(page: Path, profile: Path) -> str:
+    """Seconds until the page is ready, and until each change has been drawn."""
+    browser, end = chromium.start(profile)
+
+    def timed(script: str, done: str = "true") -> float:
+        code = f"""
+          const end = arguments[0], start = performance.now();
+          const set = (id, value) => {{
+            document.getElementById(id).value = value;
+            document.getElementById(id).dispatchEvent(new Event('input', {{ bubbles: true }}));
+          }};
+          {script};
+          const drawn = () => requestAnimationFrame(() => setTimeout(() => end(performance.now() - start)));
+          const wait = () => ({done} ? requestAnimationFrame(drawn) : requestAnimationFrame(wait));
+          wait();
+        """
+        return browser.driver.execute_async_script(code) / 1000
+
+    def point(number: int) -> float:
+        shown = f"document.getElementById('picture').dataset.shown === '0-{number}'"
+        return timed(f"models[0].source.selected.indices = [{number}]", f"({shown})")
+
+    try:
+        times = {"ready": browser.open(page)}
+        browser.driver.set_script_timeout(chromium.PATIENCE)
+        points = browser.value("models[0].kept.length")
+        times |= {"class filter": timed("set('class', 0)"), "all classes": timed("set('class', -1)")}
+        times |= {"IoU filter": timed("set('iou-from', 0.5)"), "IoU of any class": timed("set('kind', 'any')")}
+        times |= {"a point": point(10), "another": point(points - 10)}
+        complaints = browser.complaints()
+    finally:
+        end()
+    if complaints:
+        raise RuntimeError(f"{page}: the console shows {complaints}")
+    return f"{points} points: " + ", ".join(f"{what} {seconds:.2f} s" for what, seconds in times.items())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("annotations", type=Path)
@@ -91,17 +132,21 @@ def main() -> None:
             make(arguments.annotations, count, folder)
             command = [sys.executable, "-m", "alignmask.cli", "analyze", folder / "results.json"]
             command += ["--annotations", folder / "annotations.json", "--images", arguments.pictures]
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
             start = time.perf_counter()
             subprocess.run(
                 [*map(str, command), "--out", folder / "out", "--fraction", str(arguments.fraction)],
                 check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
             seconds = time.perf_counter() - start
-            # The largest child so far: the data sets have to grow.
-            peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            work = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            peak = after.ru_maxrss / 2**20  # of the largest child so far: name the sizes in ascending order
             size = (folder / "out" / "report.html").stat().st_size / 1e6
             print(
-                f"{count * PER_IMAGE} predictions: {seconds:.1f} s, peak {peak:.2f} GiB, page {size:.1f} MB", flush=True
+                f"{count * PER_IMAGE} predictions: {work:.1f} s of processor time ({seconds:.1f} s), peak {peak:.2f} GiB, "
+                f"page {size:.1f} MB\n  {time_page(folder / 'out' / 'report.html', Path(temporary) / f'profile-{count}')}",
+                flush=True,
             )
 
 

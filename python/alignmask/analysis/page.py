@@ -43,9 +43,9 @@ if TYPE_CHECKING:
 
 POINTS = 50_000
 """Predictions of each model: the paper's top 10 % of 5,000 images."""
-PICTURE_BYTES = 32 << 20
+PICTURE_BYTES = 64 << 20
 MASK_BYTES = 32 << 20
-SIDES = (640, 480, 320, 240, 160)
+SIDES = (640, 480, 360, 280, 220, 160)
 """Longer side of the pictures, pixels: the largest one with which they are likely to fit PICTURE_BYTES."""
 
 ASSETS = Path(__file__).parent / "assets"
@@ -317,7 +317,7 @@ class _Album:
             return ""
         picture = Image.fromarray(self.dataset.load(self._place[image_id]).image_CHW.permute(1, 2, 0).numpy())
         picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-        return _jpeg(picture, 75)
+        return _jpeg(picture, 70)
 
     def _picture_side(self) -> int:
         if self.dataset is None or not self.image_ids:
