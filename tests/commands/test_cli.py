@@ -33,6 +33,7 @@ HELP = {
     "ablate table4 nuclei_small": ("--seeds", "--only", "--dry-run", "--retry", "--train.iterations"),
     "convert": ("SRC", "DST", "--to", "--annotations FILE"),
     "demo": ("--minutes", "--out DIR"),
+    "export": ("CHECKPOINT", "--format {torch,onnx}", "--out FILE"),
     "flops": ("RECIPE", "--size H W", "--aligned-queries"),
     "info": ("usage: alignmask info",),
 }
