@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bokeh.document import Document
 from hypothesis import HealthCheck, given, settings
 from PIL import Image
 from pycocotools import mask as mask_utils
@@ -81,6 +82,14 @@ def test_tables_hold_the_numbers_at_full_precision(tmp_path: Path) -> None:
     for number in (100 * model.metrics.AP, 100 * model.oracle.AP, model.alignment.top[1].spearman_any_class):
         assert repr(number) in values
     assert "" in values  # a dash: AP of large objects, of which there are none
+
+
+def test_scores_that_are_no_probabilities_are_within_the_axis(tmp_path: Path) -> None:
+    world = square_world()
+    world.predict(100, 1, box_mask((60, 80), 0, 0, 5, 5), 12.0)
+    parsed = Parsed(page(world, tmp_path).read_text())
+    x_range = Document.from_json(parsed.block("plot-0")["doc"]).get_model_by_name("figure").x_range
+    assert (x_range.start, x_range.end) == (pytest.approx(-0.24), pytest.approx(12.24))
 
 
 # -- bounded -------------------------------------------------------------------------------------------------------------

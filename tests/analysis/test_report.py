@@ -198,7 +198,16 @@ def test_scatter_of_several_models(tmp_path: Path, figures: list[Figure], models
     assert picture(tmp_path / "s.png").shape == (*size[::-1], 3)
     shown = [axes for axes in figures[0].axes if axes.collections]
     assert [axes.collections[0].get_offsets()[0, 1] for axes in shown] == [n / 10 for n in range(models)]
+    assert sum(axes.axison for axes in figures[0].axes) == models
     assert all(len(axes.get_title().split("\n")[0].replace("\\", "")) <= 48 for axes in shown)
+
+
+def test_scores_that_are_no_probabilities_are_shown(tmp_path: Path, figures: list[Figure]) -> None:
+    """All panels have the same axis; there is no curve of mean IoU, whose intervals are of 0 to 1."""
+    score_iou_scatter({"a": pairs_of([-3.0, 7.0], [0.1, 0.9]), "b": pairs_of([0.5], [0.5])}, tmp_path / "s.png")
+    picture(tmp_path / "s.png")
+    assert [axes.get_xlim() for axes in figures[0].axes] == [(pytest.approx(-3.2), pytest.approx(7.2))] * 2
+    assert not any(axes.lines for axes in figures[0].axes)
 
 
 def test_densities_share_their_colours(tmp_path: Path, figures: list[Figure]) -> None:

@@ -6,7 +6,7 @@ Shapes: N predictions.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -217,6 +217,12 @@ def calibration_error(score_N: np.ndarray, iou_N: np.ndarray) -> float | None:
 def score_interval(score_N: np.ndarray) -> np.ndarray:
     """Which of the INTERVALS each score lies in: [0, 0.1), [0.1, 0.2), ... [0.9, 1]; the outer ones take all beyond."""
     return np.clip(np.floor(score_N * INTERVALS), 0, INTERVALS - 1).astype(np.int64)
+
+
+def score_span(scores: Iterable[np.ndarray]) -> tuple[float, float]:
+    """What an axis of these scores has to show: 0 to 1, and more if some are no probabilities."""
+    ends = [float(end) for score_N in scores if len(score_N) for end in (score_N.min(), score_N.max())]
+    return min([0.0, *ends]), max([1.0, *ends])
 
 
 def oracle_scores(pairs: ScoreIoU) -> np.ndarray:

@@ -31,7 +31,7 @@ from bokeh.resources import Resources
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from alignmask.analysis.alignment import NO_TRUTH, top_predictions
+from alignmask.analysis.alignment import NO_TRUTH, score_span, top_predictions
 from alignmask.analysis.comparison import ModelAnalysis
 from alignmask.analysis.drawing import OVERLAP, PREDICTION, TRUTH
 from alignmask.eval.files import GroundTruth
@@ -81,7 +81,8 @@ def write_page(
     """
     album = _Album(ground_truth, dataset)
     tops = [top_predictions(model.pairs, fraction)[:POINTS] for model in models]
-    plots = [_plot(album.columns(model, top)) for model, top in zip(models, tops, strict=True)]
+    span = score_span(model.pairs.scores_N[top] for model, top in zip(models, tops, strict=True))
+    plots = [_plot(album.columns(model, top), span) for model, top in zip(models, tops, strict=True)]
     scripts = [*Resources(mode="inline", components=["bokeh", "bokeh-widgets", "bokeh-tables"]).js_raw]
     scripts = [*scripts, (ASSETS / "page.js").read_text(encoding="utf-8")]
     numbers = {round(f * 100 * len(ground_truth.sizes)): f for f in (0.02, 0.10, fraction) if f <= fraction}
@@ -183,14 +184,15 @@ def _percent(value: float) -> float | None:
     return None if value < 0 else 100 * value
 
 
-def _plot(columns: dict[str, np.ndarray]) -> dict[str, Any]:
-    """A scatter of IoU against score and a table of the same points, as Bokeh's JSON. It holds numbers only: page.js
-    adds the names."""
+def _plot(columns: dict[str, np.ndarray], span: tuple[float, float]) -> dict[str, Any]:
+    """A scatter of IoU against score (from `span`) and a table of the same points, as Bokeh's JSON. It holds numbers
+    only: page.js adds the names."""
+    margin = 0.02 * (span[1] - span[0])
     source = ColumnDataSource(columns, name="points")
     kept = BooleanFilter(booleans=None, name="kept")
     view = CDSView(filter=kept, name="view")
     plot = figure(
-        name="figure", height=430, sizing_mode="stretch_width", x_range=Range1d(-0.02, 1.02),
+        name="figure", height=430, sizing_mode="stretch_width", x_range=Range1d(span[0] - margin, span[1] + margin),
         y_range=Range1d(-0.02, 1.02), x_axis_label="score", y_axis_label="mask IoU with the best ground truth",
         tools="box_zoom,wheel_zoom,pan,reset,save", active_drag="box_zoom",
     )  # fmt: skip

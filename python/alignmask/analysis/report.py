@@ -28,6 +28,7 @@ from alignmask.analysis.alignment import (
     pearson,
     score_interval,
     score_iou_pairs,
+    score_span,
     top_predictions,
 )
 from alignmask.analysis.drawing import Drawable, draw_instances, font
@@ -227,25 +228,30 @@ def score_iou_scatter(
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat
     shown = {name: top_predictions(pairs, fraction) for name, pairs in models.items()}
     dense = max(map(len, shown.values())) > MANY_POINTS
+    low, high = score_span(pairs.scores_N[shown[name]] for name, pairs in models.items())
+    margin = 0.02 * (high - low)
     densities = []
-    for panel, (name, pairs) in zip(panels, models.items(), strict=False):
+    for (name, pairs), panel in zip(models.items(), panels, strict=False):  # panels last: the rest of them is left over
         top = shown[name]
         score_N, iou_N = pairs.scores_N[top], pairs.iou(iou)[top]
         if dense:
-            densities.append(panel.hexbin(score_N, iou_N, gridsize=60, extent=(0, 1, 0, 1), mincnt=1, cmap="viridis"))
+            extent = (low, high, 0, 1)
+            densities.append(panel.hexbin(score_N, iou_N, gridsize=60, extent=extent, mincnt=1, cmap="viridis"))
         else:
             panel.scatter(score_N, iou_N, s=9, alpha=0.35, linewidths=0)
             panel.grid(alpha=0.3)
-        _draw_means(panel, score_N, iou_N)
+        if (low, high) == (0, 1):
+            _draw_means(panel, score_N, iou_N)
         correlation = pearson(score_N, iou_N)
         pcc = "not defined" if correlation is None else f"{correlation:.3f}"
         heading = f"PCC {pcc}   (top {100 * fraction:g} %: {len(top)} predictions)"
         panel.set(
-            xlabel="score", ylabel=f"mask IoU with the best ground truth ({iou})", xlim=(-0.02, 1.02),
-            ylim=(-0.02, 1.02), title=f"{_fit(name)}\n{heading}" if name else heading,
+            xlabel="score", ylabel=f"mask IoU with the best ground truth ({iou})",
+            xlim=(low - margin, high + margin), ylim=(-0.02, 1.02), title=f"{_fit(name)}\n{heading}" if name else heading,
         )  # fmt: skip
         panel.label_outer()
-        panel.legend(loc="upper left", fontsize=8)
+        if panel.lines:
+            panel.legend(loc="upper left", fontsize=8)
     for panel in panels:  # the last row may have more of them than there are models
         panel.axis("off")
     if dense:  # one scale of colours for all panels, or they could not be compared

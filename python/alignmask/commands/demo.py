@@ -43,5 +43,6 @@ def command(minutes: float = 10.0, out: Annotated[Path, tyro.conf.arg(metavar="D
     Console().print(evaluate_file(dataset.annotations, run / "results.json").table())
     for what, picture in pictures.items():
         print(f"{what}: {picture}")
+    print(f"look into its predictions: alignmask analyze {run}")
     print(f"use the model: alignmask predict {run} IMAGE... --out predictions")
     return 0
