@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from alignmask.eval.coco import evaluate_file
 from alignmask.train import checkpoint
 from tests.commands.terminal import Terminal
-from tests.eval.worlds import small_world, write
+from tests.eval.worlds import rle, small_world, write
 
 
 def numbers(text: str, row: str) -> list[str]:
@@ -47,6 +48,37 @@ def test_eval_of_a_results_file(alignmask_: Terminal, tmp_path: Path) -> None:
     assert numbers(alignmask_.out, "score 2 %")[0] == "10"
     assert numbers(alignmask_.out.split("APl")[1], "score")[0] == f"{100 * metrics['AP']:.1f}"
     assert max(map(len, alignmask_.out.splitlines())) <= 80
+
+
+def test_what_does_not_fit_is_listed_or_left_out(alignmask_: Terminal, tmp_path: Path) -> None:
+    world = small_world(seed=3, images=12)
+    good = world.results[0]
+    wrong = [
+        {**good, "category_id": 90}, {**good, "category_id": 0}, {**good, "score": None},
+        {**good, "segmentation": rle(np.ones((60, 40), bool))},
+    ]  # fmt: skip
+    entries = [{**good, "image_id": 123456}, *world.results, *wrong]
+    annotations, results = write(world, tmp_path)
+    results.write_text(json.dumps(entries))
+    arguments = ("eval", "--results", results, "--annotations", annotations)
+    assert alignmask_(*arguments) == 2
+    first, *lists = alignmask_.err.splitlines()
+    counts = (
+        "1 of an unknown image, 2 of an unknown category, 1 with a score that is not a finite number, 1 whose mask has"
+    )
+    assert first.startswith(f"alignmask: {results}: of {len(entries)} entries: {counts} another size than the image")
+    assert lists[0].endswith(": entry 0 (image 123456) (the annotation file's ids are 7, 17, ..., 117)")
+    last = len(entries) - 4
+    assert (
+        f"entry {last} (image 7): category 90; entry {last + 1} (image 7): category 0 (the annotation file's"
+        in lists[1]
+    )
+    assert alignmask_(*arguments, "--ignore-unknown", "--out", tmp_path / "out") == 0
+    assert f"left out {counts}" in alignmask_.err
+    assert f"{len(world.results)} predictions (5 left out)" in alignmask_.out
+    written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert sum(written["left_out"].values()) == 5
+    assert written["modes"]["score"]["metrics"]["AP"] == evaluate_file(annotations, world.results).AP
 
 
 def test_warnings_are_one_line(alignmask_: Terminal, tmp_path: Path) -> None:

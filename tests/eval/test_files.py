@@ -103,7 +103,10 @@ def test_files_that_are_no_json(tmp_path: Path, world: World) -> None:
             load_ground_truth(broken)
         with pytest.raises(CocoError, match=r"broken\.json: not valid JSON"):
             load_results(broken, truth)
+    broken.write_bytes(b"[" * 200_000)
     for load in (load_ground_truth, lambda path: load_results(path, truth)):
+        with pytest.raises(CocoError, match=r"broken\.json.*nested too deeply"):
+            load(broken)
         with pytest.raises(CocoError, match=r"nowhere\.json.*No such file"):
             load(tmp_path / "nowhere.json")
         with pytest.raises(CocoError, match=r"Is a directory"):
@@ -163,16 +166,28 @@ def test_an_area_that_is_missing_is_the_masks(tmp_path: Path, world: World) -> N
 RESULT_FAULTS: dict[str, tuple[Any, str]] = {
     "no object": (5, "1 lacking image_id, .*\n.*entry 1$"),
     "no score": ({"score": ...}, r"1 lacking .*\n.*entry 1 \(image 7\)"),
-    "no segmentation": ({"segmentation": ...}, r"1 lacking .*\n.*entry 1 \(image 7\)"),
+    "no segmentation": ({"segmentation": ...}, r"1 without a segmentation\n.*entry 1 \(image 7\)"),
+    "a box alone": (
+        {"segmentation": ..., "bbox": [1, 2, 3, 4]},
+        r"1 of a box without a segmentation\n.*entry 1 \(image 7\)",
+    ),
     "NaN score": ({"score": float("nan")}, r"1 with a score .*\n.*entry 1 \(image 7\): nan"),
     "infinite score": ({"score": float("inf")}, r"entry 1 \(image 7\): inf"),
     "score is text": ({"score": "0.5"}, r"entry 1 \(image 7\): '0.5'"),
     "score is true": ({"score": True}, r"entry 1 \(image 7\): True"),
+    "score is too large": ({"score": 10**400}, r"entry 1 \(image 7\): 1000.*\.\.\."),
     "score is null": ({"score": None}, r"entry 1 \(image 7\): None"),
-    "unknown image": ({"image_id": 9}, r"1 of an unknown image\n.*entry 1 \(image 9\)"),
+    "unknown image": (
+        {"image_id": 9},
+        r"1 of an unknown image\n.*entry 1 \(image 9\) \(the annotation file's ids are 7, 8\)$",
+    ),
+    "image id is too large": ({"image_id": 10**400}, r"no integer\n.*entry 1 \(image 1000.*\.\.\.\)"),
     "image id is text": ({"image_id": "7"}, r"no integer\n.*entry 1 \(image '7'\)"),
     "image id is a list": ({"image_id": [7]}, r"no integer\n.*entry 1 \(image \[7\]\)"),
-    "unknown category": ({"category_id": 0}, r"1 of an unknown category\n.*entry 1 \(image 7\): category 0"),
+    "unknown category": (
+        {"category_id": 0},
+        r"1 of an unknown category\n.*entry 1 \(image 7\): category 0 \(the annotation file's ids are 3, 11\)",
+    ),
     "category id is a list": ({"category_id": [3]}, r"no integer\n.*entry 1 \(image 7\): category \[3\]"),
     "mask of another size": (
         {"segmentation": rle(np.ones((30, 20), bool))},
@@ -213,7 +228,7 @@ def test_one_error_tells_of_all_faults(tmp_path: Path, world: World) -> None:
     first, *lines = str(error.value).splitlines()
     assert first.endswith("of 10 entries: 1 with a score that is not a finite number, 8 of an unknown image")
     assert lines[1].count("entry") == SHOWN_FAULTS
-    assert lines[1].endswith("and 3 more")
+    assert lines[1].endswith("and 3 more (the annotation file's ids are 7, 8)")
 
 
 def test_a_results_file_is_a_list(tmp_path: Path, world: World) -> None:
@@ -227,19 +242,19 @@ def test_unknown_entries_can_be_left_out_but_faulty_ones_cannot(tmp_path: Path, 
     good = world.results[0]
     other = {**good, "segmentation": rle(np.ones((5, 5), bool))}
     entries = [{**good, "image_id": 9}, *world.results, {**good, "category_id": 5}, other, {**good, "image_id": 1}]
-    with pytest.warns(
-        UserWarning, match=r"results\.json: left out 2 of an unknown image, 1 of an unknown category, 1 whose"
-    ):
+    entries.append({**good, "score": None})
+    message = r"left out 2 of an unknown image, 1 of an unknown category, 1 whose mask has another .*, 1 with a score"
+    with pytest.warns(UserWarning, match=r"results\.json: " + message):
         kept = load_results(results_file(tmp_path, entries), truth, ignore_unknown=True)
     assert len(kept.entries) == 2
-    assert sorted(kept.ignored.values()) == [1, 1, 2]
+    assert sorted(kept.ignored.values()) == [1, 1, 1, 2]
     with pytest.warns(UserWarning, match="left out"):
         metrics = evaluate_results(annotations, entries, ignore_unknown=True)
     assert metrics == evaluate_results(annotations, world.results)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(CocoError, match=r"1 with a score"):
-            load_results([*entries, {**good, "score": None}], truth, ignore_unknown=True)
+        with pytest.raises(CocoError, match=r"of 8 entries: 1 with a faulty segmentation\n"):
+            load_results([*entries, {**good, "segmentation": [[1, 2]]}], truth, ignore_unknown=True)
 
 
 @pytest.mark.parametrize("engine", ["hotcoco", "pycocotools"])

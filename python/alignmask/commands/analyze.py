@@ -65,7 +65,7 @@ def command(
         device: Where models run: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
         batch_size: Images per forward pass.
         workers: Data-loading processes.
-        ignore_unknown: Leave out results that fit no image or category, instead of refusing the file.
+        ignore_unknown: Leave out results that fit no image or category or have no score, instead of refusing the file.
     """
     require_analyze("alignmask analyze")  # before the long work
     if not 0 < fraction <= 1:

@@ -59,7 +59,7 @@ def command(
         workers: Data-loading processes.
         engine: What computes AP. pycocotools is the official tool; hotcoco gives the same numbers, faster.
         per_category: Print the AP of every category, too.
-        ignore_unknown: Leave out results that fit no image or category, instead of refusing the file.
+        ignore_unknown: Leave out results that fit no image or category or have no score, instead of refusing the file.
     """
     if (checkpoint is None) == (results is None):
         raise ValueError("eval: give either a CHECKPOINT or --results FILE")

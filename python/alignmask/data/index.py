@@ -60,6 +60,8 @@ def read_coco_json(path: str | Path) -> dict[str, Any]:
         raise fault(path, f"malformed JSON at line {error.lineno}, column {error.colno}: {error.msg}") from error
     except UnicodeDecodeError as error:
         raise fault(path, f"not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except RecursionError as error:
+        raise fault(path, "not a COCO file: its lists are nested too deeply") from error
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise fault(path, f"expected a JSON object with a list {key!r}")

@@ -113,6 +113,8 @@ class Evaluation:
     """The score mode that results.json was written with."""
     images: int
     predictions: int
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Entries of the file that were not evaluated (`ignore_unknown`), counted by reason."""
 
     @property
     def AP(self) -> float:
@@ -124,6 +126,7 @@ class Evaluation:
         return {
             "images": self.images,
             "predictions": self.predictions,
+            "left_out": self.left_out,
             "default": self.default,
             "modes": {
                 mode: {"metrics": metrics.as_dict(), "alignment": self.alignment[mode].as_dict()}
@@ -135,8 +138,9 @@ class Evaluation:
         """AP and alignment statistics, as a rich renderable."""
         from rich.console import Group
 
+        left_out = f" ({sum(self.left_out.values())} left out)" if self.left_out else ""
         return Group(
-            numbers_table(self.metrics, f"mask AP (%), {self.images} images, {self.predictions} predictions"),
+            numbers_table(self.metrics, f"mask AP (%), {self.images} images, {self.predictions} predictions{left_out}"),
             alignment_table(self.alignment),
         )
 
@@ -201,7 +205,7 @@ def evaluate_results(
         results: COCO results file, or its entries; see `alignmask.eval.files.load_results` for what is checked.
         engine: "hotcoco" (fast) or "pycocotools" (the official tool); the numbers are equal.
         image_ids: evaluate these images alone.
-        ignore_unknown: leave out entries of unknown images and categories instead of raising.
+        ignore_unknown: leave out what `load_results` can leave out instead of raising.
     Raises:
         alignmask.data.CocoError: a file cannot be read, or is faulty; the message lists where.
     """
@@ -228,6 +232,7 @@ def evaluate_file(
         default="score",
         images=len(ground_truth.sizes),
         predictions=len(checked.entries),
+        left_out=checked.ignored,
     )
 
 

@@ -21,6 +21,7 @@ from alignmask.data import CocoError, read_coco_json
 from alignmask.data.batch import Size
 from alignmask.eval import rle
 
+UNKNOWN_IMAGE, UNKNOWN_CATEGORY = "of an unknown image", "of an unknown category"
 NO_POLYGON = "no polygon of 3 points or more"
 SHOWN_FAULTS = 5
 """So many faults of a kind are listed in an error message; the rest is counted."""
@@ -183,11 +184,11 @@ def load_results(
     `bbox` above all: with it the official tool would take the box's area as the mask's.
 
     Args:
-        ignore_unknown: leave out (and count, with a warning) entries of unknown images or categories and entries whose
-            mask has another size than the image, instead of raising.
+        ignore_unknown: leave out (and count, with a warning) entries of unknown images or categories, entries whose mask
+            has another size than the image, and entries without a finite score, instead of raising.
     Raises:
-        CocoError: the file cannot be read, or entries are faulty: one message that counts and lists all faulty entries
-            by kind.
+        CocoError: the file cannot be read, or entries are faulty: one message that counts all faulty entries by kind, and
+            lists the first of each.
     """
     if isinstance(results, Results):
         return results
@@ -198,28 +199,36 @@ def load_results(
     if not isinstance(raw, (list, tuple)):
         raise CocoError(f"{source}: a COCO results file is a list of entries, got {type(raw).__name__}")
     faults = _Faults()
-    unknown = _Faults()
+    unknown = _Faults(
+        {
+            UNKNOWN_IMAGE: f"the annotation file's ids are {_range(ground_truth.sizes)}",
+            UNKNOWN_CATEGORY: f"the annotation file's ids are {_range(ground_truth.categories)}",
+        }
+    )
     entries = []
     for position, entry in enumerate(raw):
         where = f"entry {position}"
-        if not isinstance(entry, dict) or not {"image_id", "category_id", "segmentation", "score"} <= entry.keys():
-            image = f" (image {entry['image_id']!r})" if isinstance(entry, dict) and "image_id" in entry else ""
-            faults.add("lacking image_id, category_id, segmentation or score", where + image)
+        if not isinstance(entry, dict) or not {"image_id", "category_id", "score"} <= entry.keys():
+            image = f" (image {_brief(entry['image_id'])})" if isinstance(entry, dict) and "image_id" in entry else ""
+            faults.add("lacking image_id, category_id or score", where + image)
             continue
         image_id, category_id, score = entry["image_id"], entry["category_id"], entry["score"]
-        where = f"entry {position} (image {image_id!r})"
+        where = f"entry {position} (image {_brief(image_id)})"
+        if "segmentation" not in entry:
+            faults.add("of a box without a segmentation" if "bbox" in entry else "without a segmentation", where)
+            continue
         if not is_id(image_id) or not is_id(category_id):
-            faults.add("whose image_id or category_id is no integer", f"{where}: category {category_id!r}")
+            faults.add("whose image_id or category_id is no integer", f"{where}: category {_brief(category_id)}")
             continue
         if not is_number(score):
-            faults.add("with a score that is not a finite number", f"{where}: {score!r}")
+            unknown.add("with a score that is not a finite number", f"{where}: {_brief(score)}")
             continue
         size = ground_truth.sizes.get(image_id)
         if size is None:
-            unknown.add("of an unknown image", where)
+            unknown.add(UNKNOWN_IMAGE, where)
             continue
         if category_id not in ground_truth.categories:
-            unknown.add("of an unknown category", f"{where}: category {category_id!r}")
+            unknown.add(UNKNOWN_CATEGORY, f"{where}: category {_brief(category_id)}")
             continue
         segmentation = entry["segmentation"]
         if isinstance(segmentation, dict) and isinstance(segmentation.get("size"), (list, tuple)):
@@ -227,7 +236,7 @@ def load_results(
             if segmentation["size"] != list(size):
                 unknown.add(
                     "whose mask has another size than the image",
-                    f"{where}: mask {segmentation['size']}, image {list(size)} (height, width)",
+                    f"{where}: mask {_brief(segmentation['size'])}, image {list(size)} (height, width)",
                 )
                 continue
         try:
@@ -252,8 +261,10 @@ def load_results(
 class _Faults:
     """Collects faults by kind, so that one error tells of all of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, notes: dict[str, str] | None = None) -> None:
+        """notes: What helps to understand a kind, added to its list."""
         self.places: dict[str, list[str]] = {}
+        self.notes = notes or {}
 
     def __bool__(self) -> bool:
         return bool(self.places)
@@ -263,19 +274,28 @@ class _Faults:
 
     def update(self, other: _Faults) -> None:
         self.places.update(other.places)
+        self.notes = self.notes | other.notes
 
     def summary(self) -> str:
         return ", ".join(f"{len(places)} {kind}" for kind, places in self.places.items())
 
     def raise_if_any(self, source: str, what: str) -> None:
         if self:
-            lists = [f"  {kind}: {_some(places, '; ')}" for kind, places in self.places.items()]
+            lists = [
+                f"  {kind}: {_some(places, '; ')}" + (f" ({self.notes[kind]})" if kind in self.notes else "")
+                for kind, places in self.places.items()
+            ]
             raise CocoError("\n".join([f"{source}: {what}: {self.summary()}", *lists]))
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite number (NumPy's included, bool not)."""
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a finite number that a float can hold (NumPy's included, bool not)."""
+    if not isinstance(value, (int, float, np.number)) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer of more than 308 digits
+        return False
 
 
 def is_id(value: Any) -> bool:
@@ -294,6 +314,11 @@ def _some(items: Sequence[Any], separator: str = ", ") -> str:
     return shown + (f"{separator}and {rest} more" if rest > 0 else "")
 
 
+def _range(ids: Iterable[int]) -> str:
+    found = sorted(ids)
+    return ", ".join(map(str, found)) if len(found) <= 2 else f"{found[0]}, {found[1]}, ..., {found[-1]}"
+
+
 def read_json(path: Path) -> Any:
     """Reads a JSON file. Raises CocoError if it cannot be read, with the place of a syntax error."""
     try:
@@ -302,6 +327,8 @@ def read_json(path: Path) -> Any:
         raise CocoError(f"{path}: cannot be read: {error.strerror}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CocoError(f"{path}: not valid JSON: {error}") from error
+    except RecursionError as error:
+        raise CocoError(f"{path}: not a COCO file: its lists are nested too deeply") from error
 
 
 def write_json(path: Path, value: Any, indent: int | None = None) -> None:
