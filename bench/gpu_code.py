@@ -102,7 +102,7 @@ def kernels(op: str, architecture: int) -> list[Kernel]:
     """
     from alignmask.ops.jit import cache
 
-    library, tool = _nvrtc(architecture), disassembler()
+    library, tool = nvrtc_for(architecture), disassembler()
     names = kernel_names(op)
     about = [cache.fingerprint(SOURCES, op, "\n".join(names), architecture, library.version), str(tool)]
     about.append(Path(__file__).read_text())
@@ -112,7 +112,7 @@ def kernels(op: str, architecture: int) -> list[Kernel]:
     compiled = library.compile(f"{op}/{op}.cuh", names, architecture, SOURCES, ["--ptxas-options=--verbose"])
     if re.search(r"\bwarning\b(?!.*deprecated)", compiled.log):
         raise RuntimeError(f"{op} for sm_{architecture}: warnings:\n{compiled.log}")
-    resources, sass = _resources(compiled.log), _sass(tool, compiled.cubin)
+    resources, sass = _resources(compiled.log), sass_of(tool, compiled.cubin)
     threads = {
         name: int(count)
         for name, count in re.findall(r"\.entry (\w+)\([^)]*\)\s*\.maxntid (\d+)", compiled.ptx.decode())
@@ -139,14 +139,14 @@ def all_kernels(architectures: Iterable[int], chosen: Sequence[str] = ()) -> lis
 def available(architecture: int) -> str:
     """Why kernels cannot be compiled for an architecture here; empty if they can."""
     try:
-        _nvrtc(architecture)
+        nvrtc_for(architecture)
     except RuntimeError as error:
         return str(error)
     return ""
 
 
 @functools.cache
-def _nvrtc(architecture: int):  # type: ignore[no-untyped-def]
+def nvrtc_for(architecture: int):  # type: ignore[no-untyped-def]
     from alignmask.ops.jit import nvrtc
 
     if architecture < 75:
@@ -193,7 +193,7 @@ def _resources(log: str) -> dict[str, dict[str, int]]:
     return found
 
 
-def _sass(tool: Path | None, cubin: bytes) -> dict[str, str] | None:
+def sass_of(tool: Path | None, cubin: bytes) -> dict[str, str] | None:
     """Instructions by symbol."""
     if tool is None:
         return None

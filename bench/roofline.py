@@ -1,0 +1,191 @@
+"""A counted model of the kernels for GPUs, at the shapes of the paper: model, not measured.
+
+Two floors under a kernel's time. Memory: the bytes that must cross the device memory's bus at least once, by its bandwidth.
+Instructions: what the warps issue, counted in the machine code of the loops that do the work, by what the multiprocessors
+can issue (four instructions per clock each). Real kernels are slower than both: caches miss, latency shows, loops have ends.
+Both branches of a condition are counted, so the instructions are an upper bound of what a loop issues.
+
+`scalar` is deformable attention by the plan that most public kernels share, written anew for this comparison
+(bench/one_thread_per_scalar.cuh) and counted likewise.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import gpu_code
+
+SOURCES = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Gpu:
+    name: str
+    code: int
+    """Whose machine code is counted; sm_75's for the V100, since no current disassembler reads sm_70's."""
+    bandwidth: tuple[float, ...]
+    """GB/s, of the variants."""
+    multiprocessors: int
+    clock: float
+    """GHz, boosted."""
+
+    def issues(self) -> float:
+        """Instructions of warps per second."""
+        return self.multiprocessors * 4 * self.clock * 1e9
+
+
+GPUS = (
+    Gpu("V100", 75, (900,), 80, 1.53),
+    Gpu("A100", 80, (1555, 2039), 108, 1.41),
+    Gpu("H100", 90, (3350,), 132, 1.98),
+)
+
+# The paper's shapes: 4 images of 1024 x 1024, 256 channels; the pixel decoder's tokens of strides 32, 16, 8 are its queries.
+B, QUERIES, N, D, L, P = 4, 21504, 8, 32, 3, 4
+POINTS = B * QUERIES * N * L * P
+MASKS, CLASSES, MODEL_QUERIES, OUTPUTS = 20, 80, 200, 10  # masks per image, queries with the aligned ones
+SETS, SET_POINTS, COVERED = 5, 12544, 0.1  # an instance's mask covers a tenth of the image, say
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call: `bytes` that cross the memory's bus, `requested` by loads from caches, `instructions` of warps."""
+
+    name: str
+    bytes: float
+    requested: float
+    instructions: float
+    unit: str
+    units: float
+
+
+def loops(sass: str) -> list[list[str]]:
+    """Instructions between a label and the branch back to it."""
+    lines, labels, found = sass.splitlines(), {}, []
+    for i, line in enumerate(lines):
+        if line.endswith(":"):
+            labels[line[:-1]] = i
+        elif (jump := re.search(r"\bBRA[.\w]* (?:\S+, )?`\((\S+)\)", line)) and jump[1] in labels:
+            found.append([inner for inner in lines[labels[jump[1]] : i + 1] if not inner.endswith(":")])
+    return found
+
+
+def loop(sass: str, *wanted: str) -> int:
+    """Instructions in the shortest loop that has them all.
+
+    Raises:
+        ValueError: There is none: the kernel has changed, and the model must follow.
+    """
+    fitting = [body for body in loops(sass) if all(any(re.search(w, line) for line in body) for w in wanted)]
+    if not fitting:
+        raise ValueError(f"no loop with {' and '.join(wanted)}")
+    return min(map(len, fitting))
+
+
+def code(op: str, name: str, architecture: int) -> str:
+    kernel = next(kernel for kernel in gpu_code.kernels(op, architecture) if kernel.name == name)
+    if kernel.sass is None:
+        raise SystemExit("roofline: there is no nvdisasm (pip install nvidia-cuda-nvdisasm)")
+    return kernel.sass
+
+
+@functools.cache
+def scalar_code(name: str, architecture: int) -> str:
+    compiled = gpu_code.nvrtc_for(architecture).compile("one_thread_per_scalar.cuh", [name], architecture, SOURCES)
+    sass = gpu_code.sass_of(gpu_code.disassembler(), compiled.cubin)
+    if sass is None:
+        raise SystemExit("roofline: there is no nvdisasm (pip install nvidia-cuda-nvdisasm)")
+    return sass[compiled.symbols[name]]
+
+
+def attention(architecture: int) -> Iterator[Case]:
+    """Forward and backward of ms_deform_attn, value and points in one precision. Points and weights are read by all of them
+    once; every point has four corners of D channels."""
+    per_query = B * QUERIES * N * D
+    for dtype, size, lanes, vector in (("float", 4, 8, 4), ("Half", 2, 4, 8)):
+        read = size * (per_query + 3 * POINTS)
+        requested = size * POINTS * (4 * D + 3)
+
+        forward = code("ms_deform_attn", f"ms_deform_attn_forward<{dtype}, {vector}, {lanes}>", architecture)
+        main, both = loop(forward, r"LDG\.E\.128"), loop(forward, r"LDG\.E\.128", r"STS\.128")
+        issued = POINTS * (main * lanes + both - main) / 32  # one lane places a point, all lanes gather
+        yield Case(f"ms_deform_attn {dtype}", read + size * per_query, requested, issued, "point", POINTS)
+        if dtype == "float":
+            plain = loop(scalar_code("scalar_forward<32>", architecture), r"LDG")
+            yield Case("  scalar float", read + size * per_query, requested * D / 32, POINTS * plain, "point", POINTS)
+
+        backward = code("ms_deform_attn", f"ms_deform_attn_backward<{dtype}, {vector}, {lanes}>", architecture)
+        main, both = loop(backward, r"RED", r"SHFL"), loop(backward, r"RED", r"STS\.128")
+        issued = POINTS * (main * lanes + both - main) / 32
+        # The value's gradient is summed in float32: zeroed, then added to in the L2 cache, written once; half: converted.
+        written = 2 * 4 * per_query + (6 * per_query if size == 2 else 0) + 3 * size * POINTS
+        total = read + size * per_query + written
+        asked = requested + 4 * POINTS * 4 * D
+        yield Case(f"ms_deform_attn backward {dtype}", total, asked, issued, "point", POINTS)
+        if dtype == "float":
+            plain = scalar_code("scalar_backward<32>", architecture)
+            main, serial = loop(plain, r"RED"), loop(plain, r"LDS")
+            yield Case("  scalar float", total, asked, POINTS * (main + 31 * serial), "point", POINTS)
+
+
+def others(architecture: int) -> Iterator[Case]:
+    features, pixels = B * 256 * 256 * 256, 256 * 256
+    pairs = B * MASKS * SETS * SET_POINTS
+    for dtype, size, vector in (("float", 4, 4), ("Half", 2, 8)):
+        sass = code("masked_point_pool", f"masked_point_pool_forward<{dtype}, {vector}>", architecture)
+        main, both = loop(sass, r"LDG\.E\.128"), loop(sass, r"LDG\.E\.128", r"LDG\.E\.U8")
+        # A block has 32 vectors of channels: points are placed again for each block of channels.
+        issued = pairs * (COVERED * main + (both - main) / 32) * 256 / (32 * vector)
+        bytes_ = size * features + B * MASKS * 1024 * 1024 + B * SETS * SET_POINTS * 8
+        requested = pairs * (4 + 8) + pairs * COVERED * 4 * 256 * size
+        yield Case(f"masked_point_pool {dtype}", bytes_, requested, issued, "point of a set and instance", pairs)
+    for dtype, size in (("float", 4), ("Half", 2)):
+        sass = code("mask_iou", f"mask_iou_count<{dtype}, true>", architecture)
+        groups = B * MODEL_QUERIES / 8 * 1024 * 1024 / 32  # 8 predictions, 32 columns: a warp's step
+        bits = B * MASKS * 1024 * 1024 / 8
+        bytes_ = size * B * MODEL_QUERIES * pixels + B * MASKS * 1024 * 1024 + 2 * bits
+        row, gap = loop(sass, r"VOTE", r"POPC", r"FSETP"), loop(sass, r"VOTE", r"POPC", r"FSETP", r"LDG")
+        issued = groups * (row + (gap - row) / 4)  # four rows of pixels between two rows of predictions
+        yield Case(f"mask_iou to 1024 x 1024 {dtype}", bytes_, bytes_, issued, "pixel and prediction", groups * 256)
+    rows = B * OUTPUTS * MODEL_QUERIES
+    for dtype, size, vector in (("float", 4, 4), ("Half", 2, 8)):
+        sass = code("quality_focal_loss", f"quality_focal_loss_forward<{dtype}, {vector}, true>", architecture)
+        bytes_ = rows * CLASSES * (size + 4) + rows * (8 + 2 * size)
+        issued = rows * CLASSES / vector * loop(sass, r"LDG\.E\.128") / 32
+        yield Case(f"quality_focal_loss {dtype}", bytes_, bytes_, issued, "logit", rows * CLASSES)
+
+
+def table(gpu: Gpu) -> Iterator[str]:
+    """Instructions are those of warps, per thousand units."""
+    head = "".join(f"  memory {bandwidth:.0f} GB/s" for bandwidth in gpu.bandwidth)
+    yield f"{gpu.name} (code of sm_{gpu.code}; {gpu.multiprocessors} multiprocessors at {gpu.clock} GHz)"
+    yield f"  {'call':<34}{'MB':>7}{'MB asked':>10}{'instr./1000':>13}  unit{'':<25}{head}  instructions  bound by"
+    for cases in (attention, others):
+        for case in cases(gpu.code):
+            memory = [case.bytes / bandwidth / 1e6 for bandwidth in gpu.bandwidth]
+            issue = 1e3 * case.instructions / gpu.issues()
+            cells = "".join(
+                f"{ms:>{len(f'  memory {b:.0f} GB/s') - 3}.3f} ms" for ms, b in zip(memory, gpu.bandwidth, strict=True)
+            )
+            yield (
+                f"  {case.name:<34}{case.bytes / 1e6:>7.0f}{case.requested / 1e6:>10.0f}"
+                f"{1e3 * case.instructions / case.units:>13.0f}  {case.unit:<29}{cells}{issue:>11.3f} ms"
+                f"  {'instructions' if issue > max(memory) else 'memory'}"
+            )
+
+
+def main() -> None:
+    print("Floors under the time of one call: model, not measured.\n")
+    for gpu in GPUS:
+        if reason := gpu_code.available(gpu.code):
+            print(f"{gpu.name}: left out: {reason}")
+            continue
+        print("\n".join(table(gpu)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
