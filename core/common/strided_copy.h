@@ -68,6 +68,21 @@ inline bool contiguous(const TensorView& tensor, int dim) {
   return tensor.dtype == (sizeof(F) == 8 ? DType::kFloat64 : DType::kFloat32);
 }
 
+/// Element of a tensor of floats.
+template <class F>
+ALIGNMASK_HOST_DEVICE F float_at(const TensorView& tensor, std::int64_t offset) {
+  switch (tensor.dtype) {
+    case DType::kFloat64:
+      return static_cast<F>(static_cast<const double*>(tensor.data)[offset]);
+    case DType::kFloat16:
+      return convert<F>(static_cast<const Half*>(tensor.data)[offset]);
+    case DType::kBFloat16:
+      return convert<F>(static_cast<const BFloat16*>(tensor.data)[offset]);
+    default:
+      return static_cast<F>(static_cast<const float*>(tensor.data)[offset]);
+  }
+}
+
 /// Element of a tensor of int64 or int32.
 inline std::int64_t int_at(const TensorView& tensor, std::int64_t offset) {
   return tensor.dtype == DType::kInt64 ? static_cast<const std::int64_t*>(tensor.data)[offset]

@@ -14,7 +14,8 @@ ALIGNMASK_FOR_EACH_ISA(void ms_deform_attn_backward_cpu(const MSDeformAttnArgs& 
 
 namespace {
 
-constexpr std::int64_t kMaxLevelTokens = (std::int64_t{1} << 31) - 1;  // token indices are 32-bit
+constexpr std::int64_t kMaxLevelTokens = (std::int64_t{1} << 31) - 2;  // indices of tokens are 32-bit
+constexpr std::int64_t kMaxChannels = std::int64_t{1} << 27;           // so are the bytes of a packed token
 
 /// What the caller calls the arguments of the two forms.
 struct Names {
@@ -36,6 +37,9 @@ ArgumentCheck check_inputs(const MSDeformAttnArgs& args) {
   if (args.reference.present) check.input("reference", args.reference, "BQL2", {dtype, arithmetic});
   check.input(name.locations, args.locations, "BQNLP2", {dtype, arithmetic});
   check.input(name.weights, args.weights, "BQNLP", {dtype, arithmetic});
+  if (check.size('D') > kMaxChannels)
+    check.fail_value("value has D = " + std::to_string(check.size('D')) + " channels per head, at most " +
+                     std::to_string(kMaxChannels) + " are supported");
 
   const auto count = static_cast<std::int64_t>(args.levels.size());
   if (count != check.size('L'))
@@ -48,8 +52,7 @@ ArgumentCheck check_inputs(const MSDeformAttnArgs& args) {
     const std::string level = "(" + std::to_string(height) + ", " + std::to_string(width) + ")";
     if (height < 0 || width < 0)
       check.fail_value("level_shapes[" + std::to_string(l) + "] = " + level + " is negative");
-    // Sampling pads a level by three rows and one column.
-    if (height > kMaxLevelTokens - 3 || width > kMaxLevelTokens - 1 || (height + 3) > kMaxLevelTokens / (width + 1) - 1)
+    if (height > kMaxLevelTokens || width > kMaxLevelTokens || (width > 0 && height > kMaxLevelTokens / width))
       check.fail_value("level_shapes[" + std::to_string(l) + "] = " + level +
                        " has too many tokens for 32-bit indices");
     tokens += height * width;
