@@ -244,8 +244,8 @@ def _start(*arguments: Any) -> multiprocessing.Process:
 def test_two_processes_share_a_grid_and_one_takes_over_from_the_other_that_is_killed(
     shapes: DataConfig, tmp_path: Path
 ) -> None:
-    """The one that dies has checkpoints of its run; the other goes on from there, and what comes out is bit for bit what one
-    process comes to."""
+    """The one that dies has checkpoints of its run; the other goes on from there, and what comes out is what one process comes
+    to: bit for bit in one process (tests/train), within rounding here, where other processes have other numbers of threads."""
     shared, log = config(shapes, tmp_path / "shared", iterations=3), tmp_path / "log"
     victim = _start(slice(1, 2), shared, log, 0.1, False, ("no_aql", 2))
     survivor = _start(slice(1, 2), shared, log, 0.4, True, None)
@@ -269,7 +269,16 @@ def test_two_processes_share_a_grid_and_one_takes_over_from_the_other_that_is_ki
         one, two = (
             json.loads((c.out / "grid/no_aql" / f"seed{seed}" / "result.json").read_text()) for c in (shared, alone)
         )
-        assert one["evaluation"] == two["evaluation"]
+        assert numbers(one["evaluation"]) == pytest.approx(numbers(two["evaluation"]), rel=1e-3, abs=1e-5)
+
+
+def numbers(value: object) -> list[float]:
+    """All numbers in nested dictionaries and lists, in the order of the keys."""
+    if isinstance(value, dict):
+        return [number for key in sorted(value) for number in numbers(value[key])]
+    if isinstance(value, list):
+        return [number for item in value for number in numbers(item)]
+    return [float(value)] if isinstance(value, int | float) else []
 
 
 def test_processes_on_one_grid_do_every_cell_once(shapes: DataConfig, tmp_path: Path) -> None:
