@@ -166,7 +166,7 @@ def test_a_share_of_the_score_outside_of_its_range_is_refused() -> None:
 @pytest.mark.parametrize("classification", ["softmax", "focal", "quality_focal"])
 @pytest.mark.parametrize(
     "changes",
-    [{"iou_cost": 2.0}, {"weigh_negatives": False}, {"target_score_share": 0.25}],
+    [{"iou_cost": 20.0}, {"weigh_negatives": False}, {"target_score_share": 0.25}],
     ids=lambda c: next(iter(c)),
 )
 def test_switches_change_what_they_are_about_and_nothing_else(classification: str, changes: dict[str, float]) -> None:

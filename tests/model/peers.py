@@ -16,6 +16,7 @@ from transformers import (
 from transformers.utils import logging
 
 from alignmask.data import Batch
+from alignmask.model import query_decoder
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 BACKBONES = {
@@ -73,6 +74,44 @@ def scatter(model: nn.Module, seed: int = 0) -> None:
             tensor.copy_(1 + normal(tensor.shape, 0.1))
         else:
             tensor.copy_(normal(tensor.shape, 0.1))
+
+
+class SameAttention:
+    """Lets our model decide as the peer did where a mask logit is so near to 0 that rounding decides.
+
+    In masked attention a token is seen or not, by the sign of its mask logit. Where two implementations round to different
+    sides of 0, what follows differs by more than rounding (1e-3 of a query's output was seen), though neither is wrong. Inside,
+    the peer's decisions are recorded, and ours follow them; `flipped` counts the tokens where they had to, and
+    `furthest` is the largest logit among those, relative to the largest of all.
+    """
+
+    def __init__(self, peer: Mask2FormerForUniversalSegmentation, follow: bool = True) -> None:
+        self.peer, self.follow = peer, follow
+        self.flipped, self.furthest = 0, 0.0
+
+    def __enter__(self) -> SameAttention:
+        self.theirs: list[Tensor] = []
+        predictor = self.peer.model.transformer_module.decoder.mask_predictor
+        self.hook = predictor.register_forward_hook(lambda _, __, out: self.theirs.append(out[1]))
+        self.original = query_decoder._attention_mask
+        query_decoder._attention_mask = self._decide
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.hook.remove()
+        query_decoder._attention_mask = self.original
+
+    def _decide(self, mask_embedding_BRE: Tensor, embedding_BES: Tensor) -> Tensor:
+        logits_BRS = mask_embedding_BRE @ embedding_BES
+        heads = self.peer.config.num_attention_heads
+        theirs_BRS = ~self.theirs.pop(0).unflatten(0, (-1, heads))[:, 0]
+        differ = (logits_BRS >= 0) != theirs_BRS
+        self.flipped += int(differ.sum())
+        if differ.any():
+            self.furthest = max(self.furthest, float(logits_BRS[differ].abs().max() / logits_BRS.abs().max()))
+        if not self.follow:
+            return self.original(mask_embedding_BRE, embedding_BES)
+        return (theirs_BRS | ~theirs_BRS.any(dim=2, keepdim=True))[:, None]
 
 
 def images(count: int, height: int, width: int, seed: int = 0) -> Tensor:

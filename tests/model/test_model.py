@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignmask import recipes
-from alignmask.model import BackboneConfig, build_model
+from alignmask.model import BackboneConfig, ModelConfig, build_model
 from alignmask.model.backbone import Backbone
 from alignmask.model.position import sine_position
 from alignmask.model.postprocess import _boxes, postprocess
@@ -183,3 +183,29 @@ def test_swin_shifts_its_windows_in_every_stage() -> None:
     body = Backbone(BackboneConfig("swin_tiny_patch4_window7_224", pretrained=False)).body
     shifts = [block.shift_size for name, block in body.named_modules() if name.endswith("blocks.1")]
     assert shifts == [(3, 3)] * 4
+
+
+def test_initial_values_are_mask2formers() -> None:
+    """The bounds of its uniform distributions; with one matrix for query, key and value, as torch's attention has it."""
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(backbone=BackboneConfig("resnet10t", pretrained=False), num_classes=80))
+    width, packed = 256, torch.nn.MultiheadAttention(256, 8).in_proj_weight
+    model.requires_grad_(False)
+    layer, encoder = model.query_decoder.layers[0], model.pixel_decoder.layers[0]
+    for attention in (layer.self_attention, layer.masked_attention):
+        for linear in (attention.query, attention.key, attention.value):
+            assert linear.weight.abs().max() == pytest.approx(float(packed.detach().abs().max()), rel=0.01)
+            assert linear.bias.count_nonzero() == 0
+    xavier = {
+        layer.self_attention.output: (width, width), layer.ffn[0]: (width, 2048), layer.ffn[2]: (2048, width),
+        encoder.ffn[0]: (width, 1024), encoder.ffn[2]: (1024, width), encoder.attention.value: (width, width),
+        model.pixel_decoder.project[0][0]: (model.backbone.channels[3], width), model.pixel_decoder.embed: (width, width),
+        model.pixel_decoder.fuse[0]: (9 * width, 9 * width),
+    }  # fmt: skip
+    for module, (inputs, outputs) in xavier.items():
+        assert module.weight.abs().max() == pytest.approx((6 / (inputs + outputs)) ** 0.5, rel=0.01)
+    lateral = model.pixel_decoder.lateral[0].weight
+    assert lateral.shape[1] != width
+    assert lateral.abs().max() == pytest.approx((3 / lateral.shape[1]) ** 0.5, rel=0.01)
+    for embedding in (model.query_decoder.query, model.query_decoder.query_position):
+        assert embedding.std() == pytest.approx(1, rel=0.02)

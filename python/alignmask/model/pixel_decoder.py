@@ -83,6 +83,9 @@ class EncoderLayer(nn.Module):
             nn.Linear(config.width, config.ffn_width), nn.ReLU(inplace=True), nn.Linear(config.ffn_width, config.width)
         )
         self.ffn_norm = nn.LayerNorm(config.width)
+        for linear in self.ffn:
+            if isinstance(linear, nn.Linear):
+                nn.init.xavier_uniform_(linear.weight)
 
     def forward(self, x_BSE: Tensor, position_SE: Tensor, reference_S2: Tensor, shapes: Shapes) -> Tensor:
         x_BSE = self.attention_norm(x_BSE + self.attention(x_BSE, position_SE, reference_S2, shapes))
@@ -103,7 +106,8 @@ class PixelDecoder(nn.Module):
         )
         self.level_embedding = nn.Parameter(torch.randn(len(coarse), width))
         self.layers = nn.ModuleList(EncoderLayer(config, len(coarse)) for _ in range(config.layers))
-        self.lateral = nn.Sequential(nn.Conv2d(stride4, width, 1, bias=False), nn.GroupNorm(32, width))
+        lateral = nn.Conv2d(stride4, width, 1, bias=False)
+        self.lateral = nn.Sequential(lateral, nn.GroupNorm(32, width))
         self.fuse = nn.Sequential(
             nn.Conv2d(width, width, 3, padding=1, bias=False), nn.GroupNorm(32, width), nn.ReLU(inplace=True)
         )
@@ -113,6 +117,7 @@ class PixelDecoder(nn.Module):
                 nn.init.xavier_uniform_(convolution.weight)
                 if convolution.bias is not None:
                     nn.init.zeros_(convolution.bias)
+        nn.init.kaiming_uniform_(lateral.weight, a=1)  # as in Mask2Former
 
     def forward(self, maps: list[Tensor]) -> PixelFeatures:
         """maps: the backbone's, finest first."""

@@ -30,7 +30,8 @@ class AttentionBlock(nn.Module):
         self.query, self.key, self.value, self.output = (nn.Linear(width, width) for _ in range(4))
         self.norm = nn.LayerNorm(width)
         for linear in (self.query, self.key, self.value, self.output):
-            nn.init.xavier_uniform_(linear.weight)
+            # Mask2Former initialises query, key and value as one matrix, whose three-fold outputs lower the bound.
+            nn.init.xavier_uniform_(linear.weight, gain=1.0 if linear is self.output else 0.5**0.5)
             nn.init.zeros_(linear.bias)
 
     def forward(
