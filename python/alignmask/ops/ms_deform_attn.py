@@ -90,6 +90,27 @@ def ms_deform_attn_from_offsets(
     return out
 
 
+def gradients(
+    grad_out_BQE: Tensor,
+    value_BSND: Tensor,
+    level_shapes: Sequence[tuple[int, int]],
+    locations_BQNLP2: Tensor,
+    weights_BQNLP: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of value, locations and weights of `ms_deform_attn`, computed at once, outside of autograd."""
+    if _library.has_kernel("ms_deform_attn", value_BSND.device.type):
+        sizes = _flat("ms_deform_attn", level_shapes)
+        needed = [True, True, True, False]
+        with torch.no_grad():
+            found = _backward(grad_out_BQE, value_BSND, sizes, locations_BQNLP2, weights_BQNLP, None, needed)
+        return found[0], found[1], found[2]
+    leaves = [tensor.detach().requires_grad_() for tensor in (value_BSND, locations_BQNLP2, weights_BQNLP)]
+    with torch.enable_grad():
+        out = reference.ms_deform_attn(leaves[0], level_shapes, *leaves[1:])
+    value, locations, weights = torch.autograd.grad(out, leaves, grad_out_BQE)
+    return value, locations, weights
+
+
 def _flat(name: str, level_shapes: Sequence[tuple[int, int]]) -> list[int]:
     _check.pairs(name, "level_shapes", level_shapes)
     return [size for level in level_shapes for size in level]
