@@ -12,7 +12,7 @@ native := CMakeLists.txt $(wildcard cmake/*.cmake core/*/* bindings/*)
 cpp := $(wildcard core/*/*.h core/*/*.cpp core/*/*.cuh core/*/*.cu bindings/*.h bindings/*.cpp tests/native/*.cpp \
          tests/simt/*.h tests/simt/*.cpp tests/simt/*.cuh)
 
-.PHONY: help setup simt sanitize-simt demo test test-all lint format bench native-test cuda-check roofline test-gpu bench-gpu clean
+.PHONY: help setup simt sanitize sanitize-simt demo test test-all lint format bench native-test cuda-check roofline test-gpu bench-gpu clean
 
 help:  ## List what make can do
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -26,6 +26,9 @@ $(stamp): pyproject.toml $(native)
 	@$(bin)/python -m pip install $(PIP_ARGS) --quiet "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.25" ninja
 	@$(bin)/python -m pip install $(PIP_ARGS) --quiet --no-build-isolation --editable ".[train,analyze,lite0,onnx,test,lint]"
 	@touch $@
+
+sanitize: setup  ## Run op suite, native tests and fuzzer under the address, undefined behaviour and thread sanitizers (an hour)
+	@PYTHON=$(abspath $(bin)/python) tests/sanitize/run address thread
 
 sanitize-simt: simt  ## Run the kernels for GPUs on the host under the address and thread sanitizers (minutes)
 	@$(bin)/cmake --build $$(dirname $$(ls -t build/*/CMakeInit.txt | head -n 1)) --target simt_address simt_thread

@@ -10,7 +10,8 @@ set(ALIGNMASK_WARNINGS -Wall -Wextra -Wno-psabi -Wno-ignored-attributes)
 # Rounding may differ between instruction sets through fused multiply-adds. NaN and infinity keep their meaning.
 set(ALIGNMASK_CPU_FLAGS -ffp-contract=fast -fno-math-errno -fno-trapping-math)
 
-if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+# (Races do not depend on the instruction set, and ThreadSanitizer makes builds slow.)
+if(NOT ALIGNMASK_SANITIZE STREQUAL "thread" AND CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   set(ALIGNMASK_X86 ON)
   set(ALIGNMASK_ISAS baseline avx2 avx512)
   set(ALIGNMASK_ISA_FLAGS_avx2 -march=x86-64-v3)

@@ -146,14 +146,16 @@ class Holder:
 
 
 def sizes_of(rng: Rng, function: str) -> dict[str, int]:
-    """A size for every letter: small, often 0 or 1, now and then huge. (A huge loop over nothing is legal, and endless.)"""
+    """A size for every letter: small, often 0 or 1, now and then huge. (Not where a loop over one repeated element or over
+    nothing would be legal, and endless.)
+    """
     sizes = {letter: pick(rng, 0, 1, 1, 2, 3, 5, 9) for letter in "BQSNDLPECGTKHWhwR"}
     sizes["D"], sizes["C"] = pick(rng, 0, 1, 3, 8, 20, 70), pick(rng, 0, 1, 3, 16, 17, 80)
     sizes["w"] = pick(rng, 0, 1, 2, 63, 64, 65)
     if rng.random() < 0.03:
         letter = pick(rng, *sizes)
         if not (function.startswith("ms_deform_attn") and letter in "BQNLP"):
-            sizes[letter] = pick(rng, *HUGE)
+            sizes[letter] = pick(rng, *(HUGE[-3:] if letter in "HWhw" else HUGE))
     return sizes
 
 
