@@ -68,10 +68,10 @@ roofline: setup $(nvrtc12)  ## Print the counted model of the kernels for GPUs
 	@$(bin)/python bench/roofline.py $(ARGS)
 
 test-gpu: simt  ## Run the tests that need a GPU
-	@$(bin)/python -m pytest -q tests/gpu $(ARGS)
+	@$(bin)/python -m pytest -q tests/gpu --runslow $(ARGS)
 
 bench-gpu: setup  ## Time the ops on the GPU
-	@$(bin)/python bench/bench_gpu.py $(ARGS)
+	@$(bin)/python bench/on_gpu.py $(ARGS)
 
 lint: setup  ## Check formatting, lint and types
 	$(bin)/ruff check .

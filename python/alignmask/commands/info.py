@@ -26,6 +26,7 @@ def describe() -> str:
         ("Python", f"{platform.python_version()} on {platform.platform()}"),
         ("torch", f"{torch.__version__} ({_torch_cuda()})"),
         ("CPU", f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"),
+        ("CUDA kernels", _compiled_kernels()),
         *(("GPU", text) for text in _gpus()),
     ]
     devices = ("cpu", "cuda")
@@ -59,6 +60,17 @@ def _version(package: str) -> str:
 
 def _torch_cuda() -> str:
     return f"built with CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+
+
+def _compiled_kernels() -> str:
+    """What this build brings along for GPUs."""
+    build = ops.gpu_build()
+    if not build["architectures"]:
+        return f"not built: {build['why_not']}"
+    driver = (
+        f"driver for CUDA {build['driver'] // 1000}.{build['driver'] % 1000 // 10}" if build["driver"] else "no device"
+    )
+    return f"built, {driver} ({build['compiler']}: {build['architectures']})"
 
 
 def _gpus() -> list[str]:

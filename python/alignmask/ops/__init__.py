@@ -8,7 +8,7 @@ float32 (float64 for float64), accept any strides and zero-size dimensions, and 
 from __future__ import annotations
 
 from alignmask.ops import reference
-from alignmask.ops._library import OPS, implementation, use_reference
+from alignmask.ops._library import OPS, gpu_build, implementation, use_reference
 from alignmask.ops.mask_iou import mask_iou
 from alignmask.ops.masked_point_pool import masked_point_pool
 from alignmask.ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_from_offsets
@@ -16,6 +16,7 @@ from alignmask.ops.quality_focal_loss import quality_focal_loss
 
 __all__ = [
     "OPS",
+    "gpu_build",
     "implementation",
     "mask_iou",
     "masked_point_pool",

@@ -77,6 +77,13 @@ def implementation(op: str, device_type: str) -> str:
     return {"cpu": f"kernel ({core.cpu_instruction_set()})", "meta": "shapes only"}[device_type]
 
 
+def gpu_build() -> dict[str, Any]:
+    """What was compiled with the package for GPUs: `architectures` as CMake lists them (empty: nothing), else `why_not`;
+    `compiler`; and the CUDA versions of the `runtime` inside and of the machine's `driver` (13010 is 13.1, 0 is none)."""
+    build: dict[str, Any] = core.cuda_build()
+    return build
+
+
 def has_kernel(op: str, device_type: str) -> bool:
     """Does `op` run on its operator (else on its reference) for tensors of `device_type`?
 
