@@ -59,14 +59,4 @@ ALIGNMASK_DEVICE T larger(T a, T b) {
   return a < b ? b : a;
 }
 
-/// Holds a stride in elements: 32 bits, where the launch has made sure that they suffice.
-template <bool kShort>
-struct StrideOf {
-  using type = Int64;
-};
-template <>
-struct StrideOf<true> {
-  using type = int;
-};
-
 }  // namespace alignmask

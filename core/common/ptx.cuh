@@ -15,26 +15,46 @@ struct alignas(4 * kWords) Words {
   UInt32 word[kWords];
 };
 
-/// Reads from global memory that no thread writes while the kernel runs. `from` is aligned to the size read.
+/// Reads from global memory that no thread writes while the kernel runs; gives zeros if `index` is negative. `from` is
+/// aligned to the size read. (One piece of assembly, because compilers load elsewhere and copy.)
 template <int kWords>
-ALIGNMASK_DEVICE Words<kWords> load_constant(const void* from) {
+ALIGNMASK_DEVICE Words<kWords> load_constant(const void* from, int index = 0) {
   static_assert(kWords == 1 || kWords == 2 || kWords == 4, "no such load");
   Words<kWords> to;
 #if defined(ALIGNMASK_SIMT)
+  if (index < 0) return {};
   simt::check_alignment(from, sizeof(to));
   __builtin_memcpy(&to, from, sizeof(to));
 #else
   if constexpr (kWords == 1) {
-    asm("ld.global.nc.b32 %0, [%1];" : "=r"(to.word[0]) : "l"(from));
+    asm("{.reg .pred p; setp.ge.s32 p, %2, 0; mov.b32 %0, 0; @p ld.global.nc.b32 %0, [%1];}"
+        : "=&r"(to.word[0])
+        : "l"(from), "r"(index));
   } else if constexpr (kWords == 2) {
-    asm("ld.global.nc.v2.b32 {%0, %1}, [%2];" : "=r"(to.word[0]), "=r"(to.word[1]) : "l"(from));
+    asm("{.reg .pred p; setp.ge.s32 p, %3, 0; mov.b32 %0, 0; mov.b32 %1, 0; @p ld.global.nc.v2.b32 {%0, %1}, [%2];}"
+        : "=&r"(to.word[0]), "=&r"(to.word[1])
+        : "l"(from), "r"(index));
   } else {
-    asm("ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];"
-        : "=r"(to.word[0]), "=r"(to.word[1]), "=r"(to.word[2]), "=r"(to.word[3])
-        : "l"(from));
+    asm("{.reg .pred p; setp.ge.s32 p, %5, 0; mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;"
+        " @p ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];}"
+        : "=&r"(to.word[0]), "=&r"(to.word[1]), "=&r"(to.word[2]), "=&r"(to.word[3])
+        : "l"(from), "r"(index));
   }
 #endif
   return to;
+}
+
+/// base + count · bytes, by one instruction.
+template <class T>
+ALIGNMASK_DEVICE T* advance(T* base, int count, int bytes) {
+#if defined(ALIGNMASK_SIMT)
+  return reinterpret_cast<T*>(reinterpret_cast<std::uintptr_t>(base) +
+                              static_cast<std::uintptr_t>(Int64{count} * bytes));
+#else
+  T* result;
+  asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(result) : "r"(count), "r"(bytes), "l"(base));
+  return result;
+#endif
 }
 
 /// Writes to global memory; `to` is aligned to the size written.
@@ -98,6 +118,23 @@ ALIGNMASK_DEVICE float to_float(Half x) {
 #endif
 }
 
+/// Two numbers that share a word, the first in its lower half.
+ALIGNMASK_DEVICE void unpack(UInt32 word, Half, float& first, float& second) {
+#if defined(ALIGNMASK_SIMT)
+  first = baseline::to_float(Half{static_cast<unsigned short>(word)});
+  second = baseline::to_float(Half{static_cast<unsigned short>(word >> 16)});
+#else
+  asm("{.reg .b16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high;}"
+      : "=f"(first), "=f"(second)
+      : "r"(word));
+#endif
+}
+
+ALIGNMASK_DEVICE void unpack(UInt32 word, BFloat16, float& first, float& second) {
+  first = bits_to_float(word << 16);
+  second = bits_to_float(word & 0xffff0000u);
+}
+
 ALIGNMASK_DEVICE Half to_half(float x) {
 #if defined(ALIGNMASK_SIMT)
   return baseline::to_half(x);
@@ -120,6 +157,23 @@ ALIGNMASK_DEVICE BFloat16 to_bfloat16(float x) {
   return result;
 }
 
+/// *to += x, in global memory; nobody asks for the result. The order among threads is open.
+ALIGNMASK_DEVICE void atomic_add(float* to, float x) {
+#if defined(ALIGNMASK_SIMT)
+  atomicAdd(to, x);
+#else
+  asm volatile("red.global.add.f32 [%0], %1;" ::"l"(to), "f"(x) : "memory");
+#endif
+}
+
+ALIGNMASK_DEVICE void atomic_add(double* to, double x) {
+#if defined(ALIGNMASK_SIMT)
+  atomicAdd(to, x);
+#else
+  asm volatile("red.global.add.f64 [%0], %1;" ::"l"(to), "d"(x) : "memory");
+#endif
+}
+
 /// Does atomic_add() add neighbouring floats at once? (On the host, the tests choose.)
 ALIGNMASK_DEVICE bool has_vector_atomics() {
 #if defined(ALIGNMASK_SIMT)
@@ -131,7 +185,7 @@ ALIGNMASK_DEVICE bool has_vector_atomics() {
 #endif
 }
 
-/// *to += x, for 2 or 4 neighbouring floats, aligned to their size together. The order among threads is open.
+/// Likewise for 2 or 4 neighbouring floats, aligned to their size together.
 template <int kCount>
 ALIGNMASK_DEVICE void atomic_add(float* to, const float (&x)[kCount]) {
   static_assert(kCount == 2 || kCount == 4, "no such instruction");
@@ -146,7 +200,7 @@ ALIGNMASK_DEVICE void atomic_add(float* to, const float (&x)[kCount]) {
   }
 #endif
 #if defined(ALIGNMASK_SIMT) || __CUDA_ARCH__ < 900
-  for (int i = 0; i < kCount; ++i) atomicAdd(to + i, x[i]);
+  for (int i = 0; i < kCount; ++i) atomic_add(to + i, x[i]);
 #endif
 }
 

@@ -31,17 +31,27 @@ union Packed {
     return packed;
   }
 
-  ALIGNMASK_DEVICE Arithmetic<T> operator[](int i) const { return to_arithmetic(element[i]); }
+  ALIGNMASK_DEVICE void unpack_to(Arithmetic<T> (&to)[kCount]) const {
+    if constexpr (sizeof(T) == 2 && kCount > 1) {
+#pragma unroll
+      for (int i = 0; i < kWords; ++i) unpack(words.word[i], T{}, to[2 * i], to[2 * i + 1]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) to[i] = to_arithmetic(element[i]);
+    }
+  }
 };
 
-/// Reads `kCount` neighbouring elements of global memory that no thread writes; `from` is aligned to all of them.
+/// Reads `kCount` neighbouring elements of global memory that no thread writes; gives zeros if `index` is negative.
+/// `from` is aligned to all of them.
 template <class T, int kCount>
-ALIGNMASK_DEVICE Packed<T, kCount> load(const T* from) {
+ALIGNMASK_DEVICE Packed<T, kCount> load(const T* from, int index = 0) {
   Packed<T, kCount> packed;
   if constexpr (kCount == 1) {
-    packed.element[0] = *from;
+    packed = Packed<T, kCount>::zero();
+    if (index >= 0) packed.element[0] = *from;
   } else {
-    packed.words = load_constant<Packed<T, kCount>::kWords>(from);
+    packed.words = load_constant<Packed<T, kCount>::kWords>(from, index);
   }
   return packed;
 }
@@ -82,11 +92,9 @@ template <class T>
 ALIGNMASK_DEVICE void load_pair(const void* tensor, Int64 index, bool wide, Arithmetic<T> (&to)[2]) {
   using F = Arithmetic<T>;
   if (sizeof(T) == sizeof(F) || wide) {
-    const Packed<F, 2> pair = load<F, 2>(static_cast<const F*>(tensor) + index);
-    to[0] = pair[0], to[1] = pair[1];
+    load<F, 2>(static_cast<const F*>(tensor) + index).unpack_to(to);
   } else {
-    const Packed<T, 2> pair = load<T, 2>(static_cast<const T*>(tensor) + index);
-    to[0] = pair[0], to[1] = pair[1];
+    load<T, 2>(static_cast<const T*>(tensor) + index).unpack_to(to);
   }
 }
 

@@ -99,7 +99,7 @@ masked_point_pool_backward(ALIGNMASK_PARAMS MaskedPointPoolParams params) {
 #pragma unroll
         for (int j = 0; j < kEach; ++j)
           if (first_channel + lane + j * kWarp < params.channels)
-            atomicAdd(to + lane + j * kWarp, weight * gradient[j]);
+            atomic_add(to + lane + j * kWarp, weight * gradient[j]);
       }
     }
     __syncthreads();  // everybody is done with these instances

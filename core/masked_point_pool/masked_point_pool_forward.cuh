@@ -61,14 +61,15 @@ masked_point_pool_forward(ALIGNMASK_PARAMS MaskedPointPoolParams params) {
       Packed<T, kVector> corner[4];
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        corner[k] = Packed<T, kVector>::zero();
-        if (point.pixel[k] >= 0 && has_channels)
-          corner[k] = load<T, kVector>(features + feature_offset<(kVector > 1)>(params, point.pixel[k]));
+        const int pixel = has_channels ? point.pixel[k] : -1;
+        corner[k] = load<T, kVector>(pixel_at<(kVector > 1)>(params, features, pixel), pixel);
       }
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
+        F number[kVector];
+        corner[k].unpack_to(number);
 #pragma unroll
-        for (int j = 0; j < kVector; ++j) sum[j] += point.weight[k] * corner[k][j];
+        for (int j = 0; j < kVector; ++j) sum[j] += point.weight[k] * number[j];
       }
     }
     __syncwarp();  // nobody reads these points any more

@@ -13,6 +13,12 @@ namespace {
 
 constexpr const char* kOp = "masked_point_pool";
 
+/// Between pixels of features; 0 if they do not fit.
+int pixel_bytes(const TensorView& features) {
+  const std::int64_t bytes = features.strides[3] * element_bytes(features.dtype);
+  return bytes > 0 && bytes <= std::numeric_limits<int>::max() ? static_cast<int>(bytes) : 0;
+}
+
 /// Everything but pooled and features, which depend on the direction; `features`: those, or their gradient.
 MaskedPointPoolParams params_for(const MaskedPointPoolArgs& args, const TensorView& features) {
   MaskedPointPoolParams params = {};
@@ -21,6 +27,7 @@ MaskedPointPoolParams params_for(const MaskedPointPoolArgs& args, const TensorVi
   params.points = args.points.data;
   params.weight = args.weight.data;
   copy_strides(features, params.features_strides);
+  params.pixel_bytes = pixel_bytes(features);
   copy_strides(args.masks, params.masks_strides);
   params.owner_stride = args.owner.strides[0];
   copy_strides(args.points, params.points_strides);
@@ -47,7 +54,7 @@ MaskedPointPoolParams params_for(const MaskedPointPoolArgs& args, const TensorVi
 
 /// Can lanes read `vector` channels of a pixel at once, and find a pixel by its number?
 bool is_packed(const TensorView& features, int vector) {
-  return features.strides[1] == 1 && features.shape[1] % vector == 0 &&
+  return pixel_bytes(features) != 0 && features.strides[1] == 1 && features.shape[1] % vector == 0 &&
          (features.shape[2] == 1 || features.strides[2] == features.shape[3] * features.strides[3]) &&
          features.strides[0] % vector == 0 && is_aligned(features, 0, vector) && features.strides[3] % vector == 0;
 }

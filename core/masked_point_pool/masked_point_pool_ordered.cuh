@@ -96,7 +96,7 @@ masked_point_pool_ordered_backward(ALIGNMASK_PARAMS MaskedPointPoolParams params
   T* const to =
       static_cast<T*>(params.grad_features) + image * params.features_strides[0] + channel * params.features_strides[1];
   for (int pixel = own_first; pixel < own_end; ++pixel)
-    from_arithmetic(own[(pixel - own_first) * kPoolOrderedChannels], to[feature_offset<false>(params, pixel)]);
+    from_arithmetic(own[(pixel - own_first) * kPoolOrderedChannels], *pixel_at<false>(params, to, pixel));
 }
 
 }  // namespace alignmask

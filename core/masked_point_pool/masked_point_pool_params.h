@@ -29,6 +29,7 @@ struct MaskedPointPoolParams {
   void* grad_features;      // [B, C, H, W]
   long long features_strides[4], masks_strides[3], owner_stride, points_strides[4], pooled_strides[3],
       weight_strides[2];  // features and pooled: of their gradients, too
+  int pixel_bytes;        // the stride of a pixel of features, where it fits (0 elsewhere)
   bool owner_wide;        // of 64 bits, not 32?
   bool points_wide;       // of the arithmetic type, not that of features?
   bool divide_by_points;

@@ -60,12 +60,12 @@ ALIGNMASK_DEVICE FeatureTaps<F> feature_taps(const MaskedPointPoolParams& params
           {weight.top_left, weight.top_right, weight.bottom_left, weight.bottom_right}};
 }
 
-/// Offset of a pixel. kDense: the stride of a row is W times that of a pixel.
-template <bool kDense>
-ALIGNMASK_DEVICE Int64 feature_offset(const MaskedPointPoolParams& params, int pixel) {
-  if (kDense) return pixel * params.features_strides[3];
+/// `channel` of pixel 0 -> of `pixel`. kDense: the stride of a row is W times that of a pixel, which has 32 bits.
+template <bool kDense, class T>
+ALIGNMASK_DEVICE T* pixel_at(const MaskedPointPoolParams& params, T* channel, int pixel) {
+  if constexpr (kDense) return advance(channel, pixel, params.pixel_bytes);
   const int row = params.by_width.quotient(pixel);
-  return row * params.features_strides[2] + (pixel - row * params.width) * params.features_strides[3];
+  return channel + row * params.features_strides[2] + (pixel - row * params.width) * params.features_strides[3];
 }
 
 /// What the gradient of an instance's pooled features is multiplied with, but for hits: 1 / divisor, 0 where there is

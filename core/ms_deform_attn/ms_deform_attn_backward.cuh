@@ -22,8 +22,8 @@ class OutGradient {
   ALIGNMASK_DEVICE void load_channels(int first) {
     count_ = params_.channels - first;
     const Int64 stride = kVector > 1 ? Int64{1} : params_.out_strides[3];
-    own_ = across_ = Packed<T, kVector>::zero();
-    if (has_channel(lane_ * kVector)) own_ = load<T, kVector>(gradient_ + (first + lane_ * kVector) * stride);
+    own_ = load<T, kVector>(gradient_ + (first + lane_ * kVector) * stride, has_channel(lane_ * kVector) ? 0 : -1);
+    across_ = Packed<T, kVector>::zero();
     if constexpr (kVector > 1) {
       if (adds_vectors() || !params_.value_sums) return;
 #pragma unroll
@@ -31,36 +31,36 @@ class OutGradient {
     }
   }
 
-  /// This lane's part of <gradient, value> at each of the tokens; `value` is at the first channel.
-  template <class Stride>
-  ALIGNMASK_DEVICE Corners<F> dots(const T* value, Stride token_stride, const Tokens& tokens) const {
+  /// This lane's part of <gradient, value> at each of the tokens; `value` is at this lane's first channel.
+  ALIGNMASK_DEVICE Corners<F> dots(const T* value, const Tokens& tokens) const {
     Packed<T, kVector> corner[4];
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      corner[k] = Packed<T, kVector>::zero();
-      if (tokens.corner[k] >= 0 && has_channel(lane_ * kVector))
-        corner[k] = load<T, kVector>(value + lane_ * (kVector > 1 ? Int64{kVector} : params_.value_strides[3]) +
-                                     Int64{tokens.corner[k]} * token_stride);
+      const int token = has_channel(lane_ * kVector) ? tokens.corner[k] : -1;
+      corner[k] = load<T, kVector>(token_at<(kVector > 1)>(params_, value, token), token);
     }
-    const Packed<T, kVector> own = still_packed(own_);
-    F dot[4] = {0, 0, 0, 0};
+    F own[kVector], dot[4] = {0, 0, 0, 0};
+    still_packed(own_).unpack_to(own);
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
+      F number[kVector];
+      corner[k].unpack_to(number);
 #pragma unroll
-      for (int j = 0; j < kVector; ++j) dot[k] += own[j] * corner[k][j];
+      for (int j = 0; j < kVector; ++j) dot[k] += own[j] * number[j];
     }
     return {dot[0], dot[1], dot[2], dot[3]};
   }
 
   /// Adds the gradient's share to the point's tokens; `sums` is at the first channel.
-  ALIGNMASK_DEVICE void add_to(F* sums, Int64 token_stride, const PlacedPoint<F>& point) const {
-    const Packed<T, kVector> added = still_packed(kVector == 1 || adds_vectors() ? own_ : across_);
+  ALIGNMASK_DEVICE void add_to(F* sums, const PlacedPoint<F>& point) const {
+    F added[kVector];
+    still_packed(kVector == 1 || adds_vectors() ? own_ : across_).unpack_to(added);
     [[maybe_unused]] constexpr int kUnroll = kVector > 1 ? 4 : 1;  // the general kernel has no registers to spare
 #pragma unroll kUnroll
     for (int k = 0; k < 4; ++k) {
       const int token = point.tokens.corner[k];
       const F tap = (k & 1 ? point.x : 1 - point.x) * (k & 2 ? point.y : 1 - point.y) * point.weight;
-      if (token >= 0) add_to_token(sums + Int64{token} * token_stride, tap, added);
+      if (token >= 0) add_to_token(advance(sums, token, params_.sums_token_bytes), tap, added);
     }
   }
 
@@ -71,7 +71,7 @@ class OutGradient {
   /// channels at once, so that these meet in the cache as one access: lane, lane + kLanes, ...
   ALIGNMASK_DEVICE static bool adds_vectors() { return sizeof(F) == 4 && kVector >= 4 && has_vector_atomics(); }
 
-  ALIGNMASK_DEVICE void add_to_token(F* token, F weight, const Packed<T, kVector>& gradient) const {
+  ALIGNMASK_DEVICE void add_to_token(F* token, F weight, const F (&gradient)[kVector]) const {
     if constexpr (sizeof(F) == 4 && kVector >= 4) {
       if (adds_vectors()) {
 #pragma unroll
@@ -84,7 +84,7 @@ class OutGradient {
 #pragma unroll
     for (int j = 0; j < kVector; ++j) {
       const int channel = lane_ + j * kLanes;
-      if (has_channel(channel)) atomicAdd(token + channel, weight * gradient[j]);
+      if (has_channel(channel)) atomic_add(token + channel, weight * gradient[j]);
     }
   }
 
@@ -146,7 +146,6 @@ template <class T, int kVector, int kLanes>
 ALIGNMASK_KERNEL(kAttentionThreads, sizeof(T) == 8 ? 2 : 4)
 ms_deform_attn_backward(ALIGNMASK_PARAMS MSDeformAttnParams params) {
   using F = Arithmetic<T>;
-  using Stride = typename StrideOf<(kVector > 1)>::type;
   constexpr int kGroups = kAttentionThreads / kLanes;
   constexpr int kBatch = 4;
   constexpr int kRow = kLanes + 1;  // one more, so that the rows of different groups lie in different banks
@@ -160,9 +159,9 @@ ms_deform_attn_backward(ALIGNMASK_PARAMS MSDeformAttnParams params) {
   const QueryHead& at = states[group].at;
   if (!params.value_sums && !params.grad_locations && !params.pixel_gradient && !params.grad_weights) return;
 
-  const T* const value =
-      static_cast<const T*>(params.value) + at.image * params.value_strides[0] + at.head * params.value_strides[2];
-  const Stride token_stride = static_cast<Stride>(params.value_strides[1]);
+  const T* const value = static_cast<const T*>(params.value) + at.image * params.value_strides[0] +
+                         at.head * params.value_strides[2] +
+                         lane * (kVector > 1 ? Int64{kVector} : params.value_strides[3]);
   F* const value_sums =
       static_cast<F*>(params.value_sums) + at.image * params.sums_strides[0] + at.head * params.sums_strides[2];
   OutGradient<T, kVector, kLanes> gradient(params, at, lane);
@@ -182,13 +181,13 @@ ms_deform_attn_backward(ALIGNMASK_PARAMS MSDeformAttnParams params) {
       for (int i = 0; i < kBatch; ++i) {
         const PlacedPoint<F> point = row[batch + i];
         const bool adds = params.value_sums && at.exists && batch + i < count;
-        Corners<F> dots = gradient.dots(value, token_stride, point.tokens);
-        if (adds) gradient.add_to(value_sums, params.sums_strides[1], row[batch + i]);
+        Corners<F> dots = gradient.dots(value, point.tokens);
+        if (adds) gradient.add_to(value_sums, point);
         if constexpr (kVector == 1) {
           for (int first = kLanes; first < params.channels; first += kLanes) {
             gradient.load_channels(first);
-            dots = dots + gradient.dots(value + first * params.value_strides[3], token_stride, point.tokens);
-            if (adds) gradient.add_to(value_sums + first, params.sums_strides[1], point);
+            dots = dots + gradient.dots(value + first * params.value_strides[3], point.tokens);
+            if (adds) gradient.add_to(value_sums + first, point);
           }
           if (params.channels > kLanes) gradient.load_channels(0);
         }

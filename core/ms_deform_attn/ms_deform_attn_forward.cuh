@@ -18,7 +18,6 @@ template <class T, int kVector, int kLanes>
 ALIGNMASK_KERNEL(kAttentionThreads, kVector == 4 ? 5 : 4)
 ms_deform_attn_forward(ALIGNMASK_PARAMS MSDeformAttnParams params) {
   using F = Arithmetic<T>;
-  using Stride = typename StrideOf<(kVector > 1)>::type;
   constexpr int kGroups = kAttentionThreads / kLanes;
   constexpr int kChunk = kLanes < 4 ? 4 : kLanes;
   constexpr int kRow = kChunk + 1;  // one more, so that the rows of different groups lie in different banks
@@ -35,7 +34,6 @@ ms_deform_attn_forward(ALIGNMASK_PARAMS MSDeformAttnParams params) {
   const QueryHead& at = states[group].at;
   const T* value =
       static_cast<const T*>(params.value) + at.image * params.value_strides[0] + at.head * params.value_strides[2];
-  const Stride token_stride = static_cast<Stride>(params.value_strides[1]);
   Tap* const row = taps + group * kRow;
 
   for (int first_channel = 0; first_channel < params.channels; first_channel += kLanes * kVector) {
@@ -58,14 +56,15 @@ ms_deform_attn_forward(ALIGNMASK_PARAMS MSDeformAttnParams params) {
         Packed<T, kVector> corner[4];
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-          const int token = tap.tokens.corner[k];
-          corner[k] = Packed<T, kVector>::zero();
-          if (token >= 0 && has_channels) corner[k] = load<T, kVector>(mine + Int64{token} * token_stride);
+          const int token = has_channels ? tap.tokens.corner[k] : -1;
+          corner[k] = load<T, kVector>(token_at<(kVector > 1)>(params, mine, token), token);
         }
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
+          F number[kVector];
+          corner[k].unpack_to(number);
 #pragma unroll
-          for (int j = 0; j < kVector; ++j) sum[j] += tap.weight[k] * corner[k][j];
+          for (int j = 0; j < kVector; ++j) sum[j] += tap.weight[k] * number[j];
         }
       }
     }

@@ -22,6 +22,12 @@ void copy_head_strides(const TensorView& tensor, int channels, long long* to) {
   to[3] = tensor.strides[2];
 }
 
+/// Between tokens of value; 0 if they do not fit.
+int token_bytes(const TensorView& value) {
+  const std::int64_t bytes = value.strides[1] * element_bytes(value.dtype);
+  return bytes > 0 && bytes <= std::numeric_limits<int>::max() ? static_cast<int>(bytes) : 0;
+}
+
 /// Everything but outputs.
 MSDeformAttnParams params_for(const MSDeformAttnArgs& args) {
   MSDeformAttnParams params = {};
@@ -40,6 +46,7 @@ MSDeformAttnParams params_for(const MSDeformAttnArgs& args) {
   params.weights = weights.data;
   params.reference = reference.present ? reference.data : nullptr;
   copy_strides(value, params.value_strides);
+  params.value_token_bytes = token_bytes(value);
   copy_strides(locations, params.locations_strides);
   copy_strides(weights, params.weights_strides);
   copy_strides(reference, params.reference_strides);
@@ -74,11 +81,10 @@ MSDeformAttnParams params_for(const MSDeformAttnArgs& args) {
 bool is_packed(const MSDeformAttnArgs& args, const TensorView& out, int vector) {
   const TensorView &value = args.value, &locations = args.locations, &weights = args.weights;
   const std::int64_t D = value.shape[3], L = locations.shape[3], P = locations.shape[4];
-  return (D == 16 || D == 32 || D == 64) && value.strides[3] == 1 && out.strides[2] == 1 && value.strides[1] >= 0 &&
-         value.strides[1] <= std::numeric_limits<int>::max() && is_aligned(value, 3, vector) &&
-         is_aligned(out, 2, vector) && locations.strides[5] == 1 && (P == 1 || locations.strides[4] == 2) &&
-         (L == 1 || locations.strides[3] == 2 * P) && is_aligned(locations, 3, 2) &&
-         (P == 1 || weights.strides[4] == 1) && (L == 1 || weights.strides[3] == P);
+  return (D == 16 || D == 32 || D == 64) && value.strides[3] == 1 && out.strides[2] == 1 && token_bytes(value) != 0 &&
+         is_aligned(value, 3, vector) && is_aligned(out, 2, vector) && locations.strides[5] == 1 &&
+         (P == 1 || locations.strides[4] == 2) && (L == 1 || locations.strides[3] == 2 * P) &&
+         is_aligned(locations, 3, 2) && (P == 1 || weights.strides[4] == 1) && (L == 1 || weights.strides[3] == P);
 }
 
 /// One group of lanes per (image, head, query).
@@ -150,6 +156,7 @@ Backward plan_backward(const MSDeformAttnArgs& args, void* memory) {
           is_arithmetic(dtype) && is_contiguous(args.grad_value) && is_aligned(args.grad_value, 0, 16 / (int)bytes);
       params.value_sums = in_place ? args.grad_value.data : workspace.take(value_elements * bytes);
       contiguous_strides(args.value, params.sums_strides);
+      params.sums_token_bytes = checked_int(params.sums_strides[1] * bytes, kOp, "N·D in bytes");
       launches.push_back(make_launch("fill_zero<float>", blocks_for(value_elements * bytes, kFillBytesPerBlock),
                                      kElementwiseThreads, FillParams{params.value_sums, value_elements * bytes}));
       if (!in_place) {

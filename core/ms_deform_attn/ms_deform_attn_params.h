@@ -24,6 +24,7 @@ struct MSDeformAttnParams {
   const void* weights;    // [B, Q, N, L, P]
   const void* reference;  // [B, Q, L, 2]
   long long value_strides[4], locations_strides[6], weights_strides[5], reference_strides[4];
+  int value_token_bytes;  // the stride of a token, where it fits (0 elsewhere)
   // Do they, and their gradients, hold the arithmetic type, not that of value?
   bool locations_wide, weights_wide, reference_wide;
 
@@ -42,6 +43,7 @@ struct MSDeformAttnParams {
   void* pixel_gradient;  // [B, Q, N, L, P, 2]: gradient of locations in pixels, on its way to that of reference
   void* kept_gradients;  // [B, Q, N, L, P]: gradient of weights, on its way to that of logits
   void* softmax;         // [B, N, Q, 2]: largest logit, and 1 / sum of exponentials relative to it
+  int sums_token_bytes;
   long long sums_strides[4], pixel_gradient_strides[6], kept_strides[5];
 
   long long query_heads;  // B · N · Q

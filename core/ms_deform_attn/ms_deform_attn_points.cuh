@@ -71,11 +71,19 @@ ALIGNMASK_DEVICE PlacedPoint<F> place_point(const MSDeformAttnParams& params, in
   return point;
 }
 
+/// `channel` of token 0 -> of `token`. kPacked: with the stride in 32 bits.
+template <bool kPacked, class T>
+ALIGNMASK_DEVICE const T* token_at(const MSDeformAttnParams& params, const T* channel, int token) {
+  if constexpr (kPacked) return advance(channel, token, params.value_token_bytes);
+  return channel + token * params.value_strides[1];
+}
+
 /// What a group keeps in shared memory about its query and head: it is needed now and then, and would take registers
 /// from values on their way.
 template <class F>
 struct HeadState {
   QueryHead at;
+  Int64 locations, weights, reference;  ///< where those of this query and head begin
   F largest, scale;  ///< of the softmax: the largest logit, and 1 / sum of exponentials relative to it
 };
 
@@ -90,7 +98,7 @@ class Points {
   ALIGNMASK_DEVICE Points(const MSDeformAttnParams& params, Int64 index, HeadState<F>& state, int lane)
       : params_(params),
         state_(state) {
-    if (lane == 0) state.at = query_head(params, index);
+    if (lane == 0) begin_at(query_head(params, index));
     __syncwarp();
     if (!params.reference) return;
     find_softmax(lane);
@@ -106,7 +114,7 @@ class Points {
   ALIGNMASK_DEVICE Points(const MSDeformAttnParams& params, const QueryHead& at, HeadState<F>& state)
       : params_(params),
         state_(state) {
-    state.at = at;
+    begin_at(at);
     if (!params.reference) return;
     const F* const found = static_cast<const F*>(params.softmax) + 2 * softmax_row();
     state.largest = found[0];
@@ -119,10 +127,9 @@ class Points {
 
   /// Location of a point of a level, in pixels.
   ALIGNMASK_DEVICE void pixel(int point, int level, F& x, F& y) const {
-    const Int64 at = first_of_head(params_.locations_strides) +
-                     (kPacked ? Int64{2} * point
-                              : level * params_.locations_strides[3] +
-                                    (point - level * params_.points) * params_.locations_strides[4]);
+    const Int64 at = state_.locations + (kPacked ? Int64{2} * point
+                                                 : level * params_.locations_strides[3] +
+                                                       (point - level * params_.points) * params_.locations_strides[4]);
     F pair[2];
     if constexpr (kPacked) {
       load_pair<T>(params_.locations, at, params_.locations_wide, pair);
@@ -132,8 +139,7 @@ class Points {
     }
     const F width = static_cast<F>(params_.width[level]), height = static_cast<F>(params_.height[level]);
     if (params_.reference) {  // offsets are in pixels
-      const Int64 from = state_.at.image * params_.reference_strides[0] +
-                         state_.at.query * params_.reference_strides[1] + level * params_.reference_strides[2];
+      const Int64 from = state_.reference + level * params_.reference_strides[2];
       x = pair[0] + pixel_position(load_either<T>(params_.reference, from, params_.reference_wide), width);
       y = pair[1] +
           pixel_position(load_either<T>(params_.reference, from + params_.reference_strides[3], params_.reference_wide),
@@ -190,6 +196,13 @@ class Points {
   }
 
  private:
+  ALIGNMASK_DEVICE void begin_at(const QueryHead& at) {
+    state_.at = at;
+    state_.locations = first_of_head(params_.locations_strides);
+    state_.weights = first_of_head(params_.weights_strides);
+    state_.reference = at.image * params_.reference_strides[0] + at.query * params_.reference_strides[1];
+  }
+
   ALIGNMASK_DEVICE Int64 first_of_head(const long long* strides) const {
     return state_.at.image * strides[0] + state_.at.query * strides[1] + state_.at.head * strides[2];
   }
@@ -206,20 +219,21 @@ class Points {
   }
 
   ALIGNMASK_DEVICE F read_weight(int point, int level) const {
-    const Int64 at =
-        first_of_head(params_.weights_strides) +
-        (kPacked ? Int64{point}
-                 : level * params_.weights_strides[3] + (point - level * params_.points) * params_.weights_strides[4]);
+    const Int64 at = state_.weights + (kPacked ? Int64{point}
+                                               : level * params_.weights_strides[3] +
+                                                     (point - level * params_.points) * params_.weights_strides[4]);
     return load_either<T>(params_.weights, at, params_.weights_wide);
   }
 
   /// Every lane looks at its share of the logits, then they put it together.
   ALIGNMASK_DEVICE void find_softmax(int lane) {
     F largest = -infinity<F>();
+#pragma unroll 1
     for (int point = lane; point < count(); point += kLanes)
       largest = larger(largest, read_weight(point, level_of(point)));
     largest = reduce<kLanes>(largest, [](F a, F b) { return larger(a, b); });
     F sum = 0;
+#pragma unroll 1
     for (int point = lane; point < count(); point += kLanes)
       sum += exponential(read_weight(point, level_of(point)) - largest);
     sum = reduce<kLanes>(sum, [](F a, F b) { return a + b; });

@@ -38,8 +38,8 @@ quality_focal_loss_forward(ALIGNMASK_PARAMS QualityFocalLossParams params) {
 
   F sum = 0;
   for (Int64 first = lane * kVector; first < params.classes; first += kLossLanes * kVector) {
-    const Packed<T, kVector> x = load<T, kVector>(logits + first * stride);
-    F gradient[kVector];
+    F x[kVector], gradient[kVector];
+    load<T, kVector>(logits + first * stride).unpack_to(x);
 #pragma unroll
     for (int i = 0; i < kVector; ++i) {
       const LossTerm<F> term = negative_term<kSquare>(x[i], gamma);
