@@ -62,7 +62,10 @@ ALIGNMASK_HOST_DEVICE P exp_of_negative(P x) {
   __builtin_memcpy(&bits, &shifted, sizeof(bits));
   __builtin_memcpy(&base, &magic, sizeof(base));
   const Ints exponent = bits - base, first = exponent >> 1, second = exponent - first;
-  const Ints scale_bits[2] = {(first + kBias) << kMantissa, (second + kBias) << kMantissa};
+  // (Of NaN, bits are lost at the top, which unsigned integers do not mind. The sum is NaN already.)
+  using Bits = std::conditional_t<std::is_arithmetic_v<P>, std::make_unsigned_t<Int>, Ints>;
+  const Bits scale_bits[2] = {static_cast<Bits>(first + kBias) << kMantissa, static_cast<Bits>(second + kBias)
+                                                                                 << kMantissa};
   P scales[2];
   __builtin_memcpy(scales, scale_bits, sizeof(scales));
   return sum * scales[0] * scales[1];

@@ -190,6 +190,8 @@ def spoilt(rng: Rng, x: Any) -> Any:
 
 
 def spoilt_torch(rng: Rng, x: torch.Tensor) -> Any:
+    if isinstance(x, Unprintable):
+        return x
     change = pick(
         rng, torch.Tensor.to_sparse, lambda a: a.to("meta"), lambda a: a.requires_grad_(), lambda a: a.T, lambda a: a[None],
         lambda a: a.float(), lambda a: a.double(), lambda a: a.long(), lambda a: a.to(torch.complex64),
@@ -213,10 +215,15 @@ def spoilt_torch(rng: Rng, x: torch.Tensor) -> Any:
         return x
 
 
+class Unprintable(torch.Tensor):
+    def __repr__(self) -> str:  # type: ignore[override]
+        return "tensor(...)"
+
+
 def emptied(x: torch.Tensor) -> torch.Tensor:
     """Its memory is gone."""
     x.untyped_storage().resize_(0)
-    return x
+    return x.as_subclass(Unprintable)  # torch's own __repr__ would read that memory
 
 
 def part_of(rng: Rng, memory: Any, like: Any) -> Any:

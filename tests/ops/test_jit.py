@@ -25,12 +25,20 @@ LIBRARY = nvrtc.find(13) or nvrtc.find(12)
 needs_nvrtc = pytest.mark.skipif(LIBRARY is None, reason="no NVRTC: torch without CUDA does not bring it")
 
 
-class OnCuda:
+class OnCuda(torch.Tensor):
     """A CPU tensor that says it is on a GPU."""
 
-    def __init__(self, tensor: Tensor, index: int = 3) -> None:
-        self.shape, self.dtype, self.data_ptr, self.stride = tensor.shape, tensor.dtype, tensor.data_ptr, tensor.stride
-        self.device = torch.device("cuda", index)
+    __dlpack_c_exchange_api__ = None  # which would say where it really is
+    index: int
+
+    def __new__(cls, tensor: Tensor, index: int = 3) -> OnCuda:
+        made = tensor.as_subclass(cls)
+        made.index = index
+        return made
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return torch.device("cuda", self.index)
 
 
 class SimtDriver:
