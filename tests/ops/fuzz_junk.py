@@ -228,7 +228,7 @@ def emptied(x: torch.Tensor) -> torch.Tensor:
 
 def part_of(rng: Rng, memory: Any, like: Any) -> Any:
     """`like`'s shape and dtype over another array's memory, as far as that reaches."""
-    if not isinstance(like, np.ndarray) or memory.size == 0:
+    if not isinstance(like, np.ndarray) or memory.size == 0 or like.itemsize == 0:
         return memory
     base = memory
     while isinstance(base.base, np.ndarray):
