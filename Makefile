@@ -27,7 +27,7 @@ $(stamp): pyproject.toml $(native)
 	@$(bin)/python -m pip install $(PIP_ARGS) --quiet --no-build-isolation --editable ".[train,analyze,lite0,onnx,test,lint]"
 	@touch $@
 
-sanitize: setup  ## Run op suite, native tests and fuzzer under the address, undefined behaviour and thread sanitizers (an hour)
+sanitize: setup  ## Run op suite, native tests and fuzzer under the address, undefined behaviour and thread sanitizers (long; docs/log.md)
 	@PYTHON=$(abspath $(bin)/python) tests/sanitize/run address thread
 
 sanitize-simt: simt  ## Run the kernels for GPUs on the host under the address and thread sanitizers (minutes)
