@@ -60,10 +60,12 @@ ALIGNMASK_DEVICE FeatureTaps<F> feature_taps(const MaskedPointPoolParams& params
           {weight.top_left, weight.top_right, weight.bottom_left, weight.bottom_right}};
 }
 
-/// `channel` of pixel 0 -> of `pixel`. kDense: the stride of a row is W times that of a pixel, which has 32 bits.
+/// `channel` of pixel 0 -> of `pixel` (somewhere, if that is -1). kDense: the stride of a row is W times that of a
+/// pixel, which has 32 bits.
 template <bool kDense, class T>
 ALIGNMASK_DEVICE T* pixel_at(const MaskedPointPoolParams& params, T* channel, int pixel) {
   if constexpr (kDense) return advance(channel, pixel, params.pixel_bytes);
+  pixel = larger(pixel, 0);
   const int row = params.by_width.quotient(pixel);
   return channel + row * params.features_strides[2] + (pixel - row * params.width) * params.features_strides[3];
 }

@@ -43,7 +43,7 @@ ms_deform_attn_ordered_value_gradient(ALIGNMASK_PARAMS MSDeformAttnParams params
   /// Point `index` of the level's, counted through queries.
   const auto place = [&](int index, bool with_weight) {
     at.query = params.by_points.quotient(index);
-    HeadState<F> state = {at, 0, 0};
+    HeadState<F> state = {};
     const Points<T, 1, false> points(params, at, state);
     const int point = level * params.points + (index - at.query * params.points);
     F x, y;

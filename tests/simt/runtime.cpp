@@ -68,6 +68,13 @@ class Queue {
 
 constexpr int kMostSharedArrays = 32;
 
+// Behind every shared array, in builds without a sanitizer: shows that a kernel wrote there.
+#if defined(__SANITIZE_ADDRESS__) || defined(SIMT_THREAD_SANITIZER)
+constexpr std::size_t kGuardBytes = 0;
+#else
+constexpr std::size_t kGuardBytes = 64;
+#endif
+
 /// One for the process: launches take turns.
 struct Machine {
   std::mutex busy;
@@ -182,8 +189,8 @@ void free_memory(char*) {}
 #else
 char* poisoned_memory(std::size_t bytes) {
   void* memory = nullptr;
-  if (posix_memalign(&memory, 16, bytes)) throw std::bad_alloc();
-  std::memset(memory, 0xff, bytes);
+  if (posix_memalign(&memory, 16, bytes + kGuardBytes)) throw std::bad_alloc();
+  std::memset(memory, 0xff, bytes + kGuardBytes);
   return static_cast<char*>(memory);
 }
 void free_memory(char* memory) { std::free(memory); }
@@ -213,6 +220,11 @@ void run_block(unsigned block) {
   if (m.error) std::rethrow_exception(std::exchange(m.error, nullptr));
   for (unsigned i = 0; i < m.threads; ++i)
     if (m.thread[i].state != State::kGone) throw Error(where() + "nobody can go on: " + who_waits());
+  for (int a = 0; a < m.shared_count; ++a)
+    for (std::size_t i = 0; i < kGuardBytes; ++i)
+      if (m.shared[a].memory[m.shared[a].bytes + i] != '\xff')
+        throw Error(where() + "a shared array of " + std::to_string(m.shared[a].bytes) +
+                    " bytes was written behind its end");
 }
 
 }  // namespace
