@@ -148,9 +148,9 @@ ms_deform_attn_backward(ALIGNMASK_PARAMS MSDeformAttnParams params) {
   using F = Arithmetic<T>;
   constexpr int kGroups = kAttentionThreads / kLanes;
   constexpr int kBatch = 4;
-  constexpr int kRow = kLanes + 1;  // one more, so that the rows of different groups lie in different banks
+  using Rows = PointRows<kLanes, kLanes>;
   static_assert(kLanes >= kBatch, "a lane per point of a batch");
-  ALIGNMASK_SHARED(PlacedPoint<F>, placed, kGroups * kRow);
+  ALIGNMASK_SHARED(PlacedPoint<F>, placed, Rows::kEntries);
   ALIGNMASK_SHARED(HeadState<F>, states, kGroups);
 
   const int lane = threadIdx.x % kLanes, group = threadIdx.x / kLanes;
@@ -165,7 +165,7 @@ ms_deform_attn_backward(ALIGNMASK_PARAMS MSDeformAttnParams params) {
   F* const value_sums =
       static_cast<F*>(params.value_sums) + at.image * params.sums_strides[0] + at.head * params.sums_strides[2];
   OutGradient<T, kVector, kLanes> gradient(params, at, lane);
-  PlacedPoint<F>* const row = placed + group * kRow;
+  PlacedPoint<F>* const row = placed + Rows::first(group);
 
   const bool has_softmax = params.reference && params.grad_weights;
   F mean = 0;  // of the weights' gradients, by weight; this lane's part of it

@@ -20,12 +20,12 @@ ms_deform_attn_forward(ALIGNMASK_PARAMS MSDeformAttnParams params) {
   using F = Arithmetic<T>;
   constexpr int kGroups = kAttentionThreads / kLanes;
   constexpr int kChunk = kLanes < 4 ? 4 : kLanes;
-  constexpr int kRow = kChunk + 1;  // one more, so that the rows of different groups lie in different banks
+  using Rows = PointRows<kLanes, kChunk>;
   struct alignas(16) Tap {
     Tokens tokens;
     F weight[4];
   };
-  ALIGNMASK_SHARED(Tap, taps, kGroups * kRow);
+  ALIGNMASK_SHARED(Tap, taps, Rows::kEntries);
   ALIGNMASK_SHARED(HeadState<F>, states, kGroups);
 
   const int lane = threadIdx.x % kLanes, group = threadIdx.x / kLanes;
@@ -34,7 +34,7 @@ ms_deform_attn_forward(ALIGNMASK_PARAMS MSDeformAttnParams params) {
   const QueryHead& at = states[group].at;
   const T* value =
       static_cast<const T*>(params.value) + at.image * params.value_strides[0] + at.head * params.value_strides[2];
-  Tap* const row = taps + group * kRow;
+  Tap* const row = taps + Rows::first(group);
 
   for (int first_channel = 0; first_channel < params.channels; first_channel += kLanes * kVector) {
     const int channel = first_channel + lane * kVector;

@@ -71,6 +71,17 @@ ALIGNMASK_DEVICE PlacedPoint<F> place_point(const MSDeformAttnParams& params, in
   return point;
 }
 
+/// The rows of shared memory that the groups of a block keep points in, kChunk entries of 32 bytes each. The groups of
+/// a warp read theirs at once: an entry is left free now and then, so that they are spread over all banks.
+template <int kLanes, int kChunk>
+struct PointRows {
+  static constexpr int kGroups = kAttentionThreads / kLanes;
+  static constexpr int kGroupsPerGap = kLanes < 8 ? 8 / kLanes : 1;  // four entries fill the banks once
+  static constexpr int kEntries = kGroups * kChunk + kGroups / kGroupsPerGap;
+
+  ALIGNMASK_DEVICE static int first(int group) { return group * kChunk + group / kGroupsPerGap; }
+};
+
 /// `channel` of token 0 -> of `token`. kPacked: with the stride in 32 bits.
 template <bool kPacked, class T>
 ALIGNMASK_DEVICE const T* token_at(const MSDeformAttnParams& params, const T* channel, int token) {
