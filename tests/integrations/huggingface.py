@@ -43,8 +43,8 @@ def oneformer() -> nn.Module:
 
 def deformable_detr() -> nn.Module:
     config = transformers.DeformableDetrConfig(
-        backbone_config=transformers.ResNetConfig(**RESNET), backbone=None, use_timm_backbone=False, two_stage=True,
-        with_box_refine=True, two_stage_num_proposals=12, **DETR,
+        backbone_config=transformers.ResNetConfig(**RESNET), backbone=None, use_timm_backbone=False,
+        use_pretrained_backbone=False, two_stage=True, with_box_refine=True, two_stage_num_proposals=12, **DETR,
     )  # fmt: skip
     return transformers.DeformableDetrForObjectDetection(config)
 

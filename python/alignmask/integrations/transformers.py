@@ -116,13 +116,16 @@ class _Attention(_Accelerated):
         position_embeddings: Tensor | None = None,
         reference_points: Tensor | None = None,
         *,
-        spatial_shapes_list: Shapes,
+        spatial_shapes_list: Shapes | None = None,
         spatial_shapes: Tensor | None = None,
         level_start_index: Tensor | None = None,
         output_attentions: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         assert encoder_hidden_states is not None
         assert reference_points is not None
+        if spatial_shapes_list is None:  # OneFormer before transformers 5
+            assert spatial_shapes is not None
+            spatial_shapes_list = spatial_shapes.tolist()
         query_BQE = hidden_states if position_embeddings is None else hidden_states + position_embeddings
         value_BSE = self.value_proj(encoder_hidden_states)
         if attention_mask is not None:  # True on padding
