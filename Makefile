@@ -9,7 +9,7 @@ PIP_ARGS ?=
 bin := $(VENV)/bin
 stamp := $(VENV)/.installed
 native := CMakeLists.txt $(wildcard cmake/*.cmake core/*/* bindings/*)
-cpp := $(wildcard core/*/*.h core/*/*.cpp core/*/*.cuh core/*/*.cu bindings/*.h bindings/*.cpp tests/native/*.cpp \
+cpp := $(wildcard core/*/*.h core/*/*.cpp core/*/*.cuh core/*/*.cu bindings/*.h bindings/*.cpp tests/native/*.cpp tests/sanitize/*.cpp \
          tests/simt/*.h tests/simt/*.cpp tests/simt/*.cuh)
 
 .PHONY: help setup simt sanitize sanitize-simt demo test test-all lint format bench native-test cuda-check roofline test-gpu bench-gpu clean

@@ -1,0 +1,170 @@
+"""Instructions of every CPU kernel at a small fixed shape, counted by Valgrind: shows a slowdown on the busiest machine.
+
+    python bench/instructions.py             # count, beside what bench/instructions.json recorded
+    python bench/instructions.py --record    # count and record
+
+Needs valgrind (apt install valgrind), which knows AVX2 and not AVX-512. The compiled module is called without torch, on NumPy
+arrays: once with a call and once with three, and half of the difference is the count of a call. Float32, one thread. Another
+compiler makes other code: the record says which one made it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RECORD = Path(__file__).with_suffix(".json")
+INSTRUCTION_SETS = ("baseline", "avx2")
+Call = tuple[str, tuple[Any, ...], dict[str, Any]]
+
+
+def recorded_calls() -> dict[str, list[Call]]:
+    """Title -> what an op and its gradient ask of the compiled module, tensors as arrays."""
+    import torch
+    from harness import cases
+
+    from alignmask import ops
+    from alignmask.ops import _library
+
+    calls: list[Call] = []
+
+    def plain(argument: Any) -> Any:
+        return argument.detach().numpy().copy() if isinstance(argument, torch.Tensor) else argument
+
+    class Recorder:
+        def __getattr__(self, name: str) -> Callable[..., Any]:
+            function = getattr(core, name)
+
+            def call(*arguments: Any, **options: Any) -> Any:
+                if not name.endswith("_workspace"):
+                    entry = name, tuple(map(plain, arguments)), {key: plain(value) for key, value in options.items()}
+                    calls.append(entry)
+                return function(*arguments, **options)
+
+            return call
+
+    def record(function: Callable[[], Any]) -> list[Call]:
+        calls.clear()
+        function()
+        return list(calls)
+
+    def gradients(output: torch.Tensor, *inputs: torch.Tensor) -> None:
+        torch.autograd.grad(output, inputs, torch.ones_like(output))
+
+    deform = cases.encoder(128)
+    value, levels, _, weights = cases.ms_deform_attn(deform)
+    locations = cases.encoder_locations(deform, torch.Generator().manual_seed(0))
+    _, _, *second = cases.ms_deform_attn_from_offsets(deform, "local")
+    features, masks, owner, points = cases.masked_point_pool(cases.PoolShape(1, 64, (64, 64), (256, 256), 8, 2, 2048))
+    features = features.contiguous(memory_format=torch.channels_last)
+    loss = cases.quality_focal_loss(cases.LossShape(1000, 80))
+    for tensor in (value, locations, weights, *second, features, loss[0]):
+        tensor.requires_grad_()
+
+    torch.set_num_threads(1)
+    core, _library.core = _library.core, Recorder()
+    try:
+        deformed = record(
+            lambda: gradients(ops.ms_deform_attn(value, levels, locations, weights), value, locations, weights)
+        )
+        offset = record(lambda: gradients(ops.ms_deform_attn_from_offsets(value, levels, *second), value, *second))
+        pooled = record(lambda: gradients(ops.masked_point_pool(features, masks, owner, points)[0], features))
+        low = record(lambda: ops.mask_iou(*cases.mask_iou(cases.IouShape(1, 100, (64, 64), 1, 15))))
+        high = record(lambda: ops.mask_iou(*cases.mask_iou(cases.IouShape(1, 100, (64, 64), 4, 15))))
+        quality = record(lambda: gradients(ops.quality_focal_loss(*loss), loss[0]))
+    finally:
+        _library.core = core
+    return {
+        "ms_deform_attn 128², forward": deformed[:1],
+        "ms_deform_attn 128², backward": deformed[1:],
+        "ms_deform_attn_from_offsets 128², forward": offset[:1],
+        "ms_deform_attn_from_offsets 128², backward": offset[1:],
+        "masked_point_pool 64 × 64², 8 masks, 2 × 2048 points, forward": pooled[:1],
+        "masked_point_pool 64 × 64², 8 masks, 2 × 2048 points, backward": pooled[1:],
+        "mask_iou 100 × 15 at 64²": low,
+        "mask_iou 100 × 15, 64² upsampled to 256²": high,
+        "quality_focal_loss 1000 × 80, loss and gradient": quality,
+    }
+
+
+def replay(core: str, calls: str, instruction_set: str, times: int) -> None:
+    """What runs under Valgrind: the compiled module at path `core`, given the pickled calls."""
+    spec = importlib.util.spec_from_file_location("alignmask._core", core)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.select_cpu_instruction_set(instruction_set)
+    for name, arguments, options in pickle.loads(Path(calls).read_bytes()):
+        for _ in range(times):
+            getattr(module, name)(*arguments, **options)
+
+
+def executed(core: str, calls: Path, instruction_set: str, times: int) -> int:
+    command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", sys.executable, __file__]
+    command += ["--replay", core, str(calls), instruction_set, str(times)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONHASHSEED": "0"})
+    found = re.search(r"Collected : (\d+)", done.stderr)
+    if done.returncode or found is None:
+        raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
+    return int(found[1])
+
+
+def count() -> dict[str, dict[str, int]]:
+    """Title -> instruction set -> instructions of a call."""
+    from alignmask import _core
+
+    counts: dict[str, dict[str, int]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for title, calls in recorded_calls().items():
+            path = Path(folder, "calls.pkl")
+            path.write_bytes(pickle.dumps(calls))
+            counts[title] = {}
+            for name in INSTRUCTION_SETS:
+                one, three = (executed(_core.__file__, path, name, times) for times in (1, 3))
+                counts[title][name] = (three - one) // 2
+                print(f"{title:<66} {name:<8} {counts[title][name]:>13,}", flush=True)
+    return counts
+
+
+def compiler(core: str) -> str:
+    """As the compiler wrote its name into the module."""
+    text = subprocess.run(["readelf", "-p", ".comment", core], capture_output=True, text=True, check=True).stdout
+    return ", ".join(sorted(set(re.findall(r"\]\s+(.+)", text))))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", action="store_true", help="write bench/instructions.json")
+    parser.add_argument("--replay", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.replay:
+        core, calls, instruction_set, times = options.replay
+        return replay(core, calls, instruction_set, int(times))
+
+    from alignmask import _core
+
+    made_by, counts = compiler(_core.__file__), count()
+    if options.record:
+        RECORD.write_text(
+            json.dumps({"compiler": made_by, "instructions": counts}, indent=1, ensure_ascii=False) + "\n"
+        )
+        return print(f"recorded in {RECORD}")
+    record = json.loads(RECORD.read_text())
+    print(f"\ncompiled by {made_by}; recorded: {record['compiler']}")
+    for title, name in ((title, name) for title, sets in record["instructions"].items() for name in sets):
+        print(f"{title:<66} {name:<8} {counts[title][name] / record['instructions'][title][name]:6.3f} of the record")
+
+
+if __name__ == "__main__":
+    main()
