@@ -266,6 +266,8 @@ void ArgumentCheck::workspace(const TensorView& tensor, std::int64_t bytes) cons
                to_string(device_));
   if (tensor.read_only) fail_value("workspace is read-only");
   if (reinterpret_cast<std::uintptr_t>(tensor.data) % 16) fail_value("workspace is not aligned to 16 bytes");
+  for (const Seen& seen : seen_)
+    if (may_overlap(tensor, *seen.tensor)) fail_value("workspace overlaps " + std::string(seen.name) + " in memory");
 }
 
 }  // namespace alignmask

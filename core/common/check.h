@@ -65,7 +65,8 @@ class ArgumentCheck {
   /// Throws ValueError unless the tensors are on the CPU.
   void require_cpu() const;
 
-  /// Memory of at least `bytes` bytes (uint8, contiguous, aligned to 16); absent will do if none are needed.
+  /// Memory of at least `bytes` bytes (uint8, contiguous, aligned to 16, apart from all tensors checked before); absent
+  /// will do if none are needed.
   void workspace(const TensorView& tensor, std::int64_t bytes) const;
 
   /// Size behind a letter that some tensor bound.

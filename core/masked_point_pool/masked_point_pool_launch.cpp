@@ -100,9 +100,10 @@ Backward plan_backward(const MaskedPointPoolArgs& args, void* memory) {
   }
 
   Workspace workspace(memory);
-  const bool in_place = is_arithmetic(dtype) && is_channels_last(gradient);
+  const bool in_place =
+      is_arithmetic(dtype) && is_channels_last(gradient) && is_aligned(gradient, 0, 16 / static_cast<int>(bytes));
   params.sums = in_place ? gradient.data : workspace.take(elements * bytes);
-  params.vector_sums = params.channels % 4 == 0 && reinterpret_cast<std::uintptr_t>(params.sums) % 16 == 0;
+  params.vector_sums = params.channels % 4 == 0;
   plan.launches.push_back(make_launch("fill_zero<float>", blocks_for(elements * bytes, kFillBytesPerBlock),
                                       kElementwiseThreads, FillParams{params.sums, elements * bytes}));
   if (params.instances > 0 && params.sets > 0 && params.points_per_set > 0) {

@@ -34,8 +34,8 @@ struct MaskedPointPoolParams {
   bool points_wide;       // of the arithmetic type, not that of features?
   bool divide_by_points;
 
-  void* sums;        // [B, H, W, C], in the arithmetic type: where atomics add up the gradient of features
-  bool vector_sums;  // aligned to four floats?
+  void* sums;        // [B, H, W, C], in the arithmetic type, aligned to 16 bytes: where atomics add up the gradient
+  bool vector_sums;  // are the channels of every pixel aligned to four floats?
 
   int images, channels, height, width;
   int instances, mask_height, mask_width;

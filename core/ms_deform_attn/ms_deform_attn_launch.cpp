@@ -38,7 +38,7 @@ MSDeformAttnParams params_for(const MSDeformAttnArgs& args) {
   if (L > MSDeformAttnParams::kMaxLevels)
     throw ValueError("ms_deform_attn: L = " + std::to_string(L) + " levels are more than the " +
                      std::to_string(MSDeformAttnParams::kMaxLevels) + " that a kernel can be told of");
-  checked_int(S, kOp, "S");
+  checked_int(S + kAttentionThreads, kOp, "S");
   checked_int(B * N, kOp, "B·N");
   checked_int(L * P, kOp, "L·P");
   params.value = value.data;

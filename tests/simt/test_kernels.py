@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,59 @@ def test_every_kernel_runs() -> None:
     test_strided_gradients_of_ms_deform_attn(torch.float32)
     test_strided_gradients_of_ms_deform_attn(torch.float64)
     assert set(_simt.all_kernels()) == set(_simt.launched_kernels())
+
+
+def test_gradients_need_no_alignment() -> None:
+    """Beyond that of an element. Zeros are written 16 bytes at a time, so such a gradient is not added up in place."""
+    _, masks, owner, points = cases.masked_point_pool(cases.PoolShape(2, 8, (5, 4), (7, 9), 3, 2, 40))
+    grad, weight, results = torch.randn(3, 2, 8), torch.ones(3, 2), []
+    for offset in range(4):
+        memory = torch.full((2 * 5 * 4 * 8 + 4,), 7.0)
+        gradient = memory[offset : offset - 4].view(2, 5, 4, 8).permute(0, 3, 1, 2)
+        call = (gradient, grad, weight, masks, owner, points, False)
+        workspace = torch.full((_simt.masked_point_pool_backward_workspace(*call),), 255, dtype=torch.uint8)
+        assert (offset == 0) == (len(workspace) == 0)
+        _simt.masked_point_pool_backward(*call, workspace=workspace)
+        results.append(gradient)
+    for result in results:
+        assert torch.equal(result, results[0])
+
+
+class TestWorkspace:
+    """What is lent to a call: checked like its tensors."""
+
+    def call(self, lend: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]) -> None:
+        """mask_iou with the workspace that `lend(size, iou, targets)` returns."""
+        predictions, _, owner = cases.mask_iou(cases.IouShape(1, 2, (3, 16), 1, 2))
+        memory = torch.zeros(1 << 12, dtype=torch.uint8)
+        targets = memory[:96].view(2, 3, 16)
+        iou = memory[96:112].view(torch.float32).view(2, 2)
+        size = _simt.mask_iou_forward_workspace(iou, predictions, targets, owner)
+        _simt.mask_iou_forward(iou, predictions, targets, owner, 0.0, workspace=lend(size, iou, targets))
+
+    def test_behind_the_tensors_it_is_taken(self) -> None:
+        self.call(lambda size, iou, _: behind(iou, 16, size))
+
+    @pytest.mark.parametrize(
+        ("lend", "error", "message"),
+        [
+            (lambda size, iou, _: None, TypeError, r"workspace is missing: \d+ bytes are needed"),
+            (lambda size, iou, _: behind(iou, 16, size).view(torch.int8), ValueError, "unsupported dtype"),
+            (lambda size, iou, _: behind(iou, 16, 4 * size).view(torch.float32), TypeError, "of dtype uint8, got float32"),
+            (lambda size, iou, _: behind(iou, 16, size - 1), ValueError, r"must be \d+ contiguous bytes"),
+            (lambda size, iou, _: behind(iou, 16, 2 * size)[::2], ValueError, r"must be \d+ contiguous bytes"),
+            (lambda size, iou, _: behind(iou, 17, size), ValueError, "not aligned to 16 bytes"),
+            (lambda size, iou, _: behind(iou, 0, size), ValueError, "mask_iou: workspace overlaps iou in memory"),
+            (lambda size, iou, targets: behind(targets, 0, size), ValueError, "workspace overlaps .* in memory"),
+        ],
+    )  # fmt: skip
+    def test_errors(self, lend: Callable[..., torch.Tensor | None], error: type[Exception], message: str) -> None:
+        with pytest.raises(error, match=message):
+            self.call(lend)
+
+
+def behind(tensor: torch.Tensor, offset: int, size: int) -> torch.Tensor:
+    """`size` bytes from `offset` bytes behind the start of `tensor` on, in its storage."""
+    memory = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
+    start = tensor.storage_offset() * tensor.element_size() + offset
+    return memory[start : start + size]
