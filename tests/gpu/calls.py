@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -50,9 +51,15 @@ def run(op: str, given: Sequence[object]) -> list[Tensor]:
     wanted = [x for x in leaves if isinstance(x, Tensor) and x.requires_grad]
     if not wanted:
         return list(outs)
-    random = torch.randn(outs[0].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    gradients = torch.autograd.grad(outs[0], wanted, random.to(outs[0].dtype).to(outs[0].device))
+    gradients = torch.autograd.grad(outs[0], wanted, _random(outs[0].shape, outs[0].dtype, outs[0].device))
     return [x.detach() for x in outs] + list(gradients)
+
+
+@functools.cache
+def _random(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Made once: a copy to a GPU waits for it, and cannot be captured in a graph."""
+    numbers = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return numbers.to(dtype).to(device)
 
 
 def _has_gradient(op: str, position: int, x: object) -> bool:
