@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -84,6 +86,21 @@ def test_dlpack_in_the_like_out(op: str) -> None:
     for a, b in zip(as_tuple(call(*map(Wrapped, tensors))), as_tuple(call(*tensors)), strict=True):
         assert isinstance(a, Wrapped)
         assert torch.equal(a.tensor, b)
+
+
+def test_an_array_is_answered_by_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As CuPy's: without the array API standard, but with a `from_dlpack` in its library."""
+
+    class Array(Wrapped):
+        __array_namespace__ = None
+        __module__ = "library.arrays"
+
+    call, tensors = calls()["mask_iou"]
+    assert isinstance(call(*map(Array, tensors)), Tensor)  # nobody knows how to make another
+    monkeypatch.setitem(sys.modules, "library", SimpleNamespace(from_dlpack=Array.from_dlpack))
+    found = call(*map(Array, tensors))
+    assert isinstance(found, Array)
+    assert torch.equal(found.tensor, call(*tensors))
 
 
 @pytest.mark.parametrize("op", OPS)

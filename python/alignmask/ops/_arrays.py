@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -18,8 +19,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def accepts_arrays(op: Function) -> Function:
     """Decorator: called with arrays in place of all tensors, `op` returns arrays of the kind of the first.
 
-    Nothing is copied, but for NumPy arrays with negative strides, which torch cannot show. Kinds that have no
-    `__array_namespace__` (the array API standard) are answered with torch tensors. No gradients.
+    Nothing is copied, but for NumPy arrays with negative strides, which torch cannot show. Kinds whose library has no
+    `from_dlpack` are answered with torch tensors. No gradients.
 
     Raises:
         TypeError: Arrays beside torch tensors.
@@ -71,5 +72,6 @@ def _tensor(op: str, name: str, array: Any) -> Tensor:
 def _like(array: Any, result: Tensor) -> Any:
     if isinstance(array, np.ndarray):
         return result.numpy()
-    namespace = getattr(array, "__array_namespace__", None)
-    return namespace().from_dlpack(result) if namespace else result
+    namespace = getattr(array, "__array_namespace__", None)  # of the array API standard; CuPy's arrays have none
+    library = namespace() if namespace else sys.modules.get(type(array).__module__.partition(".")[0])
+    return library.from_dlpack(result) if hasattr(library, "from_dlpack") else result
