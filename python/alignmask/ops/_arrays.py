@@ -73,5 +73,5 @@ def _like(array: Any, result: Tensor) -> Any:
     if isinstance(array, np.ndarray):
         return result.numpy()
     namespace = getattr(array, "__array_namespace__", None)  # of the array API standard; CuPy's arrays have none
-    library = namespace() if namespace else sys.modules.get(type(array).__module__.partition(".")[0])
+    library: Any = namespace() if namespace else sys.modules.get(type(array).__module__.partition(".")[0])
     return library.from_dlpack(result) if hasattr(library, "from_dlpack") else result
