@@ -50,8 +50,8 @@ class Tokens {
     const Lanes x = pack->x, y = pack->y, zero{};
     const auto inside = (x >= -1) & (x < points.width(i)) & (y >= -1) & (y < points.height(i));
     const Lanes low_x = floor_of(inside ? x : zero), low_y = floor_of(inside ? y : zero);
-    pack->x = inside | (x != x) ? x - low_x : zero;
-    pack->y = inside | (y != y) ? y - low_y : zero;
+    pack->x = (inside | (x != x)) ? x - low_x : zero;
+    pack->y = (inside | (y != y)) ? y - low_y : zero;
     const Corners<Lanes> factors = attention_tap_weights(pack->x, pack->y, pack->weight);
     store(taps->factor[0], factors.top_left);
     store(taps->factor[1], factors.top_right);
@@ -75,12 +75,12 @@ class Tokens {
                                       const T* slice, const T* zeros, Taps<F, T>* taps) const {
     using Wide = Pack<std::int64_t, kWide>;
     constexpr int kLanes = kPointLanes<F>;
-    const auto part = [lane](Ints ints) {
+    const auto part = [&](Ints ints) {
       if constexpr (kWide == kLanes) return ints;
       if constexpr (kWide < kLanes)
         return lane ? upper_half<std::int32_t, kLanes>(ints) : lower_half<std::int32_t, kLanes>(ints);
     };
-    const auto wide = [part](Ints ints) { return widen<kWide>(part(ints)); };
+    const auto wide = [&](Ints ints) { return widen<kWide>(part(ints)); };
     const Wide level = load<Wide>(first_ + i + lane) + reinterpret_cast<std::int64_t>(slice);
     const Wide at = level + widen_times<kWide>(part(token), token_), below = at + load<Wide>(row_ + i + lane);
     const Wide nowhere = Wide{} + reinterpret_cast<std::int64_t>(zeros);

@@ -1,15 +1,15 @@
 """The ops written once more, from their public docstrings alone: loops over scalars in float64, and gradients by hand.
 
-Slow, and as plain as possible. They know neither torch's samplers nor the shipped references. Shapes: as in `alignmask.ops`.
+Compiled by numba (and cached), else as plain as possible: they know neither torch's samplers nor the shipped references.
+ms_deform_attn has a file of its own. Shapes: as in `alignmask.ops`.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator
 from typing import Any
 
+import numba
 import numpy as np
 
 from tests.ops.oracle_ms_deform_attn import ms_deform_attn, ms_deform_attn_from_offsets
@@ -21,22 +21,66 @@ __all__ = [
     "ms_deform_attn",
     "ms_deform_attn_from_offsets",
     "quality_focal_loss",
+    "upsample",
 ]
 
 Array = np.ndarray[Any, Any]
 
 
-def _corners(x: float, y: float, height: int, width: int) -> Iterator[tuple[int, int, float, float, float]]:
-    """Pixels around the normalised (x, y) that exist: row, column, bilinear weight, its derivatives in x and y."""
+@numba.njit(cache=True)
+def _corners(x: float, y: float, height: int, width: int) -> tuple[Array, Array]:
+    """Pixels around the normalised (x, y) that exist: (row, column) [n, 2], bilinear weights [n]."""
+    pixels, weights = np.zeros((4, 2), np.int64), np.zeros(4)
     if math.isinf(x) or math.isinf(y):
-        return
+        return pixels[:0], weights[:0]
     column, row = x * width - 0.5, y * height - 0.5
-    for i, j in itertools.product((0, 1), (0, 1)):
-        r, c = math.floor(row) + i, math.floor(column) + j
-        if 0 <= r < height and 0 <= c < width:
-            in_row, in_column = 1 - abs(row - r), 1 - abs(column - c)
-            d_row, d_column = (1 if i else -1), (1 if j else -1)
-            yield r, c, in_row * in_column, in_row * d_column * width, d_row * height * in_column
+    found = 0
+    for i in range(2):
+        for j in range(2):
+            r, c = math.floor(row) + i, math.floor(column) + j
+            if 0 <= r < height and 0 <= c < width:
+                pixels[found, 0], pixels[found, 1] = r, c
+                weights[found] = (1 - abs(row - r)) * (1 - abs(column - c))
+                found += 1
+    return pixels[:found], weights[:found]
+
+
+@numba.njit(cache=True)
+def _hit(mask: Array, x: float, y: float) -> float:
+    hit = 0.0
+    pixels, weights = _corners(x, y, *mask.shape)
+    for i in range(len(weights)):
+        if mask[pixels[i, 0], pixels[i, 1]]:
+            hit += weights[i]
+    return hit
+
+
+@numba.njit(cache=True)
+def _pool(
+    features: Array, masks: Array, owner: Array, points: Array, by_mask: bool, gradient: Array,
+    pooled: Array, weight: Array, grad_features: Array,
+) -> None:  # fmt: skip
+    _, C, H, W = features.shape
+    G, T, _ = pooled.shape
+    K = points.shape[2]
+    for g in range(G):
+        b = owner[g]
+        for t in range(T):
+            for k in range(K):
+                weight[g, t] += _hit(masks[g], points[b, t, k, 0], points[b, t, k, 1])
+            if weight[g, t] == 0:
+                continue
+            denominator = weight[g, t] if by_mask else float(K)
+            for k in range(K):
+                x, y = points[b, t, k]
+                hit = _hit(masks[g], x, y)
+                pixels, weights = _corners(x, y, H, W)
+                for i in range(len(weights)):
+                    r, c = pixels[i]
+                    for channel in range(C):
+                        part = hit * weights[i] / denominator
+                        pooled[g, t, channel] += part * features[b, channel, r, c]
+                        grad_features[b, channel, r, c] += part * gradient[g, t, channel]
 
 
 def masked_point_pool(
@@ -48,71 +92,85 @@ def masked_point_pool(
     grad_pooled: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """pooled, weight and, for `grad_pooled` (ones by default), the gradient of features."""
-    _, C, H, W = features.shape
-    G, mask_height, mask_width = masks.shape
-    _, T, K, _ = points.shape
+    G, T, C = len(masks), points.shape[1], features.shape[1]
     pooled, weight, grad_features = np.zeros((G, T, C)), np.zeros((G, T)), np.zeros(features.shape)
-    for g, t in itertools.product(range(G), range(T)):
-        b = int(owner[g])
-        total, parts = np.zeros(C), []
-        for x, y in points[b, t]:
-            hit = sum(part for r, c, part, _, _ in _corners(x, y, mask_height, mask_width) if masks[g, r, c])
-            weight[g, t] += hit
-            for r, c, part, _, _ in _corners(x, y, H, W):
-                total += hit * part * features[b, :, r, c]
-                parts.append((r, c, hit * part))
-        denominator = weight[g, t] if normalize == "mask" else K
-        if weight[g, t] == 0:
-            continue
-        pooled[g, t] = total / denominator
-        for r, c, part in parts:
-            grad_features[b, :, r, c] += part / denominator * (1 if grad_pooled is None else grad_pooled[g, t])
+    gradient = np.ones(pooled.shape) if grad_pooled is None else np.ascontiguousarray(grad_pooled)
+    inputs = (np.ascontiguousarray(features), np.ascontiguousarray(masks), owner, np.ascontiguousarray(points))
+    _pool(*inputs, normalize == "mask", gradient, pooled, weight, grad_features)
     return pooled, weight, grad_features
 
 
-def upsample(logits: Array, scale: int) -> Array:
-    """Bilinear, pixel centres aligned, the outermost pixels continued: [h, w] -> [h * scale, w * scale]."""
+@numba.njit(cache=True)
+def _upsampled(logits: Array, scale: int, i: int, j: int) -> float:
+    """Bilinear, pixel centres aligned, the outermost pixels continued: pixel (i, j) of the larger map."""
+    if scale == 1:
+        return logits[i, j]
     h, w = logits.shape
+    y, x = (i + 0.5) / scale - 0.5, (j + 0.5) / scale - 0.5
+    total = 0.0
+    for r in (math.floor(y), math.floor(y) + 1):
+        for c in (math.floor(x), math.floor(x) + 1):
+            pixel = logits[min(max(r, 0), h - 1), min(max(c, 0), w - 1)]
+            total += (1 - abs(y - r)) * (1 - abs(x - c)) * pixel
+    return total
 
-    def taps(index: int, size: int) -> list[tuple[int, float]]:
-        position = (index + 0.5) / scale - 0.5
-        low = math.floor(position)
-        return [(min(max(low + i, 0), size - 1), 1 - abs(position - low - i)) for i in (0, 1)]
 
+@numba.njit(cache=True)
+def upsample(logits: Array, scale: int) -> Array:
+    """[h, w] -> [h * scale, w * scale]."""
+    h, w = logits.shape
     out = np.zeros((h * scale, w * scale))
-    for i, j in itertools.product(range(h * scale), range(w * scale)):
-        out[i, j] = sum(a * b * logits[r, c] for r, a in taps(i, h) for c, b in taps(j, w))
+    for i in range(h * scale):
+        for j in range(w * scale):
+            out[i, j] = _upsampled(logits, scale, i, j)
     return out
+
+
+@numba.njit(cache=True)
+def _iou(predictions: Array, targets: Array, owner: Array, threshold: float, iou: Array) -> None:
+    G, H, W = targets.shape
+    for g in range(G):
+        for q in range(predictions.shape[1]):
+            logits = predictions[owner[g], q]
+            scale = H // logits.shape[0] if logits.size else 1
+            both = either = 0
+            for i in range(H):
+                for j in range(W):
+                    predicted, wanted = _upsampled(logits, scale, i, j) > threshold, targets[g, i, j] != 0
+                    both += predicted and wanted
+                    either += predicted or wanted
+            if either:
+                iou[g, q] = both / either
 
 
 def mask_iou(predictions: Array, targets: Array, owner: Array, threshold: float = 0.0) -> Array:
     """iou [G, Q]."""
-    Q, h = predictions.shape[1:3]
-    G, H, _ = targets.shape
-    iou = np.zeros((G, Q))
-    for g, q in itertools.product(range(G), range(Q)):
-        logits = predictions[int(owner[g]), q]
-        foreground = (upsample(logits, H // h) if H != h else logits) > threshold
-        both, either = np.sum(foreground & (targets[g] != 0)), np.sum(foreground | (targets[g] != 0))
-        iou[g, q] = both / either if either else 0
+    iou = np.zeros((len(targets), predictions.shape[1]))
+    _iou(np.ascontiguousarray(predictions), np.ascontiguousarray(targets), owner, threshold, iou)
     return iou
+
+
+@numba.njit(cache=True)
+def _loss(logits: Array, label: Array, iou: Array, gamma: float, theta: float, loss: Array, grad: Array) -> None:
+    R, C = logits.shape
+    for r in range(R):
+        for c in range(C):
+            x = logits[r, c]
+            s = 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+            t = iou[r] if label[r] == c else 0.0
+            weight = 1.0
+            if label[r] == -1 and iou[r] >= theta:
+                k = 1 / (1 - theta**gamma)
+                weight = k - k * iou[r] ** gamma
+            bce = max(x, 0.0) - x * t + math.log1p(math.exp(-abs(x)))
+            distance, sign = abs(s - t), math.copysign(1, s - t)
+            loss[r] += weight * distance**gamma * bce
+            slope = s * (1 / (1 + math.exp(x)) if x < 700 else 0.0)  # of s; 1 - s would lose its digits
+            grad[r, c] = weight * distance ** (gamma - 1) * (gamma * sign * slope * bce + distance * (s - t))
 
 
 def quality_focal_loss(logits: Array, label: Array, iou: Array, gamma: float, theta: float) -> tuple[Array, Array]:
     """loss [R], and the gradient of its sum, [R, C]."""
-    R, C = logits.shape
-    loss, grad = np.zeros(R), np.zeros((R, C))
-    for r, c in itertools.product(range(R), range(C)):
-        x = float(logits[r, c])
-        s = 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
-        t = float(iou[r]) if label[r] == c else 0.0
-        weight = 1.0
-        if label[r] == -1 and iou[r] >= theta:
-            k = 1 / (1 - theta**gamma)
-            weight = k - k * float(iou[r]) ** gamma
-        bce = max(x, 0) - x * t + math.log1p(math.exp(-abs(x)))
-        distance, sign = abs(s - t), math.copysign(1, s - t)
-        loss[r] += weight * distance**gamma * bce
-        slope = s * (1 / (1 + math.exp(x)) if x < 700 else 0.0)  # of s; 1 - s would lose its digits
-        grad[r, c] = weight * distance ** (gamma - 1) * (gamma * sign * slope * bce + distance * (s - t))
+    loss, grad = np.zeros(len(logits)), np.zeros(logits.shape)
+    _loss(np.ascontiguousarray(logits), label, iou, gamma, theta, loss, grad)
     return loss, grad

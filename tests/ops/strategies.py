@@ -42,7 +42,7 @@ def pool_shapes(draw: st.DrawFn) -> cases.PoolShape:
     B = draw(st.integers(0, 3))
     G = draw(st.integers(0, 4)) if B else 0
     channels = draw(st.sampled_from((0, 1, 3, 8, 17)))
-    T, K = draw(st.integers(0, 3)), draw(st.integers(0, 9))
+    T, K = draw(st.integers(0, 3)), draw(st.integers(0, 40))
     return cases.PoolShape(B, channels, draw(sizes), draw(sizes), G, T, K)
 
 
@@ -50,11 +50,11 @@ def pool_shapes(draw: st.DrawFn) -> cases.PoolShape:
 def iou_shapes(draw: st.DrawFn) -> cases.IouShape:
     B = draw(st.integers(0, 3))
     G = draw(st.integers(0, 4)) if B else 0
-    size = draw(st.tuples(st.integers(0, 9), st.integers(0, 9)))
+    size = draw(st.tuples(st.integers(0, 12), st.integers(0, 20)))
     scale = draw(st.integers(1, 4)) if 0 not in size else 1
     return cases.IouShape(B, draw(st.integers(0, 11)), size, scale, G)
 
 
 @st.composite
 def loss_shapes(draw: st.DrawFn) -> cases.LossShape:
-    return cases.LossShape(draw(st.integers(0, 9)), draw(st.integers(1, 20)))
+    return cases.LossShape(draw(st.integers(0, 40)), draw(st.integers(1, 40)))

@@ -21,18 +21,40 @@ class Op(NamedTuple):
     tensors: list[Tensor]
     leaves: int
     operator: str
-    arguments: tuple[Any, ...]
-    """Of the operator torch.ops.alignmask.<operator>, behind the tensors."""
+    arguments: Callable[..., tuple[Any, ...]]
+    """Of the operator torch.ops.alignmask.<operator>, from the tensors."""
 
 
 def all_ops(size: str = "odd", dtype: torch.dtype = torch.float32) -> dict[str, Op]:
+    """The second form of ms_deform_attn under the name of its function."""
+    value, levels, *points = cases.ms_deform_attn(cases.MS_DEFORM_ATTN[size], dtype=dtype)
+    second, _, *from_offsets = cases.ms_deform_attn_from_offsets(cases.MS_DEFORM_ATTN[size], dtype=dtype)
+    flat = [length for level in levels for length in level]
     pool = list(cases.masked_point_pool(cases.MASKED_POINT_POOL[size], dtype=dtype))
     iou = list(cases.mask_iou(cases.MASK_IOU[size], dtype))
     loss = list(cases.quality_focal_loss(cases.QUALITY_FOCAL_LOSS[size], dtype))
     return {
-        "masked_point_pool": Op(lambda *t: ops.masked_point_pool(*t)[0], pool, 1, "masked_point_pool", (False,)),
-        "mask_iou": Op(ops.mask_iou, iou, 0, "mask_iou", (0.0,)),
-        "quality_focal_loss": Op(ops.quality_focal_loss, loss, 1, "quality_focal_loss", (2.0, 0.5, True)),
+        "ms_deform_attn": Op(
+            lambda v, *t: ops.ms_deform_attn(v, levels, *t),
+            [value, *points],
+            3,
+            "ms_deform_attn",
+            lambda v, locations, weights: (v, flat, locations, weights, None),
+        ),
+        "ms_deform_attn_from_offsets": Op(
+            lambda v, *t: ops.ms_deform_attn_from_offsets(v, levels, *t),
+            [second, *from_offsets],
+            4,
+            "ms_deform_attn",
+            lambda v, reference, offsets, logits: (v, flat, offsets, logits, reference),
+        ),
+        "masked_point_pool": Op(
+            lambda *t: ops.masked_point_pool(*t)[0], pool, 1, "masked_point_pool", lambda *t: (*t, False)
+        ),
+        "mask_iou": Op(ops.mask_iou, iou, 0, "mask_iou", lambda *t: (*t, 0.0)),
+        "quality_focal_loss": Op(
+            ops.quality_focal_loss, loss, 1, "quality_focal_loss", lambda *t: (*t, 2.0, 0.5, True)
+        ),
     }
 
 
@@ -57,7 +79,19 @@ def run(call: Callable[..., Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
 @pytest.mark.parametrize("name", OPS)
 def test_opcheck(name: str, size: str, dtype: torch.dtype) -> None:
     op = all_ops(size, dtype)[name]
-    torch.library.opcheck(getattr(torch.ops.alignmask, op.operator).default, (*leaves_of(op), *op.arguments))
+    torch.library.opcheck(getattr(torch.ops.alignmask, op.operator).default, op.arguments(*leaves_of(op)))
+
+
+@pytest.mark.parametrize("needed", [(1, 1, 1, 1), (0, 0, 0, 1), (0, 1, 0, 0), (1, 0, 1, 0)])
+@pytest.mark.parametrize("name", ["ms_deform_attn", "ms_deform_attn_from_offsets"])
+def test_opcheck_of_the_backward_of_ms_deform_attn(name: str, needed: tuple[int, ...]) -> None:
+    op = all_ops()[name]
+    arguments = op.arguments(*op.tensors)
+    mask = [
+        bool(need) and tensor is not None for need, tensor in zip(needed, (*arguments[:1], *arguments[2:]), strict=True)
+    ]
+    grad = torch.randn_like(op.call(*op.tensors))
+    torch.library.opcheck(torch.ops.alignmask.ms_deform_attn_backward.default, (grad, *arguments, mask))
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -73,19 +107,23 @@ def test_opcheck_of_the_backward_of_quality_focal_loss() -> None:
     torch.library.opcheck(torch.ops.alignmask.quality_focal_loss_backward.default, arguments)
 
 
+BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dynamic", [None, True])
 @pytest.mark.parametrize("name", OPS)
-def test_compiles_as_one_graph(name: str, dynamic: bool | None) -> None:
+def test_compiles_as_one_graph(name: str, dynamic: bool | None, backend: str) -> None:
     torch.compiler.reset()
     op = all_ops()[name]
 
     def between(first: Tensor, *rest: Tensor) -> Tensor:
         return op.call(first * 2, *rest).relu()
 
-    compiled = torch.compile(between, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    compiled = torch.compile(between, backend=backend, fullgraph=True, dynamic=dynamic)
     for count in (len(op.tensors[0]), len(op.tensors[0]) - 1):
         tensors = leaves_of(op)
-        if name == "quality_focal_loss":
+        if name not in ("masked_point_pool", "mask_iou"):  # whose instances belong to an image
             tensors = [t[:count].detach().requires_grad_(t.requires_grad) for t in tensors]
         for a, b in zip(run(compiled, tensors), run(between, tensors), strict=True):
             torch.testing.assert_close(a, b)
@@ -131,10 +169,22 @@ def test_vmap_is_a_loop(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_gradients_pass_through_vmap(name: str) -> None:
+    """With every leaf mapped. (torch.func.grad says that no operator of torch.library's can do it.)"""
+    op = all_ops(dtype=torch.float64)[name]
+    rest = op.tensors[op.leaves :]
+    stacks = [torch.stack([t, t.flip(0), t * 0.5]).requires_grad_() for t in op.tensors[: op.leaves]]
+    mapped = run(torch.vmap(lambda *t: op.call(*t, *rest)), stacks)
+    looped = run(lambda *s: torch.stack([op.call(*t, *rest) for t in zip(*s, strict=True)]), stacks)
+    for a, b in zip(mapped, looped, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_second_derivatives_say_that_there_are_none(name: str) -> None:
     op = all_ops()[name]
     leaf, *rest = leaves_of(op)
-    (grad,) = torch.autograd.grad(op.call(leaf, *rest).square().sum(), leaf, create_graph=True)
+    grad, *_ = torch.autograd.grad(op.call(leaf, *rest).square().sum(), leaf, create_graph=True)
     with pytest.raises(NotImplementedError, match=f"alignmask::{op.operator}_backward has no derivative"):
         grad.sum().backward()
 
@@ -165,7 +215,7 @@ LARGER: dict[str, Callable[[torch.dtype], tuple[Tensor, ...]]] = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", list(LARGER))
 def test_threads_and_repetition_do_not_change_a_bit(name: str, dtype: torch.dtype) -> None:
     op = all_ops()[name]
     tensors = [t.requires_grad_(i < op.leaves) for i, t in enumerate(LARGER[name](dtype))]
@@ -182,7 +232,7 @@ def test_threads_and_repetition_do_not_change_a_bit(name: str, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES)
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", list(LARGER))
 def test_every_instruction_set_agrees(name: str, dtype: torch.dtype, instruction_sets: list[str]) -> None:
     """Within rounding of fused multiply-adds."""
     op = all_ops()[name]

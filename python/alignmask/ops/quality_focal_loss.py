@@ -77,9 +77,12 @@ def _backward_any(grad_loss: Tensor, gradient: Tensor, dtype: torch.dtype) -> Te
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.dtype = inputs[0].dtype
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(output[1])
+    logits, with_gradient, gradient = inputs[0], inputs[5], output[1]
+    ctx.dtype = logits.dtype
+    ctx.mark_non_differentiable(gradient)
+    if not with_gradient:  # inside of vmap a tensor does not say that it requires a gradient
+        gradient = _forward(logits.detach(), *inputs[1:5], True)[1]
+    ctx.save_for_backward(gradient)
 
 
 def _gradient(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Tensor | None, ...]:
