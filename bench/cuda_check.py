@@ -31,12 +31,27 @@ IN_CI = "80-real;90"
 
 IMPORT = """
 import importlib.util, sys
+import torch
 spec = importlib.util.spec_from_file_location("_core", sys.argv[1])
 core = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(core)
 build = core.cuda_build()
 assert build["architectures"], build
 print("built by", build["compiler"], "for", build["architectures"], "| driver:", build["driver"] or "none")
+
+class OnGpu(torch.Tensor):
+    device = torch.device("cuda", 0)  # so it says
+    __dlpack_c_exchange_api__ = None
+
+ones = torch.ones(3)
+loss, logits, label, iou = (x.as_subclass(OnGpu) for x in (ones.clone(), torch.ones(3, 5), ones.long(), ones))
+try:
+    core.quality_focal_loss_forward(loss, None, logits, label, iou, 2.0, 0.5)
+except RuntimeError as error:
+    assert str(error).startswith("quality_focal_loss on cuda:0 (C = 5, R = 3): "), error
+    print("a call says:", error)
+else:
+    sys.exit("a call without a GPU went through")
 """
 
 

@@ -45,11 +45,11 @@ struct Driver {
 /// back by number would create a context, hundreds of megabytes, on a GPU that nobody uses.
 class CurrentDevice {
  public:
-  explicit CurrentDevice(int index) {
-    const CUresult error = driver().push(primary_context(index));
-    if (error != CUDA_SUCCESS)
-      throw std::runtime_error("cuda:" + std::to_string(index) + " cannot be used: driver error " +
-                               std::to_string(error));
+  explicit CurrentDevice(const LaunchTarget& target) try {
+    const CUresult error = driver().push(primary_context(target.device.index));
+    if (error != CUDA_SUCCESS) throw std::runtime_error("cannot be used: driver error " + std::to_string(error));
+  } catch (const std::runtime_error& error) {
+    throw std::runtime_error(describe(target) + ": " + error.what());
   }
   ~CurrentDevice() {
     CUcontext context;
@@ -73,7 +73,7 @@ class CurrentDevice {
     CUdevice device;
     if (!context && (driver().device_get(&device, index) != CUDA_SUCCESS ||
                      driver().primary_context_retain(&context, device) != CUDA_SUCCESS))
-      throw std::runtime_error("there is no usable device cuda:" + std::to_string(index));
+      throw std::runtime_error("there is no such device");
     return context;
   }
 };
@@ -98,7 +98,7 @@ bool is_launch_device(Device device) { return device.type == DeviceType::kCUDA; 
 
 void run(const LaunchTarget& target, const std::vector<Launch>& launches) {
   if (launches.empty() || run_by_launcher(target, launches)) return;
-  const CurrentDevice current(target.device.index);
+  const CurrentDevice current(target);
   for (const Launch& launch : launches) {
     const KernelFunction kernel = find_kernel(launch.kernel);
     if (!kernel) throw std::logic_error(describe(target, launch) + "there is no such kernel");

@@ -141,6 +141,49 @@ def test_launches_are_those_of_compiled_kernels(launcher: Launcher, op: str) -> 
     assert [kernel for kernel, _ in launcher.driver.compiled] == list(dict.fromkeys(kernel for kernel, *_ in compiled))
 
 
+def gradient_calls(deterministic: bool) -> dict[str, Callable[[Any, Callable[[Tensor], Any]], None]]:
+    """Likewise for gradients; in half precision, which takes most launches."""
+    dtype, options = torch.float16, {"deterministic": deterministic}
+    value, levels, *points = cases.ms_deform_attn_from_offsets(cases.MS_DEFORM_ATTN["odd"], dtype=dtype)
+    reference, offsets, logits = points
+    sizes = [size for level in levels for size in level]
+    features, masks, owner, places = cases.masked_point_pool(cases.MASKED_POINT_POOL["odd"], dtype=dtype)
+    G, T, C = masks.shape[0], places.shape[1], features.shape[1]
+    grad = torch.ones(value.shape[0], offsets.shape[1], value.shape[2] * value.shape[3]).to(dtype)
+    grad_pooled, weight = torch.ones(G, T, C).to(dtype), torch.ones(G, T)
+    outputs = [torch.empty_like(tensor) for tensor in (value, offsets, logits, features, reference)]
+    room = torch.empty(1 << 20, dtype=torch.uint8)
+
+    def ms_deform_attn_from_offsets(module: Any, wrap: Callable[[Tensor], Any]) -> None:
+        given = (*map(wrap, (*outputs[:3], grad, value)), sizes, wrap(offsets), wrap(logits))
+        named = {"reference": wrap(reference), "grad_reference": wrap(outputs[4])} | options
+        size = module.ms_deform_attn_backward_workspace(*given, **named)
+        module.ms_deform_attn_backward(*given, **named, workspace=wrap(room[:size]), stream=77)
+
+    def masked_point_pool(module: Any, wrap: Callable[[Tensor], Any]) -> None:
+        given = tuple(map(wrap, (outputs[3], grad_pooled, weight, masks, owner, places)))
+        size = module.masked_point_pool_backward_workspace(*given, **options)
+        workspace = wrap(room[:size]) if size else None
+        module.masked_point_pool_backward(*given, **options, workspace=workspace, stream=77)
+
+    return {call.__name__: call for call in (ms_deform_attn_from_offsets, masked_point_pool)}
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("op", ["ms_deform_attn_from_offsets", "masked_point_pool"])
+def test_launches_of_gradients_are_those_of_compiled_kernels(op: str, deterministic: bool) -> None:
+    call = gradient_calls(deterministic)[op]
+    compiled = _simt.record(lambda: call(_simt, lambda tensor: tensor))
+    given: list[tuple[Any, ...]] = []
+    _core.set_launcher(3, lambda *arguments: given.append(arguments))
+    try:
+        call(_core, OnCuda)
+    finally:
+        _core.set_launcher(3, None)
+    assert given == [(op, 3, 77, compiled)]
+    assert len(compiled) >= (1 if deterministic else 3)
+
+
 @needs_nvrtc
 def test_each_kernel_is_compiled_once(launcher: Launcher) -> None:
     call = calls()["quality_focal_loss"]
