@@ -6,8 +6,9 @@
 namespace alignmask {
 
 /// Writes the gradient of value, without atomics: a block owns some tokens of a level, image and head, looks through
-/// all points of that level, and adds up those that reach its tokens, in their order. Looking through is cheap beside
-/// adding up: a point is located once per block, not once per channel, and most points go at the first comparison.
+/// all points of that level, and adds up those that reach its tokens, in their order. A point is located once per
+/// block, not once per channel, and most points go at the first comparison; but every block looks at all of them, so
+/// the work grows with tokens times points: the price of a fixed order without sorting, which would need more memory.
 template <class T>
 ALIGNMASK_KERNEL(kAttentionThreads, sizeof(T) == 8 ? 2 : 4)
 ms_deform_attn_ordered_value_gradient(ALIGNMASK_PARAMS MSDeformAttnParams params) {
