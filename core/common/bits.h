@@ -43,23 +43,26 @@ ALIGNMASK_HOST_DEVICE std::uint64_t nonzero_word(const std::uint8_t* from) {
 #endif
 }
 
-/// Bit i: lane i of `greater`, which a comparison gave, is true.
-template <class T, int kLanes, class Mask>
-ALIGNMASK_HOST_DEVICE std::uint64_t lane_bits(Mask mask) {
-#if defined(__AVX512DQ__)
-  if constexpr (sizeof(mask) == 64 && sizeof(T) == 4) return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask));
-  if constexpr (sizeof(mask) == 64 && sizeof(T) == 8) return _mm512_movepi64_mask(reinterpret_cast<__m512i>(mask));
+/// Bit i: lane i is greater than the threshold's.
+template <class F, int kLanes>
+ALIGNMASK_HOST_DEVICE std::uint64_t greater_bits(Pack<F, kLanes> value, Pack<F, kLanes> threshold) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(value) == 64 && sizeof(F) == 4)
+    return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(value), reinterpret_cast<__m512>(threshold), _CMP_GT_OQ);
+  if constexpr (sizeof(value) == 64 && sizeof(F) == 8)
+    return _mm512_cmp_pd_mask(reinterpret_cast<__m512d>(value), reinterpret_cast<__m512d>(threshold), _CMP_GT_OQ);
 #endif
+  const auto mask = value > threshold;
 #if defined(__AVX__)
-  if constexpr (sizeof(mask) == 32 && sizeof(T) == 4)
+  if constexpr (sizeof(mask) == 32 && sizeof(F) == 4)
     return static_cast<std::uint64_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(mask)));
-  if constexpr (sizeof(mask) == 32 && sizeof(T) == 8)
+  if constexpr (sizeof(mask) == 32 && sizeof(F) == 8)
     return static_cast<std::uint64_t>(_mm256_movemask_pd(reinterpret_cast<__m256d>(mask)));
 #endif
 #if defined(__SSE2__)
-  if constexpr (sizeof(mask) == 16 && sizeof(T) == 4)
+  if constexpr (sizeof(mask) == 16 && sizeof(F) == 4)
     return static_cast<std::uint64_t>(_mm_movemask_ps(reinterpret_cast<__m128>(mask)));
-  if constexpr (sizeof(mask) == 16 && sizeof(T) == 8)
+  if constexpr (sizeof(mask) == 16 && sizeof(F) == 8)
     return static_cast<std::uint64_t>(_mm_movemask_pd(reinterpret_cast<__m128d>(mask)));
 #endif
   std::uint64_t bits = 0;
@@ -74,7 +77,7 @@ ALIGNMASK_HOST_DEVICE std::uint64_t greater_word(F threshold, Value value) {
   constexpr int kLanes = ALIGNMASK_VECTOR_BYTES / sizeof(F);
   using Lanes = Pack<F, kLanes>;
   std::uint64_t word = 0;
-  for (int i = 0; i < kWordBits; i += kLanes) word |= lane_bits<F, kLanes>(value(i) > Lanes{} + threshold) << i;
+  for (int i = 0; i < kWordBits; i += kLanes) word |= greater_bits<F, kLanes>(value(i), Lanes{} + threshold) << i;
   return word;
 }
 

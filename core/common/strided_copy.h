@@ -24,9 +24,14 @@ inline void convert_contiguous(const From* from, To* to, std::int64_t count) {
 }
 
 #if defined(__F16C__)
-// The compiler does not vectorise these conversions by itself.
+// The compiler does not vectorise these conversions by itself. Whole registers: who reads the copy by whole registers would
+// wait for two stores of half of one.
 inline void convert_contiguous(const Half* from, float* to, std::int64_t count) {
   std::int64_t i = 0;
+#if defined(__AVX512F__)
+  for (; i + 16 <= count; i += 16)
+    _mm512_storeu_ps(to + i, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i))));
+#endif
   for (; i + 8 <= count; i += 8)
     _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
   for (; i < count; ++i) to[i] = to_float(from[i]);
@@ -58,14 +63,26 @@ inline void with_floats(const TensorView& tensor, std::int64_t offset, Function 
   }
 }
 
-/// Are the dimensions of `tensor` from `dim` on contiguous elements of type F? Not if the tensor is absent.
-template <class F>
-inline bool contiguous(const TensorView& tensor, int dim) {
+/// Do the elements of the dimensions from `dim` on lie together, in order? Not if the tensor is absent.
+inline bool together(const TensorView& tensor, int dim) {
   if (!tensor.present) return false;
   std::int64_t expected = 1;
   for (int i = tensor.dims - 1; i >= dim; expected *= tensor.shape[i--])
     if (tensor.shape[i] != 1 && tensor.strides[i] != expected) return false;
-  return tensor.dtype == (sizeof(F) == 8 ? DType::kFloat64 : DType::kFloat32);
+  return true;
+}
+
+/// Are they of type F, too?
+template <class F>
+inline bool contiguous(const TensorView& tensor, int dim) {
+  return together(tensor, dim) && tensor.dtype == (sizeof(F) == 8 ? DType::kFloat64 : DType::kFloat32);
+}
+
+/// Asks for the memory of `count` elements from `offset` on.
+inline void prefetch_elements(const TensorView& tensor, std::int64_t offset, std::int64_t count) {
+  const auto bytes = static_cast<std::int64_t>(element_bytes(tensor.dtype));
+  const char* const from = static_cast<const char*>(tensor.data) + offset * bytes;
+  for (std::int64_t i = 0; i < count * bytes; i += 64) __builtin_prefetch(from + i);
 }
 
 /// Element of a tensor of floats.

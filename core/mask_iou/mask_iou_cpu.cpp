@@ -24,6 +24,7 @@ namespace {
 
 constexpr std::int64_t kQueries = 8;  // worked on together, so that a target's bits are read once for all of them
 constexpr std::int64_t kPixelsPerThread = 200'000;  // below, another thread does not pay
+constexpr int kAhead = 8192;              // bytes of a prediction that are asked for before their turn; less is slower
 constexpr std::int64_t kBandWords = 512;  // of one prediction: with the others' they stay in the first-level cache
 
 struct Target {
@@ -195,6 +196,8 @@ struct Forward {
   /// `row`: w values, w + 64 may be read unless they are the tensor's own.
   void pack_values(const F* row, std::uint64_t* bits) const {
     const auto pack = [&](const F* from) {
+      for (int line = 0; line < kWordBits; line += 64 / static_cast<int>(sizeof(F)))
+        __builtin_prefetch(from + line + kAhead / static_cast<int>(sizeof(F)));
       return greater_word<F>(threshold, [&](int i) { return load<Lanes>(from + i); });
     };
     const std::int64_t whole = w / kWordBits;

@@ -36,6 +36,7 @@ class ChannelRows {
   ChannelRows(const TensorView& tensor, std::int64_t D, std::int64_t padded_D)
       : tensor_(tensor),
         D_(D),
+        together_(together(tensor, 2)),
         direct_(contiguous<F>(tensor, 2) && D == padded_D) {}
 
   /// Where to read or write head n: in place, or `buffer`, to be filled by load() or written back by save().
@@ -49,9 +50,7 @@ class ChannelRows {
     if (!direct_) copy_out(buffer, 0, row(b, q, n));
   }
   void prefetch(std::int64_t b, std::int64_t q, std::int64_t n) const {
-    if (!direct_) return;
-    const F* from = place(b, q, n, nullptr);
-    for (std::int64_t d = 0; d < D_; d += 64 / static_cast<std::int64_t>(sizeof(F))) __builtin_prefetch(from + d);
+    if (together_) prefetch_elements(tensor_, row(b, q, n).offset, D_);
   }
 
  private:
@@ -62,7 +61,7 @@ class ChannelRows {
 
   const TensorView& tensor_;
   std::int64_t D_;
-  bool direct_;
+  bool together_, direct_;
 };
 
 /// All tokens of one (image, head) of value or its gradient.

@@ -44,6 +44,7 @@ class PointTensor {
         q_(tensor.strides[1]),
         n_(tensor.strides[2]),
         count_(tensor.shape[3] * tensor.shape[4] * (tensor.dims == 6 ? 2 : 1)),
+        together_(together(tensor, 3)),
         in_place_(contiguous<F>(tensor, 3)) {}
 
   bool present() const { return tensor_->present; }
@@ -62,10 +63,8 @@ class PointTensor {
               [buffer](const StridedRows& part, std::int64_t first) { copy_out(buffer + first, part.columns, part); });
   }
   /// Asks for the memory; a head's rows lie far apart, where the hardware does not guess.
-  ALIGNMASK_HOST_DEVICE void prefetch(std::int64_t b, std::int64_t q, std::int64_t n) const {
-    if (!in_place_) return;
-    const F* row = place(b, q, n, nullptr);
-    for (std::int64_t i = 0; i < count_; i += 64 / static_cast<std::int64_t>(sizeof(F))) __builtin_prefetch(row + i);
+  void prefetch(std::int64_t b, std::int64_t q, std::int64_t n) const {
+    if (together_) prefetch_elements(*tensor_, b * b_ + q * q_ + n * n_, count_);
   }
 
  private:
@@ -74,11 +73,7 @@ class PointTensor {
   void each_part(std::int64_t b, std::int64_t q, std::int64_t n, Function function) const {
     const std::int64_t* stride = tensor_->strides;
     const std::int64_t L = tensor_->shape[3], P = tensor_->shape[4], at = b * b_ + q * q_ + n * n_;
-    std::int64_t expected = 1;
-    bool together = true;
-    for (int i = tensor_->dims - 1; i >= 3; expected *= tensor_->shape[i--])
-      together = together && (tensor_->shape[i] == 1 || stride[i] == expected);
-    if (together) return function(StridedRows{tensor_, at, 1, count_, 0, 1}, 0);
+    if (together_) return function(StridedRows{tensor_, at, 1, count_, 0, 1}, 0);
     for (std::int64_t l = 0; l < L; ++l) {
       if (tensor_->dims == 6) {
         function(StridedRows{tensor_, at + l * stride[3], P, 2, stride[4], stride[5]}, 2 * l * P);
@@ -90,7 +85,7 @@ class PointTensor {
 
   const TensorView* tensor_;
   std::int64_t b_, q_, n_, count_;
-  bool in_place_;
+  bool together_, in_place_;
 };
 
 template <class F>
