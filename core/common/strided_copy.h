@@ -24,8 +24,8 @@ inline void convert_contiguous(const From* from, To* to, std::int64_t count) {
 }
 
 #if defined(__F16C__)
-// The compiler does not vectorise these conversions by itself. Whole registers: who reads the copy by whole registers would
-// wait for two stores of half of one.
+// The compiler does not vectorise these conversions by itself. Whole registers: who reads the copy by whole registers
+// would wait for two stores of half of one.
 inline void convert_contiguous(const Half* from, float* to, std::int64_t count) {
   std::int64_t i = 0;
 #if defined(__AVX512F__)
