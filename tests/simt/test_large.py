@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from alignmask import ops
 from tests.ops import cases
+from tests.simt import _simt
 
 
 @pytest.fixture(params=cases.EMULATIONS)
@@ -81,3 +83,44 @@ def test_quality_focal_loss(emulation: str, C: int, dtype: torch.dtype) -> None:
     """Two blocks of rows, several rounds of classes."""
     arguments = cases.quality_focal_loss(cases.LossShape(45, C), dtype)
     check(emulation, ops.quality_focal_loss, arguments, (0,))
+
+
+def far(tensor: Tensor) -> Tensor:
+    """The same numbers, with 2^31 elements between those of the first and the second image; untouched pages take no memory."""
+    shape, strides = tensor.shape, tensor.contiguous().stride()
+    memory = torch.from_numpy(np.zeros(2**31 + strides[0], dtype=np.float16))
+    spread = memory.as_strided(shape, (2**31, *strides[1:]))
+    return spread.copy_(tensor)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("D", [16, 5])
+def test_more_than_two_to_the_31_elements(D: int) -> None:
+    """Offsets of 64 bits, in the fast paths and in those for any layout, reading and writing."""
+    shape = cases.DeformShape(2, ((3, 4), (2, 2)), 2, D, 3, 2)
+    value, levels, locations, weights = cases.ms_deform_attn(shape, dtype=torch.float16)
+    sizes = [size for level in levels for size in level]
+    grad = torch.randn(2, 3, 2 * D, generator=torch.Generator().manual_seed(0)).half()
+    features, masks, owner, points = cases.masked_point_pool(
+        cases.PoolShape(2, 8 if D == 16 else 5, (5, 4), (7, 9), 4, 2, 40), dtype=torch.float16
+    )
+    features = features.permute(0, 2, 3, 1)
+    predictions, targets, owner_iou = cases.mask_iou(cases.IouShape(2, 3, (3, 16), 1, 4), torch.float16)
+    results = []
+    for spread in (far, torch.Tensor.contiguous):
+        out, grad_value = spread(torch.zeros_like(grad)), spread(torch.zeros_like(value))
+        _simt.ms_deform_attn_forward(out, spread(value), sizes, spread(locations), spread(weights))
+        call = (grad_value, None, None, spread(grad), spread(value), sizes, locations, weights)
+        workspace = torch.empty(_simt.ms_deform_attn_backward_workspace(*call), dtype=torch.uint8)
+        _simt.ms_deform_attn_backward(*call, workspace=workspace)
+        pooled, weight = torch.empty(4, 2, features.shape[-1]).half(), torch.empty(4, 2)
+        pool = (spread(features).permute(0, 3, 1, 2), masks, owner, spread(points))
+        _simt.masked_point_pool_forward(pooled, weight, *pool)
+        iou = torch.empty(4, 3)
+        given = (iou, spread(predictions), targets, owner_iou)
+        workspace = torch.empty(_simt.mask_iou_forward_workspace(*given), dtype=torch.uint8)
+        _simt.mask_iou_forward(*given, workspace=workspace)
+        results.append((out, grad_value, pooled, weight, iou))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+        assert b.abs().max() > 0
