@@ -43,8 +43,7 @@ struct ForwardCall {
 void forward(py::handle iou, py::handle predictions, py::handle targets, py::handle owner, py::handle threshold,
              py::handle threads, py::handle workspace, py::handle stream) {
   const ForwardCall call(iou, predictions, targets, owner, threshold, threads, workspace, stream);
-  const py::gil_scoped_release released;
-  mask_iou_forward(call.args);
+  without_gil(kOp, [&] { mask_iou_forward(call.args); });
 }
 
 std::int64_t forward_workspace(py::handle iou, py::handle predictions, py::handle targets, py::handle owner) {

@@ -27,8 +27,7 @@ void forward(py::handle pooled, py::handle weight, py::handle features, py::hand
   args.masks = masks_arg;
   args.owner = owner_arg;
   args.points = points_arg;
-  const py::gil_scoped_release released;
-  masked_point_pool_forward(args);
+  without_gil(kOp, [&] { masked_point_pool_forward(args); });
 }
 
 /// Arguments of backward, and the Python tensors behind them.
@@ -72,8 +71,7 @@ void backward(py::handle grad_features, py::handle grad_pooled, py::handle weigh
               py::handle workspace, py::handle stream) {
   const BackwardCall call(grad_features, grad_pooled, weight, masks, owner, points, divide_by_points, deterministic,
                           workspace, threads, stream);
-  const py::gil_scoped_release released;
-  masked_point_pool_backward(call.args);
+  without_gil(kOp, [&] { masked_point_pool_backward(call.args); });
 }
 
 std::int64_t backward_workspace(py::handle grad_features, py::handle grad_pooled, py::handle weight, py::handle masks,

@@ -49,8 +49,7 @@ void forward(py::handle out, py::handle value, py::handle level_shapes, py::hand
   args.locations = locations_arg;
   args.weights = weights_arg;
   args.reference = reference_arg;
-  const py::gil_scoped_release released;
-  ms_deform_attn_forward(args);
+  without_gil(name.op, [&] { ms_deform_attn_forward(args); });
 }
 
 /// Arguments of backward, and the Python tensors behind them.
@@ -105,8 +104,7 @@ void backward(py::handle grad_value, py::handle grad_locations, py::handle grad_
               py::handle stream) {
   BackwardCall call(grad_value, grad_locations, grad_weights, grad_out, value, level_shapes, locations, weights,
                     reference, grad_reference, deterministic, workspace, threads, stream);
-  const py::gil_scoped_release released;
-  ms_deform_attn_backward(call.args);
+  without_gil(call.name.op, [&] { ms_deform_attn_backward(call.args); });
 }
 
 std::int64_t backward_workspace(py::handle grad_value, py::handle grad_locations, py::handle grad_weights,

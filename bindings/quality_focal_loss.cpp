@@ -26,8 +26,7 @@ void forward(py::handle loss, py::handle grad_logits, py::handle logits, py::han
   args.logits = logits_arg;
   args.label = label_arg;
   args.iou = iou_arg;
-  const py::gil_scoped_release released;
-  quality_focal_loss_forward(args);
+  without_gil(kOp, [&] { quality_focal_loss_forward(args); });
 }
 
 }  // namespace
