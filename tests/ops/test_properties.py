@@ -25,8 +25,12 @@ def permutation(count: int, seed: int) -> torch.Tensor:
 
 @pytest.fixture(params=["reference", "kernel"], autouse=True)
 def _implementation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """In one thread: these tensors are small, and on a busy machine threads would mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with ops.use_reference() if request.param == "reference" else torch.no_grad():
         yield
+    torch.set_num_threads(threads)
 
 
 # ---- masked_point_pool
