@@ -107,13 +107,12 @@ def test_opcheck_of_the_backward_of_quality_focal_loss() -> None:
     torch.library.opcheck(torch.ops.alignmask.quality_focal_loss_backward.default, arguments)
 
 
-BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+COMPILERS = [("aot_eager", None), ("aot_eager", True), pytest.param("inductor", None, marks=pytest.mark.slow)]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize(("backend", "dynamic"), COMPILERS)
 @pytest.mark.parametrize("name", OPS)
-def test_compiles_as_one_graph(name: str, dynamic: bool | None, backend: str) -> None:
+def test_compiles_as_one_graph(name: str, backend: str, dynamic: bool | None) -> None:
     torch.compiler.reset()
     op = all_ops()[name]
 
