@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "half.h"
+#include "parallel_for.h"
 #include "target.h"
 #include "tensor_view.h"
 
@@ -83,6 +84,14 @@ inline void prefetch_elements(const TensorView& tensor, std::int64_t offset, std
   const auto bytes = static_cast<std::int64_t>(element_bytes(tensor.dtype));
   const char* const from = static_cast<const char*>(tensor.data) + offset * bytes;
   for (std::int64_t i = 0; i < count * bytes; i += 64) __builtin_prefetch(from + i);
+}
+
+/// Asks for large pages for an output that will be written as a whole. Absent tensors may be passed.
+inline void prefer_large_pages(const TensorView& tensor) {
+  if (!tensor.present) return;
+  for (int i = 0; i < tensor.dims; ++i)
+    if (tensor.strides[i] < 0) return;
+  alignmask::prefer_large_pages(tensor.data, static_cast<std::size_t>(tensor.elements() * element_bytes(tensor.dtype)));
 }
 
 /// Element of a tensor of floats.

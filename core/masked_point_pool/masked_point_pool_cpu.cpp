@@ -264,9 +264,7 @@ struct Backward : Pass<F, kWidth> {
   }
 
   void run() {
-    const TensorView& gradient = args.grad_features;
-    if (*std::min_element(gradient.strides, gradient.strides + 4) >= 0)
-      prefer_large_pages(gradient.data, static_cast<std::size_t>(gradient.elements() * element_bytes(gradient.dtype)));
+    prefer_large_pages(args.grad_features);
     Base::run(block_task, this);
   }
 };

@@ -22,6 +22,8 @@ class Backward {
         need_points_(args.grad_locations.present || args.grad_weights.present || args.grad_reference.present) {}
 
   void run() {
+    for (const TensorView* gradient : {&args_.grad_value, &args_.grad_locations, &args_.grad_weights})
+      prefer_large_pages(*gradient);
     const std::int64_t tasks = sizes_.B * sizes_.N;
     const int threads = threads_for(2 * sizes_.work, kWorkPerThread, std::max<std::int64_t>(tasks, 1), args_.threads);
     Cutter worker(nullptr);

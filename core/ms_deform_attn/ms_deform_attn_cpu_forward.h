@@ -28,6 +28,7 @@ class Forward {
 
   void run() {
     if (sizes_.B * sizes_.N * sizes_.Q == 0) return;
+    prefer_large_pages(args_.out);
     threads_ = threads_for(sizes_.work, kWorkPerThread, sizes_.B * sizes_.Q, args_.threads);
     Cutter worker(nullptr);
     cut(worker);
