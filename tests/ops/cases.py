@@ -5,9 +5,9 @@ Shapes: as in `alignmask.ops`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,6 +61,42 @@ def using(implementation: str, op: str) -> Iterator[None]:
         finally:
             _library.core = before
             torch.use_deterministic_algorithms(False)
+
+
+class KernelCall(NamedTuple):
+    """A call of the compiled module; its tensors as NumPy arrays on the same memory."""
+
+    name: str
+    arguments: list[Any]
+    options: dict[str, Any]
+
+
+def kernel_calls(function: Callable[[], object], threads: int) -> list[KernelCall]:
+    """The calls of forward and backward kernels that `function` makes."""
+    core, calls = _library.core, []
+
+    def array(argument: Any) -> Any:
+        return argument.detach().numpy() if isinstance(argument, Tensor) else argument
+
+    class Recorder:
+        def __getattr__(self, name: str) -> Any:
+            def call(*arguments: Any, **options: Any) -> Any:
+                if name.endswith(("_forward", "_backward")):
+                    kept = {key: array(option) for key, option in options.items()}
+                    calls.append(KernelCall(name, [array(a) for a in arguments], kept))
+                return getattr(core, name)(*arguments, **options)
+
+            return call
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    _library.core = Recorder()
+    try:
+        function()
+    finally:
+        _library.core = core
+        torch.set_num_threads(before)
+    return calls
 
 
 class DeformShape(NamedTuple):

@@ -12,7 +12,7 @@ import sys
 import textwrap
 import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -61,45 +61,19 @@ def results() -> dict[str, list[Tensor]]:
     return {name: run() for name, run in runs().items()}
 
 
-class Kernel:
-    """One call of the extension, to be made again on NumPy arrays: without torch, and without an output to allocate."""
-
-    def __init__(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        def array(argument: Any) -> Any:
-            return argument.detach().numpy() if isinstance(argument, Tensor) else argument
-
-        self.name, self.args, self.kwargs = name, [array(a) for a in args], {k: array(a) for k, a in kwargs.items()}
+class Kernel(cases.KernelCall):
+    """To be made again: without torch, and without an output to allocate."""
 
     def __call__(self) -> None:
-        getattr(_library.core, self.name)(*self.args, **self.kwargs)
+        getattr(_library.core, self.name)(*self.arguments, **self.options)
 
     def arrays(self) -> list[np.ndarray[Any, Any]]:
-        return [a.copy() for a in (*self.args, *self.kwargs.values()) if isinstance(a, np.ndarray)]
+        return [a.copy() for a in (*self.arguments, *self.options.values()) if isinstance(a, np.ndarray)]
 
 
 def kernels(threads: int, make: Callable[[], Any] = results) -> list[Kernel]:
     """Those behind `results`: both forms of ms_deform_attn, all forward and backward functions."""
-    made: list[Kernel] = []
-    core = _library.core
-
-    class Recorder:
-        def __getattr__(self, name: str) -> Any:
-            def call(*args: Any, **kwargs: Any) -> Any:
-                if name.endswith(("_forward", "_backward")):
-                    made.append(Kernel(name, args, kwargs))
-                return getattr(core, name)(*args, **kwargs)
-
-            return call
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    _library.core = Recorder()
-    try:
-        make()
-    finally:
-        _library.core = core
-        torch.set_num_threads(before)
-    return made
+    return [Kernel(*call) for call in cases.kernel_calls(make, threads)]
 
 
 def in_a_process(body: str, **environment: str) -> str:
