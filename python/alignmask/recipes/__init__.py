@@ -116,6 +116,26 @@ def nuclei_small() -> Config:
     )  # fmt: skip
 
 
+def nuclei_tiles() -> Config:
+    """Nuclei in tiles of 128 x 128, minutes a run: for comparisons on real images (docs/log.md says how)."""
+    root = Path("data/nuclei_tiles")
+    whole = nuclei_small()
+    return Config(
+        "nuclei_tiles",
+        model=_small_model(1, 64, 40, 3, AlignedQueryConfig(count=40, point_sets=3, points=1024)),
+        data=replace(
+            whole.data,
+            train_images=root / "train/images", train_annotations=root / "train/instances.json",
+            val_images=root / "val/images", val_annotations=root / "val/instances.json",
+            crop=160, scale=(0.75, 1.33), eval_short_side=160, eval_max_side=160,
+        ),
+        loss=LossConfig(points=512, class_weight=2.0),
+        train=replace(
+            shapes_small().train, iterations=1000, learning_rate=2e-3, evaluate_every=10_000, checkpoint_every=200,
+        ),
+    )  # fmt: skip
+
+
 def coco_subset_small() -> Config:
     """A small COCO-format set with COCO's 80 classes, at 256 x 256, on a CPU."""
     return Config(
@@ -134,6 +154,6 @@ RECIPES = {
     recipe.__name__: recipe
     for recipe in (
         r50_50ep, r50_12ep, swin_s_50ep, swin_b_50ep, mask2former_r50_50ep, shapes_tiny, shapes_small, nuclei_small,
-        coco_subset_small,
+        nuclei_tiles, coco_subset_small,
     )
 }  # fmt: skip
