@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -148,6 +149,25 @@ def test_other_settings_in_the_same_folder_are_refused(shapes: DataConfig, tmp_p
     (same,) = cells(grid, config(shapes, tmp_path, checkpoint_every=7, log_every=5), [0])
     assert state(same, claims).status == "done"
 
+    shutil.rmtree(same.run / "checkpoints")  # for want of space
+    assert state(same, claims).status == "done"
+    with pytest.raises(ValueError, match=r"train.iterations: 2 -> 3"):
+        state(other, claims)
+
+
+def test_the_seeds_of_a_folder(shapes: DataConfig, tmp_path: Path) -> None:
+    base = config(shapes, tmp_path)
+    assert ablation.seeds_in(PAIR, base) == []
+    for folder in (
+        "no_aql/seed10",
+        "no_aql/seed2",
+        "softmax_no_aql/seed2",
+        "full/seed5",
+        "no_aql/seed3.20260101-000000",
+    ):
+        (tmp_path / "grid" / folder).mkdir(parents=True)
+    assert ablation.seeds_in(PAIR, base) == [2, 10]
+
 
 def test_a_broken_cell_is_loud_and_stops_no_other(
     shapes: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -173,10 +193,50 @@ def test_a_broken_cell_is_loud_and_stops_no_other(
     work(found, claims, said.append)  # is not tried again by itself
     assert said[-1] == "no_aql-seed0: done"
 
+    found[0].failure.write_text("")  # a full disk
+    assert state(found[0], claims).detail.startswith("nothing was noted")
     found[0].failure.unlink()
     monkeypatch.undo()
     work(found, claims, said.append)
     assert set(statuses(found, claims).values()) == {"done"}
+
+
+def test_a_process_that_fails_again_and_again_leaves_the_rest_to_others(
+    shapes: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be its machine: no memory left on its GPU, no network."""
+    claims = Claims(tmp_path / "grid" / "claims")
+    found = cells(PAIR, config(shapes, tmp_path), range(3))
+    begun: list[str] = []
+
+    def out_of_memory(run_config: Config) -> Trainer:
+        begun.append(run_config.name)
+        if len(begun) == 3:
+            return Trainer(run_config)
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(ablation, "Trainer", out_of_memory)
+    said: list[str] = []
+    work(found, claims, said.append)
+    assert len(begun) == 6  # the third went well, so the next three count anew
+    assert "3 runs in a row failed here" in said[-1]
+    found = cells(PAIR, config(shapes, tmp_path), range(3, 5))
+    work(found, claims, said.append)
+    assert list(statuses(found, claims).values()) == ["failed"] * 3 + ["missing"]
+
+
+def test_a_failure_after_another_process_took_over_marks_nothing(
+    shapes: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims = Claims(tmp_path / "grid" / "claims")
+    cell = cells(PAIR, config(shapes, tmp_path), [0])[0]
+    monkeypatch.setattr(ablation, "Trainer", lambda _: 1 / 0)
+    said: list[str] = []
+    with claims.take(cell.name) as claim:
+        claim.lost = True
+        assert not ablation._try(cell, claim, said.append)
+    assert "not marked as failed" in said[-1]
+    assert not cell.failure.exists()
 
 
 def test_ctrl_c_stops_the_grid_and_the_same_call_goes_on(

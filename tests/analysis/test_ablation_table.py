@@ -24,7 +24,8 @@ def result(ap: float, pcc: float | None = 0.25) -> dict[str, Any]:
         for fraction in (0.02, 0.1)
     ]
     mode = {"metrics": {**metrics, "per_category": {"a": 0.5}}, "alignment": {"top": top}}
-    other = {"metrics": {"AP": 0.99, "per_category": {}}, "alignment": {"top": []}}
+    other_top = [{**of_one, "pcc_same_class": 0.125} for of_one in top]
+    other = {"metrics": {"AP": 0.99, "per_category": {}}, "alignment": {"top": other_top}}
     return {"iterations": 9, "evaluation": {"default": "class*mask", "modes": {"class*mask": mode, "class": other}}}
 
 
@@ -43,6 +44,8 @@ def test_figures_are_percent_and_none_where_there_is_nothing_to_measure() -> Non
     assert found["APl"] is None
     assert found["PCC top 2 %"] is None
     assert found["mean IoU top 10 %"] == 0.8
+    assert found["class: PCC top 2 %"] == 0.125
+    assert found["class: AP"] == pytest.approx(99)
 
 
 @pytest.mark.parametrize("values", [[1.0, 2.0, 4.0], [3.0, 3.0], [-1.0, 5.0, 0.5, 2.0]])
@@ -83,7 +86,7 @@ def test_table_4_is_a_matrix() -> None:
 def test_figures_that_are_not_defined_are_left_out_of_the_mean() -> None:
     _, lines = rows(COMPARISON, states(COMPARISON, {"full": [0.1, 0.1, 0.1]}))
     full = lines[2]
-    assert full[1:9] == [
+    assert full[1:11] == [
         "10.0 ± 0.0",
         "30.0 ± 0.0",
         "20.0 ± 0.0",
@@ -92,9 +95,11 @@ def test_figures_that_are_not_defined_are_left_out_of_the_mean() -> None:
         "-",
         "0.250 ± 0.000",
         "0.250 ± 0.000",
+        "0.125 ± 0.000",
+        "0.125 ± 0.000",
     ]
     assert "0.291" in full
-    assert lines[1][9:] == ["-"] * 8 + ["0/3"]  # the paper has no such row
+    assert lines[1][11:] == ["-"] * 8 + ["0/3"]  # the paper has no such row
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -104,6 +109,7 @@ def test_files(name: str, tmp_path: Path) -> None:
     assert (tmp_path / "new" / f"{name}.md").read_text() == text
     lines = text.splitlines()[2:]
     assert len({line.count("|") for line in lines}) == 1
+    assert text.startswith(f"**{grid.title}. Score: class*mask**" if "| 2/3 |" in text else f"**{grid.title}")
     with Image.open(tmp_path / "new" / f"{name}.png") as picture:
         assert picture.width > 300
         assert np.asarray(picture.convert("L")).min() < 64  # something is written

@@ -36,6 +36,12 @@ def test_ablate_trains_a_grid_and_writes_its_table(workshop: Path, alignmask_: T
     assert result["iterations"] == 1
 
     table = alignmask_.out
+    part = ablate_arguments(workshop, tmp_path, "--seeds", "4", "--only", "full")  # less to do, but no less is shown
+    assert alignmask_(*part) == 0
+    assert alignmask_.out == table
+    assert "no_aql" not in alignmask_.err
+    assert (tmp_path / "grid" / "comparison.md").read_text() == table.removesuffix("\n")
+
     assert alignmask_(*arguments) == 0
     assert alignmask_.out == table
     assert "starts" not in alignmask_.err

@@ -19,7 +19,7 @@ def test_of_runs_on_their_own_data(workshop: Path, alignmask_: Terminal, tmp_pat
     shutil.copytree(run / "best" if (run / "best").exists() else next((run / "checkpoints").iterdir()), copy)
     assert alignmask_("analyze", run, copy, "--workers", 0, "--batch-size", 2, "--out", tmp_path / "out") == 0
     models = json.loads((tmp_path / "out" / "analysis.json").read_text())["models"]
-    assert [model["name"] for model in models] == ["run", "copy"]
+    assert [model["name"] for model in models] == ["run (class*mask)", "copy (class*mask)"]
     evaluation = json.loads((run / "evaluation.json").read_text())
     mode = evaluation["modes"][evaluation["default"]]
     for model in models:
@@ -36,7 +36,7 @@ def test_of_results_beside_a_run(workshop: Path, alignmask_: Terminal, tmp_path:
     data = ("--annotations", shapes / "instances_val.json", "--images", shapes / "val", "--workers", 0)
     assert alignmask_("analyze", run / "results.json", run, *data, "--score", "class", "--out", tmp_path) == 0
     theirs, ours = json.loads((tmp_path / "analysis.json").read_text())["models"]
-    assert [theirs["name"], ours["name"]] == ["results.json", "run"]
+    assert [theirs["name"], ours["name"]] == ["results.json", "run (class)"]
     modes = json.loads((run / "evaluation.json").read_text())["modes"]
     assert ours["metrics"] == modes["class"]["metrics"]
     assert theirs["metrics"] == modes["class*mask"]["metrics"]

@@ -14,7 +14,7 @@ import pytest
 
 from alignmask.data import CocoError
 from alignmask.eval.coco import evaluate_results
-from alignmask.eval.files import SHOWN_FAULTS, is_number, load_ground_truth, load_results, write_json
+from alignmask.eval.files import SHOWN_FAULTS, is_number, load_ground_truth, load_results
 from tests.eval.worlds import World, box_mask, rle, small_world
 
 SIZE = (20, 30)
@@ -280,24 +280,6 @@ def test_nothing_that_is_read_is_changed(tmp_path: Path) -> None:
     for engine in ("hotcoco", "pycocotools"):
         evaluate_results(truth, results, engine)
     assert repr((truth.annotations, results.entries)) == before
-
-
-# -- writing -------------------------------------------------------------------------------------------------------------
-
-
-def test_files_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "new folder" / "a.json"
-    write_json(path, {"a": [1, 2.5, "ä"]})
-    assert json.loads(path.read_text(encoding="utf-8")) == {"a": [1, 2.5, "ä"]}
-    assert path.stat().st_mode & 0o777 == 0o644
-    for value in (float("nan"), object()):
-        with pytest.raises((ValueError, TypeError)):
-            write_json(path, {"a": value})
-    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        write_json(path, {})
-    assert json.loads(path.read_text(encoding="utf-8")) == {"a": [1, 2.5, "ä"]}
-    assert [file.name for file in path.parent.iterdir()] == ["a.json"]
 
 
 @pytest.mark.parametrize("value", [1, 0.5, np.float32(0.5), np.int64(3), -2.0])

@@ -231,8 +231,21 @@ def test_noised_sets_are_further_queries_of_the_same_instances() -> None:
     generator.config = replace(config, noised_sets=0)
     torch.manual_seed(1)
     plain = generator(embedding, batch.masks_GHW, batch.owner_G, batch.counts)
-    assert noised.instance_BA.tolist() == [[0, 1, 0, 1, 0, 1], [2, 2, 2, -1, -1, -1]]
-    assert noised.set_BA.tolist() == [[0, 0, 1, 1, 2, 2], [0, 1, 2, -1, -1, -1]]
+    assert noised.instance_BA.tolist() == [[0, 1, 0, 1, 0, 1], [2, 2, -1, -1, 2, -1]]
+    assert noised.set_BA.tolist() == [[0, 0, 1, 1, 2, 2], [0, 1, -1, -1, 2, -1]]
     torch.testing.assert_close(noised.features_BAE[0, :4], plain.features_BAE[0])
     first, second, through_noise = noised.features_BAE[0].split(2)
     assert ((first - through_noise).norm(dim=1) > 2 * (first - second).norm(dim=1)).all()
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_noised_sets_have_slots_where_the_others_fill_theirs(count: int) -> None:
+    batch = tiny.batch((3, 1))
+    config = AlignedQueryConfig(count=count, point_sets=2, noised_sets=2, noise=0.1, points=4000)
+    found = AlignedQueryGenerator(config, 32)(torch.randn(2, 32, 16, 24), batch.masks_GHW, batch.owner_G, batch.counts)
+    expected = [(n, t) for t in range(2) for n in range(3)][:count]  # instance, set
+    expected += [(n, t + 2) for n, t in expected]
+    assert list(zip(found.instance_BA[0].tolist(), found.set_BA[0].tolist(), strict=True)) == expected
+    expected = [(3, t) if t < 2 else (-1, -1) for t in range(count)]
+    expected += [(n, t + 2 if t >= 0 else t) for n, t in expected]
+    assert list(zip(found.instance_BA[1].tolist(), found.set_BA[1].tolist(), strict=True)) == expected

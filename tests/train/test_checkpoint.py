@@ -45,7 +45,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: p
     folder = tmp_path / "checkpoints" / "step_0000003"
     save(folder, 1.0)
 
-    def disk_full(*_: object) -> None:
+    def disk_full(*_: object, **__: object) -> None:
         raise OSError("no space left on device")
 
     monkeypatch.setattr(checkpoint, "write_json", disk_full)

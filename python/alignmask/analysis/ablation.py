@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ from typing import Any, Literal
 
 import torch
 
+from alignmask._files import replacing, write_json
 from alignmask.analysis.claims import Claim, Claims
 from alignmask.analysis.grids import Grid, Variant
 from alignmask.config import Config, changed_fields
@@ -26,6 +28,7 @@ from alignmask.train.trainer import Stopped, Trainer
 RESULT = "result.json"
 Status = Literal["done", "failed", "running", "stopped", "missing"]
 FINISHED = ("done", "failed")
+FAILURES_IN_A_ROW = 3
 MAY_DIFFER = (
     "data.workers", "train.evaluate_every", "train.checkpoint_every", "train.log_every", "train.keep_checkpoints"
 )  # fmt: skip
@@ -86,23 +89,42 @@ def cells(grid: Grid, config: Config, seeds: Iterable[int], softmax_class_weight
 
 def state(cell: Cell, claims: Claims) -> State:
     """Where a cell stands. Raises ValueError if its folder holds a run with another configuration."""
-    latest = checkpoint.latest(cell.run)
-    if latest is not None:
-        _check_same(cell, checkpoint.load_config(latest))
-    if (cell.run / RESULT).exists():
+    holder, step = claims.holder(cell.name), _progress(cell.run)
+    done = (cell.run / RESULT).exists()
+    if done or step:
+        _check_same(cell)
+    if done:
         result = json.loads((cell.run / RESULT).read_text())
         return State("done", f"{result['iterations']} iterations", result)
-    step = checkpoint.load_meta(latest)["step"] if latest is not None else 0
     progress = f"iteration {step} of {cell.config.train.iterations}"
-    holder = claims.holder(cell.name)
     if holder is not None:
         return State("running", f"{holder}; {progress}")
     if cell.failure.exists():
-        return State("failed", f"{cell.failure.read_text().strip().splitlines()[-1]} ({cell.failure})")
+        lines = cell.failure.read_text().strip().splitlines() or ["nothing was noted"]
+        return State("failed", f"{lines[-1]} ({cell.failure})")
     return State("stopped", progress) if step else State("missing")
 
 
-def _check_same(cell: Cell, stored: Config) -> None:
+def seeds_in(grid: Grid, config: Config) -> list[int]:
+    """The seeds with which variants of the grid have been begun below `config.out`/`config.name`, in order."""
+    folders = (run for v in grid.variants for run in (config.out / config.name / v.name).glob("seed*"))
+    return sorted({int(seed) for run in folders if (seed := run.name.removeprefix("seed")).isdigit()})
+
+
+def _progress(run: Path, looks: int = 3) -> int:
+    """Iterations behind the newest checkpoint; 0 without one."""
+    latest = checkpoint.latest(run)
+    try:
+        return int(checkpoint.load_meta(latest)["step"]) if latest is not None else 0
+    except FileNotFoundError:  # its trainer may just have put a newer one in its place
+        if looks == 1:
+            raise
+        return _progress(run, looks - 1)
+
+
+def _check_same(cell: Cell) -> None:
+    """Compare with what the run noted when it began, which is there when its checkpoints have been deleted."""
+    stored = checkpoint.load_config(cell.run)
     changed = [
         line
         for part in ("model", "loss", "data", "train")
@@ -126,7 +148,8 @@ def work(
 ) -> None:
     """Train every cell that is not done, has not failed and is not claimed by another process.
 
-    A cell that raises is reported in full and marked by a file in failures/; the others go on. Raises Stopped after Ctrl-C
+    A cell that raises is reported in full and marked by a file in failures/; the others go on. After FAILURES_IN_A_ROW
+    of them this process returns and leaves the rest to others: it may well be the machine. Raises Stopped after Ctrl-C
     or SIGTERM, with a checkpoint written; the same call continues.
 
     Args:
@@ -135,6 +158,7 @@ def work(
         wait: Stay while other processes are at work, to take over the cells of those that die.
         poll: Seconds between two looks at what others do.
     """
+    failures = 0
     while True:
         for cell in grid_cells:
             if _finished(cell):
@@ -143,12 +167,16 @@ def work(
             if claim is None:
                 continue
             with claim:
+                _look_again(cell.run)
                 if _finished(cell):  # between the two looks
                     continue
-                _try(cell, claim, say)
+                failures = 0 if _try(cell, claim, say) else failures + 1
             gc.collect()
             torch.cuda.empty_cache()
             after_each()
+            if failures == FAILURES_IN_A_ROW:
+                say(f"{failures} runs in a row failed here: this process stops (--retry tries them again)")
+                return
         left = {state(cell, claims).status for cell in grid_cells} - set(FINISHED)
         if not left or (left == {"running"} and not wait):
             return
@@ -159,7 +187,16 @@ def _finished(cell: Cell) -> bool:
     return (cell.run / RESULT).exists() or cell.failure.exists()
 
 
-def _try(cell: Cell, claim: Claim, say: Callable[[str], None]) -> None:
+def _look_again(run: Path) -> None:
+    """A network file system may remember for a minute that a file was not there; not once the folder has changed."""
+    for folder in (run.parent, run):
+        if folder.exists():
+            with tempfile.NamedTemporaryFile(dir=folder, prefix=".look."):
+                pass
+
+
+def _try(cell: Cell, claim: Claim, say: Callable[[str], None]) -> bool:
+    """Whether nothing failed."""
     say(f"{cell.name}: starts")
     try:
         trainer = Trainer(cell.config)
@@ -169,16 +206,21 @@ def _try(cell: Cell, claim: Claim, say: Callable[[str], None]) -> None:
             "train_seconds": round(trainer.elapsed, 1),
             "evaluation": json.loads((run / "evaluation.json").read_text()),
         }
-        checkpoint.write_json(run / RESULT, result)
+        write_json(run / RESULT, result, indent=2)
     except Stopped:
         if not claim.lost:
             raise
         say(f"{cell.name}: left to another process, which took it over because this one had not been heard of")
     except Exception:  # said in full; the other cells do not depend on it
-        cell.failure.parent.mkdir(parents=True, exist_ok=True)
-        cell.failure.write_text(traceback.format_exc())
         say(f"{cell.name}: FAILED\n{traceback.format_exc()}")
+        if claim.lost:
+            say(f"{cell.name}: another process had taken it over, which may succeed: not marked as failed")
+        else:
+            with replacing(cell.failure) as part:
+                part.write_text(traceback.format_exc())
+        return False
     else:
         say(f"{cell.name}: done")
         if trainer.stop_requested:  # while it was being evaluated
             raise Stopped("stopped between two runs; the same command continues")
+    return True

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import math
-import os
 import statistics
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from alignmask._files import replacing, write_json
 from alignmask.analysis.ablation import Cell, State
 from alignmask.analysis.grids import Grid, Variant
-from alignmask.eval.files import write_json
 
 Results = list[tuple[Cell, State]]
 
 
 def figures(result: dict[str, Any]) -> dict[str, float | None]:
     """What one run came to, in the score mode of its model: AP and its kin in percent, and the alignment statistics (IoU
-    with ground truth of the same class); None where a figure is not defined."""
+    with ground truth of the same class); None where a figure is not defined. "class: ..." is by the class score alone, which
+    may be what the paper means: it says classification score, and Mask2Former's code ranks by class x mask."""
     evaluation = result["evaluation"]
-    mode = evaluation["modes"][evaluation["default"]]
+    modes = evaluation["modes"]
+    found = _of_mode(modes[evaluation["default"]])
+    return found | {f"class: {name}": value for name, value in _of_mode(modes["class"]).items()}
+
+
+def _of_mode(mode: dict[str, Any]) -> dict[str, float | None]:
     found: dict[str, float | None] = {
         name: 100 * value if value >= 0 else None for name, value in mode["metrics"].items() if name != "per_category"
     }
@@ -44,17 +47,19 @@ def mean_and_error(values: list[float]) -> tuple[float, float | None]:
 def write_tables(grid: Grid, results: Results, folder: Path, stem: str) -> str:
     """Write STEM.md, STEM.png and STEM.json (every figure of every run) to `folder`; returns the Markdown."""
     header, lines = matrix(grid, results) if grid.layout == "matrix" else rows(grid, results)
-    text = markdown(grid.title, header, lines)
+    scores = sorted({state.result["evaluation"]["default"] for _, state in results if state.result is not None})
+    title = f"{grid.title}. Score: {', '.join(scores)}" if scores else grid.title
+    text = markdown(title, header, lines)
     folder.mkdir(parents=True, exist_ok=True)
-    with _replacing(folder / f"{stem}.md") as path:
+    with replacing(folder / f"{stem}.md") as path:
         path.write_text(text)
-    with _replacing(folder / f"{stem}.png") as path:
-        draw(grid.title, header, lines, path)
+    with replacing(folder / f"{stem}.png") as path:
+        draw(title, header, lines, path)
     runs = [
         {"variant": cell.variant.name, "seed": cell.seed, "status": state.status, "figures": _figures(state)}
         for cell, state in results
     ]
-    write_json(folder / f"{stem}.json", {"title": grid.title, "runs": runs}, indent=2)
+    write_json(folder / f"{stem}.json", {"title": title, "runs": runs}, indent=2)
     return text
 
 
@@ -114,14 +119,6 @@ def draw(title: str, header: list[str], lines: list[list[str]], out_png: Path) -
     figure.savefig(out_png, dpi=150)
 
 
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file to write to, which then replaces `path`: other processes may be writing theirs."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    yield temporary
-    os.replace(temporary, path)
-
-
 def _of(variant: Variant, results: Results) -> tuple[list[dict[str, float | None]], int]:
     """Figures of the variant's finished runs, and how many runs there are to be."""
     mine = [state for cell, state in results if cell.variant.name == variant.name]
@@ -143,4 +140,4 @@ def _shown(number: str, done: list[dict[str, float | None]]) -> str:
 def _plain(number: str, value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:.1f}" if number.startswith("A") else f"{value:.3f}"
+    return f"{value:.1f}" if number.removeprefix("class: ").startswith("A") else f"{value:.3f}"

@@ -2,8 +2,9 @@
 
 A claim is a file `<item>.<n>`, made with O_EXCL, so that of all contenders exactly one gets number n. The highest number
 holds the item; numbers only grow and no file is ever removed or replaced by another process, so there is no moment in
-which two could take over the same claim. The holder touches its file now and then. A claim that was released, whose
-process is gone, or that nobody has touched for `stale_after` seconds is free: number n + 1 may be made.
+which two could take over the same claim. The holder touches its file now and then. A claim is free, so that number n + 1
+may be made, when it was released, when its process on this machine is gone, or when another machine has not touched it
+for `stale_after` seconds.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from alignmask._files import write_json
 
 HEARTBEAT, STALE_AFTER = 20.0, 300.0
 """Seconds. Network file systems may show a touch up to a minute late."""
@@ -90,8 +93,9 @@ class Claims:
             values, touched = {}, path.stat().st_mtime
         if values.get("released"):
             return None
-        gone = lock is not None and values.get("machine") == _machine()  # a live holder here would have the lock
-        if gone or self._now() - touched > self.stale_after:
+        here = values.get("machine") == _machine()  # then a live holder would have the lock, be it suspended
+        free = lock is not None if here else self._now() - touched > self.stale_after
+        if free:
             return None
         return Holder(values.get("host", "?"), values.get("pid", 0), touched)
 
@@ -116,7 +120,8 @@ class Claims:
         return descriptor
 
     def _now(self) -> float:
-        """The time by the clock that stamps the files, whatever this machine's says."""
+        """The time by the clock that stamps the files, whatever this machine's says. (Where clients stamp files themselves,
+        their clocks must agree to within `stale_after`.)"""
         with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".clock.") as file:
             return os.fstat(file.fileno()).st_mtime
 
@@ -139,9 +144,7 @@ class Claim:
         self._ended.set()
         self._thread.join()
         if not self.lost:
-            temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-            temporary.write_text(json.dumps({"released": True}))
-            os.replace(temporary, self.path)
+            write_json(self.path, {"released": True})
         _unlock(self._lock)
 
     def _beat(self) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pycocotools import mask as mask_utils
 
+from alignmask._files import write_json
 from alignmask.analysis.alignment import (
     AlignmentStatistics,
     IoU,
@@ -25,7 +26,7 @@ from alignmask.analysis.alignment import (
 from alignmask.analysis.inversions import Inversion, Panel, inversion_sheet, worst_inversions
 from alignmask.analysis.report import score_iou_scatter
 from alignmask.eval.coco import CocoMetrics, Engine, evaluate_results, percent
-from alignmask.eval.files import GroundTruth, Results, write_json
+from alignmask.eval.files import GroundTruth, Results
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -127,7 +127,7 @@ _ALIGNMASK = dict(zip(_TABLES_1_AND_2, (45.4, 66.3, 50.1, 25.8, 48.3, 65.7, 0.29
 COMPARISON = Grid(
     "Mask2Former, with aligned label assignment, with both (the paper: Tables 1 and 2, ResNet-50, 50 epochs)",
     ("method",),
-    (*APS, *ALIGNMENT),
+    (*APS, *ALIGNMENT, *(f"class: {number}" for number in ALIGNMENT)),
     (
         Variant(
             "softmax_no_aql", ("Mask2Former",), adapt(aligned="off", model=SOFTMAX),

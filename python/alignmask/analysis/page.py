@@ -15,7 +15,6 @@ import hashlib
 import io
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +30,7 @@ from bokeh.resources import Resources
 from PIL import Image
 from pycocotools import mask as mask_utils
 
+from alignmask._files import replacing
 from alignmask.analysis.alignment import NO_TRUTH, score_span, top_predictions
 from alignmask.analysis.comparison import ModelAnalysis
 from alignmask.analysis.drawing import OVERLAP, PREDICTION, TRUTH
@@ -123,11 +123,8 @@ def write_page(
         pictures=map(_block, album.pictures(progress)),
     )
     stream.enable_buffering(64)
-    out_html.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out_html.with_name(f".{out_html.name}.part")
-    with open(unfinished, "w", encoding="utf-8") as file:
+    with replacing(out_html) as part, open(part, "w", encoding="utf-8") as file:
         file.writelines(stream)
-    os.replace(unfinished, out_html)
 
 
 def _policy(scripts: Sequence[str]) -> str:

@@ -78,8 +78,8 @@ def _command(grid: str, recipe: Callable[[], Config]) -> Callable[..., int]:
     Args:
         config: What all runs have in common.
         without: Switch these parts off: the synthetic data set (give the four data paths then).
-        seeds: Every variant is trained with each of them.
-        only: Names of variants; the others are left out.
+        seeds: Every variant is trained with each of them. The tables also show the runs with others that are there.
+        only: Names of variants; the others are not trained.
         softmax_class_weight: loss.class_weight of softmax variants, whose classification loss is on another scale.
         dry_run: Only list the runs and where they stand.
         wait: Stay while other processes are at work, to take over the runs of those that die.
@@ -105,23 +105,33 @@ def run(
             "ablate: torchrun's processes would each do runs of their own; start one process per GPU instead: "
             "CUDA_VISIBLE_DEVICES=0 alignmask ablate ..., and so on (--train.accumulate N makes a large batch fit)"
         )
-    grid = _restrict(GRIDS[name], only)
+    grid = GRIDS[name]
+    _check_names(grid, only)
     config = replace(config, data=resolve_paths(config.data))
     train_dataset(config.data)  # what is wrong with the data is said once, not by every run
     val_dataset(config.data)
     folder = config.out / config.name
     claims = Claims(folder / "claims")
-    cells = ablation.cells(grid, config, seeds, softmax_class_weight)
+    cells = [
+        cell
+        for cell in ablation.cells(grid, config, seeds, softmax_class_weight)
+        if not only or cell.variant.name in only
+    ]
+    if retry and not dry:
+        for cell in cells:
+            cell.failure.unlink(missing_ok=True)
     console = Console(stderr=True)
     console.print(plan(grid, folder, cells, claims))
     if dry:
         return 0
-    if retry:
-        for cell in cells:
-            cell.failure.unlink(missing_ok=True)
+    # The tables show what other commands have done in this folder, too: with other seeds, or of other variants.
+    begun = [v for v in grid.variants if not only or v.name in only or (folder / v.name).exists()]
+    shown = replace(grid, variants=tuple(begun))
+    every_seed = sorted({*seeds, *ablation.seeds_in(shown, config)})
+    every_cell = ablation.cells(shown, config, every_seed, softmax_class_weight)
 
     def tables() -> str:
-        return write_tables(grid, [(cell, ablation.state(cell, claims)) for cell in cells], folder, name)
+        return write_tables(shown, [(cell, ablation.state(cell, claims)) for cell in every_cell], folder, name)
 
     def say(text: str) -> None:
         console.print(f"{time.strftime('%H:%M:%S')} {text}", highlight=False, soft_wrap=True, markup=False)
@@ -155,8 +165,7 @@ def plan(grid: Grid, folder: Path, cells: list[ablation.Cell], claims: Claims) -
     return table
 
 
-def _restrict(grid: Grid, only: tuple[str, ...]) -> Grid:
+def _check_names(grid: Grid, only: tuple[str, ...]) -> None:
     names = [variant.name for variant in grid.variants]
     if unknown := set(only) - set(names):
         raise ValueError(f"ablate --only: unknown {', '.join(sorted(unknown))}: expected some of {', '.join(names)}")
-    return replace(grid, variants=tuple(v for v in grid.variants if v.name in only)) if only else grid

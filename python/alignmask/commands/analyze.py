@@ -89,7 +89,7 @@ def command(
         if _is_checkpoint(path):
             assert dataset is not None
             folder = out / "predictions" / f"{number}_{slug(name)}"
-            _predict(path, dataset, folder, score, device, batch_size, workers)
+            name += f" ({_predict(path, dataset, folder, score, device, batch_size, workers)})"
             results = load_results(folder / "results.json", ground_truth)
         else:
             results = load_results(path, ground_truth, ignore_unknown)
@@ -140,8 +140,8 @@ def _predict(
     device: str,
     batch_size: int,
     workers: int,
-) -> None:
-    """Writes the checkpoint's results.json for that data."""
+) -> str:
+    """Writes the checkpoint's results.json for that data; returns how it scored."""
     predictor = alignmask.load(checkpoint, device=choose_device(device))
     if score != "default":
         predictor.model.config = replace(predictor.model.config, score=score)
@@ -151,3 +151,4 @@ def _predict(
             predictor.model, prepared, device=predictor.model.device, batch_size=batch_size, workers=workers, out=out,
             progress=advance,
         )  # fmt: skip
+    return predictor.model.config.score

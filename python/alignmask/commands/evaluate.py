@@ -9,11 +9,11 @@ import tyro
 from rich.console import Console
 
 import alignmask
+from alignmask._files import write_json
 from alignmask.commands import choose_device
 from alignmask.commands._progress import progress
 from alignmask.data import CocoDataset, evaluation_transform, val_dataset
 from alignmask.eval.coco import Evaluation, evaluate_file, evaluate_model
-from alignmask.eval.files import write_json
 from alignmask.predictor import Predictor
 
 File = tyro.conf.arg(metavar="FILE", help_behavior_hint="")

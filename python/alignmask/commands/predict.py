@@ -9,13 +9,13 @@ from typing import Annotated, Any
 import tyro
 
 import alignmask
+from alignmask._files import write_json
 from alignmask.analysis.drawing import draw_instances
 from alignmask.cli import complain
 from alignmask.commands import choose_device
 from alignmask.commands._progress import progress
 from alignmask.data import ImageError, read_image
 from alignmask.eval.coco import to_coco_results
-from alignmask.eval.files import write_json
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 

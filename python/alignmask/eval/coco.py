@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Subset
 
+from alignmask._files import write_json
 from alignmask.analysis.alignment import AlignmentStatistics, alignment_table, score_iou_pairs, statistics
 from alignmask.data import collate
 from alignmask.eval import rle
@@ -28,7 +29,6 @@ from alignmask.eval.files import (
     ResultsLike,
     load_ground_truth,
     load_results,
-    write_json,
 )
 
 if TYPE_CHECKING:

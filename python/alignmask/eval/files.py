@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
-import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -329,20 +326,3 @@ def read_json(path: Path) -> Any:
         raise CocoError(f"{path}: not valid JSON: {error}") from error
     except RecursionError as error:
         raise CocoError(f"{path}: not a COCO file: its lists are nested too deeply") from error
-
-
-def write_json(path: Path, value: Any, indent: int | None = None) -> None:
-    """Writes a JSON file atomically: a reader sees the old file or the whole new one. NaN is refused."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=indent, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +20,7 @@ from alignmask import ops, require_train
 
 require_train("alignmask.export")
 
+from alignmask._files import replacing  # noqa: E402
 from alignmask.export.segmenter import DIVISOR, SMALLEST, Detections, Segmenter  # noqa: E402
 from alignmask.export.windows import exportable_windows  # noqa: E402
 from alignmask.model import AlignMask  # noqa: E402
@@ -62,21 +61,13 @@ def export(model: AlignMask, path: Path, format: Format, about: dict[str, Any] |
     if model.training:
         raise ValueError("export: call model.eval() first; in training mode aligned queries would be made")
     segmenter = Segmenter(model)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=SUFFIX[format])
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with replacing(path) as part:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what the exporters say of their own insides
-            _WRITERS[format](segmenter, temporary, json.dumps(about or {}))
+            _WRITERS[format](segmenter, part, json.dumps(about or {}))
         share = None
         if format == "torch" or not _missing("onnxruntime"):
-            share = _check(segmenter, open_file(temporary))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            share = _check(segmenter, open_file(part))
     return share
 
 

@@ -34,8 +34,8 @@ class AlignedQueries:
 class AlignedQueryGenerator(nn.Module):
     """Eq. 1: points sampled from pixel embedding and mask, product, average pooling, LayerNorm, MLP.
 
-    Per image the T * M queries are listed set by set; the first N_AQ are kept (the paper pads the rest with zeros). An
-    instance that a whole set missed makes no query there.
+    Per image the T * M queries are listed set by set; the first N_AQ are kept (the paper pads the rest with zeros), and as
+    many of the noised sets. An instance that a whole set missed makes no query there.
     """
 
     def __init__(self, config: AlignedQueryConfig, width: int) -> None:
@@ -56,14 +56,18 @@ class AlignedQueryGenerator(nn.Module):
         queries_GTE = self.mlp(self.norm(pooled_GTE))
 
         instances = owner_G.shape[0]
-        sets = config.point_sets + config.noised_sets
-        slots = min(config.count, sets * max(counts, default=0))
+        sets, most = config.point_sets + config.noised_sets, max(counts, default=0)
+        unnoised = min(config.count, config.point_sets * most)  # slots; noised sets have their own, after these
+        slots = unnoised + min(config.count, config.noised_sets * most)
         count_B = torch.tensor(counts, device=device, dtype=torch.long)
         first_B = count_B.cumsum(0) - count_B
         rank_G = torch.arange(instances, device=device) - first_B[owner_G]
         set_T = torch.arange(sets, device=device)
-        slot_GT = rank_G[:, None] + set_T * count_B[owner_G][:, None]
-        kept_GT = (slot_GT < slots) & (weight_GT > 0)
+        noised_T = set_T >= config.point_sets
+        first_T, end_T = torch.where(noised_T, unnoised, 0), torch.where(noised_T, slots, unnoised)
+        order_T = torch.where(noised_T, set_T - config.point_sets, set_T)  # among sets of its kind
+        slot_GT = first_T + rank_G[:, None] + order_T * count_B[owner_G][:, None]
+        kept_GT = (slot_GT < end_T) & (weight_GT > 0)
         # Queries that are not kept go to one extra slot, which is cut off.
         slot_GT = torch.where(kept_GT, slot_GT, slots)
         at = (owner_G[:, None].expand_as(slot_GT), slot_GT)

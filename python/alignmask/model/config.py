@@ -73,7 +73,7 @@ class AlignedQueryConfig:
     noised_sets: int = 0
     noise: float = 0.3
     """So many further point sets look through noised masks (beyond the paper): every mask is moved by up to this
-    share of its width and height."""
+    share of its width and height. They have `count` slots of their own."""
     normalize: Literal["mask", "points"] = "mask"
     """Denominator of the average pooling: the mask weight that was hit, or K (Eq. 1 to the letter)."""
     detach_pixel_embedding: bool = False

@@ -17,20 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from alignmask._files import write_json
 from alignmask.config import Config, config_from_dict, config_to_dict
 from alignmask.safe_load import read_pickled
 
 MODEL, EMA, STATE, CONFIG, META = "model.safetensors", "ema.safetensors", "state.pt", "config.json", "meta.json"
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Atomically: write beside, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w") as file:
-        json.dump(value, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def save(
@@ -50,8 +41,8 @@ def save(
             save_file(_storable(ema), temporary / EMA)
         if state is not None:
             torch.save(state, temporary / STATE)
-        write_json(temporary / CONFIG, config_to_dict(config))
-        write_json(temporary / META, meta)
+        write_json(temporary / CONFIG, config_to_dict(config), indent=2)
+        write_json(temporary / META, meta, indent=2)
         for file in temporary.iterdir():
             _fsync(file)
         _fsync(temporary)
@@ -145,4 +136,4 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 def write_config(run: Path, config: Config) -> None:
     """The resolved configuration, beside everything else of a run."""
-    write_json(run / CONFIG, config_to_dict(config))
+    write_json(run / CONFIG, config_to_dict(config), indent=2)

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from alignmask._files import replacing
 from alignmask.config import Config
 from alignmask.model.pretrained import ALIGNED, configs, names
 from alignmask.safe_load import CheckpointError
@@ -65,19 +66,14 @@ def write_mask2former(tensors: dict[str, Tensor], config: Config, path: Path) ->
         for name in [name for name in state if name.endswith(".relative_position_bias_table")]:
             state[name.replace("_bias_table", "_index")] = relative_position_index(swin.window)
     metadata = OrderedDict((module, {"version": version}) for module, version in VERSIONS.items())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as part:
         if path.suffix == ".pth":
             state._metadata = metadata  # type: ignore[attr-defined]
-            torch.save({"model": state}, temporary)
+            torch.save({"model": state}, part)
         else:
             arrays = OrderedDict((name, tensor.numpy()) for name, tensor in state.items())
             arrays._metadata = metadata  # type: ignore[attr-defined]
-            temporary.write_bytes(pickle.dumps({"model": arrays, "__author__": "AlignMask"}))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            part.write_bytes(pickle.dumps({"model": arrays, "__author__": "AlignMask"}))
     return left_out
 
 

@@ -1,0 +1,39 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new, empty file beside `path`, of the same suffix, to write to; it takes the place of `path` when the block ends.
+
+    A reader sees the old file or the whole new one, also when several processes write or one is killed. After an error
+    in the block, `path` is what it was. Makes the folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=f".part{path.suffix}")
+    os.close(handle)
+    try:
+        yield Path(name)
+        with open(name, "rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+
+
+def write_json(path: Path, value: Any, indent: int | None = None) -> None:
+    """Writes a JSON file by `replacing`. NaN is refused."""
+    with replacing(path) as part, open(part, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=indent, allow_nan=False)
