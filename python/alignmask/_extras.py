@@ -48,5 +48,5 @@ def require_analyze(feature: str) -> None:
 def _require(feature: str, modules: tuple[str, ...], extra: str) -> None:
     if missing := _missing(modules):
         raise ImportError(
-            f"{feature} needs {', '.join(missing)}: install them with `pip install 'alignmask[{extra}]'`."
+            f"{feature} needs {', '.join(missing)}: install them with `pip install '.[{extra}]'` in AlignMask's folder."
         )

@@ -35,28 +35,35 @@ class DataConfig:
     """A COCO-format data set and how its images are prepared."""
 
     train_images: Path | None = None
+    """Folder of the training images."""
     train_annotations: Path | None = None
+    """COCO JSON that lists them."""
     val_images: Path | None = None
+    """Folder of the validation images."""
     val_annotations: Path | None = None
-    """Folder of the images, and the COCO JSON that lists them."""
+    """COCO JSON that lists them."""
     shapes: ShapesConfig | None = None
     """Use the synthetic data set instead of the four paths above."""
     train_limit: int | None = None
+    """Train on the first so many images only."""
     val_limit: int | None = None
-    """Train, or evaluate, on the first so many images only."""
+    """Evaluate on the first so many images only."""
 
     crop: int = 1024
     """Side of the square training crop, pixels; divisible by 32."""
     scale: tuple[float, float] = (0.1, 2.0)
     """Large-scale jittering: the image is resized so that it fits `crop` times a factor from this range."""
     flip: float = 0.5
+    """Probability of a horizontal flip."""
     vertical_flip: float = 0.0
+    """Probability of a vertical flip."""
     color_jitter: float = 0.0
-    """Probabilities of the flips; strength of brightness, contrast and saturation jitter."""
+    """Strength of brightness, contrast and saturation jitter."""
 
     eval_short_side: int = 800
+    """At evaluation the short side is resized to this, pixels ..."""
     eval_max_side: int = 1333
-    """At evaluation the short side is resized to this, unless the long side would exceed the maximum."""
+    """... or to less, so that the long side is no longer than this."""
     workers: int = 4
     """Data-loading processes; 0 loads in the main process."""
 
@@ -66,18 +73,23 @@ class LossConfig:
     """Matching, label assignment and losses (section 2.2, Eq. 2 and 3)."""
 
     class_weight: float = 2.0
+    """Of the classification, in the loss and in the matching cost."""
     mask_weight: float = 5.0
+    """Of the masks' cross-entropy, likewise."""
     dice_weight: float = 5.0
+    """Of the dice loss, likewise."""
     aligned_weight: float = 1.0
     """Factor on all losses of aligned queries."""
     no_object_weight: float = 0.1
     """softmax only: weight of the no-object class."""
     class_cost: Literal["probability", "focal"] = "probability"
+    """Matching cost of the class: minus its probability, or the focal loss's."""
     iou_cost: float = 0.0
     """Weight of minus the mask IoU in the matching cost (beyond the paper)."""
     gamma: float = 2.0
+    """Exponent of Eq. 2 and 3."""
     theta: float = 0.5
-    """Exponent and IoU threshold of Eq. 2 and 3."""
+    """IoU threshold of Eq. 2: negatives below it have the full weight."""
     weigh_negatives: bool = True
     """False: w_neg = 1 for all negatives, which is the plain quality focal loss."""
     target_score_share: float = 0.0
@@ -85,8 +97,9 @@ class LossConfig:
     points: int = 12544
     """Points per mask in the matching cost and in the mask losses."""
     oversample: float = 3.0
+    """Mask losses: candidates per kept point."""
     importance: float = 0.75
-    """Mask losses: candidates per kept point, and the share of points kept for their uncertainty."""
+    """Mask losses: share of the points that are kept for their uncertainty."""
     iou_resolution: Literal["prediction", "image"] = "prediction"
     """Where the mask IoU of Eq. 2 and 3 is measured: stride 4, or the image after upsampling the logits."""
 
@@ -117,10 +130,13 @@ class TrainConfig:
     """Decay of the moving average of the weights, which is then evaluated and kept; None switches it off."""
     seed: int = 0
     evaluate_every: int = 5_000
+    """Iterations between evaluations."""
     checkpoint_every: int = 5_000
+    """Iterations between checkpoints."""
     log_every: int = 20
-    """Iterations."""
+    """Iterations between log lines."""
     keep_checkpoints: int = 2
+    """So many of the newest are kept, besides the best."""
     max_minutes: float | None = None
     """Stop, with a checkpoint and the final evaluation, after so many minutes of training."""
 

@@ -52,7 +52,7 @@ class Predictor:
 
 
 def load(checkpoint: str | os.PathLike, device: str | torch.device = "cpu") -> Predictor:
-    """checkpoint: a checkpoint folder, a file in it, or a run's folder (its best checkpoint, else its newest).
+    """checkpoint: a checkpoint folder, a file of it, or a run's folder (its best checkpoint, else its newest).
 
     Raises FileNotFoundError or ValueError that names the file for anything missing or unreadable.
     """

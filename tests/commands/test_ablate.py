@@ -77,6 +77,8 @@ def test_ablate_mistakes(workshop: Path, alignmask_: Terminal, tmp_path: Path, m
         "ablate", "table5", "r50_12ep"
     )
     assert "unknown recipe 'r50'" in alignmask_.complaint("ablate", "table3", "r50")
+    text = alignmask_.complaint(*ablate_arguments(workshop, tmp_path, "--model.num-classes", "3", "--dry-run"))
+    assert "has 6 categories, but model.num_classes is 3" in text
     text = alignmask_.complaint(*ablate_arguments(workshop, tmp_path, "--only", "fall"))
     assert "unknown fall: expected some of softmax_no_aql, no_aql, full" in text
     text = alignmask_.complaint("ablate", "table3", "r50_12ep", "--out", tmp_path)

@@ -67,6 +67,8 @@ def test_mistakes(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> None:
     assert "--fraction: expected more than 0" in complaint("analyze", run, "--fraction", 0)
     assert "--inversions: expected 0 or more" in complaint("analyze", run, "--inversions", -1)
     assert "neither a checkpoint nor a run" in complaint("analyze", workshop / "shapes")
+    (tmp_path / "model_final.pkl").touch()
+    assert "alignmask convert" in complaint("analyze", tmp_path / "model_final.pkl")
     small_world().write(tmp_path, images=True)
     assert "are not the 6 that the checkpoint was trained on" in complaint(
         "analyze", run, "--annotations", annotations, "--images", tmp_path
@@ -81,5 +83,7 @@ def test_mistakes(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> None:
 
 def test_it_names_what_is_missing(alignmask_: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_extras, "_ANALYZE_MODULES", ("jinja2", "no_such_plots"))
-    message = "alignmask analyze needs no_such_plots: install them with `pip install 'alignmask[analyze]'`."
+    message = (
+        "alignmask analyze needs no_such_plots: install them with `pip install '.[analyze]'` in AlignMask's folder."
+    )
     assert message in alignmask_.complaint("analyze", "x.json")

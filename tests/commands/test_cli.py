@@ -109,7 +109,7 @@ def test_without_the_extra_there_is_info_and_advice() -> None:
     command = [sys.executable, "-c", WITHOUT_EXTRA, *_TRAIN_MODULES]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2, done.stderr
-    advice = f"needs {', '.join(_TRAIN_MODULES)}: install them with `pip install 'alignmask[train]'`."
+    advice = f"needs {', '.join(_TRAIN_MODULES)}: install them with `pip install '.[train]'` in AlignMask's folder."
     assert f"extra [train]  it {advice}" in done.stdout  # of info
     assert done.stderr == f"alignmask: alignmask train {advice}\n"
 

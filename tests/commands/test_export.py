@@ -43,5 +43,5 @@ def test_export_mistakes(workshop: Path, alignmask_: Terminal, tmp_path: Path, m
     assert alignmask_("export", run) == 2
     assert "--format" in alignmask_.err
     monkeypatch.setattr("alignmask.export._missing", lambda *_: ["onnxscript"])
-    assert "needs onnxscript: pip install 'alignmask[onnx]'" in complaint("export", run, "--format", "onnx")
+    assert "needs onnxscript: pip install '.[onnx]'" in complaint("export", run, "--format", "onnx")
     assert not list(tmp_path.iterdir())

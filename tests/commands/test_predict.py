@@ -27,7 +27,8 @@ def test_predict_writes_pictures_and_coco_json(workshop: Path, alignmask_: Termi
     assert alignmask_("predict", workshop / "run", tmp_path / "in", other, "--out", out, "--threshold", 0) == 0
     assert sorted(file.name for file in out.iterdir()) == ["1_a.png", "2_b.png", "3_a.png", "predictions.json"]
     entries = json.loads((out / "predictions.json").read_text())
-    assert alignmask_.out == f"{len(entries)} instances in 3 images: pictures and predictions.json in {out}\n"
+    count = f"{len(entries)} instances with a score of 0 or more (--threshold)"
+    assert alignmask_.out == f"{count} in 3 images: pictures and predictions.json in {out}\n"
     assert {entry["image_id"] for entry in entries} == {1, 2, 3}
     files = {1: tmp_path / "in" / "a.jpg", 2: tmp_path / "in" / "b.PNG", 3: other}
     predictor = alignmask.load(workshop / "run")
@@ -60,7 +61,7 @@ def test_predict_keeps_confident_instances_alone(workshop: Path, alignmask_: Ter
     assert len(entries) == int((scores >= threshold).sum()) < len(scores)
     assert alignmask_("predict", workshop / "run", file, "--out", tmp_path / "out", "--threshold", 1) == 0
     assert json.loads((tmp_path / "out" / "predictions.json").read_text()) == []
-    assert alignmask_.out.startswith("0 instances in 1 image: ")
+    assert alignmask_.out.startswith("0 instances with a score of 1 or more (--threshold) in 1 image: ")
 
 
 def test_predict_goes_on_after_a_corrupt_image_and_names_it(
@@ -70,7 +71,7 @@ def test_predict_goes_on_after_a_corrupt_image_and_names_it(
     (tmp_path / "in" / "cut.jpg").write_bytes(good.read_bytes()[:5000])
     (tmp_path / "in" / "empty.png").write_bytes(b"")
     assert alignmask_("predict", workshop / "run", tmp_path / "in", "--out", tmp_path / "out") == 2
-    assert re.search(r"^\d+ instances in 1 image: ", alignmask_.out)
+    assert re.search(r"^\d+ instances with .* in 1 image: ", alignmask_.out)
     assert "alignmask: 2 images could not be read:\n" in alignmask_.err
     assert f"{tmp_path}/in/cut.jpg: cannot decode the image: " in alignmask_.err
     assert f"{tmp_path}/in/empty.png: no image file" in alignmask_.err

@@ -106,6 +106,19 @@ def test_bad_checkpoints_are_named(tmp_path: Path) -> None:
         alignmask.load(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="neither a checkpoint nor a run"):
         alignmask.load(tmp_path)
+    save(tmp_path / "run" / "best")
+    foreign = tmp_path / "run" / "model_final.pkl"  # it is not to stand for the run that it lies in
+    foreign.write_bytes(b"weights")
+    with pytest.raises(
+        FileNotFoundError, match=r"not a file of a checkpoint.*alignmask convert .*model_final\.pkl DIR"
+    ):
+        alignmask.load(foreign)
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "model.safetensors").touch()
+    (tmp_path / "hf" / "config.json").write_text('{"model_type": "mask2former"}')
+    with pytest.raises(ValueError, match=r"hf: not one of AlignMask.*alignmask convert .*hf DIR"):
+        alignmask.load(tmp_path / "hf")
+    assert checkpoint.resolve(tmp_path / "run" / "best" / "model.safetensors") == tmp_path / "run" / "best"
     save(tmp_path / "c")
     (tmp_path / "c" / "model.safetensors").write_bytes(b"truncated")
     with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):

@@ -165,6 +165,10 @@ def test_an_old_run_is_never_overwritten(shapes: DataConfig, tmp_path: Path) -> 
     other = replace(config(shapes, tmp_path, iterations=1), loss=LossConfig(points=33))
     with pytest.raises(ValueError, match=r"loss\.points: 32 -> 33.*--no-resume"):
         train(other)
+    with pytest.raises(ValueError, match=r"train\.seed: 0 -> 1.*--no-resume"):
+        train(config(shapes, tmp_path, iterations=1, seed=1))
+    with pytest.raises(ValueError, match=r"train\.init_from: None -> elsewhere.*--no-resume"):
+        train(config(shapes, tmp_path, iterations=1, init_from=Path("elsewhere")))
     train(other, resume=False)
     assert len(list(tmp_path.glob("run*"))) == 2
 

@@ -24,7 +24,7 @@ from alignmask.commands.train import Flag, Part, switch_off
 from alignmask.config import Config
 from alignmask.data import resolve_paths, train_dataset, val_dataset
 from alignmask.recipes import RECIPES
-from alignmask.train.trainer import Stopped
+from alignmask.train.trainer import Stopped, check_classes
 
 FAILED = 1
 USAGE = (
@@ -108,7 +108,7 @@ def run(
     grid = GRIDS[name]
     _check_names(grid, only)
     config = replace(config, data=resolve_paths(config.data))
-    train_dataset(config.data)  # what is wrong with the data is said once, not by every run
+    check_classes(config, train_dataset(config.data))  # what is wrong with the data is said once, not by every run
     val_dataset(config.data)
     folder = config.out / config.name
     claims = Claims(folder / "claims")

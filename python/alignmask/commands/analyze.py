@@ -103,7 +103,13 @@ def command(
 
 
 def _is_checkpoint(path: Path) -> bool:
-    return path.is_dir() or path.suffix == ".safetensors"
+    return path.is_dir() or path.suffix in (
+        ".safetensors",
+        ".pkl",
+        ".pth",
+        ".pt",
+        ".bin",
+    )  # .pkl, ...: it is refused by name
 
 
 def _dataset(models: Sequence[Path], annotations: Path | None, images: Path | None) -> CocoDataset | None:

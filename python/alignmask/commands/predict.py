@@ -37,7 +37,7 @@ def command(
 
     predictions.json has an entry for every instance. Its image_id is the number that an image file is named by
     (000000000139.jpg: 139) if all are named by different numbers, else 1, 2, ... in the order of the files; its
-    file_name says which file it was.
+    file_name says which file it was. (For AP use `alignmask eval`, which keeps low scores, too.)
 
     Args:
         checkpoint: A checkpoint, or a run's folder (then its best one).
@@ -71,7 +71,8 @@ def command(
         advance(len(files), len(files))
     write_json(out / "predictions.json", entries)
     read = len(files) - len(unreadable)
-    print(f"{_count(len(entries), 'instance')} in {_count(read, 'image')}: pictures and predictions.json in {out}")
+    found_any = f"{_count(len(entries), 'instance')} with a score of {threshold:g} or more (--threshold)"
+    print(f"{found_any} in {_count(read, 'image')}: pictures and predictions.json in {out}")
     if len(unreadable) > 1:
         unreadable.insert(0, f"{len(unreadable)} images could not be read:")
     return complain("\n".join(unreadable)) if unreadable else 0

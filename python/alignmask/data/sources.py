@@ -23,7 +23,10 @@ def resolve_paths(data: DataConfig) -> DataConfig:
     given = [name for name in paths if getattr(data, name) is not None]
     if data.shapes is None:
         if missing := [f"data.{name}" for name in paths if name not in given]:
-            raise ValueError(f"{', '.join(missing)}: not set; name the data set's files, or set data.shapes")
+            options = " ".join(
+                f"--data.{name.replace('_', '-')} {'DIR' if 'images' in name else 'FILE'}" for name in paths
+            )
+            raise ValueError(f"{', '.join(missing)}: not set; name the data set's files: {options}")
         return data
     root = Path(data.shapes.root)
     resolved = replace(
@@ -35,7 +38,10 @@ def resolve_paths(data: DataConfig) -> DataConfig:
     )
     # A resolved configuration, read back from a run's folder, has both; they must agree.
     if clash := [f"data.{name}" for name in given if Path(getattr(data, name)) != getattr(resolved, name)]:
-        raise ValueError(f"{', '.join(clash)}: set although data.shapes asks for the synthetic data set; clear one")
+        raise ValueError(
+            f"{', '.join(clash)}: set although data.shapes asks for the synthetic data set; with --without data.shapes your "
+            "own is taken"
+        )
     shapes.generate(data.shapes)
     return resolved
 

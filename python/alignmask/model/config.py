@@ -71,9 +71,9 @@ class AlignedQueryConfig:
     outline_share: float = 0.0
     """Share of the points that is drawn on outlines of instances instead of uniformly (beyond the paper)."""
     noised_sets: int = 0
+    """So many further point sets look through noised masks (beyond the paper); they have `count` slots of their own."""
     noise: float = 0.3
-    """So many further point sets look through noised masks (beyond the paper): every mask is moved by up to this
-    share of its width and height. They have `count` slots of their own."""
+    """Every noised mask is moved by up to this share of its width and height."""
     normalize: Literal["mask", "points"] = "mask"
     """Denominator of the average pooling: the mask weight that was hit, or K (Eq. 1 to the letter)."""
     detach_pixel_embedding: bool = False
@@ -81,8 +81,9 @@ class AlignedQueryConfig:
     learned_position: bool = False
     """True: one learned position vector, shared by all aligned queries."""
     share_self_attention: bool = True
+    """False: aligned queries get their own copy of these layers of the decoder (Table 3)."""
     share_masked_attention: bool = True
-    """False: aligned queries get their own copy of these decoder layers (Table 3)."""
+    """False: aligned queries get their own copy of these layers of the decoder (Table 3)."""
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def jit_problem(architecture: int) -> str:
         return "torch was built without CUDA"
     major = int(torch.version.cuda.split(".")[0])
     if importlib.util.find_spec("cupy") is None:
-        return f"CuPy is not installed: pip install 'alignmask[cuda{major}]'"
+        return f"CuPy is not installed: pip install '.[cuda{major}]' in AlignMask's folder"
     library = nvrtc.find(major)
     if library is None:
         return f"there is no NVRTC of CUDA {major}: pip install nvidia-cuda-nvrtc{'-cu12' if major == 12 else ''}"

@@ -89,16 +89,26 @@ def prune(run: Path, keep: int) -> None:
 
 
 def resolve(path: Path) -> Path:
-    """A checkpoint folder from what a user may name: the folder itself, a file in it, or a run (its best, else its newest)."""
+    """A checkpoint folder from what a user may name: the folder itself, a file of it, or a run (its best, else its newest).
+
+    Raises FileNotFoundError for anything else, ValueError for a folder of Hugging Face's.
+    """
     if not path.exists():
         raise FileNotFoundError(f"checkpoint {path}: no such file or folder")
-    folder = path.parent if path.is_file() else path
-    best = folder / "best"
-    candidates = [folder, best if best.exists() else folder / ".best.old", latest(folder)]
+    foreign = f"Mask2Former's and Hugging Face's weights become one by: alignmask convert {path} DIR"
+    if path.is_file() and path.name not in (MODEL, EMA, STATE, CONFIG, META):
+        raise FileNotFoundError(f"checkpoint {path}: not a file of a checkpoint, which is a folder. {foreign}")
+    best = path / "best"
+    candidates = (
+        [path.parent] if path.is_file() else [path, best if best.exists() else path / ".best.old", latest(path)]
+    )
     for candidate in candidates:
-        if candidate is not None and (candidate / MODEL).is_file():
-            return candidate
-    raise FileNotFoundError(f"checkpoint {path}: neither a checkpoint nor a run with one (no {MODEL} in it)")
+        if candidate is None or not (candidate / MODEL).is_file():
+            continue
+        if (candidate / CONFIG).is_file() and "model_type" in _read_json(candidate / CONFIG):
+            raise ValueError(f"checkpoint {path}: not one of AlignMask. {foreign}")
+        return candidate
+    raise FileNotFoundError(f"checkpoint {path}: neither a checkpoint nor a run with one (no {MODEL} in it). {foreign}")
 
 
 def load_config(folder: Path) -> Config:

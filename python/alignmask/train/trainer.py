@@ -72,7 +72,7 @@ class Trainer:
                 f"train.batch_size {t.batch_size} is not a multiple of {world} processes x {t.accumulate} accumulation steps"
             )
         self.train_data, self.val_data = train_dataset(config.data), val_dataset(config.data)
-        _check_classes(config, self.train_data)
+        check_classes(config, self.train_data)
 
         folder = self._start_folder(resume)
         set_seed(t.seed)
@@ -237,6 +237,11 @@ class Trainer:
                 for line in changed_fields(getattr(old, part), getattr(self.config, part), part)
                 if not line.startswith("data.workers")
             ]
+            changed += [
+                line
+                for line in changed_fields(old.train, self.config.train, "train")
+                if line.startswith(("train.seed:", "train.init_from:"))
+            ]
             if changed:
                 raise ValueError(
                     f"run {self.run_dir} exists with another configuration ({'; '.join(changed)}); "
@@ -373,7 +378,8 @@ def _seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def _check_classes(config: Config, data: CocoDataset) -> None:
+def check_classes(config: Config, data: CocoDataset) -> None:
+    """Raises ValueError unless the data has as many categories as the model has classes."""
     found, expected = len(data.class_names), config.model.num_classes
     if found != expected:
         raise ValueError(
