@@ -222,7 +222,9 @@ def test_commands_name_what_is_missing_without_a_traceback() -> None:
     done = run_without_extras(f"from alignmask.cli import main\nprint([main([name]) for name in {commands}])")
     assert done.stdout == "[2, 2, 2, 2, 2]\n", done.stderr
     for command, line in zip(commands, done.stderr.splitlines(), strict=True):
-        assert re.fullmatch(rf"alignmask: alignmask {command} needs .*: install them with `pip install .*` in .*\.", line)
+        assert re.fullmatch(
+            rf"alignmask: alignmask {command} needs .*: install them with `pip install .*` in .*\.", line
+        )
 
 
 @pytest.mark.skipif(not OPTIONAL, reason="reading pyproject.toml needs Python 3.11")

@@ -99,6 +99,9 @@ def test_figures_that_are_not_defined_are_left_out_of_the_mean() -> None:
         "0.125 ± 0.000",
     ]
     assert "0.291" in full
+    constant_scores = states(COMPARISON, {"full": [0.1, 0.1, 0.1]})
+    constant_scores[2] = (constant_scores[2][0], State("done", result=result(0.1, pcc=None)))
+    assert rows(COMPARISON, constant_scores)[1][2][7] == "0.250 ± 0.000 (of 2)"
     assert lines[1][11:] == ["-"] * 8 + ["0/3"]  # the paper has no such row
 
 

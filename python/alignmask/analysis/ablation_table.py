@@ -134,7 +134,8 @@ def _shown(number: str, done: list[dict[str, float | None]]) -> str:
     if not values:
         return "-"
     mean, error = mean_and_error(values)
-    return _plain(number, mean) if error is None else f"{_plain(number, mean)} ± {_plain(number, error)}"
+    text = _plain(number, mean) if error is None else f"{_plain(number, mean)} ± {_plain(number, error)}"
+    return text if len(values) == len(done) else f"{text} (of {len(values)})"  # elsewhere it is not defined
 
 
 def _plain(number: str, value: float | None) -> str:

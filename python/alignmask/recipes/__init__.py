@@ -129,9 +129,9 @@ def nuclei_tiles() -> Config:
             val_images=root / "val/images", val_annotations=root / "val/instances.json",
             crop=160, scale=(0.75, 1.33), eval_short_side=160, eval_max_side=160,
         ),
-        loss=LossConfig(points=512, class_weight=2.0),
+        loss=LossConfig(points=512, class_weight=8.0),
         train=replace(
-            shapes_small().train, iterations=1000, learning_rate=2e-3, evaluate_every=10_000, checkpoint_every=200,
+            shapes_small().train, iterations=1000, learning_rate=1e-3, evaluate_every=10_000, checkpoint_every=200,
         ),
     )  # fmt: skip
 
