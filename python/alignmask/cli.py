@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -65,7 +66,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, FloatingPointError) as error:  # what mistakes and faulty data raise
         if _debugging():
             traceback.print_exc()
-        return complain(str(error) or type(error).__name__)
+        return complain(_message(error))
+
+
+def _message(error: Exception) -> str:
+    """What the error says. torch repeats an error of a data-loading process with its whole traceback: of that the last part."""
+    text = str(error) or type(error).__name__
+    if re.match(r"Caught \w+ in DataLoader worker", text):
+        text = re.split(r"\n[\w.]+(?:Error|Exception): ", text)[-1].strip()
+    return text
 
 
 def complain(text: str, code: int = USER_ERROR) -> int:

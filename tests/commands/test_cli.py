@@ -18,6 +18,7 @@ import alignmask
 from alignmask import cli, commands
 from alignmask._extras import _TRAIN_MODULES
 from alignmask.commands import train as train_command
+from alignmask.data import CocoError
 from alignmask.recipes import RECIPES
 from tests.commands.terminal import Terminal, photo, train_arguments
 
@@ -190,6 +191,16 @@ def test_unknown_command(alignmask_: Terminal) -> None:
         (FileNotFoundError(2, "No such file", "x.json"), 2, "alignmask: [Errno 2] No such file: 'x.json'"),
         (ValueError(), 2, "alignmask: ValueError"),
         (FloatingPointError("loss is not finite"), 2, "alignmask: loss is not finite"),
+        (
+            CocoError(
+                "Caught CocoError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+                '  File "images.py", line 4, in open\nPIL.UnidentifiedImageError: cannot identify it\n\nThe above '
+                "exception was the direct cause of the following exception:\n\nTraceback (most recent call last):\n"
+                '  File "coco.py", line 9, in load\nalignmask.data.index.CocoError: a.json: image 3: a.png: damaged\n'
+            ),
+            2,
+            "alignmask: a.json: image 3: a.png: damaged",
+        ),
     ],
 )
 def test_exit_codes(

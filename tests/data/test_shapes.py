@@ -182,8 +182,8 @@ def test_an_older_data_set_with_the_default_settings_is_kept(tmp_path, capsys):
     capsys.readouterr()
     shapes.generate(small)
     assert capsys.readouterr().err == ""
-    shapes.generate(replace(small, crowding=0.5))
-    assert "replaced" in capsys.readouterr().err
+    with pytest.raises(FileExistsError, match=r"crowding 0\.0 -> 0\.5\)"):
+        shapes.generate(replace(small, crowding=0.5))
 
 
 def test_same_settings_same_bytes_in_any_process(config, tmp_path):
@@ -210,13 +210,17 @@ def test_second_call_does_nothing(config, monkeypatch, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_changed_settings_replace_the_data_set_with_a_notice(tmp_path, capsys):
+def test_other_settings_do_not_replace_what_a_training_may_be_reading(tmp_path, capsys):
     small = ShapesConfig(tmp_path / "root", 2, 1, 32)
+    (tmp_path / "root").mkdir()  # empty: as good as none
     shapes.generate(small)
     assert "first use" in capsys.readouterr().err
-    shapes.generate(replace(small, train_images=3))
-    assert "its settings changed, it is replaced" in capsys.readouterr().err
-    assert len(list((tmp_path / "root" / "train").iterdir())) == 3
+    before = fingerprint(tmp_path / "root")
+    with pytest.raises(
+        FileExistsError, match=r"other settings \(train_images 2 -> 3, seed 0 -> 9\).*--data.shapes.root"
+    ):
+        shapes.generate(replace(small, train_images=3, seed=9))
+    assert fingerprint(tmp_path / "root") == before
     assert {path.name for path in tmp_path.iterdir()} <= {"root", ".root.lock"}
 
 
@@ -235,12 +239,6 @@ def test_an_interrupted_generation_leaves_nothing_half_done(tmp_path, monkeypatc
             shapes.generate(small)
         assert not (tmp_path / "root").exists()
     shapes.generate(small)
-    before = fingerprint(tmp_path / "root")
-    with monkeypatch.context() as patch:
-        patch.setattr(shapes, "draw", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            shapes.generate(replace(small, seed=9))
-    assert fingerprint(tmp_path / "root") == before
     assert {path.name for path in tmp_path.iterdir()} <= {"root", ".root.lock"}
 
 

@@ -6,6 +6,7 @@ B images, N detections, H x W pixels.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,19 @@ def test_a_file_that_computes_something_else_is_not_kept(
     monkeypatch.setattr(exporting, "open_file", lambda _: Segmenter(lively(num_classes=5)))
     with pytest.raises(RuntimeError, match=r"gives \d+% of the model's detections"):
         export(model, path, "torch")
+    right = Segmenter(model)
+    for damage in (
+        lambda scores, labels, masks: (scores * 0, labels, masks & False),
+        lambda scores, labels, masks: (scores * (torch.arange(20) < 1), labels, masks),
+    ):
+        monkeypatch.setattr(exporting, "open_file", lambda _, damage=damage: lambda *inputs: damage(*right(*inputs)))
+        with pytest.raises(RuntimeError, match=r"gives \d+% of the model's detections"):
+            export(model, path, "torch")
+    monkeypatch.setattr(
+        exporting, "open_file", lambda _: lambda *inputs: (right(*inputs)[0] * math.nan, *right(*inputs)[1:])
+    )
+    with pytest.raises(RuntimeError, match="not finite"):
+        export(model, path, "torch")
     assert path.read_text() == "older"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -191,7 +205,7 @@ def test_a_model_in_training_is_refused(tmp_path: Path) -> None:
 
 def test_missing_packages_are_named(model: AlignMask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporting, "_missing", lambda *packages: list(packages))
-    with pytest.raises(ImportError, match=r"needs onnx, onnxscript: pip install 'alignmask\[onnx\]'"):
+    with pytest.raises(ImportError, match=r"needs onnx, onnxscript: pip install '\.\[onnx\]'"):
         export(model, tmp_path / "model.onnx", "onnx")
     assert not list(tmp_path.iterdir())
 

@@ -103,7 +103,7 @@ def test_a_cost_that_is_not_finite_names_the_image(value: float) -> None:
     batch = tiny.batch((2, 2))
     prediction = prediction_for(batch)
     prediction.mask_embedding_LBRE[1, 1, 3] = value
-    with pytest.raises(ValueError, match=r"image 101 \(1.png\).*output 1"):
+    with pytest.raises(FloatingPointError, match=r"image 101 \(1.png\).*output 1"):
         match(prediction, batch, CONFIG, "quality_focal")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from alignmask import recipes
 from alignmask.model import BackboneConfig, ModelConfig, build_model
 from alignmask.model.backbone import Backbone
+from alignmask.model.config import SwinConfig
 from alignmask.model.position import sine_position
 from alignmask.model.postprocess import _boxes, postprocess
 from alignmask.model.query_decoder import _attention_mask
@@ -70,6 +73,42 @@ def test_backbone_errors_name_what_is_wrong() -> None:
         Backbone(BackboneConfig("resnet10t", pretrained="nothing.pth"))
 
 
+@pytest.mark.parametrize("swin", [None, SwinConfig(32, (1, 2, 1, 1), (1, 2, 4, 8), 4)])
+def test_weights_of_timms_own_model_come_from_a_file(tmp_path: Path, swin: SwinConfig | None) -> None:
+    """With its classifier, and by its names, which are not those of the part that makes maps."""
+    name, shape = "resnet10t", {}
+    if swin is not None:
+        name = "swin_tiny_patch4_window7_224"
+        shape = {"embed_dim": 32, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 4, 8), "window_size": 4}
+    whole = timm.create_model(name, **shape)
+    file = tmp_path / "weights.pth"
+    torch.save(whole.state_dict(), file)
+    backbone = Backbone(BackboneConfig(name, swin, pretrained=str(file)))
+    image = torch.randint(0, 256, (1, 3, 224, 224)).to(torch.uint8)
+    expected = timm.create_model(name, features_only=True, **shape).state_dict()
+    renamed = {key.replace("layers.", "layers_"): value for key, value in whole.state_dict().items()}
+    for key, value in backbone.body.state_dict().items():
+        if "relative_position_index" not in key and "attn_mask" not in key:
+            assert torch.equal(value, renamed[key]), key
+    assert set(expected) == set(backbone.body.state_dict())
+    assert len(backbone(image)) == 4
+    with pytest.raises(ValueError, match=r"resnet18', weights .*weights\.pth: "):
+        Backbone(BackboneConfig("resnet18", pretrained=str(file)))
+    some = {key: value for key, value in whole.state_dict().items() if not key.endswith("norm1.weight")}
+    torch.save({key: value for key, value in some.items() if "bn1.weight" not in key}, file)
+    with pytest.raises(ValueError, match=r"weights\.pth: \d tensors are missing"):
+        Backbone(BackboneConfig(name, swin, pretrained=str(file)))
+
+
+def test_a_download_that_fails_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(OSError, match=r"backbone resnet10t: .*no network.*--model\.backbone\.pretrained FILE"):
+        Backbone(BackboneConfig("resnet10t"))
+
+
 def test_frozen_norms_keep_their_statistics_in_training() -> None:
     backbone = Backbone(BackboneConfig("resnet10t", pretrained=False)).train()
     before = {name: value.clone() for name, value in backbone.state_dict().items() if "running" in name}
@@ -116,6 +155,25 @@ def test_parameter_counts_are_the_papers(recipe: str, millions: int) -> None:
     config = recipes.RECIPES[recipe]().model
     model = build_model(replace(config, backbone=replace(config.backbone, pretrained=False)))
     assert round(sum(p.numel() for p in model.parameters()) / 1e6) == millions
+
+
+@pytest.mark.parametrize("where", ["query_decoder.heads.classify.bias", "query_decoder.heads.mask.0.bias"])
+def test_a_model_whose_output_is_not_finite_does_not_pass_for_one_that_finds_nothing(where: str) -> None:
+    model, batch = tiny.model().eval(), tiny.batch()
+    with torch.no_grad():
+        model.get_parameter(where).fill_(torch.nan)
+        with pytest.raises(FloatingPointError, match=r"image .*the model's output is not finite"):
+            model.predict(batch)
+
+
+@pytest.mark.parametrize("chunk", [1, 64 * 96 * 3])
+def test_masks_are_the_same_however_many_are_made_at_a_time(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    model, batch = tiny.model().eval(), tiny.batch()
+    with torch.no_grad():
+        expected = model.predict(batch)
+        monkeypatch.setattr("alignmask.model.postprocess.CHUNK", chunk)
+        for found, instances in zip(model.predict(batch), expected, strict=True):
+            assert all(torch.equal(getattr(found, f.name), getattr(instances, f.name)) for f in fields(found))
 
 
 @pytest.mark.parametrize("classification", ["softmax", "focal", "quality_focal"])

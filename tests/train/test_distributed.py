@@ -12,12 +12,25 @@ from alignmask import load
 from tests import tiny
 
 SCRIPT = """
-import sys
+import json, os, sys
 from pathlib import Path
 from alignmask.config import Config, DataConfig, LossConfig, ShapesConfig, TrainConfig
-from alignmask.train.trainer import train
+from alignmask.train.trainer import Trainer, train
 from tests import tiny
-root = Path(sys.argv[1])
+root, rank = Path(sys.argv[1]), os.environ["RANK"]
+seen, step = [], Trainer.train_step
+
+def noting(self, batches):
+    def spy():
+        for batch in batches:
+            seen.append(batch.image_ids)
+            yield batch
+    values = step(self, spy())
+    weights = sum(float(p.detach().double().abs().sum()) for p in self.model.parameters())
+    (root / f"rank{rank}.json").write_text(json.dumps({"seen": seen, "weights": weights}))
+    return values
+
+Trainer.train_step = noting
 train(Config(
     "run", root, tiny.model_config(num_classes=6),
     DataConfig(shapes=ShapesConfig(root / "shapes", 8, 3, 64), crop=64, eval_short_side=64, eval_max_side=64, workers=0),
@@ -40,4 +53,9 @@ def test_two_processes_train_and_leave_one_run(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    assert first["weights"] == second["weights"]  # one model, after gradients of different images
+    for epoch in (0, 2):  # 8 images, 4 a step
+        visits = [image for rank in (first, second) for ids in rank["seen"][epoch : epoch + 2] for image in ids]
+        assert sorted(visits) == list(range(1, 9))
     assert load(tmp_path / "run").class_names[0] == "circle"

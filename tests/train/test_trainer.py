@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import math
+import multiprocessing
 import os
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import set_seed
 
 import alignmask
 from alignmask.config import Config, DataConfig, LossConfig, ShapesConfig, TrainConfig
+from alignmask.data import resolve_paths
 from alignmask.train import checkpoint
 from alignmask.train.dry_run import dry_run
 from alignmask.train.log import Log
 from alignmask.train.optimizer import build_optimizer, learning_rate_factor
-from alignmask.train.trainer import Stopped, Trainer, train
+from alignmask.train.trainer import Stopped, Trainer, _seed, train
 from tests import tiny
 
 TRAIN = TrainConfig(
@@ -155,9 +161,111 @@ def test_a_loss_that_is_not_finite_stops_the_run(shapes: DataConfig, tmp_path: P
         return losses
 
     trainer.criterion = broken
-    with pytest.raises(FloatingPointError, match=r"iteration 4 .*dice (nan|inf).*images \[\d+, \d+\].*step_0000003"):
+    with pytest.raises(FloatingPointError, match=r"iteration 4: .*dice (nan|inf).*images \[\d+, \d+\].*step_0000003"):
         trainer.run()
     assert checkpoint.latest(tmp_path / "run").name == "step_0000003"
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(
+    shapes: DataConfig, tmp_path: Path, clip: float
+) -> None:
+    """Clipping would make NaN of it."""
+    trainer = Trainer(config(shapes, tmp_path, checkpoint_every=1, clip=clip))
+    bias = trainer.model.query_decoder.heads.classify.bias
+    bias.register_hook(lambda grad: torch.full_like(grad, math.inf) if trainer.step == 2 else grad)
+    with pytest.raises(FloatingPointError, match=r"iteration 2: gradient is not finite \(norm inf\).*step_0000002"):
+        trainer.run()
+    assert all(v.isfinite().all() for v in weights(tmp_path / "run").values() if v.is_floating_point())
+
+
+def test_matching_costs_that_are_not_finite_name_iteration_and_checkpoint(shapes: DataConfig, tmp_path: Path) -> None:
+    trainer = Trainer(config(shapes, tmp_path, checkpoint_every=1))
+    with torch.no_grad():
+        trainer.model.query_decoder.heads.classify.bias.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match=r"iteration 0: matching: image .*non-finite costs.*none yet"):
+        trainer.run()
+
+
+def test_an_evaluation_that_a_kill_prevented_is_made_up_for(
+    shapes: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_config = config(shapes, tmp_path, iterations=4, checkpoint_every=2, evaluate_every=2)
+    evaluate, steps = Trainer.evaluate, []
+
+    def killed_once(self: Trainer) -> Any:
+        steps.append(self.step)
+        if len(steps) == 1:
+            raise KeyboardInterrupt
+        return evaluate(self)
+
+    monkeypatch.setattr(Trainer, "evaluate", killed_once)
+    with pytest.raises(KeyboardInterrupt):
+        train(run_config)
+    train(run_config)
+    assert steps == [2, 2, 4]
+
+
+def test_an_evaluation_whose_best_checkpoint_was_not_written_is_made_again(
+    shapes: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = checkpoint.save
+
+    def disk_full(folder: Path, *rest: Any, **more: Any) -> None:
+        if folder.name == "best":
+            raise OSError("no space left on device")
+        save(folder, *rest, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", disk_full)
+        with pytest.raises(OSError, match="no space"):
+            train(config(shapes, tmp_path, iterations=1))
+    run = train(config(shapes, tmp_path, iterations=1))
+    assert (run / "best").is_dir()
+
+
+def test_a_schedulers_sigterm_to_all_processes_saves(shapes: DataConfig, tmp_path: Path) -> None:
+    """Data workers get it, too, and go on until the step is done."""
+    run_config = config(replace(shapes, workers=2), tmp_path, iterations=1000, checkpoint_every=1000)
+    process = multiprocessing.get_context("spawn").Process(target=_train_and_signal_the_group, args=(run_config,))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+    assert checkpoint.load_meta(checkpoint.latest(tmp_path / "run"))["step"] == 3
+
+
+def _train_and_signal_the_group(run_config: Config) -> None:
+    os.setsid()
+    torch.set_num_threads(1)
+    step = Trainer.train_step
+
+    def signalled(self: Trainer, batches: Any) -> Any:
+        if self.step == 2:
+            os.killpg(0, signal.SIGTERM)
+            time.sleep(1)
+        return step(self, batches)
+
+    Trainer.train_step = signalled  # type: ignore[method-assign]
+    with contextlib.suppress(Stopped):
+        train(run_config)
+
+
+@pytest.mark.parametrize("change", ["order", "fewer"])
+def test_validation_categories_must_be_the_training_categories(shapes: DataConfig, tmp_path: Path, change: str) -> None:
+    """Labels become ids through them: others would be scored as the wrong classes, or end the run at its first evaluation."""
+    shapes = resolve_paths(shapes)
+    content = json.loads(Path(shapes.val_annotations).read_text())
+    names = [category["name"] for category in content["categories"]]
+    if change == "order":
+        for category, name in zip(content["categories"], names[1:] + names[:1], strict=True):
+            category["name"] = name
+    else:
+        content["categories"] = content["categories"][:-1]
+        content["annotations"] = [a for a in content["annotations"] if a["category_id"] != len(names)]
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    data = replace(shapes, shapes=None, val_annotations=tmp_path / "val.json")
+    with pytest.raises(ValueError, match=r"val\.json must have the categories of .*instances_train\.json"):
+        Trainer(config(data, tmp_path))
 
 
 def test_an_old_run_is_never_overwritten(shapes: DataConfig, tmp_path: Path) -> None:
@@ -185,13 +293,30 @@ def test_time_limit_ends_the_run_with_an_evaluation(shapes: DataConfig, tmp_path
     assert (run / "evaluation.json").exists()
 
 
-def test_accumulation_adds_up_to_the_same_update(shapes: DataConfig, tmp_path: Path) -> None:
-    """Two micro-batches of the same image give the gradient of one, whatever the order."""
-    trainer = Trainer(config(shapes, tmp_path, accumulate=2, batch_size=2))
+def test_accumulation_makes_one_step_along_the_mean_gradient(shapes: DataConfig, tmp_path: Path) -> None:
+    trainer = Trainer(config(shapes, tmp_path, accumulate=2, batch_size=2, clip=0.0))
     assert trainer.micro_batch == 1
-    before = {n: p.clone() for n, p in trainer.model.named_parameters()}
-    trainer.train_step(trainer._batches())
-    assert any(not torch.equal(before[n], p) for n, p in trainer.model.named_parameters())
+    steps = []
+
+    def note(*_: object) -> None:
+        steps.append({n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None})
+
+    trainer.optimizer.optimizer.register_step_pre_hook(note)
+    state = {n: v.clone() for n, v in trainer.model.state_dict().items()}
+    values = trainer.train_step(trainer._batches())
+    (taken,) = steps
+
+    trainer.model.load_state_dict(state)
+    trainer.model.train()
+    trainer.model.zero_grad()
+    batches = trainer._batches()
+    set_seed(_seed(0, 0, 0))
+    for batch in itertools.islice(batches, 2):
+        (trainer.criterion(trainer.model(batch), batch).total(trainer.config.loss) / 2).backward()
+    expected = {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None}
+    torch.testing.assert_close(taken, expected)
+    norm = torch.stack([grad.norm() for grad in expected.values()]).norm()
+    assert values["grad_norm"].item() == pytest.approx(norm.item(), rel=1e-4)
     with pytest.raises(ValueError, match="batch_size 3 is not a multiple"):
         Trainer(config(shapes, tmp_path / "x", accumulate=2, batch_size=3))
 

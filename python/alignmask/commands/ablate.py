@@ -108,8 +108,8 @@ def run(
     grid = GRIDS[name]
     _check_names(grid, only)
     config = replace(config, data=resolve_paths(config.data))
-    check_classes(config, train_dataset(config.data))  # what is wrong with the data is said once, not by every run
-    val_dataset(config.data)
+    # What is wrong with the data is said once, not by every run.
+    check_classes(config, train_dataset(config.data), val_dataset(config.data, masks=False))
     folder = config.out / config.name
     claims = Claims(folder / "claims")
     cells = [

@@ -84,7 +84,7 @@ def command(
 
 def _dataset(predictor: Predictor, images: Path | None, annotations: Path | None) -> CocoDataset:
     if images is None and annotations is None:
-        return val_dataset(predictor.config.data, masks=False)
+        return _checked(val_dataset(predictor.config.data, masks=False), predictor)
     if images is None or annotations is None:
         raise ValueError("eval CHECKPOINT: give --data-images and --annotations, or neither of them")
     return evaluation_dataset(predictor, images, annotations)
@@ -92,10 +92,14 @@ def _dataset(predictor: Predictor, images: Path | None, annotations: Path | None
 
 def evaluation_dataset(predictor: Predictor, images: Path, annotations: Path, limit: int | None = None) -> CocoDataset:
     """That data, resized as the checkpoint wants it. Raises ValueError if its classes are not the checkpoint's."""
-    dataset = CocoDataset(images, annotations, evaluation_transform(predictor.config.data), limit, masks=False)
+    transform = evaluation_transform(predictor.config.data)
+    return _checked(CocoDataset(images, annotations, transform, limit, masks=False), predictor)
+
+
+def _checked(dataset: CocoDataset, predictor: Predictor) -> CocoDataset:
     if dataset.class_names != predictor.class_names:
         raise ValueError(
-            f"{annotations}: its {len(dataset.class_names)} categories ({_brief(dataset.class_names)}) are not the "
+            f"{dataset.annotations}: its {len(dataset.class_names)} categories ({_brief(dataset.class_names)}) are not the "
             f"{len(predictor.class_names)} that the checkpoint was trained on ({_brief(predictor.class_names)})"
         )
     return dataset

@@ -6,7 +6,7 @@ from alignmask._extras import require_train
 
 require_train("alignmask.data")
 
-from alignmask.data.batch import Batch, Sample, collate  # noqa: E402
+from alignmask.data.batch import Batch, Sample, collate, leave_signals_to_the_main_process  # noqa: E402
 from alignmask.data.coco import CocoDataset, CocoError, read_coco_json  # noqa: E402
 from alignmask.data.images import ImageError, read_image  # noqa: E402
 from alignmask.data.sources import resolve_paths, train_dataset, val_dataset  # noqa: E402
@@ -22,6 +22,7 @@ __all__ = [
     "TrainingStream",
     "collate",
     "evaluation_transform",
+    "leave_signals_to_the_main_process",
     "read_coco_json",
     "read_image",
     "resolve_paths",

@@ -18,7 +18,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from alignmask.data.batch import Sample
+from alignmask.data.batch import Sample, Size
 from alignmask.data.images import ImageError, read_image
 from alignmask.data.index import ZERO_AREA, CocoError, CocoIndex, ImageRecord, fault, read_coco_json
 from alignmask.data.masks import decode_rles, encode_segmentation
@@ -113,6 +113,11 @@ class CocoDataset(Dataset[Sample]):
     def file_name(self, index: int) -> str:
         """As the JSON has it. Raises IndexError."""
         return self._record(index).file_name
+
+    def size(self, index: int) -> Size:
+        """Height and width in the annotation file."""
+        record = self._record(index)
+        return record.height, record.width
 
     def _record(self, index: int) -> ImageRecord:
         if not 0 <= index < len(self):

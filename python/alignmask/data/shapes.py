@@ -43,12 +43,12 @@ _ATTEMPTS = 8
 
 
 def generate(config: ShapesConfig) -> None:
-    """Write the data set below `config.root` unless it is there already with the same settings.
+    """Write the data set below `config.root` unless it is there already.
 
     Writes train/*.png, val/*.png, instances_train.json, instances_val.json and a marker with the settings. The folder
-    appears complete or not at all, also when several processes ask for it at once. A data set with other settings is
-    replaced, after a printed notice. Raises ValueError for impossible settings, and FileExistsError if the root holds
-    anything that this function did not write.
+    appears complete or not at all, also when several processes ask for it at once. Raises ValueError for impossible
+    settings, and FileExistsError if the root holds a data set with other settings, which a training may be reading, or
+    anything else that this function did not write.
     """
     if config.size < 32 or min(config.train_images, config.val_images, config.max_instances) < 1 or config.seed < 0:
         raise ValueError(f"shapes: expected size >= 32, counts >= 1 and seed >= 0, got {config}")
@@ -63,16 +63,23 @@ def generate(config: ShapesConfig) -> None:
         present = _present_settings(root)
         if present == wanted:
             return
-        notice = "its settings changed, it is replaced" if present else "first use"
+        if present is not None:
+            changed = [
+                f"{name} {present.get(name)} -> {value}" for name, value in wanted.items() if present.get(name) != value
+            ]
+            raise FileExistsError(
+                f"{root}: holds synthetic images of other settings ({', '.join(changed)}): choose another "
+                "--data.shapes.root, or delete it if nothing uses it"
+            )
         count = f"{config.train_images} + {config.val_images} images"
-        print(f"shapes: generating {count} in {root} ({notice})", file=sys.stderr, flush=True)
+        print(f"shapes: generating {count} in {root} (first use)", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(prefix=f".{root.name}.", dir=root.parent) as workshop:
             new = Path(workshop) / "new"
             for number, split in enumerate(SPLITS):
                 _write_split(config, new, split, number)
             (new / MARKER).write_text(json.dumps(wanted, indent=1))
             if root.exists():
-                root.rename(Path(workshop) / "old")
+                root.rmdir()  # it is empty, as _present_settings saw
             new.rename(root)
 
 

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from alignmask._files import write_json
 from alignmask.analysis.alignment import AlignmentStatistics, alignment_table, score_iou_pairs, statistics
-from alignmask.data import collate
+from alignmask.data import CocoDataset, collate, leave_signals_to_the_main_process
+from alignmask.data.batch import Size
 from alignmask.eval import rle
 from alignmask.eval.files import (
     AnnotationsLike,
@@ -256,7 +258,7 @@ def evaluate_model(
     Args:
         model: Is put into eval mode, and back as it was.
         dataset: With the evaluation transform; ground truth is read from its annotation file.
-        batch_size: Images per forward pass and rank.
+        batch_size: Images of one size per forward pass and rank.
         workers: Data-loading processes.
         out: Folder for results.json (default score mode) and evaluation.json, both written atomically; None writes
             nothing.
@@ -293,11 +295,14 @@ def _predict(
     workers: int,
     progress: Callable[[int, int], None] | None,
 ) -> list[_ImagePredictions]:
+    batches = _batches_of_one_size(dataset, shard, batch_size)
+    position = itertools.chain.from_iterable(batches)
     loader: DataLoader[Any] = DataLoader(
-        Subset(dataset, shard),
-        batch_size=batch_size,
+        dataset,
+        batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
+        worker_init_fn=leave_signals_to_the_main_process,
         pin_memory=device.type == "cuda",
     )
     found: list[_ImagePredictions] = []
@@ -311,12 +316,22 @@ def _predict(
                 entries = to_coco_results(instances, image_id, dataset.category_ids)
                 product = instances.class_scores_N * instances.mask_scores_N
                 scores = {"class": instances.class_scores_N.tolist(), "class*mask": product.tolist()}
-                found.append(_ImagePredictions(shard[len(found)], entries, scores))
+                found.append(_ImagePredictions(next(position), entries, scores))
             if progress is not None:
                 progress(len(found), len(shard))
     finally:
         model.train(was_training)
     return found
+
+
+def _batches_of_one_size(dataset: CocoDataset, indices: Iterable[int], batch_size: int) -> list[list[int]]:
+    """Images are not padded to each other's size, so that what is predicted does not depend on who shares a batch."""
+    groups: dict[Size, list[int]] = {}
+    for index in indices:
+        groups.setdefault(dataset.size(index), []).append(index)
+    return [
+        group[start : start + batch_size] for group in groups.values() for start in range(0, len(group), batch_size)
+    ]
 
 
 def _assess(

@@ -16,6 +16,9 @@ from alignmask.config import LossConfig
 from alignmask.data.batch import Batch
 from alignmask.model.heads import Prediction
 
+SHRUNK_AT_A_TIME = 64
+"""Masks: as float32 they are four times as large."""
+
 
 @dataclass
 class Targets:
@@ -88,6 +91,10 @@ def shrink(masks_GHW: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     best-covered cell, else a tiny object's target score would be 0 for ever."""
     if masks_GHW.shape[0] == 0:
         return masks_GHW.new_zeros(0, *size)
+    return torch.cat([_shrink(some_GHW, size) for some_GHW in masks_GHW.split(SHRUNK_AT_A_TIME)])
+
+
+def _shrink(masks_GHW: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     coverage_GS = F.adaptive_avg_pool2d(masks_GHW.float()[:, None], (size[0], size[1])).flatten(1)
     best_G = coverage_GS.max(dim=1)
     lost_G = (best_G.values > 0) & (best_G.values < 0.5)

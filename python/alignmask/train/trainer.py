@@ -25,7 +25,16 @@ from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 
 from alignmask.config import Config, changed_fields
-from alignmask.data import Batch, CocoDataset, TrainingStream, collate, resolve_paths, train_dataset, val_dataset
+from alignmask.data import (
+    Batch,
+    CocoDataset,
+    TrainingStream,
+    collate,
+    leave_signals_to_the_main_process,
+    resolve_paths,
+    train_dataset,
+    val_dataset,
+)
 from alignmask.eval.coco import Evaluation, evaluate_model
 from alignmask.loss import Criterion
 from alignmask.model import build_model
@@ -72,7 +81,7 @@ class Trainer:
                 f"train.batch_size {t.batch_size} is not a multiple of {world} processes x {t.accumulate} accumulation steps"
             )
         self.train_data, self.val_data = train_dataset(config.data), val_dataset(config.data)
-        check_classes(config, self.train_data)
+        check_classes(config, self.train_data, self.val_data)
 
         folder = self._start_folder(resume)
         set_seed(t.seed)
@@ -99,6 +108,10 @@ class Trainer:
             self._say_hello()
             batches, window = self._batches(), _Window()
             saved, evaluated = self.step, last_evaluation(self.run_dir) if accelerator.is_main_process else None
+            missed = self.step > 0 and self.step % t.evaluate_every == 0 and evaluated != self.step
+            if self.step < t.iterations and self._any(accelerator.is_main_process and missed):
+                self.evaluate()  # a kill came between checkpoint and evaluation
+                evaluated = self.step
             before = time.monotonic()
             while self.step < t.iterations and not self._out_of_time():
                 values = self.train_step(batches)
@@ -139,13 +152,21 @@ class Trainer:
             batch = next(batches).to(accelerator.device, non_blocking=True)
             with accelerator.accumulate(self.model):
                 prediction = self.model(batch)
-                losses = self.criterion(prediction, batch)
+                try:
+                    losses = self.criterion(prediction, batch)
+                except FloatingPointError as error:  # of the matching costs
+                    raise FloatingPointError(self._not_finite(str(error), batch)) from error
                 loss = losses.total(self.config.loss)
                 if not torch.isfinite(loss):
-                    raise FloatingPointError(self._not_finite(losses.summary(), batch))
+                    parts = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.summary().items())
+                    raise FloatingPointError(self._not_finite(f"loss is not finite ({parts})", batch))
                 accelerator.backward(loss)
-                if accelerator.sync_gradients and t.clip:
-                    values["grad_norm"] = accelerator.clip_grad_norm_(self.model.parameters(), t.clip)
+                if accelerator.sync_gradients:
+                    norm = accelerator.clip_grad_norm_(self.model.parameters(), t.clip or math.inf)
+                    # Such a step would make the weights NaN. (With fp16's loss scaling it is left out, and the scale halved.)
+                    if accelerator.scaler is None and not torch.isfinite(norm):
+                        raise FloatingPointError(self._not_finite(f"gradient is not finite (norm {norm:g})", batch))
+                    values["grad_norm"] = norm
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             for name, value in {"loss": loss.detach(), **losses.summary()}.items():
@@ -168,7 +189,6 @@ class Trainer:
         )  # fmt: skip
         metrics = {mode: m.as_dict() for mode, m in result.metrics.items()}
         ap = metrics[self.config.model.score]["AP"]
-        self.log.evaluation(self.step, result.as_dict(), {f"AP_{mode}": m["AP"] for mode, m in metrics.items()})
         self.log.say(result.table())
         if ap > self.best and self.accelerator.is_main_process:
             self.best = ap
@@ -176,6 +196,8 @@ class Trainer:
                 self.run_dir / "best", self.config, weights.state_dict(), {**self._meta(), "metrics": metrics}
             )
         self.best = max(self.best, ap)
+        # Last: what stands in the log is not evaluated again by a run that is resumed.
+        self.log.evaluation(self.step, result.as_dict(), {f"AP_{mode}": m["AP"] for mode, m in metrics.items()})
         return result
 
     # -- checkpoints -----------------------------------------------------------------------------------------------------
@@ -272,6 +294,7 @@ class Trainer:
                 batch_sampler=micro_batches,  # type: ignore[arg-type]
                 collate_fn=collate,
                 num_workers=workers,
+                worker_init_fn=leave_signals_to_the_main_process,
                 pin_memory=a.device.type == "cuda",
                 persistent_workers=workers > 0,
             )
@@ -312,13 +335,9 @@ class Trainer:
     def _signals(self) -> _Signals:
         return _Signals(self)
 
-    def _not_finite(self, values: dict[str, torch.Tensor], batch: Batch) -> str:
-        parts = ", ".join(f"{name} {value.item():.4g}" for name, value in values.items())
-        kept = checkpoints.latest(self.run_dir)
-        return (
-            f"loss is not finite at iteration {self.step} ({parts}); images {batch.image_ids}; "
-            f"last good checkpoint: {kept if kept else 'none yet'}"
-        )
+    def _not_finite(self, what: str, batch: Batch) -> str:
+        kept = checkpoints.latest(self.run_dir) or "none yet"
+        return f"iteration {self.step}: {what}; images {batch.image_ids}; last good checkpoint: {kept}"
 
     def _say_hello(self) -> None:
         parameters = sum(p.numel() for p in self.model.parameters())
@@ -378,8 +397,13 @@ def _seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def check_classes(config: Config, data: CocoDataset) -> None:
-    """Raises ValueError unless the data has as many categories as the model has classes."""
+def check_classes(config: Config, data: CocoDataset, val_data: CocoDataset) -> None:
+    """Raises ValueError unless training and validation data have the same categories, as many as the model has classes."""
+    if data.class_names != val_data.class_names:
+        raise ValueError(
+            f"{config.data.val_annotations} must have the categories of {config.data.train_annotations}, in the same order "
+            f"of their ids: {val_data.class_names} are not {data.class_names}"
+        )
     found, expected = len(data.class_names), config.model.num_classes
     if found != expected:
         raise ValueError(
