@@ -150,9 +150,11 @@ class Points {
   ALIGNMASK_HOST_DEVICE void start_query(std::int64_t b, std::int64_t q, const PointRow<F>& row) const {
     const bool one_place = !second_form_ || reference_->strides[2] == 0;
     const Place place = second_form_ && L_ > 0 ? reference_place(b, q, 0) : Place{0, 0};
+    // Beyond the last point, where width and height are 0, an infinite place must not make a NaN.
     for (std::int64_t i = 0; i < padded_; i += kLanes) {
-      store(row.origin_x + i, place.x * width(i) - F(0.5));
-      store(row.origin_y + i, place.y * height(i) - F(0.5));
+      const Lanes w = width(i), h = height(i);
+      store(row.origin_x + i, (w > 0 ? place.x * w : Lanes{}) - F(0.5));
+      store(row.origin_y + i, (h > 0 ? place.y * h : Lanes{}) - F(0.5));
     }
     if (one_place) return;
     for (std::int64_t l = 0, i = 0; l < L_; ++l) {

@@ -145,5 +145,9 @@ def test_errors_name_op_and_argument() -> None:
         ops.mask_iou(predictions.numpy().astype(">f4"), targets.numpy(), owner.numpy())
     with pytest.raises(TypeError, match=r"^mask_iou: predictions cannot be read as a tensor: .*object"):
         ops.mask_iou(predictions.numpy().astype(object), targets.numpy(), owner.numpy())
+    value, levels, locations, weights = cases.ms_deform_attn(cases.MS_DEFORM_ATTN["odd"])
+    for tensors in ((value, locations, weights), (value.numpy(), locations.numpy(), weights.numpy())):
+        with pytest.raises(TypeError, match=r"^ms_deform_attn: level_shapes must be a sequence .*, got ndarray"):
+            ops.ms_deform_attn(tensors[0], np.array(levels), *tensors[1:])
     with pytest.raises(TypeError, match=r"^mask_iou: owner must be a torch.Tensor, got list"):
         ops.mask_iou(predictions.numpy(), targets.numpy(), owner.tolist())

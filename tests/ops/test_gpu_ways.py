@@ -87,13 +87,13 @@ def test_every_gpu_has_its_own_way(machine: None, monkeypatch: pytest.MonkeyPatc
     core = Core(BUILD)
     gpus = _gpu.Gpus(core, ("op",))
     assert [way.name for way in gpus.ways()] == ["jit", "aot"]
-    assert gpus.usable()
+    assert [gpus.usable(device) for device in range(3)] == [True, True, False]
     assert core.launchers == {0: "launcher"}
 
     monkeypatch.setattr(_gpu, "jit_problem", lambda architecture: "no CuPy")
     gpus = _gpu.Gpus(Core(BUILD), ("op",))
     assert [way.name for way in gpus.ways()] == ["off", "aot"]
-    assert not gpus.usable()
+    assert [gpus.usable(device) for device in range(2)] == [False, True]  # one that is too old does not slow the other
     assert "no CuPy" in gpus.ways()[0].text
 
 
@@ -101,22 +101,39 @@ def test_a_forced_way_that_is_closed_raises(machine: None, monkeypatch: pytest.M
     monkeypatch.setenv("ALIGNMASK_CUDA", "aot")
     gpus = _gpu.Gpus(Core(BUILD), ("op",))
     with pytest.raises(RuntimeError, match="ALIGNMASK_CUDA=aot does not work on cuda:0: none compiled for sm_70"):
-        gpus.usable()
+        gpus.usable(0)
+    assert gpus.usable(1)
     monkeypatch.setenv("ALIGNMASK_CUDA", "jit")
     core = Core(BUILD)
-    assert _gpu.Gpus(core, ("op",)).usable()
+    assert all(map(_gpu.Gpus(core, ("op",)).usable, range(2)))
     assert core.launchers == {0: "launcher", 1: "launcher"}
     monkeypatch.setenv("ALIGNMASK_CUDA", "off")
-    assert not _gpu.Gpus(Core(BUILD), ("op",)).usable()
+    assert not any(map(_gpu.Gpus(Core(BUILD), ("op",)).usable, range(2)))
+
+
+@pytest.mark.parametrize(
+    ("cuda", "architecture", "problem"),
+    [
+        ("12.6", 61, "the kernels need sm_70 or newer, this is sm_61"),  # NVRTC knows it, the kernels do not
+        ("11.8", 80, "torch was built with CUDA 11, kernels are compiled with 12 or 13"),
+        (None, 80, "torch was built without CUDA"),
+    ],
+)
+def test_where_kernels_cannot_be_compiled(
+    monkeypatch: pytest.MonkeyPatch, cuda: str | None, architecture: int, problem: str
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    assert _gpu.jit_problem(architecture) == problem
 
 
 def test_the_ops_follow(machine: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_library, "_gpus", _gpu.Gpus(Core(BUILD), _library.OPS))
-    assert all(_library.has_kernel(op, "cuda") for op in _library.OPS)
+    gpu = torch.device("cuda", 0)
+    assert all(_library.has_kernel(op, gpu) for op in _library.OPS)
     text = "kernel (compiled on first use) or kernel (compiled with the package)"
     assert _library.implementation("mask_iou", "cuda") == text
     with _library.use_reference("mask_iou"):
-        assert not _library.has_kernel("mask_iou", "cuda")
+        assert not _library.has_kernel("mask_iou", gpu)
         assert _library.implementation("mask_iou", "cuda") == "reference"
 
 
@@ -124,6 +141,6 @@ def test_without_a_gpu() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
     gpus = _gpu.Gpus(Core(BUILD), _library.OPS)
-    assert not gpus.usable()
+    assert not gpus.usable(0)
     assert _library.implementation("mask_iou", "cuda") == "reference (no GPU)"
     assert _library.stream(torch.ones(1)) == 0

@@ -232,6 +232,9 @@ def test_not_finite_numbers(implementation: str) -> None:
             value, levels, changed(reference, (0, 1, 0, 1), math.nan), offsets, logits
         )
         assert out[0, 1].isnan().all()
+        # Infinite is outside; nor must what pads the points to whole vectors make a NaN of it.
+        outside = forward_backward((value, levels, changed(reference, (0, 1, 0), math.inf), offsets, logits))
+        assert all(result.isfinite().all() for result in outside)
 
         found = forward_backward((value, levels, reference, changed(offsets, (*at, 1), math.inf), logits))
         elsewhere = forward_backward((value, levels, reference, changed(offsets, (*at, 1), 1e4), logits))

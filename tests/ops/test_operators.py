@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from alignmask import _core, ops
@@ -103,7 +104,7 @@ def test_opcheck_of_the_backward_of_masked_point_pool(channels_last: bool) -> No
 
 
 def test_opcheck_of_the_backward_of_quality_focal_loss() -> None:
-    arguments = (torch.randn(5), torch.randn(5, 3), torch.float16)
+    arguments = (torch.randn(5), torch.randn(5, 3), torch.randn(5, 3, dtype=torch.float16))
     torch.library.opcheck(torch.ops.alignmask.quality_focal_loss_backward.default, arguments)
 
 
@@ -186,6 +187,28 @@ def test_second_derivatives_say_that_there_are_none(name: str) -> None:
     grad, *_ = torch.autograd.grad(op.call(leaf, *rest).square().sum(), leaf, create_graph=True)
     with pytest.raises(NotImplementedError, match=f"alignmask::{op.operator}_backward has no derivative"):
         grad.sum().backward()
+
+
+def test_a_gradient_penalty_on_quality_focal_loss_is_refused() -> None:
+    """The gradient of a sum depends on the logits alone, of which the operator keeps but the gradient."""
+    logits, label, iou = all_ops()["quality_focal_loss"].tensors
+    (grad,) = torch.autograd.grad(
+        ops.quality_focal_loss(logits.requires_grad_(), label, iou).sum(), logits, create_graph=True
+    )
+    with pytest.raises(NotImplementedError, match="quality_focal_loss_backward has no derivative"):
+        grad.pow(2).sum().backward()
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+@pytest.mark.parametrize("needs_gradient", [False, True])
+def test_forward_mode_is_refused(name: str, needs_gradient: bool) -> None:
+    """torch's own answer for an operator without a formula for it is a tangent of 0, or none."""
+    op = all_ops()[name]
+    leaf, *rest = leaves_of(op) if needs_gradient else op.tensors
+    with pytest.raises(NotImplementedError, match=f"{op.operator}.*: no forward-mode derivative"):
+        torch.func.jvp(lambda x: op.call(x, *rest).sum(), (leaf,), (torch.ones_like(leaf),))
+    with forward_ad.dual_level():
+        op.call(leaf, *rest)  # no tangent: nothing is asked for
 
 
 @pytest.mark.parametrize("name", OPS)

@@ -26,13 +26,16 @@ def accepts_arrays(op: Function) -> Function:
         TypeError: Arrays beside torch tensors.
     """
     signature = inspect.signature(op)
+    tensors = {name for name, parameter in signature.parameters.items() if parameter.annotation in (Tensor, "Tensor")}
 
     @functools.wraps(op)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or not any(map(_is_array, (*args, *kwargs.values()))):
             return op(*args, **kwargs)
         arguments = signature.bind(*args, **kwargs).arguments
-        arrays = {name: value for name, value in arguments.items() if _is_array(value)}
+        arrays = {name: value for name, value in arguments.items() if name in tensors and _is_array(value)}
+        if not arrays:  # but one where no tensor belongs, of which the op will say so
+            return op(*args, **kwargs)
         (name, first), *_ = arrays.items()
         for other, value in arguments.items():
             if isinstance(value, Tensor):

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 
 WISHES = ("auto", "aot", "jit", "off")
+OLDEST = 70
+"""Architecture that knows __grid_constant__ parameters."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,10 @@ def jit_problem(architecture: int) -> str:
     if torch.version.cuda is None:
         return "torch was built without CUDA"
     major = int(torch.version.cuda.split(".")[0])
+    if architecture < OLDEST:
+        return f"the kernels need sm_{OLDEST} or newer, this is sm_{architecture}"
+    if major not in (12, 13):
+        return f"torch was built with CUDA {major}, kernels are compiled with 12 or 13"
     if importlib.util.find_spec("cupy") is None:
         return f"CuPy is not installed: pip install '.[cuda{major}]' in AlignMask's folder"
     library = nvrtc.find(major)
@@ -136,14 +142,16 @@ class Gpus:
             self._ways = ways
         return self._ways
 
-    def usable(self) -> bool:
-        """Do kernels run on every GPU?
+    def usable(self, device: int) -> bool:
+        """Do kernels run on this GPU?
 
         Raises:
-            RuntimeError: The way that `ALIGNMASK_CUDA` forces does not work on one of them.
+            RuntimeError: The way that `ALIGNMASK_CUDA` forces does not work on it.
         """
         ways = self.ways()
-        for device, way in enumerate(ways):
-            if way.problem:
-                raise RuntimeError(f"ALIGNMASK_CUDA={way.name} does not work on cuda:{device}: {way.problem}")
-        return bool(ways) and all(way.name != "off" for way in ways)
+        if device >= len(ways):  # a fake tensor's, on a machine without it
+            return False
+        way = ways[device]
+        if way.problem:
+            raise RuntimeError(f"ALIGNMASK_CUDA={way.name} does not work on cuda:{device}: {way.problem}")
+        return way.name != "off"

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from alignmask.ops import _gpu
 
@@ -69,10 +70,10 @@ def implementation(op: str, device_type: str) -> str:
     Raises:
         ValueError: `op` is none of `OPS`.
     """
-    if device_type == "cuda" and "cuda" in _kernels.get(op, ()) and op not in _forced_reference:
+    if device_type == "cuda" and _known(op) not in _forced_reference and "cuda" in _kernels.get(op, ()):
         texts = {way.text for way in _gpus.ways()}
         return " or ".join(sorted(texts)) if texts else "reference (no GPU)"
-    if not has_kernel(op, device_type):
+    if device_type == "cuda" or not has_kernel(op, torch.device(device_type)):
         return "reference"
     return {"cpu": f"kernel ({core.cpu_instruction_set()})", "meta": "shapes only"}[device_type]
 
@@ -84,24 +85,35 @@ def gpu_build() -> dict[str, Any]:
     return build
 
 
-def has_kernel(op: str, device_type: str) -> bool:
-    """Does `op` run on its operator (else on its reference) for tensors of `device_type`?
+def has_kernel(op: str, device: torch.device) -> bool:
+    """Does `op` run on its operator (else on its reference) for tensors of `device`?
 
     Raises:
         ValueError: `op` is none of `OPS`.
-        RuntimeError: `ALIGNMASK_CUDA` forces kernels on GPUs that do not work there.
+        RuntimeError: `ALIGNMASK_CUDA` forces kernels on a GPU that do not work there.
     """
     if _known(op) in _forced_reference:
         return False
     devices = _kernels.get(op, frozenset())
-    if device_type == "cuda":
-        return device_type in devices and _gpus_usable()
-    return device_type in devices or (device_type == "meta" and bool(devices))
+    if device.type == "cuda":
+        return "cuda" in devices and _gpu_usable(device.index)
+    return device.type in devices or (device.type == "meta" and bool(devices))
 
 
 @torch.compiler.assume_constant_result
-def _gpus_usable() -> bool:
-    return _gpus.usable()
+def _gpu_usable(index: int) -> bool:
+    return _gpus.usable(index)
+
+
+def refuse_tangents(op: str, *tensors: Tensor) -> None:
+    """Raise NotImplementedError if a forward-mode derivative is asked for: torch would answer with 0.
+
+    torch makes no such check for operators of torch.library.
+    """
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise NotImplementedError(f"{op}: no forward-mode derivative; alignmask.ops.use_reference() has one")
 
 
 def stream(tensor: Tensor) -> int:

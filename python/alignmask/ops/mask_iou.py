@@ -33,7 +33,7 @@ def mask_iou(predictions_BQHW: Tensor, targets_GHW: Tensor, owner_G: Tensor, thr
         ValueError: A wrong shape or device; on the CPU also an owner outside [0, B).
     """
     _check.tensors("mask_iou", predictions=predictions_BQHW, targets=targets_GHW, owner=owner_G)
-    if not _library.has_kernel("mask_iou", predictions_BQHW.device.type):
+    if not _library.has_kernel("mask_iou", predictions_BQHW.device):
         return reference.mask_iou(predictions_BQHW, targets_GHW, owner_G, threshold)
     iou_GQ: Tensor = _forward(predictions_BQHW.detach(), targets_GHW, owner_G, threshold)
     return iou_GQ

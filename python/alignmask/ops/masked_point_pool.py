@@ -45,9 +45,10 @@ def masked_point_pool(
     """
     op = "masked_point_pool"
     _check.tensors(op, features=features_BCHW, masks=masks_GHW, owner=owner_G, points=points_BTK2)
-    if not _library.has_kernel(op, features_BCHW.device.type):
+    if not _library.has_kernel(op, features_BCHW.device):
         return reference.masked_point_pool(features_BCHW, masks_GHW, owner_G, points_BTK2, normalize)
     check_normalize(normalize)
+    _library.refuse_tangents(op, features_BCHW)
     pooled_GTC, weight_GT = _forward(features_BCHW, masks_GHW, owner_G, points_BTK2.detach(), normalize == "points")
     return pooled_GTC, weight_GT
 

@@ -43,8 +43,9 @@ def ms_deform_attn(
         ValueError: A wrong shape or device, or levels that do not add up to S. The message names the argument.
     """
     _check.tensors("ms_deform_attn", value=value_BSND, locations=locations_BQNLP2, weights=weights_BQNLP)
-    if not _library.has_kernel("ms_deform_attn", value_BSND.device.type):
+    if not _library.has_kernel("ms_deform_attn", value_BSND.device):
         return reference.ms_deform_attn(value_BSND, level_shapes, locations_BQNLP2, weights_BQNLP)
+    _library.refuse_tangents("ms_deform_attn", value_BSND, locations_BQNLP2, weights_BQNLP)
     out: Tensor = _forward(value_BSND, _flat("ms_deform_attn", level_shapes), locations_BQNLP2, weights_BQNLP, None)
     return out
 
@@ -82,10 +83,11 @@ def ms_deform_attn_from_offsets(
     """
     name = "ms_deform_attn_from_offsets"
     _check.tensors(name, value=value_BSND, reference=reference_BQL2, offsets=offsets_BQNLP2, logits=logits_BQNLP)
-    if not _library.has_kernel("ms_deform_attn", value_BSND.device.type):
+    if not _library.has_kernel("ms_deform_attn", value_BSND.device):
         return reference.ms_deform_attn_from_offsets(
             value_BSND, level_shapes, reference_BQL2, offsets_BQNLP2, logits_BQNLP
         )
+    _library.refuse_tangents(name, value_BSND, reference_BQL2, offsets_BQNLP2, logits_BQNLP)
     out: Tensor = _forward(value_BSND, _flat(name, level_shapes), offsets_BQNLP2, logits_BQNLP, reference_BQL2)
     return out
 
@@ -98,7 +100,7 @@ def gradients(
     weights_BQNLP: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of value, locations and weights of `ms_deform_attn`, computed at once, outside of autograd."""
-    if _library.has_kernel("ms_deform_attn", value_BSND.device.type):
+    if _library.has_kernel("ms_deform_attn", value_BSND.device):
         sizes = _flat("ms_deform_attn", level_shapes)
         needed = [True, True, True, False]
         with torch.no_grad():

@@ -40,8 +40,9 @@ def quality_focal_loss(
         ValueError: A wrong shape, device, gamma or theta; on the CPU also a label outside [-1, C).
     """
     _check.tensors("quality_focal_loss", logits=logits_RC, label=label_R, iou=iou_R)
-    if not _library.has_kernel("quality_focal_loss", logits_RC.device.type):
+    if not _library.has_kernel("quality_focal_loss", logits_RC.device):
         return reference.quality_focal_loss(logits_RC, label_R, iou_R, gamma, theta)
+    _library.refuse_tangents("quality_focal_loss", logits_RC)
     with_gradient = torch.is_grad_enabled() and logits_RC.requires_grad
     loss_R: Tensor = _forward(logits_RC, label_R, iou_R.detach(), gamma, theta, with_gradient)[0]
     return loss_R
@@ -72,21 +73,21 @@ def _empty(logits: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor]:
     return logits.new_empty(logits.shape[0]), logits.new_empty(shape, dtype=_check.compute_dtype(logits.dtype))
 
 
-def _backward_any(grad_loss: Tensor, gradient: Tensor, dtype: torch.dtype) -> Tensor:
-    return (gradient * grad_loss.to(gradient.dtype)[:, None]).to(dtype)
+def _backward_any(grad_loss: Tensor, gradient: Tensor, logits: Tensor) -> Tensor:
+    """logits: for their dtype, and so that autograd knows that the gradient depends on them: there is no second derivative."""
+    return (gradient * grad_loss.to(gradient.dtype)[:, None]).to(logits.dtype)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     logits, with_gradient, gradient = inputs[0], inputs[5], output[1]
-    ctx.dtype = logits.dtype
     ctx.mark_non_differentiable(gradient)
     if not with_gradient:  # inside of vmap a tensor does not say that it requires a gradient
         gradient = _forward(logits.detach(), *inputs[1:5], True)[1]
-    ctx.save_for_backward(gradient)
+    ctx.save_for_backward(gradient, logits)
 
 
 def _gradient(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    return _backward(grad_loss, *ctx.saved_tensors, ctx.dtype), None, None, None, None, None
+    return _backward(grad_loss, *ctx.saved_tensors), None, None, None, None, None
 
 
 _forward = _library.define(
@@ -99,7 +100,7 @@ _forward = _library.define(
 )
 _backward = _library.define(
     "quality_focal_loss_backward",
-    "(Tensor grad_loss, Tensor gradient, ScalarType dtype) -> Tensor",
+    "(Tensor grad_loss, Tensor gradient, Tensor logits) -> Tensor",
     kernels={"cpu": _backward_any, "cuda": _backward_any},
     fake=_backward_any,
 )
