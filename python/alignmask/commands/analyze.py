@@ -22,6 +22,9 @@ from alignmask.eval.coco import evaluate_model
 from alignmask.eval.files import load_ground_truth, load_results
 from alignmask.train.checkpoint import load_config, resolve
 
+WEIGHTS = (".safetensors", ".pkl", ".pth", ".pt", ".bin")
+"""Suffixes; only the first can be a checkpoint's, the others are refused as such."""
+
 
 def main(arguments: list[str]) -> int:
     return tyro.cli(command, prog="alignmask analyze", args=arguments)
@@ -103,13 +106,7 @@ def command(
 
 
 def _is_checkpoint(path: Path) -> bool:
-    return path.is_dir() or path.suffix in (
-        ".safetensors",
-        ".pkl",
-        ".pth",
-        ".pt",
-        ".bin",
-    )  # .pkl, ...: it is refused by name
+    return path.is_dir() or path.suffix in WEIGHTS
 
 
 def _dataset(models: Sequence[Path], annotations: Path | None, images: Path | None) -> CocoDataset | None:

@@ -99,13 +99,13 @@ def _create(config: BackboneConfig) -> nn.Module:
     file = config.pretrained if isinstance(config.pretrained, str) and config.pretrained != "lite0-package" else None
     if file is not None and not Path(file).is_file():
         raise FileNotFoundError(f"backbone weights {file}: no such file")
+    tensors = read_tensors(Path(file)) if file is not None else None
     try:
-        if file is not None:
-            tensors = read_tensors(Path(file))
+        if tensors is not None:
             _check_tensors(timm.create_model(config.name, **options), tensors)
             # timm loads them before it takes the classifier off and renames the rest.
             options["pretrained_cfg_overlay"] = {"state_dict": tensors}
-        pretrained = config.pretrained is True or file is not None
+        pretrained = config.pretrained is True or tensors is not None
         body = timm.create_model(config.name, pretrained=pretrained, features_only=True, **options)
     except RuntimeError as error:  # timm does not know the name, or the file's tensors are not those of this model
         raise ValueError(f"backbone {config.name!r}{f', weights {file}' if file else ''}: {error}") from error
