@@ -100,8 +100,8 @@ class LossConfig:
     """Mask losses: candidates per kept point."""
     importance: float = 0.75
     """Mask losses: share of the points that are kept for their uncertainty."""
-    iou_resolution: Literal["prediction", "image"] = "prediction"
-    """Where the mask IoU of Eq. 2 and 3 is measured: stride 4, or the image after upsampling the logits."""
+    iou_resolution: Literal["prediction", "image"] = "image"
+    """Where the mask IoU of Eq. 2 and 3 is measured: at the image's resolution, after upsampling the logits, or at stride 4."""
 
 
 @dataclass(frozen=True)

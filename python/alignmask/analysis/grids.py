@@ -156,7 +156,6 @@ BEYOND = Grid(
         _one("iou_cost", "loss.iou_cost = 2", iou_cost=2.0),
         _one("outline_points", "aligned_queries.outline_share = 0.5", aligned={"outline_share": 0.5}),
         _one("score_targets", "loss.target_score_share = 0.25", target_score_share=0.25),
-        _one("image_iou", "loss.iou_resolution = image", iou_resolution="image"),
         _one("noised_sets", "aligned_queries.noised_sets = 1", aligned={"noised_sets": 1}),
     ),
 )
@@ -171,6 +170,7 @@ CHOICES = Grid(
         _one("detached_embedding", "no gradient from AQL into the pixel embedding", aligned={"detach_pixel_embedding": True}),
         _one("learned_position", "aligned queries have a learned position", aligned={"learned_position": True}),
         _one("focal_cost", "matching with the focal cost", class_cost="focal"),
+        _one("prediction_iou", "IoU at the prediction's resolution", iou_resolution="prediction"),
         Variant("class_weight_half", ("class weight halved",), _class_weight(0.5)),
         Variant("class_weight_double", ("class weight doubled",), _class_weight(2.0)),
     ),
