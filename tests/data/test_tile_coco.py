@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -15,18 +14,13 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from tests.conftest import REPOSITORY
+from tests.conftest import bench_module
 from tests.data.coco_files import annotation, image_record, rle
 
 
 @pytest.fixture(scope="module")
 def tiles() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tile_coco", REPOSITORY / "bench" / "tile_coco.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return bench_module("tile_coco")
 
 
 @given(side=st.integers(1, 400), tile=st.integers(1, 200), data=st.data())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import subprocess
 import sys
@@ -11,16 +10,11 @@ from types import ModuleType
 import pytest
 
 from alignmask import ops
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, bench_module
 
 
 def harness() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("harness", REPOSITORY / "bench" / "harness.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules["harness"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return bench_module("harness")
 
 
 def test_candidates_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,14 +89,15 @@ def cells(grid: Grid, config: Config, seeds: Iterable[int], softmax_class_weight
 
 def state(cell: Cell, claims: Claims) -> State:
     """Where a cell stands. Raises ValueError if its folder holds a run with another configuration."""
-    holder, step = claims.holder(cell.name), _progress(cell.run)
     done = (cell.run / RESULT).exists()
+    step = 0 if done else _progress(cell.run)
     if done or step:
         _check_same(cell)
     if done:
         result = json.loads((cell.run / RESULT).read_text())
         return State("done", f"{result['iterations']} iterations", result)
     progress = f"iteration {step} of {cell.config.train.iterations}"
+    holder = claims.holder(cell.name)
     if holder is not None:
         return State("running", f"{holder}; {progress}")
     if cell.failure.exists():

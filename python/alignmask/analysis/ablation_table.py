@@ -50,7 +50,6 @@ def write_tables(grid: Grid, results: Results, folder: Path, stem: str) -> str:
     scores = sorted({state.result["evaluation"]["default"] for _, state in results if state.result is not None})
     title = f"{grid.title}. Score: {', '.join(scores)}" if scores else grid.title
     text = markdown(title, header, lines)
-    folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / f"{stem}.md") as path:
         path.write_text(text)
     with replacing(folder / f"{stem}.png") as path:

@@ -20,9 +20,10 @@ from alignmask.config import DataConfig
 from alignmask.data import CocoDataset, val_dataset
 from alignmask.eval.coco import evaluate_model
 from alignmask.eval.files import load_ground_truth, load_results
+from alignmask.model.pretrained import MASK2FORMER_SUFFIXES
 from alignmask.train.checkpoint import load_config, resolve
 
-WEIGHTS = (".safetensors", ".pkl", ".pth", ".pt", ".bin")
+WEIGHTS = (".safetensors", *MASK2FORMER_SUFFIXES)
 """Suffixes; only the first can be a checkpoint's, the others are refused as such."""
 
 

@@ -122,9 +122,12 @@ def read(path: Path) -> tuple[Kind, Source]:
     return kind, _read_huggingface(path) if kind == "huggingface" else _read_own(path)
 
 
+MASK2FORMER_SUFFIXES = (".pkl", ".pth", ".pt", ".bin")
+
+
 def kind_of(path: Path) -> Kind:
     """Whose weights a file or folder has. Raises FileNotFoundError if there are none."""
-    if path.is_file() and path.suffix in (".pkl", ".pth", ".pt", ".bin"):
+    if path.is_file() and path.suffix in MASK2FORMER_SUFFIXES:
         return "mask2former"
     config = path / "config.json"
     if config.is_file() and "model_type" in read_json(config):
