@@ -19,7 +19,7 @@ def test_of_runs_on_their_own_data(workshop: Path, alignmask_: Terminal, tmp_pat
     shutil.copytree(run / "best" if (run / "best").exists() else next((run / "checkpoints").iterdir()), copy)
     assert alignmask_("analyze", run, copy, "--workers", 0, "--batch-size", 2, "--out", tmp_path / "out") == 0
     models = json.loads((tmp_path / "out" / "analysis.json").read_text())["models"]
-    assert [model["name"] for model in models] == ["run (class*mask)", "copy (class*mask)"]
+    assert [model["name"] for model in models] == ["run (class^0.5*mask)", "copy (class^0.5*mask)"]
     evaluation = json.loads((run / "evaluation.json").read_text())
     mode = evaluation["modes"][evaluation["default"]]
     for model in models:
@@ -39,7 +39,7 @@ def test_of_results_beside_a_run(workshop: Path, alignmask_: Terminal, tmp_path:
     assert [theirs["name"], ours["name"]] == ["results.json", "run (class)"]
     modes = json.loads((run / "evaluation.json").read_text())["modes"]
     assert ours["metrics"] == modes["class"]["metrics"]
-    assert theirs["metrics"] == modes["class*mask"]["metrics"]
+    assert theirs["metrics"] == modes["class^0.5*mask"]["metrics"]
 
 
 def test_of_results_without_images(alignmask_: Terminal, tmp_path: Path) -> None:

@@ -151,6 +151,10 @@ def worlds(draw: st.DrawFn) -> World:
     return world
 
 
+POWERS = {"class": (1, 0), "class*mask": (1, 1), "class^0.5*mask": (0.5, 1)}
+"""Of class and mask score, by score mode."""
+
+
 class TableModel(torch.nn.Module):
     """Predicts what a World's results say, whatever the image shows; mask scores are drawn from the image id."""
 
@@ -174,8 +178,9 @@ class TableModel(torch.nn.Module):
             masks_NHW[n] = torch.from_numpy(mask_utils.decode(result["segmentation"]).astype(bool))
         class_scores_N = torch.tensor([result["score"] for result in mine], dtype=torch.float32)
         mask_scores_N = torch.rand(len(mine), generator=torch.Generator().manual_seed(image))
+        power, mask_power = POWERS[self.config.score]
         return Instances(
-            scores_N=class_scores_N if self.config.score == "class" else class_scores_N * mask_scores_N,
+            scores_N=class_scores_N**power * mask_scores_N**mask_power,
             labels_N=torch.tensor([labels[result["category_id"]] for result in mine], dtype=torch.int64),
             masks_NHW=masks_NHW,
             boxes_N4=torch.zeros(len(mine), 4),

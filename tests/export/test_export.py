@@ -92,7 +92,7 @@ def assert_predicted(found: Detections, model: AlignMask, batch: Batch, score: f
         assert agreement(cropped, expected, score) == agreement(expected, cropped, score) == 1
 
 
-@pytest.mark.parametrize("changes", [{}, {"score": "class"}, {"classification": "softmax"}])
+@pytest.mark.parametrize("changes", [{}, {"score": "class"}, {"score": "class*mask"}, {"classification": "softmax"}])
 def test_the_graph_is_the_model_with_its_post_processing(changes: dict[str, Any]) -> None:
     model = lively(**changes)
     batch = noise((64, 96), (70, 65), (96, 50))

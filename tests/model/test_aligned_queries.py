@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from alignmask.model import AlignedQueryConfig
 from alignmask.model.aligned_queries import AlignedQueries, AlignedQueryGenerator, move_to_outlines, shift
+from alignmask.model.config import Visible
 from alignmask.model.query_decoder import _aligned_visibility
 from tests import tiny
 
@@ -70,17 +72,32 @@ def test_an_instance_that_a_set_missed_makes_no_query() -> None:
     assert aligned.live_BA.sum() == 3  # the other instance, once per set
 
 
-def test_visibility() -> None:
+@pytest.mark.parametrize(
+    ("sees", "expected"),
+    [
+        ("objects+set", [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 1, 0], [1, 1, 0, 0, 0, 0]]),
+        ("set", [[0, 0, 1, 1, 0, 0], [0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, 1]]),
+        ("all", [[1, 1, 1, 1, 1, 0]] * 4),
+    ],
+)
+def test_visibility(sees: Visible, expected: list[list[int]]) -> None:
     aligned = AlignedQueries(
         torch.zeros(1, 4, 8), torch.tensor([[0, 1, 0, -1]]), torch.tensor([[0, 0, 1, -1]])
     )  # two instances in set 0, one of them in set 1, padding
-    visible = _aligned_visibility(aligned, queries=2)[0].int().tolist()
-    assert visible == [
-        [1, 1, 1, 1, 0, 0],
-        [1, 1, 1, 1, 0, 0],
-        [1, 1, 0, 0, 1, 0],
-        [1, 1, 0, 0, 0, 0],
-    ]
+    assert _aligned_visibility(aligned, 2, sees)[0].int().tolist() == expected
+
+
+@pytest.mark.parametrize("visible", get_args(Visible))
+def test_whatever_aligned_queries_see_nothing_leaks_and_nothing_is_nan(visible: Visible) -> None:
+    model, batch = tiny.model(aligned_queries=replace(tiny.ALIGNED, visible=visible)).train(), tiny.batch()
+    on = model(batch)
+    (on.class_logits_LBRC.square().mean() + on.mask_embedding_LBRE.square().mean()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    model.aligned_queries = None
+    off = model(batch)
+    assert on.aligned is not None
+    assert not on.aligned.live_BA.all()
+    torch.testing.assert_close(on.class_logits_LBRC[:, :, :6], off.class_logits_LBRC, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("share_self", [True, False])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from alignmask import recipes
 from alignmask.model import BackboneConfig, ModelConfig, build_model
 from alignmask.model.backbone import Backbone
-from alignmask.model.config import SwinConfig
+from alignmask.model.config import ScoreMode, SwinConfig
 from alignmask.model.position import sine_position
 from alignmask.model.postprocess import _boxes, postprocess
 from alignmask.model.query_decoder import _attention_mask
@@ -205,10 +205,11 @@ def test_postprocess_equals_the_plain_form(classification: str) -> None:
             assert instances.mask_scores_N[i].item() == pytest.approx(probability, rel=1e-5)
 
 
-def test_score_mode_multiplies_and_reorders() -> None:
-    model = tiny.model(score="class*mask").eval()
+@pytest.mark.parametrize(("score", "power"), [("class*mask", 1.0), ("class^0.5*mask", 0.5)])
+def test_score_mode_multiplies_and_reorders(score: ScoreMode, power: float) -> None:
+    model = tiny.model(score=score).eval()
     instances = model.predict(tiny.batch((1,)))[0]
-    torch.testing.assert_close(instances.scores_N, instances.class_scores_N * instances.mask_scores_N)
+    torch.testing.assert_close(instances.scores_N, instances.class_scores_N.pow(power) * instances.mask_scores_N)
     assert (instances.scores_N.diff() <= 0).all()
 
 

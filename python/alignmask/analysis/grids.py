@@ -169,6 +169,8 @@ CHOICES = Grid(
         _one("points_denominator", "GAP divides by K", aligned={"normalize": "points"}),
         _one("detached_embedding", "no gradient from AQL into the pixel embedding", aligned={"detach_pixel_embedding": True}),
         _one("learned_position", "aligned queries have a learned position", aligned={"learned_position": True}),
+        _one("sees_set", "aligned queries see their own point set alone", aligned={"visible": "set"}),
+        _one("sees_all", "aligned queries see all point sets", aligned={"visible": "all"}),
         _one("focal_cost", "matching with the focal cost", class_cost="focal"),
         _one("prediction_iou", "IoU at the prediction's resolution", iou_resolution="prediction"),
         Variant("class_weight_half", ("class weight halved",), _class_weight(0.5)),

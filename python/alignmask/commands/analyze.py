@@ -20,6 +20,7 @@ from alignmask.config import DataConfig
 from alignmask.data import CocoDataset, val_dataset
 from alignmask.eval.coco import evaluate_model
 from alignmask.eval.files import load_ground_truth, load_results
+from alignmask.model.config import ScoreMode
 from alignmask.model.pretrained import MASK2FORMER_SUFFIXES
 from alignmask.train.checkpoint import load_config, resolve
 
@@ -42,7 +43,7 @@ def command(
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("analysis"),
     fraction: float = 0.10,
     inversions: int = 8,
-    score: Literal["default", "class", "class*mask"] = "default",
+    score: ScoreMode | Literal["default"] = "default",
     device: str = "auto",
     batch_size: int = 1,
     workers: int = 2,
@@ -65,7 +66,7 @@ def command(
         out: Folder to write to.
         fraction: Plotted predictions: 0.1 shows the most confident 10 % of 100 per image.
         inversions: So many of each model's worst rank inversions are shown.
-        score: How checkpoints score: by class, class times mask quality, or as their configuration says.
+        score: How checkpoints score: by one of these (see --model.score of `train`), or as their configuration says.
         device: Where models run: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
         batch_size: Images per forward pass.
         workers: Data-loading processes.
@@ -140,7 +141,7 @@ def _predict(
     checkpoint: Path,
     dataset: CocoDataset,
     out: Path,
-    score: Literal["default", "class", "class*mask"],
+    score: ScoreMode | Literal["default"],
     device: str,
     batch_size: int,
     workers: int,

@@ -32,6 +32,8 @@ from alignmask.eval.files import (
     load_ground_truth,
     load_results,
 )
+from alignmask.model.config import SCORE_MODES
+from alignmask.model.postprocess import combine_scores
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -106,8 +108,7 @@ def percent(value: float) -> str:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate_model` and `evaluate_file` measured, by score mode ("class", "class*mask"; a file has one:
-    "score")."""
+    """What `evaluate_model` and `evaluate_file` measured, by score mode (SCORE_MODES; a file has one: "score")."""
 
     metrics: dict[str, CocoMetrics]
     alignment: dict[str, AlignmentStatistics]
@@ -249,7 +250,7 @@ def evaluate_model(
     progress: Callable[[int, int], None] | None = None,
     engine: Engine = "hotcoco",
 ) -> Evaluation:
-    """Runs `model.predict` over a data set and measures the predictions against the annotation file, in both score
+    """Runs `model.predict` over a data set and measures the predictions against the annotation file, in all score
     modes.
 
     With torch.distributed initialised, each rank predicts its share of the images; every rank returns the evaluation of
@@ -314,8 +315,10 @@ def _predict(
                 batch.image_ids, model.predict(batch.to(device, non_blocking=True)), strict=True
             ):
                 entries = to_coco_results(instances, image_id, dataset.category_ids)
-                product = instances.class_scores_N * instances.mask_scores_N
-                scores = {"class": instances.class_scores_N.tolist(), "class*mask": product.tolist()}
+                scores: dict[str, list[float]] = {
+                    mode: combine_scores(instances.class_scores_N, instances.mask_scores_N, mode).tolist()
+                    for mode in SCORE_MODES
+                }
                 found.append(_ImagePredictions(next(position), entries, scores))
             if progress is not None:
                 progress(len(found), len(shard))
@@ -343,8 +346,9 @@ def _assess(
     ground_truth = load_ground_truth(dataset.annotations).subset(dataset.image_ids)
     results = load_results(entries, ground_truth)
     pairs = score_iou_pairs(ground_truth, results)
-    metrics, alignment = {}, {}
-    for mode in ("class", "class*mask"):
+    metrics: dict[str, CocoMetrics] = {}
+    alignment: dict[str, AlignmentStatistics] = {}
+    for mode in SCORE_MODES:
         scores = [score for prediction in predictions for score in prediction.scores[mode]]
         rescored = [{**entry, "score": score} for entry, score in zip(results.entries, scores, strict=True)]
         metrics[mode] = evaluate_results(ground_truth, replace(results, entries=rescored), engine)

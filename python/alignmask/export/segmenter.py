@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alignmask.model import AlignMask
-from alignmask.model.postprocess import class_scores
+from alignmask.model.postprocess import class_scores, combine_scores
 
 Detections = tuple[Tensor, Tensor, Tensor]
 """scores [B, N], labels [B, N], masks [B, N, H, W]."""
@@ -62,8 +62,9 @@ class Segmenter(nn.Module):
         logits = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
         masks_BNHW = (logits > 0) & valid_BHW[:, None]
         area_BN = masks_BNHW.sum((2, 3))
-        if config.score == "class*mask":
-            scores_BN = scores_BN * (logits.sigmoid() * masks_BNHW).sum((2, 3)) / area_BN.clamp(min=1)
+        if config.score != "class":
+            mask_scores_BN = (logits.sigmoid() * masks_BNHW).sum((2, 3)) / area_BN.clamp(min=1)
+            scores_BN = combine_scores(scores_BN, mask_scores_BN, config.score)
         scores_BN, order_BN = (scores_BN * (area_BN > 0)).topk(scores_BN.shape[1], dim=1)
         order_BNHW = order_BN[:, :, None, None].expand_as(masks_BNHW)
         return scores_BN, labels_BN.gather(1, order_BN), masks_BNHW.gather(1, order_BNHW)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 Classification = Literal["softmax", "focal", "quality_focal"]
-ScoreMode = Literal["class", "class*mask"]
+ScoreMode = Literal["class", "class*mask", "class^0.5*mask"]
+Visible = Literal["set", "objects+set", "all"]
+SCORE_MODES: tuple[ScoreMode, ...] = get_args(ScoreMode)
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,9 @@ class AlignedQueryConfig:
     """True: no gradient flows from aligned queries into the pixel embedding."""
     learned_position: bool = False
     """True: one learned position vector, shared by all aligned queries."""
+    visible: Visible = "objects+set"
+    """What an aligned query sees in self-attention: all object queries and its own point set; its own set alone; or all object
+    and aligned queries. (Object queries never see an aligned one.)"""
     share_self_attention: bool = True
     """False: aligned queries get their own copy of these layers of the decoder (Table 3)."""
     share_masked_attention: bool = True
@@ -96,8 +101,9 @@ class ModelConfig:
     query_decoder: QueryDecoderConfig = field(default_factory=QueryDecoderConfig)
     aligned_queries: AlignedQueryConfig | None = field(default_factory=AlignedQueryConfig)
     """None switches Aligned Query Learning off."""
-    score: ScoreMode = "class*mask"
-    """Score of a prediction: the class score, or class score x mean mask probability (measured better, docs/log.md)."""
+    score: ScoreMode = "class^0.5*mask"
+    """Score of a prediction: the class score; times the mean mask probability, as Mask2Former does; or its square root times
+    that, which ranks and predicts the IoU better (docs/log.md)."""
     detections: int = 100
     """(query, class) pairs kept per image."""
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alignmask.data.batch import Batch
-from alignmask.model.config import ModelConfig
+from alignmask.model.config import ModelConfig, ScoreMode
 from alignmask.model.heads import Prediction
 
 # Masks are upsampled so many pixels at a time: a hundred masks of 1024 x 1024 take 400 MB as logits, several times over.
@@ -66,6 +66,17 @@ def class_scores(logits: Tensor, config: ModelConfig) -> Tensor:
     return logits.softmax(-1)[..., :-1] if config.classification == "softmax" else logits.sigmoid()
 
 
+def combine_scores(class_scores: Tensor, mask_scores: Tensor, mode: ScoreMode) -> Tensor:
+    """Class scores and mean mask probabilities of the same shape -> what predictions are ranked by."""
+    match mode:
+        case "class":
+            return class_scores
+        case "class*mask":
+            return class_scores * mask_scores
+        case "class^0.5*mask":
+            return class_scores.sqrt() * mask_scores
+
+
 def postprocess(prediction: Prediction, batch: Batch, config: ModelConfig) -> list[Instances]:
     """The best (query, class) pairs of every image. Only their masks are made; a pair with an empty mask is dropped.
 
@@ -94,7 +105,7 @@ def postprocess(prediction: Prediction, batch: Batch, config: ModelConfig) -> li
             masks_UHW[part], mask_score_U[part] = _full_size(logits_UHW[part], padded, size, original)
         boxes_U4 = _boxes(masks_UHW)
 
-        score_N = scores_BN[b] * mask_score_U[which_N] if config.score == "class*mask" else scores_BN[b]
+        score_N = combine_scores(scores_BN[b], mask_score_U[which_N], config.score)
         best = score_N.argsort(descending=True, stable=True)
         best = best[(boxes_U4[which_N, 2] > 0)[best]]  # an empty mask has an empty box
         of_U = which_N[best]

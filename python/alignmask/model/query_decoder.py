@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alignmask.model.aligned_queries import AlignedQueries
-from alignmask.model.config import AlignedQueryConfig, QueryDecoderConfig
+from alignmask.model.config import AlignedQueryConfig, QueryDecoderConfig, Visible
 from alignmask.model.heads import Heads, Prediction
 from alignmask.model.pixel_decoder import PixelFeatures
 from alignmask.model.position import sine_position
@@ -116,6 +116,7 @@ class QueryDecoder(nn.Module):
         self.level_embedding = nn.Parameter(torch.randn(LEVELS, width))
         learned = aligned is not None and aligned.learned_position
         self.aligned_position = nn.Parameter(torch.randn(width)) if learned else None
+        self.aligned_visible: Visible = "objects+set" if aligned is None else aligned.visible
         self.layers = nn.ModuleList(DecoderLayer(width, config, aligned) for _ in range(config.layers))
         self.heads = heads
 
@@ -128,7 +129,7 @@ class QueryDecoder(nn.Module):
         if aligned is not None:
             x_BRE = torch.cat((x_BRE, aligned.features_BAE.to(x_BRE.dtype)), dim=1)
             position_RE = torch.cat((position_RE, self._aligned_position(aligned.features_BAE.shape[1])))
-            aligned_mask = _aligned_visibility(aligned, queries)[:, None]
+            aligned_mask = _aligned_visibility(aligned, queries, self.aligned_visible)[:, None]
 
         memories, positions, coarse_embeddings = [], [], []
         for level, level_embedding in zip(features.levels, self.level_embedding, strict=True):
@@ -169,9 +170,13 @@ def _attention_mask(mask_embedding_BRE: Tensor, embedding_BES: Tensor) -> Tensor
     return (visible_BRS | ~visible_BRS.any(dim=2, keepdim=True))[:, None]
 
 
-def _aligned_visibility(aligned: AlignedQueries, queries: int) -> Tensor:
-    """-> [B, A, R]: an aligned query sees all object queries and the aligned queries of its own point set."""
-    same_set = aligned.set_BA[:, :, None] == aligned.set_BA[:, None, :]
-    same_set &= aligned.live_BA[:, None, :]
-    objects = same_set.new_ones(*aligned.set_BA.shape, queries)
-    return torch.cat((objects, same_set), dim=2)
+def _aligned_visibility(aligned: AlignedQueries, queries: int, visible: Visible) -> Tensor:
+    """-> [B, A, R]: which object queries and (live) aligned queries an aligned query sees."""
+    set_BA, slots = aligned.set_BA, aligned.set_BA.shape[1]
+    others = aligned.live_BA[:, None, :].expand(-1, slots, -1)
+    if visible != "all":
+        others = others & (set_BA[:, :, None] == set_BA[:, None, :])
+    if visible == "set":
+        others = others | torch.eye(slots, dtype=torch.bool, device=set_BA.device)  # padding, too, must see something
+    objects = others.new_full((*set_BA.shape, queries), visible != "set")
+    return torch.cat((objects, others), dim=2)

@@ -57,7 +57,7 @@ def swin_b_50ep() -> Config:
 
 def mask2former_r50_50ep() -> Config:
     """The baseline: Mask2Former, ResNet-50, COCO, 50 epochs (Table 1: 43.7 AP)."""
-    model = ModelConfig(classification="softmax", aligned_queries=None)
+    model = ModelConfig(classification="softmax", aligned_queries=None, score="class*mask")
     return replace(r50_50ep(), name="mask2former_r50_50ep", model=model)
 
 

@@ -85,6 +85,7 @@ def config_from_tensors(tensors: dict[str, Tensor]) -> ModelConfig:
     return ModelConfig(
         num_classes=shape("query_decoder.heads.classify.bias")[0] - 1,
         classification="softmax",
+        score="class*mask",
         backbone=_backbone_from_tensors(tensors),
         pixel_decoder=PixelDecoderConfig(
             width=width,
@@ -207,6 +208,7 @@ def config_from_huggingface(config: dict[str, Any], preprocessor: dict[str, Any]
     model = ModelConfig(
         num_classes=len(labels),
         classification="softmax",
+        score="class*mask",
         backbone=_with_pixels(_backbone_from_huggingface(kind, own), preprocessor),
         pixel_decoder=PixelDecoderConfig(
             values["hidden_dim"], values["encoder_layers"], heads, POINTS, values["encoder_feedforward_dim"]
