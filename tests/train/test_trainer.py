@@ -372,11 +372,27 @@ def test_the_best_checkpoint_survives_a_resume(shapes: DataConfig, tmp_path: Pat
     """The checkpoint that a run continues from is older than the best evaluation."""
     run = train(config(shapes, tmp_path))
     meta = checkpoint.load_meta(run / "best")
-    (run / "best" / "meta.json").write_text(json.dumps({**meta, "best_AP": 0.9}))
-    trainer = Trainer(config(shapes, tmp_path))
+    settings = config(shapes, tmp_path)
+    meta["metrics"][settings.model.score]["AP"] = 0.9
+    (run / "best" / "meta.json").write_text(json.dumps(meta))
+    trainer = Trainer(settings)
     assert trainer.best == 0.9
     trainer.run()
-    assert checkpoint.load_meta(run / "best")["best_AP"] == 0.9
+    assert checkpoint.load_meta(run / "best") == meta
+
+
+def test_a_run_may_go_on_with_another_score(shapes: DataConfig, tmp_path: Path) -> None:
+    """Nothing learned depends on it; the best checkpoint's AP by the new score is the one to beat."""
+    run = train(config(shapes, tmp_path))
+    metrics = checkpoint.load_meta(run / "best")["metrics"]
+    metrics["class"]["AP"] = 0.7
+    meta = {**checkpoint.load_meta(run / "best"), "metrics": metrics}
+    (run / "best" / "meta.json").write_text(json.dumps(meta))
+    settings = config(shapes, tmp_path)
+    assert Trainer(replace(settings, model=replace(settings.model, score="class"))).best == 0.7
+    del metrics["class"]  # as if written before there was that score
+    (run / "best" / "meta.json").write_text(json.dumps(meta))
+    assert Trainer(replace(settings, model=replace(settings.model, score="class"))).best == -math.inf
 
 
 def test_a_resumed_run_obeys_new_learning_rates(shapes: DataConfig, tmp_path: Path) -> None:

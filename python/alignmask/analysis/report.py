@@ -66,7 +66,7 @@ def comparison_sheet(
     class_names: Sequence[str],
     out_png: Path,
     *,
-    threshold: float = 0.3,
+    threshold: float = 0.5,
     cell: int = 384,
     pairs_per_row: int = 2,
 ) -> None:
@@ -109,7 +109,7 @@ def results_sheet(
     out_png: Path,
     *,
     images: int = 8,
-    threshold: float = 0.3,
+    threshold: float = 0.5,
     **options: Any,
 ) -> None:
     """A comparison sheet of images of a data set, evenly spread over it, with predictions from a results file.
@@ -280,7 +280,7 @@ def _fit(name: str, length: int = 48) -> str:
 
 
 def run_pictures(
-    run: Path, dataset: CocoDataset, out: Path, *, images: int = 8, threshold: float = 0.3
+    run: Path, dataset: CocoDataset, out: Path, *, images: int = 8, threshold: float = 0.5
 ) -> dict[str, Path]:
     """Draws what a run's folder holds: predictions beside ground truth, losses, score against IoU.
 

@@ -30,7 +30,7 @@ def command(
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE|DIR ...", help_behavior_hint="(required)")
     ],
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("predictions"),
-    threshold: float = 0.3,
+    threshold: float = 0.5,
     device: str = "auto",
 ) -> int:
     """Segment images: for each a picture with masks, class names and scores; for all a COCO results file.

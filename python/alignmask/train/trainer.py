@@ -229,8 +229,11 @@ class Trainer:
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.best, self.elapsed = meta["step"], meta["best_AP"], meta["train_seconds"]
-        if (self.run_dir / "best").exists():  # found by an evaluation after this checkpoint was written
-            self.best = max(self.best, checkpoints.load_meta(self.run_dir / "best")["best_AP"])
+        best = self.run_dir / "best"
+        if best.exists():  # found by an evaluation after this checkpoint was written
+            found = checkpoints.load_meta(best)["metrics"]
+            # By the score of now. A run of a version that did not measure it yet begins anew.
+            self.best = found.get(self.config.model.score, {"AP": -math.inf})["AP"]
 
     def _load_optimizer(self, state: dict[str, Any]) -> None:
         """Moments and counters are the checkpoint's; learning rates and weight decays are what the config says now."""
@@ -257,7 +260,7 @@ class Trainer:
                 line
                 for part in ("model", "loss", "data")
                 for line in changed_fields(getattr(old, part), getattr(self.config, part), part)
-                if not line.startswith("data.workers")
+                if not line.startswith(("data.workers", "model.score:"))  # neither changes what is learned
             ]
             changed += [
                 line
