@@ -103,7 +103,7 @@ class ModelConfig:
     """None switches Aligned Query Learning off."""
     score: ScoreMode = "class^0.5*mask"
     """Score of a prediction: the class score; times the mean mask probability, as Mask2Former does; or its square root times
-    that, which had more AP in all trainings of docs/log.md."""
+    that, which had more AP where it was tried (docs/log.md)."""
     detections: int = 100
     """(query, class) pairs kept per image."""
 
