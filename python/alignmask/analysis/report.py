@@ -34,6 +34,7 @@ from alignmask.analysis.alignment import (
 from alignmask.analysis.drawing import Drawable, draw_instances, font
 from alignmask.data import CocoError
 from alignmask.eval.files import ResultsLike, group_by_image, load_ground_truth, load_results
+from alignmask.model.config import SHOWN_SCORE
 
 if TYPE_CHECKING:
     from alignmask.data import CocoDataset
@@ -66,7 +67,7 @@ def comparison_sheet(
     class_names: Sequence[str],
     out_png: Path,
     *,
-    threshold: float = 0.5,
+    threshold: float = SHOWN_SCORE,
     cell: int = 384,
     pairs_per_row: int = 2,
 ) -> None:
@@ -109,7 +110,7 @@ def results_sheet(
     out_png: Path,
     *,
     images: int = 8,
-    threshold: float = 0.5,
+    threshold: float = SHOWN_SCORE,
     **options: Any,
 ) -> None:
     """A comparison sheet of images of a data set, evenly spread over it, with predictions from a results file.
@@ -280,7 +281,7 @@ def _fit(name: str, length: int = 48) -> str:
 
 
 def run_pictures(
-    run: Path, dataset: CocoDataset, out: Path, *, images: int = 8, threshold: float = 0.5
+    run: Path, dataset: CocoDataset, out: Path, *, images: int = 8, threshold: float = SHOWN_SCORE
 ) -> dict[str, Path]:
     """Draws what a run's folder holds: predictions beside ground truth, losses, score against IoU.
 

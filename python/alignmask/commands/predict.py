@@ -16,6 +16,7 @@ from alignmask.commands import choose_device
 from alignmask.commands._progress import progress
 from alignmask.data import ImageError, read_image
 from alignmask.eval.coco import to_coco_results
+from alignmask.model.config import SHOWN_SCORE
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
@@ -30,7 +31,7 @@ def command(
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE|DIR ...", help_behavior_hint="(required)")
     ],
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("predictions"),
-    threshold: float = 0.5,
+    threshold: float = SHOWN_SCORE,
     device: str = "auto",
 ) -> int:
     """Segment images: for each a picture with masks, class names and scores; for all a COCO results file.

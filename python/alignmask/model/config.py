@@ -7,8 +7,10 @@ from typing import Literal, get_args
 
 Classification = Literal["softmax", "focal", "quality_focal"]
 ScoreMode = Literal["class", "class*mask", "class^0.5*mask"]
-Visible = Literal["set", "objects+set", "all"]
 SCORE_MODES: tuple[ScoreMode, ...] = get_args(ScoreMode)
+SHOWN_SCORE = 0.5
+"""Pictures and `predict` leave out what scores less, unless told otherwise."""
+Visible = Literal["set", "objects+set", "all"]
 
 
 @dataclass(frozen=True)
