@@ -22,7 +22,8 @@ from alignmask.analysis.claims import Claims
 from alignmask.analysis.grids import COMPARISON, GRIDS
 from alignmask.config import Config, DataConfig, LossConfig, ShapesConfig, TrainConfig, changed_fields
 from alignmask.data import resolve_paths
-from alignmask.train.trainer import Stopped, Trainer
+from alignmask.train.signals import Stopped
+from alignmask.train.trainer import Trainer
 from tests import tiny
 
 PAIR = replace(COMPARISON, variants=COMPARISON.variants[:2])

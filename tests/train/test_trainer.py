@@ -20,12 +20,14 @@ from accelerate.utils import set_seed
 
 import alignmask
 from alignmask.config import Config, DataConfig, LossConfig, ShapesConfig, TrainConfig
-from alignmask.data import resolve_paths
+from alignmask.data import resolve_paths, val_dataset
+from alignmask.eval.coco import evaluate_model
 from alignmask.train import checkpoint
 from alignmask.train.dry_run import dry_run
 from alignmask.train.log import Log
 from alignmask.train.optimizer import build_optimizer, learning_rate_factor
-from alignmask.train.trainer import Stopped, Trainer, _seed, train
+from alignmask.train.signals import Stopped
+from alignmask.train.trainer import Trainer, _seed, train
 from tests import tiny
 
 TRAIN = TrainConfig(
@@ -327,9 +329,16 @@ def test_wrong_number_of_classes_says_which_flag_to_pass(shapes: DataConfig, tmp
         Trainer(wrong)
 
 
-def test_bf16_trains(shapes: DataConfig, tmp_path: Path) -> None:
-    run = train(config(shapes, tmp_path, precision="bf16", iterations=2))
+def test_bf16_is_of_the_training_alone(shapes: DataConfig, tmp_path: Path) -> None:
+    half = config(shapes, tmp_path, precision="bf16", iterations=2)
+    run = train(half)
     assert all(value.isfinite().all() for value in weights(run).values() if value.is_floating_point())
+    whole = train(replace(half, name="fp32", train=replace(half.train, precision="fp32")))
+    assert any(not torch.equal(value, weights(whole)[name]) for name, value in weights(run).items())  # it was in bf16
+    evaluate_model(
+        alignmask.load(run).model, val_dataset(resolve_paths(half.data)), device="cpu", batch_size=2, workers=0, out=tmp_path
+    )  # fmt: skip
+    assert (run / "results.json").read_bytes() == (tmp_path / "results.json").read_bytes()
 
 
 def test_dry_run_keeps_nothing(shapes: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,8 @@ from alignmask.analysis.claims import Claim, Claims
 from alignmask.analysis.grids import Grid, Variant
 from alignmask.config import Config, changed_fields
 from alignmask.train import checkpoint
-from alignmask.train.trainer import Stopped, Trainer
+from alignmask.train.signals import Stopped
+from alignmask.train.trainer import Trainer
 
 RESULT = "result.json"
 Status = Literal["done", "failed", "running", "stopped", "missing"]

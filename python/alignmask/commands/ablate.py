@@ -24,7 +24,8 @@ from alignmask.commands.train import Flag, Part, switch_off
 from alignmask.config import Config
 from alignmask.data import resolve_paths, train_dataset, val_dataset
 from alignmask.recipes import RECIPES
-from alignmask.train.trainer import Stopped, check_classes
+from alignmask.train.signals import Stopped
+from alignmask.train.trainer import check_classes
 
 FAILED = 1
 USAGE = (

@@ -14,7 +14,8 @@ from alignmask.cli import INTERRUPTED, complain
 from alignmask.data import val_dataset
 from alignmask.eval.coco import evaluate_file
 from alignmask.recipes import shapes_tiny
-from alignmask.train.trainer import Stopped, train
+from alignmask.train.signals import Stopped
+from alignmask.train.trainer import train
 
 
 def main(arguments: list[str]) -> int:

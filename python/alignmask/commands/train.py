@@ -68,7 +68,8 @@ def run(config: Config, *, dry: bool = False, resume: bool = True) -> int:
 
         dry_run(config)
         return 0
-    from alignmask.train.trainer import Stopped, train
+    from alignmask.train.signals import Stopped
+    from alignmask.train.trainer import train
 
     try:
         print(f"run: {train(config, resume)}")

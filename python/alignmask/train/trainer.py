@@ -9,11 +9,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -43,10 +41,7 @@ from alignmask.predictor import without_pretrained
 from alignmask.train import checkpoint as checkpoints
 from alignmask.train.log import Log, last_evaluation
 from alignmask.train.optimizer import build_optimizer, learning_rate_factor
-
-
-class Stopped(Exception):
-    """The run was asked to stop (Ctrl-C, SIGTERM); its checkpoint is written."""
+from alignmask.train.signals import Stopped, StopSignals
 
 
 def train(config: Config, resume: bool = True) -> Path:
@@ -93,18 +88,20 @@ class Trainer:
         optimizer = build_optimizer(model, t)
         self.ema = ModelEmaV3(model, decay=t.ema, use_warmup=True) if t.ema else None
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        # `prepare` makes half precision a part of the model, and so of its evaluation: `train_step` asks for it instead.
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         if self.ema is not None:
             self.ema.to(self.accelerator.device)
         self.step, self.best, self.elapsed = 0, -math.inf, 0.0
         if folder is not None:
             self._load(folder)
-        self._stop_requested = False
+        self._signals = StopSignals()
 
     # -- the run ---------------------------------------------------------------------------------------------------------
 
     def run(self) -> Path:
         t, accelerator = self.config.train, self.accelerator
-        with self._signals(), Log(self.run_dir, self.step, t.iterations, accelerator.is_main_process) as self.log:
+        with self._signals, Log(self.run_dir, self.step, t.iterations, accelerator.is_main_process) as self.log:
             self._say_hello()
             batches, window = self._batches(), _Window()
             saved, evaluated = self.step, last_evaluation(self.run_dir) if accelerator.is_main_process else None
@@ -122,7 +119,7 @@ class Trainer:
                 self.log.advance(self.step)
                 if self.step % t.log_every == 0 or self.step == t.iterations:
                     self.log.metrics(self.step, window.means(lr=self.optimizer.param_groups[-1]["lr"]))
-                if self._must_stop():
+                if self._any(self.stop_requested):
                     self.save()
                     raise Stopped(f"stopped after iteration {self.step}; the same command continues the run")
                 if self.step % t.checkpoint_every == 0:
@@ -151,7 +148,8 @@ class Trainer:
         for _ in range(t.accumulate):
             batch = next(batches).to(accelerator.device, non_blocking=True)
             with accelerator.accumulate(self.model):
-                prediction = self.model(batch)
+                with accelerator.autocast():
+                    prediction = self.model(batch)
                 try:
                     losses = self.criterion(prediction, batch)
                 except FloatingPointError as error:  # of the matching costs
@@ -324,19 +322,13 @@ class Trainer:
     @property
     def stop_requested(self) -> bool:
         """Ctrl-C or SIGTERM came."""
-        return self._stop_requested
-
-    def _must_stop(self) -> bool:
-        return self._any(self._stop_requested)
+        return self._signals.requested
 
     def _any(self, flag: bool) -> bool:
         """True on all processes if it is on one."""
         if self.accelerator.num_processes == 1:
             return flag
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device)) > 0)
-
-    def _signals(self) -> _Signals:
-        return _Signals(self)
 
     def _not_finite(self, what: str, batch: Batch) -> str:
         kept = checkpoints.latest(self.run_dir) or "none yet"
@@ -349,30 +341,6 @@ class Trainer:
         self.log.say(f"training data: {self.train_data.describe()}")
         if self.initial_weights is not None:
             self.log.say(f"weights of {self.config.train.init_from}: {self.initial_weights}")
-
-
-class _Signals:
-    """Ctrl-C and SIGTERM finish the iteration and save; a second Ctrl-C interrupts at once."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-        self.before: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, self._handle)
-        except ValueError:  # not in the main thread, where Python delivers no signals: nothing to handle
-            self.before = {}
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.trainer._stop_requested:
-            raise KeyboardInterrupt
-        self.trainer._stop_requested = True
 
 
 class _Window:
