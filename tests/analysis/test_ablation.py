@@ -66,6 +66,13 @@ def test_variants_are_named_apart_and_keep_the_rest_of_the_recipe(name: str, rec
         assert one.model.backbone == base.model.backbone
 
 
+def test_full_is_the_papers_loss_and_qfl_the_small_recipes_own() -> None:
+    base = recipes.nuclei_tiles()
+    full, qfl = (next(v for v in GRIDS["components"].variants if v.name == name) for name in ("full", "qfl"))
+    assert full.change(base) == replace(base, loss=replace(base.loss, weigh_negatives=True)) != base
+    assert qfl.change(base) == base
+
+
 def test_variants_of_one_name_are_the_same_everywhere() -> None:
     base = recipes.nuclei_small()
     seen: dict[str, Config] = {}
