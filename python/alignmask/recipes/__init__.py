@@ -1,8 +1,8 @@
 """Recipes: functions that return a Config. Copy one, or override fields on the command line.
 
 The paper's settings are Mask2Former's but for the loss and the aligned queries (section 3.2). COCO is expected in
-datasets/coco (train2017, val2017, annotations), as its own archives unpack. `shapes_*` and `nuclei_tiles` have no lighter
-negatives (Eq. 2): measured, they are better without (docs/log.md, 2026-11-26).
+datasets/coco (train2017, val2017, annotations), as its own archives unpack. `shapes_small` and `nuclei_tiles` have no
+lighter negatives (Eq. 2): they were measured, and are better without (docs/log.md, 2026-11-26).
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def shapes_tiny() -> Config:
         data=DataConfig(
             shapes=ShapesConfig(), crop=128, scale=(0.8, 1.25), eval_short_side=128, eval_max_side=128, workers=0
         ),
-        loss=LossConfig(points=512, class_weight=6.0, weigh_negatives=False),
+        loss=LossConfig(points=512, class_weight=6.0),
         train=TrainConfig(
             iterations=3000, batch_size=8, learning_rate=2e-3, backbone_multiplier=0.5, schedule="cosine", warmup=50,
             clip=1.0, ema=0.998, evaluate_every=10_000, checkpoint_every=500, max_minutes=10,
@@ -95,6 +95,7 @@ def shapes_small() -> Config:
         tiny,
         name="shapes_small",
         data=replace(tiny.data, shapes=shapes, crop=96, eval_short_side=96, eval_max_side=96),
+        loss=replace(tiny.loss, weigh_negatives=False),
         train=replace(tiny.train, iterations=800, checkpoint_every=200, max_minutes=None),
     )
 
