@@ -248,7 +248,14 @@ def test_as_a_program_with_ctrl_c(workshop: Path) -> None:
         "--out",
         workshop / "stopped",
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs, and what they start, ignore Ctrl-C: `make test &` must not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         deadline = time.monotonic() + 90
         while not list((workshop / "stopped").glob("*.png")) and time.monotonic() < deadline:
