@@ -223,6 +223,6 @@ def _try(cell: Cell, claim: Claim, say: Callable[[str], None]) -> bool:
         return False
     else:
         say(f"{cell.name}: done")
-        if trainer.stop_requested:  # while it was being evaluated
+        if trainer.signals.requested:  # while it was being evaluated
             raise Stopped("stopped between two runs; the same command continues")
     return True

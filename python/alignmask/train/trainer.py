@@ -95,13 +95,13 @@ class Trainer:
         self.step, self.best, self.elapsed = 0, -math.inf, 0.0
         if folder is not None:
             self._load(folder)
-        self._signals = StopSignals()
+        self.signals = StopSignals()
 
     # -- the run ---------------------------------------------------------------------------------------------------------
 
     def run(self) -> Path:
         t, accelerator = self.config.train, self.accelerator
-        with self._signals, Log(self.run_dir, self.step, t.iterations, accelerator.is_main_process) as self.log:
+        with self.signals, Log(self.run_dir, self.step, t.iterations, accelerator.is_main_process) as self.log:
             self._say_hello()
             batches, window = self._batches(), _Window()
             saved, evaluated = self.step, last_evaluation(self.run_dir) if accelerator.is_main_process else None
@@ -119,7 +119,7 @@ class Trainer:
                 self.log.advance(self.step)
                 if self.step % t.log_every == 0 or self.step == t.iterations:
                     self.log.metrics(self.step, window.means(lr=self.optimizer.param_groups[-1]["lr"]))
-                if self._any(self.stop_requested):
+                if self._any(self.signals.requested):
                     self.save()
                     raise Stopped(f"stopped after iteration {self.step}; the same command continues the run")
                 if self.step % t.checkpoint_every == 0:
@@ -226,9 +226,9 @@ class Trainer:
         self._load_optimizer(state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step, self.best, self.elapsed = meta["step"], meta["best_AP"], meta["train_seconds"]
+        self.step, self.elapsed = meta["step"], meta["train_seconds"]
         best = self.run_dir / "best"
-        if best.exists():  # found by an evaluation after this checkpoint was written
+        if best.exists():
             found = checkpoints.load_meta(best)["metrics"]
             # By the score of now. A run of a version that did not measure it yet begins anew.
             self.best = found.get(self.config.model.score, {"AP": -math.inf})["AP"]
@@ -243,7 +243,6 @@ class Trainer:
     def _meta(self) -> dict[str, Any]:
         return {
             "step": self.step,
-            "best_AP": self.best if math.isfinite(self.best) else -1.0,
             "train_seconds": self.elapsed,
             "class_names": self.train_data.class_names,
             "category_ids": self.train_data.category_ids,
@@ -318,11 +317,6 @@ class Trainer:
         clock = torch.tensor([elapsed], dtype=torch.float32, device=self.accelerator.device)
         torch.distributed.broadcast(clock, 0)
         return float(clock)
-
-    @property
-    def stop_requested(self) -> bool:
-        """Ctrl-C or SIGTERM came."""
-        return self._signals.requested
 
     def _any(self, flag: bool) -> bool:
         """True on all processes if it is on one."""
