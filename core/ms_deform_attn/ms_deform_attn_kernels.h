@@ -30,6 +30,10 @@
   X(ms_deform_attn_backward<double, 1, 32>)          \
   X(ms_deform_attn_backward<Half, 1, 32>)            \
   X(ms_deform_attn_backward<BFloat16, 1, 32>)        \
+  X(ms_deform_attn_value_gradient<float>)            \
+  X(ms_deform_attn_value_gradient<double>)           \
+  X(ms_deform_attn_value_gradient<Half>)             \
+  X(ms_deform_attn_value_gradient<BFloat16>)         \
   X(ms_deform_attn_ordered_value_gradient<float>)    \
   X(ms_deform_attn_ordered_value_gradient<double>)   \
   X(ms_deform_attn_ordered_value_gradient<Half>)     \
@@ -42,4 +46,6 @@
   X(write_gradient<float>)                           \
   X(write_gradient<double>)                          \
   X(write_gradient<Half>)                            \
-  X(write_gradient<BFloat16>)
+  X(write_gradient<BFloat16>)                        \
+  X(write_contiguous_gradient<Half>)                 \
+  X(write_contiguous_gradient<BFloat16>)

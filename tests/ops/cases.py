@@ -120,10 +120,13 @@ MS_DEFORM_ATTN = {
     "scalar": DeformShape(1, ((4, 4), (2, 2)), 2, 1, 6, 1),
     "wide": DeformShape(2, ((8, 4), (4, 2)), 2, 65, 4, 5),
     "two blocks": DeformShape(1, ((4, 8),), 1, 128, 7, 4),
+    "self-attention": DeformShape(1, ((9, 5), (3, 10)), 2, 16, 75, 5),  # as many queries as tokens, uneven squares
+    "two tiles": DeformShape(1, ((6, 11),), 2, 64, 70, 3),  # of queries
     "encoder_256": encoder(256),
     "encoder_1024": encoder(1024),
 }
 SMALL = ("tiny", "odd", "scalar", "wide", "two blocks")
+TILED = ("self-attention", "two tiles")
 
 
 def points(layout: str, count: tuple[int, ...], size: tuple[int, int], generator: torch.Generator) -> Tensor:

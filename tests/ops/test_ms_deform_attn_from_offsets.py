@@ -113,7 +113,15 @@ def test_every_instruction_set_equals_the_oracle(instruction_set: str, name: str
     check(cases.ms_deform_attn_from_offsets(cases.MS_DEFORM_ATTN[name], "uniform", dtype))
 
 
-@pytest.mark.parametrize("name", [*cases.SMALL, "encoder_256"])
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize("name", cases.TILED)
+def test_tiles_of_queries_equal_the_oracle(implementation: str, name: str, dtype: torch.dtype) -> None:
+    """The CUDA kernels work on squares of queries, and sort the points of several chunks, where there are enough."""
+    for layout in ("local", "border"):
+        check(cases.ms_deform_attn_from_offsets(cases.MS_DEFORM_ATTN[name], layout, dtype))
+
+
+@pytest.mark.parametrize("name", [*cases.SMALL, *cases.TILED, "encoder_256"])
 def test_equals_the_first_form(implementation: str, name: str) -> None:
     """After softmax and location arithmetic in torch."""
     shape = cases.MS_DEFORM_ATTN[name]._replace(Q=min(cases.MS_DEFORM_ATTN[name].Q, 300))
