@@ -53,7 +53,7 @@ ALIGNMASK_DEVICE int slot_of(int* table, int token) {
 /// shared memory and are counted there; sums of the counts say where every token's corners begin; they are put there;
 /// then a warp takes a token, a lane a channel. Corners of a token are added in any order.
 template <class T>
-ALIGNMASK_KERNEL(kAttentionThreads, sizeof(T) == 8 ? 3 : 5)
+ALIGNMASK_KERNEL(kAttentionThreads, sizeof(T) == 8 ? 3 : sizeof(T) == 4 ? 5 : 4)
 ms_deform_attn_value_gradient(ALIGNMASK_PARAMS MSDeformAttnParams params) {
   using F = Arithmetic<T>;
   constexpr int kWarps = kAttentionThreads / kWarp, kPoints = sorted_points(sizeof(F)), kCorners = 4 * kPoints;
@@ -141,7 +141,7 @@ ms_deform_attn_value_gradient(ALIGNMASK_PARAMS MSDeformAttnParams params) {
           __syncthreads();  // nobody reads the channels before
           const T* from = grad_out + tile.query(static_cast<UInt32>(warp)) * params.out_strides[1] +
                           (channel + lane) * params.out_strides[3];
-#pragma unroll 1
+#pragma unroll 4
           for (int row = 0; row < kTileSide; ++row, from += tile.stride * params.out_strides[1]) {
             const int i = row * kTileSide + warp;
             gradients[i * kWarp + lane] =
