@@ -164,10 +164,11 @@ struct CellCounter {
 
   /// Counts rows [first, end) of one word of cells.
   ALIGNMASK_DEVICE void count_strip(int word, int first, int end) const {
-    UInt32 above = classify(first - 1);
-    for (int row = first; row < end; ++row) {
+    UInt32 above = 0;
+    for (int row = first - 1; row < end; ++row) {
       const UInt32 below = classify(row), uniform = above & below;
       above = below;
+      if (row < first) continue;
       const UInt32 mixed = ~(uniform | __shfl_xor_sync(kFullWarp, uniform, kIouCellQueries)) & ~1u;
       const Int64 at = cell_word(params, target, row, word);
       UInt32 with_set = __ballot_sync(kFullWarp, uniform != 0) & queries;
@@ -190,6 +191,18 @@ struct CellCounter {
   }
 };
 
+/// The last tile of an image starts earlier, so that it has as many predictions, and leaves out what others count.
+struct CellTile : IouTile {
+  int counted;  // by the tile before
+};
+
+ALIGNMASK_DEVICE CellTile cell_tile(const MaskIouParams& params, int block) {
+  CellTile tile = {iou_tile<kIouCellQueries>(params, block), 0};
+  tile.counted = larger(tile.first_query + kIouCellQueries - params.queries, 0);
+  tile.first_query -= tile.counted;
+  return tile;
+}
+
 /// Counts the pixels that kIouCellQueries predictions of an image share with up to 31 of its targets, and those of the
 /// predictions themselves. A warp takes a strip: a word's width of a band of rows. It turns their logits into words by
 /// ballots, four neighbouring bits of which make a cell; a lane does so for one prediction. Then lane m counts for
@@ -202,10 +215,8 @@ mask_iou_count_cells(ALIGNMASK_PARAMS MaskIouParams params) {
   ALIGNMASK_SHARED(UInt32, sums, kIouCellQueries * kWarp);
 
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  IouTile tile = iou_tile<kIouCellQueries>(params, static_cast<int>(blockIdx.x));
-  // The last block of an image starts earlier, so that it has as many predictions, and leaves out what others count.
-  const int counted = larger(tile.first_query + kIouCellQueries - params.queries, 0);
-  tile.first_query -= counted;
+  const int block = static_cast<int>(blockIdx.x);
+  const CellTile tile = cell_tile(params, block);
   if (warp == 0) find_targets(params, tile.image, tile.chunk, lane, found);
   for (int i = threadIdx.x; i < kIouCellQueries * kWarp; i += kIouThreads) sums[i] = 0;
   __syncthreads();
@@ -220,7 +231,7 @@ mask_iou_count_cells(ALIGNMASK_PARAMS MaskIouParams params) {
     const CellCounter<T> counter = {params,
                                     lane,
                                     lane == kIouTargets || found[lane] < 0 ? params.target_count : found[lane],
-                                    (1u << kIouCellQueries) - (1u << counted),
+                                    (1u << kIouCellQueries) - (1u << tile.counted),
                                     image + column * params.predictions_strides[3],
                                     static_cast<Arithmetic<T>>(params.threshold),
                                     ballots + warp * kWarp,
@@ -229,7 +240,7 @@ mask_iou_count_cells(ALIGNMASK_PARAMS MaskIouParams params) {
     counter.count_strip(word, first, smaller(first + params.band_rows, params.height + 1));
   }
   __syncthreads();
-  add_sums<kIouCellQueries>(params, tile, found[lane], sums);
+  add_sums<kIouCellQueries>(params, cell_tile(params, recomputed(block)), found[lane], sums);
 }
 
 }  // namespace alignmask
