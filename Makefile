@@ -12,7 +12,7 @@ native := CMakeLists.txt $(wildcard cmake/*.cmake core/*/* bindings/*)
 cpp := $(wildcard core/*/*.h core/*/*.cpp core/*/*.cuh core/*/*.cu bindings/*.h bindings/*.cpp tests/native/*.cpp tests/sanitize/*.cpp \
          tests/simt/*.h tests/simt/*.cpp tests/simt/*.cuh)
 
-.PHONY: help setup simt sanitize sanitize-simt demo test test-all lint format bench native-test cuda-check roofline test-gpu bench-gpu clean
+.PHONY: help setup simt sanitize sanitize-simt demo test test-all lint format bench native-test cuda-check roofline test-gpu bench-gpu gpu-report clean
 
 help:  ## List what make can do
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -72,6 +72,12 @@ test-gpu: simt  ## Run the tests that need a GPU
 
 bench-gpu: setup  ## Time the ops on the GPU
 	@$(bin)/python bench/on_gpu.py $(ARGS)
+
+# No setup: it needs no network, only an interpreter with torch; the environment's, if there is one and no other is named.
+report_python = $(if $(filter file,$(origin PYTHON)),$(or $(wildcard $(bin)/python),$(PYTHON)),$(PYTHON))
+
+gpu-report:  ## Test, time and profile everything on a GPU into one report (BUDGET=seconds; DEVICE=cpu: the motions)
+	@$(report_python) bench/gpu/report.py --budget $(or $(BUDGET),540) --device $(or $(DEVICE),cuda) $(ARGS)
 
 lint: setup  ## Check formatting, lint and types
 	$(bin)/ruff check .

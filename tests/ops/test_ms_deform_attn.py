@@ -18,7 +18,7 @@ from torch import Tensor
 
 from alignmask import _core, ops
 from tests.ops import cases, oracles, strategies
-from tests.ops.compare import array, assert_near
+from tests.ops.compare import NONDETERMINISM, array, assert_near, assert_same
 
 OP = "ms_deform_attn"
 Arguments = tuple[Tensor, Sequence[tuple[int, int]], Tensor, Tensor]
@@ -126,8 +126,9 @@ def test_gradcheck(implementation: str, name: str) -> None:
     assert not near_kink(levels, locations).any()
     leaves = [t.requires_grad_() for t in (value, locations, weights)]
     assert torch.autograd.gradcheck(
-        lambda v, x, w: ops.ms_deform_attn(v, levels, x, w), leaves, eps=1e-6, atol=1e-6, fast_mode=True
-    )
+        lambda v, x, w: ops.ms_deform_attn(v, levels, x, w), leaves, eps=1e-6, atol=1e-6, fast_mode=True,
+        nondet_tol=0.0 if cases.repeats(implementation) else NONDETERMINISM,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("needed", list(itertools.product([False, True], repeat=3)))
@@ -138,8 +139,9 @@ def test_gradients_that_are_needed_equal_those_of_all(implementation: str, name:
     wanted = [everything[0], *itertools.compress(everything[1:], needed)]
     found = forward_backward(arguments, needed)
     assert len(found) == len(wanted)
-    for some, full in zip(found, wanted, strict=True):
-        assert torch.equal(some, full)
+    for i, (some, full) in enumerate(zip(found, wanted, strict=True)):
+        of_value = needed[0] and i == 1
+        assert_same(some, full, cases.repeats(implementation) or not of_value)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -264,8 +266,10 @@ def test_nan_locations_give_nan_and_infinite_ones_are_outside(implementation: st
                 outside, elsewhere = locations.clone(), locations.clone()
                 outside[0, 1, 0, 0, -1, axis], elsewhere[0, 1, 0, 0, -1] = far, 7
                 found = forward_backward((value, levels, outside, weights))
-                for a, b in zip(found, forward_backward((value, levels, elsewhere, weights)), strict=True):
-                    assert torch.equal(a, b)
+                for i, (a, b) in enumerate(
+                    zip(found, forward_backward((value, levels, elsewhere, weights)), strict=True)
+                ):
+                    assert_same(a, b, cases.repeats(implementation) or i != 1)
 
 
 @given(strategies.deform_shapes(), strategies.layouts, strategies.dtype_pairs(), strategies.seeds, st.data())

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from alignmask import _core, ops
 from tests.ops import cases, oracles, strategies
-from tests.ops.compare import array, assert_near
+from tests.ops.compare import NONDETERMINISM, array, assert_near, assert_same
 
 OP = "ms_deform_attn"
 Arguments = tuple[Tensor, Sequence[tuple[int, int]], Tensor, Tensor, Tensor]
@@ -143,8 +143,9 @@ def test_gradcheck(implementation: str, name: str) -> None:
     assert not near_kink(levels, *points[:2], margin=1e-5).any()
     leaves = [t.requires_grad_() for t in (value, *points)]
     assert torch.autograd.gradcheck(
-        lambda v, *rest: ops.ms_deform_attn_from_offsets(v, levels, *rest), leaves, eps=1e-6, atol=1e-6, fast_mode=True
-    )
+        lambda v, *rest: ops.ms_deform_attn_from_offsets(v, levels, *rest), leaves, eps=1e-6, atol=1e-6, fast_mode=True,
+        nondet_tol=0.0 if cases.repeats(implementation) else NONDETERMINISM,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("needed", list(itertools.product([False, True], repeat=4)))
@@ -155,8 +156,9 @@ def test_gradients_that_are_needed_equal_those_of_all(implementation: str, name:
     wanted = [everything[0], *itertools.compress(everything[1:], needed)]
     found = forward_backward(arguments, needed)
     assert len(found) == len(wanted)
-    for some, full in zip(found, wanted, strict=True):
-        assert torch.equal(some, full)
+    for i, (some, full) in enumerate(zip(found, wanted, strict=True)):
+        of_value = needed[0] and i == 1
+        assert_same(some, full, cases.repeats(implementation) or not of_value)
 
 
 # ---- memory layouts, threads
@@ -246,8 +248,8 @@ def test_not_finite_numbers(implementation: str) -> None:
 
         found = forward_backward((value, levels, reference, changed(offsets, (*at, 1), math.inf), logits))
         elsewhere = forward_backward((value, levels, reference, changed(offsets, (*at, 1), 1e4), logits))
-        for a, b in zip(found, elsewhere, strict=True):
-            assert torch.equal(a, b)
+        for i, (a, b) in enumerate(zip(found, elsewhere, strict=True)):
+            assert_same(a, b, cases.repeats(implementation) or i != 1)
 
         without = forward_backward((value, levels, reference, offsets, changed(logits, at, -math.inf)))
         assert without[0].isfinite().all()
