@@ -48,6 +48,8 @@ GPUS = (
 B, QUERIES, N, D, L, P = 4, 21504, 8, 32, 3, 4
 POINTS = B * QUERIES * N * L * P
 MASKS, CLASSES, MODEL_QUERIES, OUTPUTS = 20, 80, 200, 10  # masks per image, queries with the aligned ones
+UNROLLED = 2  # corners in the innermost loop of value's gradient
+CORNERS_OF_TOKEN = 4  # that a tile of 64 queries has for a token, say: points within some two pixels
 SETS, SET_POINTS, COVERED = 5, 12544, 0.1  # an instance's mask covers a tenth of the image, say
 
 
@@ -119,16 +121,22 @@ def attention(architecture: int) -> Iterator[Case]:
             yield Case("  scalar float", read + size * per_query, requested * D / 32, POINTS * plain, "point", POINTS)
 
         backward = code("ms_deform_attn", f"ms_deform_attn_backward<{dtype}, {vector}, {lanes}>", architecture)
-        main, both = loop(backward, r"RED", r"SHFL"), loop(backward, r"RED", r"STS\.128")
+        wide = r"LDG\.E\.128"
+        main, both = loop(backward, wide, r"SHFL"), loop(backward, wide, r"SHFL", r"STS\.128")
         issued = POINTS * (main * lanes + both - main) / 32
+        # The gradient of value: a thread sorts the corners of a point, then a warp adds up those of a token.
+        sums = code("ms_deform_attn", f"ms_deform_attn_value_gradient<{dtype}>", architecture)
+        corner, token, tile = loop(sums, r"LDS\.64", r"FFMA"), loop(sums, r"RED"), loop(sums, r"ATOMS\.ADD")
+        issued += POINTS * ((tile - token) / 32 + 4 * corner / UNROLLED + 4 * (token - corner) / CORNERS_OF_TOKEN)
         # The value's gradient is summed in float32: zeroed, then added to in the L2 cache, written once; half: converted.
         written = 2 * 4 * per_query + (6 * per_query if size == 2 else 0) + 3 * size * POINTS
         total = read + size * per_query + written
-        asked = requested + 4 * POINTS * 4 * D
+        asked = requested + 4 * POINTS * 4 * D / CORNERS_OF_TOKEN
         yield Case(f"ms_deform_attn backward {dtype}", total, asked, issued, "point", POINTS)
         if dtype == "float":
             plain = scalar_code("scalar_backward<32>", architecture)
             main, serial = loop(plain, r"RED"), loop(plain, r"LDS")
+            asked = requested + 4 * POINTS * 4 * D
             yield Case("  scalar float", total, asked, POINTS * (main + 31 * serial), "point", POINTS)
 
 

@@ -13,6 +13,43 @@ struct alignas(2 * sizeof(F)) CornerEntry {
   int row;
 };
 
+/// A token that some corner reaches, and which of the sorted corners are its own: [begin, end), never none.
+struct alignas(8) ReachedToken {
+  int token;
+  unsigned short begin, end;
+};
+
+/// A block's: adds what the corners of `count` tokens bring to `sums`, which is at the first of up to 32 channels.
+/// kVector channels of a token are a lane's; with more than one, `channels` and the tokens' stride are multiples of it.
+template <int kVector, class F>
+ALIGNMASK_DEVICE void add_corners(const ReachedToken* reached, int count, const CornerEntry<F>* corners,
+                                  const F* gradients, F* sums, int channels, int token_bytes) {
+  struct alignas(kVector * sizeof(F)) Channels {
+    F of[kVector];
+  };
+  constexpr int kLanes = kWarp / kVector;
+  const int channel = static_cast<int>(threadIdx.x) % kLanes * kVector;
+  if (channel >= channels) return;
+  for (int i = static_cast<int>(threadIdx.x) / kLanes; i < count; i += kAttentionThreads / kLanes) {
+    const ReachedToken token = reached[i];
+    const CornerEntry<F>* corner = corners + token.begin;
+    const CornerEntry<F>* const end = corners + token.end;
+    F sum[kVector] = {};
+#pragma unroll 1
+    do {
+      const Channels gradient = *reinterpret_cast<const Channels*>(gradients + channel + corner->row);
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) sum[j] += corner->weight * gradient.of[j];
+    } while (++corner < end);
+    F* const to = advance(sums + channel, token.token, token_bytes);
+    if constexpr (kVector == 1) {
+      atomic_add(to, sum[0]);
+    } else {
+      atomic_add<kVector>(to, sum);
+    }
+  }
+}
+
 /// A block's: of `x` over all threads before the caller, the sum. `totals`: shared memory, one per warp. Contains a
 /// barrier, behind which `total` is the sum over all threads.
 ALIGNMASK_DEVICE UInt32 sum_before(UInt32 x, UInt32* totals, UInt32* total) {
@@ -45,6 +82,12 @@ ALIGNMASK_DEVICE int slot_of(int* table, int token) {
   }
 }
 
+/// Of the kernel below, on a multiprocessor, by the bytes of an element: as many as have registers without spilling.
+template <int kBytes>
+constexpr int kSortingBlocks = kBytes == 8   ? 3
+                               : kBytes == 4 ? 5
+                                             : 4;
+
 /// Adds to value_sums. A block owns a tile of queries of one head. Neighbouring queries reach the same tokens, so the
 /// block sorts the corners of its points by token, and a token gets one addition from all of them: additions to global
 /// memory, which happen in the second-level cache, are what this gradient would wait for.
@@ -53,16 +96,18 @@ ALIGNMASK_DEVICE int slot_of(int* table, int token) {
 /// shared memory and are counted there; sums of the counts say where every token's corners begin; they are put there;
 /// then a warp takes a token, a lane a channel. Corners of a token are added in any order.
 template <class T>
-ALIGNMASK_KERNEL(kAttentionThreads, sizeof(T) == 8 ? 3 : sizeof(T) == 4 ? 5 : 4)
+ALIGNMASK_KERNEL(kAttentionThreads, sizeof(T) == 8   ? 3
+                                    : sizeof(T) == 4 ? 5
+                                                     : 4)
 ms_deform_attn_value_gradient(ALIGNMASK_PARAMS MSDeformAttnParams params) {
   using F = Arithmetic<T>;
   constexpr int kWarps = kAttentionThreads / kWarp, kPoints = sorted_points(sizeof(F)), kCorners = 4 * kPoints;
   constexpr int kSlots = kCorners, kOwnSlots = kSlots / kAttentionThreads;
   ALIGNMASK_SHARED(F, gradients, kTileQueries * kWarp);  // of the output, 32 channels
   ALIGNMASK_SHARED(CornerEntry<F>, corners, kCorners);
-  ALIGNMASK_SHARED(int, table, kSlots);        // then: the tokens found, without gaps
-  ALIGNMASK_SHARED(int, begin, kCorners + 1);  // where the corners of these tokens begin
-  ALIGNMASK_SHARED(int, counts, kSlots);       // then: where the corners of a slot begin
+  ALIGNMASK_SHARED(ReachedToken, reached, kCorners);
+  ALIGNMASK_SHARED(int, table, kSlots);   // of the tokens, by slot_of
+  ALIGNMASK_SHARED(int, counts, kSlots);  // of their corners; then: where these begin
   ALIGNMASK_SHARED(UInt32, totals, kWarps);
   static_assert(kWarps == kTileSide, "a warp reads a column of the tile's gradients");
 
@@ -74,7 +119,7 @@ ms_deform_attn_value_gradient(ALIGNMASK_PARAMS MSDeformAttnParams params) {
   const T* const grad_out =
       static_cast<const T*>(params.grad_out) + at.image * params.out_strides[0] + at.head * params.out_strides[2];
   F* const sums =
-      static_cast<F*>(params.value_sums) + at.image * params.sums_strides[0] + at.head * params.sums_strides[2] + lane;
+      static_cast<F*>(params.value_sums) + at.image * params.sums_strides[0] + at.head * params.sums_strides[2];
 
   int loaded = -1;  // the first of the channels in `gradients`
   const int level_points = kTileQueries * params.points;
@@ -106,27 +151,23 @@ ms_deform_attn_value_gradient(ALIGNMASK_PARAMS MSDeformAttnParams params) {
       __syncthreads();
 
       // Where the corners of every slot begin: sums of counts, and, in the upper half of the same word, of used slots.
-      int token[kOwnSlots];
       UInt32 own = 0;
 #pragma unroll
       for (int i = 0; i < kOwnSlots; ++i) {
-        token[i] = table[thread + i * kAttentionThreads];
         const int count = counts[thread + i * kAttentionThreads];
         if (count) own += (1u << 16) + static_cast<UInt32>(count);
       }
       UInt32 all;
       UInt32 before = sum_before(own, totals, &all);
-      const int found = static_cast<int>(all >> 16);
 #pragma unroll
       for (int i = 0; i < kOwnSlots; ++i) {
-        const int count = counts[thread + i * kAttentionThreads];
+        const int slot = thread + i * kAttentionThreads, count = counts[slot];
         if (!count) continue;
-        const int number = static_cast<int>(before >> 16), at_corner = static_cast<int>(before & 0xffffu);
-        counts[thread + i * kAttentionThreads] = begin[number] = at_corner;
-        table[number] = token[i];
+        const UInt32 begin = before & 0xffffu, end = begin + static_cast<UInt32>(count);
+        reached[before >> 16] = {table[slot], static_cast<unsigned short>(begin), static_cast<unsigned short>(end)};
+        counts[slot] = static_cast<int>(begin);
         before += (1u << 16) + static_cast<UInt32>(count);
       }
-      if (thread == 0) begin[found] = static_cast<int>(all & 0xffffu);
       __syncthreads();
 
       const Corners<F> weight = attention_tap_weights(point.x, point.y, point.weight);
@@ -150,12 +191,12 @@ ms_deform_attn_value_gradient(ALIGNMASK_PARAMS MSDeformAttnParams params) {
           loaded = channel;
         }
         __syncthreads();
-        for (int i = warp; i < found; i += kWarps) {
-          F sum = 0;
-#pragma unroll 2
-          for (int corner = begin[i]; corner < begin[i + 1]; ++corner)
-            sum += corners[corner].weight * gradients[corners[corner].row + lane];
-          if (has_channel) atomic_add(advance(sums + channel, table[i], params.sums_token_bytes), sum);
+        const int count = static_cast<int>(all >> 16), channels = params.channels - channel;
+        if (sizeof(F) == 4 && has_vector_atomics() && params.channels % 4 == 0) {
+          if constexpr (sizeof(F) == 4)
+            add_corners<4>(reached, count, corners, gradients, sums + channel, channels, params.sums_token_bytes);
+        } else {
+          add_corners<1>(reached, count, corners, gradients, sums + channel, channels, params.sums_token_bytes);
         }
       }
     }
