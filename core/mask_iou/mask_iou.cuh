@@ -159,7 +159,7 @@ mask_iou_count(ALIGNMASK_PARAMS MaskIouParams params) {
 #pragma unroll
   for (int i = 0; i < kIouQueries; ++i) atomicAdd(sums + i * kWarp + lane, count[i]);
   __syncthreads();
-  add_sums<kIouQueries>(params, iou_tile<kIouQueries>(params, recomputed(block)), target, sums);
+  add_sums<kIouQueries, kWarp>(params, iou_tile<kIouQueries>(params, recomputed(block)), target, sums);
 }
 
 /// Writes iou, one thread per element. F: its type.

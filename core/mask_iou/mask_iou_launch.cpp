@@ -91,7 +91,7 @@ Plan plan_forward(const MaskIouArgs& args, void* memory) {
   if (by_cells) {
     const std::int64_t words = (G + 1) * (params.height + std::int64_t{1}) * params.row_words;
     params.planes = static_cast<unsigned int*>(workspace.take(words * kIouPlaneWords * 4));
-    params.pixels = static_cast<unsigned int*>(workspace.take(words * kIouCellPixels * 4));
+    params.pixels = static_cast<unsigned short*>(workspace.take(words * 32 * 2));
   } else {
     params.bits =
         static_cast<unsigned int*>(workspace.take(G * params.target_height * std::int64_t{params.row_words} * 4));

@@ -45,13 +45,13 @@ ALIGNMASK_DEVICE IouTile iou_tile(const MaskIouParams& params, int block) {
           of_queries - chunk * params.images, chunk};
 }
 
-/// Adds a block's sums, [kQueries, kWarp], to the images': of lane m those of target m, of the last the areas.
-template <int kQueries>
+/// Adds a block's sums, [kQueries, kStride], to the images': of lane m those of target m, of the last the areas.
+template <int kQueries, int kStride>
 ALIGNMASK_DEVICE void add_sums(const MaskIouParams& params, IouTile tile, int target, const UInt32* sums) {
   const int lane = threadIdx.x % kWarp;
   for (int i = threadIdx.x / kWarp; i < kQueries; i += kIouThreads / kWarp) {
     const int query = tile.first_query + i;
-    const UInt64 sum = sums[i * kWarp + lane];
+    const UInt64 sum = sums[i * kStride + lane];
     if (query >= params.queries || sum == 0) continue;
     if (lane < kIouTargets) {
       if (target >= 0) atomicAdd(params.both + static_cast<Int64>(target) * params.queries + query, sum);
