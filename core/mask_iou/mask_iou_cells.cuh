@@ -20,10 +20,8 @@
 
 namespace alignmask {
 
-/// Number of a word of cells among those of all targets.
-ALIGNMASK_DEVICE Int64 cell_word(const MaskIouParams& params, int target, int row, int word) {
-  return (static_cast<Int64>(target) * (params.height + 1) + row) * params.row_words + word;
-}
+/// Words of cells of a target.
+ALIGNMASK_DEVICE int cell_words(const MaskIouParams& params) { return (params.height + 1) * params.row_words; }
 
 /// Packs targets and measures their areas. A warp takes a row of cells. kAligned: rows can be read 4 bytes at a time.
 template <bool kAligned>
@@ -70,7 +68,7 @@ mask_iou_pack_cells(ALIGNMASK_PARAMS MaskIouParams params) {
         if (lane == i) plane = ballot;
       }
     }
-    const Int64 at = cell_word(params, target, row, word);
+    const Int64 at = static_cast<Int64>(target) * cell_words(params) + row * params.row_words + word;
     if (lane < kIouPlaneWords) params.planes[at * kIouPlaneWords + lane] = plane;
     params.pixels[at * kWarp + lane] = static_cast<unsigned short>(cell);
   }
@@ -86,12 +84,13 @@ struct CellCounter {
   const MaskIouParams& params;
   const T* predictions;  // the block's first
   F threshold;
-  UInt32 queries;               // bit i: is the block to count its prediction i?
-  int word;                     // of rows of cells
-  int target_count;             // of the block's
-  const int* targets;           // [kWarp]: what the lanes count
-  UInt32* sums;                 // [kIouCellQueries, kIouCellSums]
-  UInt32* ballots;              // of the warp, [kWarp]
+  UInt32 queries;                       // bit i: is the block to count its prediction i?
+  int word;                             // of rows of cells
+  int target;                           // that the lane counts
+  int target_count;                     // how many lanes have one
+  const unsigned short* const* pixels;  // [kWarp]: of the lanes' targets
+  UInt32* sums;                         // [kIouCellQueries, kIouCellSums]
+  UInt32* ballots;                      // of the warp, [kWarp]
   unsigned short* mixed_cells;  // of the warp, [kIouMixedCells]: row of the strip · 2^9 + prediction · 2^5 + bit
 
   ALIGNMASK_DEVICE static int lane() { return threadIdx.x % kWarp; }
@@ -128,11 +127,12 @@ struct CellCounter {
     return mine & mine << 1;
   }
 
-  /// Counts the pixels of cells that are set; lane i knows those of prediction i. Lane m counts for target m.
+  /// Counts the pixels of cells that are set; lane i knows those of prediction i. Every lane counts for its target.
   ALIGNMASK_DEVICE void count_set(UInt32 cells, int row) const {
     UInt32 some = __ballot_sync(kFullWarp, cells != 0) & queries;
     if (!some) return;
-    const UInt32* const from = params.planes + cell_word(params, targets[lane()], row, word) * kIouPlaneWords;
+    const Int64 at = static_cast<Int64>(target) * cell_words(params) + row * params.row_words + word;
+    const UInt32* const from = params.planes + at * kIouPlaneWords;
     const Words<4> planes = load_constant<4>(from);
     const UInt32 last_plane = load_constant<1>(from + 4).word[0];
     for (; some; some &= some - 1) {
@@ -178,25 +178,26 @@ struct CellCounter {
     const F corners[2][2] = {{to_arithmetic(above[left]), to_arithmetic(above[right])},
                              {to_arithmetic(below[left]), to_arithmetic(below[right])}};
     const auto part = [](int i) { return UpsamplingPhase<F>::of(kIouCellFactor / 2 + i, kIouCellFactor).part; };
-    UInt32 pixels = 0;
+    UInt32 set = 0;
 #pragma unroll
     for (int x = 0; x < kIouCellFactor; ++x) {
       const F top = blend(corners[0][0], corners[0][1], part(x)), bottom = blend(corners[1][0], corners[1][1], part(x));
 #pragma unroll
       for (int y = 0; y < kIouCellFactor; ++y)
-        if (blend(top, bottom, part(y)) > threshold) pixels |= 1u << (kIouCellFactor * y + x);
+        if (blend(top, bottom, part(y)) > threshold) set |= 1u << (kIouCellFactor * y + x);
     }
-    if (lane() >= count) pixels = 0;
-    const unsigned short* const of_cell = params.pixels + cell_word(params, 0, row, word) * kWarp + bit;
-    const Int64 of_target = cell_word(params, 1, 0, 0) * kWarp;
+    if (lane() >= count) set = 0;
+    const int at = (row * params.row_words + word) * kWarp + bit;
+    UInt32* to = sums + query * kIouCellSums;
     constexpr int kAtOnce = 4;
-    for (int i = -1; i < target_count; i += kAtOnce) {  // target -1: the image, which the last lane counts
+#pragma unroll 1
+    for (int i = 0; i < target_count; i += kAtOnce, to += kAtOnce) {
       UInt32 common[kAtOnce];
 #pragma unroll
-      for (int j = 0; j < kAtOnce; ++j) common[j] = pixels & of_cell[targets[(i + j) & (kWarp - 1)] * of_target];
+      for (int j = 0; j < kAtOnce; ++j) common[j] = pixels[i + j][at] & set;
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j)
-        if (common[j]) atomicAdd(sums + query * kIouCellSums + ((i + j) & (kWarp - 1)), __popc(common[j]));
+        if (common[j]) atomicAdd(to + j, __popc(common[j]));
     }
   }
 
@@ -210,12 +211,14 @@ struct CellCounter {
       if (row < first) continue;
       count_set(uniform, row);
       const UInt32 mixed = ~(uniform | __shfl_xor_sync(kFullWarp, uniform, kIouCellQueries)) & ~1u;
-      if (!__any_sync(kFullWarp, mixed != 0)) continue;
-      noted = note_mixed(mixed, row - first, noted);
-      for (; noted >= kWarp; noted -= kWarp) count_mixed(mixed_cells + noted - kWarp, kWarp, first);
+      if (__any_sync(kFullWarp, mixed != 0)) noted = note_mixed(mixed, row - first, noted);
+      for (const int few = row + 1 < end ? kWarp : 1; noted >= few;) {
+        const int count = smaller(noted, kWarp);
+        noted -= count;
+        count_mixed(mixed_cells + noted, count, first);
+      }
       __syncwarp();
     }
-    if (noted) count_mixed(mixed_cells, noted, first);
   }
 };
 
@@ -239,6 +242,7 @@ template <class T>
 ALIGNMASK_KERNEL(kIouThreads, sizeof(T) == 8 ? 2 : 4)
 mask_iou_count_cells(ALIGNMASK_PARAMS MaskIouParams params) {
   ALIGNMASK_SHARED(int, found, kWarp);
+  ALIGNMASK_SHARED(const unsigned short*, pixels, kWarp);
   ALIGNMASK_SHARED(UInt32, sums, kIouCellQueries * kIouCellSums);
   ALIGNMASK_SHARED(UInt32, ballots, kIouWarps * kWarp);
   ALIGNMASK_SHARED(unsigned short, mixed_cells, kIouWarps* kIouMixedCells);
@@ -249,11 +253,10 @@ mask_iou_count_cells(ALIGNMASK_PARAMS MaskIouParams params) {
   if (warp == 0) find_targets(params, tile.image, tile.chunk, lane, found);
   for (int i = threadIdx.x; i < kIouCellQueries * kIouCellSums; i += kIouThreads) sums[i] = 0;
   __syncthreads();
-  const int target = found[lane];
-  const int target_count = __popc(__ballot_sync(kFullWarp, target >= 0));
-  if (target_count == 0) return;
-  __syncthreads();
-  if (warp == 0 && target < 0) found[lane] = params.target_count;  // nobody asks what lanes without a target count
+  const int target_count = __popc(__ballot_sync(kFullWarp, found[lane] >= 0));
+  if (target_count == 1) return;
+  const int target = found[lane] < 0 ? params.target_count : found[lane];  // nobody asks for what it counts then
+  if (warp == 0) pixels[lane] = params.pixels + static_cast<Int64>(target) * cell_words(params) * kWarp;
   __syncthreads();
 
   const int strip = tile.band * kIouWarps + warp;
@@ -266,8 +269,9 @@ mask_iou_count_cells(ALIGNMASK_PARAMS MaskIouParams params) {
         static_cast<Arithmetic<T>>(params.threshold),
         (1u << kIouCellQueries) - (1u << tile.counted),
         strip - band * params.row_words,
+        target,
         target_count,
-        found,
+        pixels,
         sums,
         ballots + warp * kWarp,
         mixed_cells + warp * kIouMixedCells,
@@ -275,7 +279,7 @@ mask_iou_count_cells(ALIGNMASK_PARAMS MaskIouParams params) {
     counter.count(first, smaller(first + params.band_rows, params.height + 1));
   }
   __syncthreads();
-  add_sums<kIouCellQueries, kIouCellSums>(params, cell_tile(params, recomputed(block)), target, sums);
+  add_sums<kIouCellQueries, kIouCellSums>(params, cell_tile(params, recomputed(block)), found[lane], sums);
 }
 
 }  // namespace alignmask

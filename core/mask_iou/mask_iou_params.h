@@ -8,7 +8,7 @@ namespace alignmask {
 constexpr int kIouThreads = 256;  // of a block
 constexpr int kIouWarps = kIouThreads / 32;
 constexpr int kIouQueries = 8;      // of one image that a block counts together
-constexpr int kIouTargets = 31;     // likewise: one per lane, and the last lane counts the predictions' own pixels
+constexpr int kIouTargets = 31;     // likewise: one per lane, and lane 0 counts the predictions' own pixels
 constexpr int kIouPackedRows = 64;  // of one target that a block packs
 constexpr int kIouBandRows = 64;    // of targets that a block counts, about
 
