@@ -65,8 +65,8 @@ constexpr int kIouCountBlocks = 4;
 #endif
 
 /// Counts the pixels that kIouQueries predictions of an image share with up to 31 of its targets, and those of the
-/// predictions themselves, over a band of rows. A warp takes 32 columns; lane m holds the bits of target m, and ANDs
-/// them with every prediction's ballot. Lane 31 holds ones and so counts areas.
+/// predictions themselves, over a band of rows. A warp takes 32 columns; a lane holds the bits of one target, and ANDs
+/// them with every prediction's ballot. Lane 0 holds ones and so counts areas.
 ///
 /// Upsampling: the warp walks down the gaps between rows of the predictions. Along the rows a lane blends once per row;
 /// across a gap, once per pixel.
@@ -88,11 +88,11 @@ mask_iou_count(ALIGNMASK_PARAMS MaskIouParams params) {
   if (warp == 0) find_targets(params, mine.image, mine.chunk, lane, found);
   sums[threadIdx.x] = 0;
   __syncthreads();
-  if (found[0] < 0) return;
+  if (found[1] < 0) return;
 
   const int target = found[lane];
   const auto bits_of_target = [&](int y, int word) {
-    if (lane == kIouTargets) return ~0u;
+    if (lane == 0) return ~0u;
     const Int64 row = static_cast<Int64>(recomputed(target)) * params.target_height + y;
     return target >= 0 ? params.bits[row * params.row_words + word] : 0u;
   };
@@ -159,7 +159,7 @@ mask_iou_count(ALIGNMASK_PARAMS MaskIouParams params) {
 #pragma unroll
   for (int i = 0; i < kIouQueries; ++i) atomicAdd(sums + i * kWarp + lane, count[i]);
   __syncthreads();
-  add_sums<kIouQueries>(params, iou_tile<kIouQueries>(params, recomputed(block)), target, sums);
+  add_sums<kIouQueries, kWarp>(params, iou_tile<kIouQueries>(params, recomputed(block)), target, sums);
 }
 
 /// Writes iou, one thread per element. F: its type.

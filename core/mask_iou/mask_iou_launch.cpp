@@ -44,11 +44,12 @@ void add_pixels(const MaskIouArgs& args, MaskIouParams params, std::vector<Launc
 void add_cells(const MaskIouArgs& args, MaskIouParams params, std::vector<Launch>& launches) {
   const std::int64_t B = params.images, Q = params.queries, G = params.target_count;
   const std::int64_t rows = params.height + std::int64_t{1};
+  checked_int(rows * params.row_words * 32, kOp, "pixels of cells");
   const bool aligned = args.targets.strides[2] == 1 && is_aligned(args.targets, 2, kIouCellFactor);
   launches.push_back(make_launch(std::string("mask_iou_pack_cells<") + (aligned ? "true>" : "false>"),
                                  blocks_for((G + 1) * rows, kIouWarps), kIouThreads, params));
   params.band_rows = kIouCellRows;
-  params.strips = checked_int(blocks_for(rows, kIouCellRows) * std::int64_t{params.row_words}, kOp, "strips");
+  params.strips = static_cast<int>(blocks_for(rows, kIouCellRows)) * params.row_words;
   params.bands = static_cast<int>(blocks_for(params.strips, kIouWarps));
   const std::int64_t blocks = B * blocks_for(Q, kIouCellQueries) * blocks_for(G, kIouTargets) * params.bands;
   launches.push_back(make_launch(std::string("mask_iou_count_cells<") + kernel_type(args.predictions.dtype) + ">",
@@ -91,7 +92,7 @@ Plan plan_forward(const MaskIouArgs& args, void* memory) {
   if (by_cells) {
     const std::int64_t words = (G + 1) * (params.height + std::int64_t{1}) * params.row_words;
     params.planes = static_cast<unsigned int*>(workspace.take(words * kIouPlaneWords * 4));
-    params.pixels = static_cast<unsigned int*>(workspace.take(words * kIouCellPixels * 4));
+    params.pixels = static_cast<unsigned short*>(workspace.take(words * 32 * 2));
   } else {
     params.bits =
         static_cast<unsigned int*>(workspace.take(G * params.target_height * std::int64_t{params.row_words} * 4));

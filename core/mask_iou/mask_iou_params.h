@@ -8,18 +8,19 @@ namespace alignmask {
 constexpr int kIouThreads = 256;  // of a block
 constexpr int kIouWarps = kIouThreads / 32;
 constexpr int kIouQueries = 8;      // of one image that a block counts together
-constexpr int kIouTargets = 31;     // likewise: one per lane, and the last lane counts the predictions' own pixels
+constexpr int kIouTargets = 31;     // likewise: one per lane, and lane 0 counts the predictions' own pixels
 constexpr int kIouPackedRows = 64;  // of one target that a block packs
 constexpr int kIouBandRows = 64;    // of targets that a block counts, about
 
 // Counting by cells:
 constexpr int kIouCellFactor = 4;    // of upsampling
-constexpr int kIouCellPixels = 16;   // of a cell
-constexpr int kIouCellPlanes = 5;    // binary digits of a number of pixels of a cell
-constexpr int kIouPlaneWords = 8;    // in memory, so that planes of a word can be read 16 bytes at a time
-constexpr int kIouCellQueries = 16;  // of one image that a warp classifies together: half a lane each
+constexpr int kIouCellPlanes = 5;    // binary digits of a cell's number of pixels
+constexpr int kIouPlaneWords = 8;    // in memory, so that they can be read 16 bytes at a time
+constexpr int kIouCellQueries = 16;  // of one image that a warp classifies together: two lanes each
+constexpr int kIouCellSums = 33;     // one per lane, and one so that neighbours are in different banks
 constexpr int kIouCellsOfWord = 31;  // between the 32 columns of a warp
-constexpr int kIouCellRows = 8;      // through which a warp walks, about
+constexpr int kIouCellRows = 8;      // through which a warp walks
+constexpr int kIouMixedCells = kIouCellQueries * kIouCellsOfWord + 32;  // that a warp notes: a row's and what was left
 
 struct MaskIouParams {
   // Tensors as in MaskIouArgs. Strides in elements.
@@ -31,8 +32,9 @@ struct MaskIouParams {
   bool owner_wide;  // of 64 bits, not 32?
 
   // Workspace.
-  unsigned int* bits;                   // [G, H, row_words]: pixel x of a row is bit x % 32 of word x / 32
-  unsigned int *planes, *pixels;        // by cells, instead of bits; see mask_iou_cells.cuh
+  unsigned int* bits;    // [G, H, row_words]: pixel x of a row is bit x % 32 of word x / 32
+  unsigned int* planes;  // by cells, instead of bits, as is the next; see mask_iou_cells.cuh
+  unsigned short* pixels;
   unsigned long long* target_area;      // [G]
   unsigned long long* prediction_area;  // [B, Q]
   unsigned long long* both;             // [G, Q]: pixels in both

@@ -16,9 +16,10 @@ ALIGNMASK_DEVICE UInt32 nonzero_bytes(UInt32 bytes) {
   return ((high >> 7) * 0x10204080u) >> 28;  // moves bits 0, 8, 16, 24 to 28, 29, 30, 31
 }
 
-/// A warp's: the targets number chunk · kIouTargets and following of an image, -1 where there are no more.
+/// What the lanes of a warp count: the first the image's pixels (as one more target, behind the last), the others those
+/// of the image's targets number chunk · kIouTargets and following; -1 where there are no more.
 ALIGNMASK_DEVICE void find_targets(const MaskIouParams& params, int image, int chunk, int lane, int* found) {
-  found[lane] = -1;
+  found[lane] = lane == 0 ? params.target_count : -1;
   __syncwarp();
   int before = -chunk * kIouTargets;  // of the image, counted from the chunk's first
   for (int first = 0; first < params.target_count && before < kIouTargets; first += kWarp) {
@@ -27,7 +28,7 @@ ALIGNMASK_DEVICE void find_targets(const MaskIouParams& params, int image, int c
                       load_int(params.owner, target * params.owner_stride, params.owner_wide) == image;
     const UInt32 ballot = __ballot_sync(kFullWarp, mine);
     const int rank = before + __popc(ballot & ((1u << lane) - 1));
-    if (mine && rank >= 0 && rank < kIouTargets) found[rank] = target;
+    if (mine && rank >= 0 && rank < kIouTargets) found[rank + 1] = target;
     before += __popc(ballot);
   }
 }
@@ -45,15 +46,15 @@ ALIGNMASK_DEVICE IouTile iou_tile(const MaskIouParams& params, int block) {
           of_queries - chunk * params.images, chunk};
 }
 
-/// Adds a block's sums, [kQueries, kWarp], to the images': of lane m those of target m, of the last the areas.
-template <int kQueries>
+/// Adds a block's sums, [kQueries, kStride], to those in memory. `target`: that the lane counts.
+template <int kQueries, int kStride>
 ALIGNMASK_DEVICE void add_sums(const MaskIouParams& params, IouTile tile, int target, const UInt32* sums) {
   const int lane = threadIdx.x % kWarp;
   for (int i = threadIdx.x / kWarp; i < kQueries; i += kIouThreads / kWarp) {
     const int query = tile.first_query + i;
-    const UInt64 sum = sums[i * kWarp + lane];
+    const UInt64 sum = sums[i * kStride + lane];
     if (query >= params.queries || sum == 0) continue;
-    if (lane < kIouTargets) {
+    if (lane > 0) {
       if (target >= 0) atomicAdd(params.both + static_cast<Int64>(target) * params.queries + query, sum);
     } else if (tile.chunk == 0) {
       atomicAdd(params.prediction_area + static_cast<Int64>(tile.image) * params.queries + query, sum);
