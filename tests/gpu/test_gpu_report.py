@@ -18,7 +18,7 @@ from tests.conftest import REPOSITORY
 
 PROGRAMS = REPOSITORY / "bench" / "gpu"
 SHARED = ("common", "ops_times", "report", "summary")
-on_cpu = pytest.mark.parametrize("device", ["cpu"])
+NEEDS_NO_GPU = True
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 Run = Callable[..., dict[str, Any]]
@@ -58,15 +58,13 @@ def module(name: str) -> ModuleType:
     return __import__(name)
 
 
-@on_cpu
-def test_smoke(device: str, run: Run) -> None:
+def test_smoke(run: Run) -> None:
     found = run("smoke", "small", result="smoke")
     assert found["faults"] == 0
     assert len(found["largest errors"]) == 10
 
 
-@on_cpu
-def test_ops(device: str, run: Run) -> None:
+def test_ops(run: Run) -> None:
     found = run("ops_times", result="bench")
     summary = module("summary")
     for name, pass_ in summary.MEASURED.values():  # what is set beside the model is timed
@@ -75,14 +73,12 @@ def test_ops(device: str, run: Run) -> None:
     assert text.count("\n| ms_deform_attn_from_offsets") == 12
 
 
-@on_cpu
-def test_peers(device: str, run: Run) -> None:
+def test_peers(run: Run) -> None:
     found = run("peers", result="peers")
     assert {name.split(": ")[1] for name in found} >= {"AlignMask", "grid_sample"}
 
 
-@on_cpu
-def test_peers_compute_the_same(device: str) -> None:
+def test_peers_compute_the_same() -> None:
     import torch
 
     common, found = module("common"), runpy.run_path(str(PROGRAMS / "peers.py"), run_name="peers")
@@ -95,30 +91,26 @@ def test_peers_compute_the_same(device: str) -> None:
     torch.testing.assert_close(found["grid_sample"](value, locations, logits), expected)
 
 
-@on_cpu
-def test_whole_models(device: str, run: Run) -> None:
+def test_whole_models(run: Run) -> None:
     found = run("whole_models", result="hf")
     assert found["largest difference of class logits"] < 1e-4
     assert sum(set(sides) == {"Hugging Face", "AlignMask"} for sides in found.values() if isinstance(sides, dict)) == 5
 
 
-@on_cpu
-def test_step(device: str, run: Run, tmp_path: Path) -> None:
+def test_step(run: Run, tmp_path: Path) -> None:
     found = run("step", result="step")
     parts = {"backbone", "pixel_decoder", "aligned_queries", "query_decoder", "criterion", "backward", "optimizer"}
     assert set(found["parts bf16, ms"]) == parts
     assert "aten::convolution" in (tmp_path / "results" / "step_profile.txt").read_text()
 
 
-@on_cpu
-def test_compiling_all_kernels(device: str, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_compiling_all_kernels(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ALIGNMASK_CACHE", str(tmp_path / "cache"))
     found = run("compile_all", "90", "1", result="jit_compile")
     assert found["kernels"] == 1
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-@on_cpu
 def test_the_driver(
     device: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -165,9 +157,9 @@ def test_the_driver(
     assert {name: o.status for name, o in made.outcomes.items()} == {"beside": "not started"}
 
 
-@on_cpu
-def test_everything_that_is_run_is_there(device: str, tmp_path: Path) -> None:
+def test_everything_that_is_run_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     report = module("report")
+    monkeypatch.setattr(report.Report, "_architecture", lambda self: 90)
     for place in ("cpu", "cuda"):
         plan = report.Report(argparse.Namespace(device=place, budget=1.0, only=[], work=str(tmp_path))).plan()
         sections = [section for group in plan for section in group]
@@ -177,8 +169,7 @@ def test_everything_that_is_run_is_there(device: str, tmp_path: Path) -> None:
                 assert (REPOSITORY / part).exists(), part
 
 
-@on_cpu
-def test_the_model_beside_what_was_measured(device: str) -> None:
+def test_the_model_beside_what_was_measured() -> None:
     """By hand: 3350 MB at 3350 GB/s are 1 ms, the H100 of bench/roofline.py issues 1.0454e12 instructions a second."""
     summary = module("summary")
     calls = {
@@ -199,8 +190,7 @@ def test_the_model_beside_what_was_measured(device: str) -> None:
     assert any("ValueError: no loop" in line for line in lines)
 
 
-@on_cpu
-def test_counters_are_read(device: str, tmp_path: Path) -> None:
+def test_counters_are_read(tmp_path: Path) -> None:
     head = '"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"'
     rows = [
         '"0","void f<float, 4>(Params)","Duration","ns","333,184"',
@@ -210,8 +200,7 @@ def test_counters_are_read(device: str, tmp_path: Path) -> None:
     assert "| 0 f<float, 4> | 333 |  |  |  |  |  | 68.5 |  |" in list(module("summary").counters(tmp_path))
 
 
-@on_cpu
-def test_without_a_gpu_it_says_so(device: str) -> None:
+def test_without_a_gpu_it_says_so() -> None:
     done = subprocess.run(
         [sys.executable, PROGRAMS / "report.py"],
         capture_output=True,
