@@ -31,23 +31,16 @@ int token_bytes(const TensorView& value) {
 /// Cuts the queries into tiles: squares of the levels if there are as many queries as tokens, as in self-attention.
 void tile_queries(MSDeformAttnParams& params, std::int64_t tokens) {
   params.queries_are_tokens = params.queries == tokens;
-  const auto sides = [](int size) { return size / kTileSide + (size % kTileSide != 0); };
-  if (params.queries_are_tokens) {
-    std::int64_t tiles = 0;
-    for (int l = 0; l < params.levels; ++l) {
-      const int across = std::max(sides(params.width[l]), 1);
-      params.first_tile[l] = static_cast<int>(tiles);
-      params.by_tiles_across[l] = FastDivide(static_cast<unsigned>(across));
-      tiles = checked_int(tiles + std::int64_t{sides(params.height[l])} * sides(params.width[l]), kOp, "S");
-    }
-    params.tiles = static_cast<int>(tiles);
-    params.positions = checked_int(tiles * kTileQueries, kOp, "S");
-  } else {
-    params.tiles = static_cast<int>(blocks_for(params.queries, kTileQueries));
-    params.positions = params.queries;
+  if (!params.queries_are_tokens) {
+    params.query_tiles = static_cast<int>(blocks_for(params.queries, kTileQueries));
+    return;
   }
-  params.by_positions = FastDivide(static_cast<unsigned>(std::max(params.positions, 1)));
-  params.position_heads = std::int64_t{params.images} * params.heads * params.positions;
+  const auto sides = [](int size) { return size / kTileSide + (size % kTileSide != 0); };
+  for (int l = 0; l < params.levels; ++l) {
+    params.first_tile[l] = params.query_tiles;
+    params.by_tiles_across[l] = FastDivide(static_cast<unsigned>(std::max(sides(params.width[l]), 1)));
+    params.query_tiles += sides(params.height[l]) * sides(params.width[l]);
+  }
 }
 
 /// Everything but outputs.
@@ -76,12 +69,14 @@ MSDeformAttnParams params_for(const MSDeformAttnArgs& args) {
   params.weights_wide = is_arithmetic(weights.dtype);
   params.reference_wide = is_arithmetic(reference.dtype);
 
+  params.query_heads = B * N * Q;
   params.images = checked_int(B, kOp, "B");
   params.queries = checked_int(Q, kOp, "Q");
   params.heads = checked_int(N, kOp, "N");
   params.channels = checked_int(value.shape[3], kOp, "D");
   params.levels = static_cast<int>(L);
   params.points = static_cast<int>(P);
+  params.by_queries = FastDivide(static_cast<unsigned>(std::max(params.queries, 1)));
   params.by_heads = FastDivide(static_cast<unsigned>(std::max(params.heads, 1)));
   params.by_points = FastDivide(static_cast<unsigned>(std::max(params.points, 1)));
   const int tile = ordered_tile(value.dtype == DType::kFloat64 ? 8 : 4);
@@ -112,7 +107,7 @@ bool is_packed(const MSDeformAttnArgs& args, const TensorView& out, int vector) 
 Launch launch_groups(const char* kernel, DType dtype, int vector, int lanes, const MSDeformAttnParams& params) {
   const std::string name = std::string(kernel) + "<" + kernel_type(dtype) + ", " + std::to_string(vector) + ", " +
                            std::to_string(lanes) + ">";
-  return make_launch(name, blocks_for(params.position_heads, kAttentionThreads / lanes), kAttentionThreads, params);
+  return make_launch(name, blocks_for(params.query_heads, kAttentionThreads / lanes), kAttentionThreads, params);
 }
 
 struct Backward {
@@ -166,8 +161,7 @@ Backward plan_backward(const MSDeformAttnArgs& args, void* memory) {
   if (args.grad_value.present && value_elements > 0) {
     params.grad_value = args.grad_value.data;
     copy_strides(args.grad_value, params.grad_value_strides);
-    if (args.reference.present)
-      params.softmax = workspace.take(2 * args.value.shape[0] * params.heads * std::int64_t{params.queries} * bytes);
+    if (args.reference.present) params.softmax = workspace.take(2 * params.query_heads * bytes);
     const std::int64_t slices = std::int64_t{params.images} * params.heads;
     if (args.deterministic) {
       checked_int(static_cast<std::int64_t>(params.queries) * params.points + kAttentionThreads, kOp, "Q·P");
@@ -183,7 +177,7 @@ Backward plan_backward(const MSDeformAttnArgs& args, void* memory) {
       params.sums_token_bytes = checked_int(params.sums_strides[1] * bytes, kOp, "N·D in bytes");
       launches.push_back(fill_zero_launch(params.value_sums, value_elements * bytes));
       if (has_points)
-        last.push_back(make_launch("ms_deform_attn_value_gradient" + type, blocks_for(slices * params.tiles, 1),
+        last.push_back(make_launch("ms_deform_attn_value_gradient" + type, blocks_for(slices * params.query_tiles, 1),
                                    kAttentionThreads, params));
       if (!in_place) last.push_back(write_gradient_launch(args.grad_value, params.value_sums, {0, 1, 2, 3}));
     }

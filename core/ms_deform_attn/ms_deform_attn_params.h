@@ -51,14 +51,14 @@ struct MSDeformAttnParams {
   int sums_token_bytes;
   long long sums_strides[4], pixel_gradient_strides[6], kept_strides[5];
 
-  // Queries are worked on tile by tile: see QueryTile in ms_deform_attn_points.cuh.
-  bool queries_are_tokens;   // in their order, so that tiles can be squares of a level
-  int tiles;                 // of queries
-  int positions;             // of queries in the order of the tiles, where squares leave some free
-  long long position_heads;  // B · N · positions
+  long long query_heads;  // B · N · Q
   int images, queries, heads, channels, levels, points;
   int ordered_tiles;  // of all levels, see ms_deform_attn_ordered.cuh
-  FastDivide by_positions, by_heads, by_points;
+  FastDivide by_queries, by_heads, by_points;
+
+  // See QueryTile in ms_deform_attn_value_gradient.cuh.
+  bool queries_are_tokens;  // in their order, so that tiles are squares of a level
+  int query_tiles;
 
   int height[kMaxLevels], width[kMaxLevels], first_token[kMaxLevels];
   int first_tile[kMaxLevels];

@@ -14,57 +14,25 @@ namespace alignmask {
 
 using namespace ALIGNMASK_ISA;
 
-/// Neighbouring queries, which look at many of the same values: a square of a level where queries are tokens, else
-/// kTileQueries that follow one another, seen as a square, too.
-struct QueryTile {
-  int first, stride;  ///< the first query, and how far the rows of the square are apart
-  int rows, columns;  ///< of the square that are in the level
-
-  ALIGNMASK_DEVICE int query(UInt32 i) const {
-    return first + static_cast<int>(i / kTileSide * stride + i % kTileSide);
-  }
-  /// Is there an i-th one, if there are `queries` in all?
-  ALIGNMASK_DEVICE bool has(UInt32 i, int queries) const {
-    return static_cast<int>(i / kTileSide) < rows && static_cast<int>(i % kTileSide) < columns && query(i) < queries;
-  }
-};
-
-ALIGNMASK_DEVICE QueryTile query_tile(const MSDeformAttnParams& params, int tile) {
-  if (!params.queries_are_tokens) return {tile * kTileQueries, kTileSide, kTileSide, kTileSide};
-  int level = 0;
-  while (level + 1 < params.levels && tile >= params.first_tile[level + 1]) ++level;
-  tile -= params.first_tile[level];
-  const int down = params.by_tiles_across[level].quotient(tile), width = params.width[level];
-  const int across = tile - down * ((width + kTileSide - 1) / kTileSide);
-  return {params.first_token[level] + down * kTileSide * width + across * kTileSide, width,
-          params.height[level] - down * kTileSide, width - across * kTileSide};
-}
-
-/// Which (image, head, query) a group works on. Consecutive groups take neighbouring queries of one head: they look at
-/// the same values, which then come from the cache of the multiprocessor.
+/// Which (image, head, query) a group works on. Consecutive groups take consecutive queries of one head: neighbours in
+/// the image look at the same values, which then come from the cache of the multiprocessor.
 struct QueryHead {
   int image, head, query;
-  bool exists;  ///< false past the end and where a square leaves its level: such a group writes nothing
+  bool exists;  ///< false past the end: such a group repeats the last one, and writes nothing
 };
 
 ALIGNMASK_DEVICE QueryHead query_head(const MSDeformAttnParams& params, Int64 index) {
-  bool exists = index < params.position_heads;
-  if (!exists) index = params.position_heads - 1;
+  const bool exists = index < params.query_heads;
+  if (!exists) index = params.query_heads - 1;
   int slice;  // image · N + head
-  if (params.position_heads <= 0x7fffffff) {
-    slice = params.by_positions.quotient(static_cast<int>(index));
+  if (params.query_heads <= 0x7fffffff) {
+    slice = params.by_queries.quotient(static_cast<int>(index));
   } else {
-    slice = static_cast<int>(index / params.positions);
+    slice = static_cast<int>(index / params.queries);
   }
   const int image = params.by_heads.quotient(slice);
-  int query = static_cast<int>(index - static_cast<Int64>(slice) * params.positions);
-  if (params.queries_are_tokens) {
-    const QueryTile tile = query_tile(params, static_cast<int>(static_cast<UInt32>(query) / kTileQueries));
-    const UInt32 i = static_cast<UInt32>(query) % kTileQueries;
-    exists = exists && tile.has(i, params.queries);
-    query = tile.has(i, params.queries) ? tile.query(i) : tile.first;
-  }
-  return {image, slice - image * params.heads, query, exists};
+  return {image, slice - image * params.heads, static_cast<int>(index - static_cast<Int64>(slice) * params.queries),
+          exists};
 }
 
 /// The four tokens around a point; -1: there is none, it counts as zero.

@@ -5,6 +5,32 @@
 
 namespace alignmask {
 
+/// Neighbouring queries, which look at many of the same values: a square of a level where queries are tokens, else
+/// kTileQueries that follow one another, seen as a square, too.
+struct QueryTile {
+  int first, stride;  ///< the first query, and how far the rows of the square are apart
+  int rows, columns;  ///< of the square that are in the level
+
+  ALIGNMASK_DEVICE int query(UInt32 i) const {
+    return first + static_cast<int>(i / kTileSide * stride + i % kTileSide);
+  }
+  /// Is there an i-th one, if there are `queries` in all?
+  ALIGNMASK_DEVICE bool has(UInt32 i, int queries) const {
+    return static_cast<int>(i / kTileSide) < rows && static_cast<int>(i % kTileSide) < columns && query(i) < queries;
+  }
+};
+
+ALIGNMASK_DEVICE QueryTile query_tile(const MSDeformAttnParams& params, int tile) {
+  if (!params.queries_are_tokens) return {tile * kTileQueries, kTileSide, kTileSide, kTileSide};
+  int level = 0;
+  while (level + 1 < params.levels && tile >= params.first_tile[level + 1]) ++level;
+  tile -= params.first_tile[level];
+  const int down = params.by_tiles_across[level].quotient(tile), width = params.width[level];
+  const int across = tile - down * ((width + kTileSide - 1) / kTileSide);
+  return {params.first_token[level] + down * kTileSide * width + across * kTileSide, width,
+          params.height[level] - down * kTileSide, width - across * kTileSide};
+}
+
 /// A corner of a point: it adds weight · gradient of the output to its token. `row`: where that gradient begins among
 /// those of the tile.
 template <class F>
@@ -112,8 +138,8 @@ ms_deform_attn_value_gradient(ALIGNMASK_PARAMS MSDeformAttnParams params) {
   static_assert(kWarps == kTileSide, "a warp reads a column of the tile's gradients");
 
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
-  const int slice = static_cast<int>(blockIdx.x) / params.tiles;
-  const QueryTile tile = query_tile(params, static_cast<int>(blockIdx.x) - slice * params.tiles);
+  const int slice = static_cast<int>(blockIdx.x) / params.query_tiles;
+  const QueryTile tile = query_tile(params, static_cast<int>(blockIdx.x) - slice * params.query_tiles);
   QueryHead at = {params.by_heads.quotient(slice), 0, 0, true};
   at.head = slice - at.image * params.heads;
   const T* const grad_out =

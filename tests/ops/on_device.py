@@ -36,6 +36,8 @@ class OnDevice:
         return call
 
     def _moved(self, argument: Any, copies: dict[int, tuple[Tensor, Tensor]]) -> Any:
+        if callable(argument):  # lends workspace
+            return lambda size: argument(size).to(self._device)
         if not isinstance(argument, Tensor) or argument.device.type != "cpu":
             return argument
         storage = argument.untyped_storage()
