@@ -125,7 +125,7 @@ def attention(architecture: int) -> Iterator[Case]:
         main, both = loop(backward, wide, r"SHFL"), loop(backward, wide, r"SHFL", r"STS\.128")
         issued = POINTS * (main * lanes + both - main) / 32
         # The gradient of value: a thread sorts the corners of a point, then a warp adds up those of a token.
-        sums = code("ms_deform_attn", f"ms_deform_attn_value_gradient<{dtype}>", architecture)
+        sums = code("ms_deform_attn", f"ms_deform_attn_value_gradient<{dtype}, true>", architecture)
         corner, token, tile = loop(sums, r"LDS\.64", r"FFMA"), loop(sums, r"RED"), loop(sums, r"ATOMS\.ADD")
         issued += POINTS * ((tile - token) / 32 + 4 * corner / UNROLLED + 4 * (token - corner) / CORNERS_OF_TOKEN)
         # The value's gradient is summed in float32: zeroed, then added to in the L2 cache, written once; half: converted.

@@ -122,6 +122,8 @@ Backward plan_backward(const MSDeformAttnArgs& args, void* memory) {
   const DType dtype = args.value.dtype;
   const std::int64_t bytes = dtype == DType::kFloat64 ? 8 : 4;  // of the arithmetic type
   const std::string type = std::string("<") + kernel_type(dtype) + ">";
+  const int vector = dtype == DType::kFloat32 || params.channels != 32 ? 4 : 8;  // channels of a lane
+  const bool packed = dtype != DType::kFloat64 && is_packed(args, args.grad_out, vector);
 
   params.grad_out = args.grad_out.data;
   copy_head_strides(args.grad_out, params.channels, params.out_strides);
@@ -177,16 +179,15 @@ Backward plan_backward(const MSDeformAttnArgs& args, void* memory) {
       params.sums_token_bytes = checked_int(params.sums_strides[1] * bytes, kOp, "N·D in bytes");
       launches.push_back(fill_zero_launch(params.value_sums, value_elements * bytes));
       if (has_points)
-        last.push_back(make_launch("ms_deform_attn_value_gradient" + type, blocks_for(slices * params.query_tiles, 1),
-                                   kAttentionThreads, params));
+        last.push_back(make_launch(
+            std::string("ms_deform_attn_value_gradient<") + kernel_type(dtype) + (packed ? ", true>" : ", false>"),
+            blocks_for(slices * params.query_tiles, 1), kAttentionThreads, params));
       if (!in_place) last.push_back(write_gradient_launch(args.grad_value, params.value_sums, {0, 1, 2, 3}));
     }
   }
 
   const bool for_points = params.grad_locations || params.grad_weights || params.pixel_gradient || params.softmax;
   if (has_points && for_points) {
-    const int vector = dtype == DType::kFloat32 || params.channels != 32 ? 4 : 8;
-    const bool packed = dtype != DType::kFloat64 && is_packed(args, args.grad_out, vector);
     launches.push_back(launch_groups("ms_deform_attn_backward", dtype, packed ? vector : 1,
                                      packed ? params.channels / vector : 32, params));
   }

@@ -110,9 +110,11 @@ ALIGNMASK_DEVICE int slot_of(int* table, int token) {
 
 /// Of the kernel below, on a multiprocessor, by the bytes of an element: as many as have registers without spilling.
 template <int kBytes>
-constexpr int kSortingBlocks = kBytes == 8   ? 3
-                               : kBytes == 4 ? 5
-                                             : 4;
+constexpr int kSortingBlocks = 4;
+template <>
+constexpr int kSortingBlocks<4> = 5;
+template <>
+constexpr int kSortingBlocks<8> = 3;
 
 /// Adds to value_sums. A block owns a tile of queries of one head. Neighbouring queries reach the same tokens, so the
 /// block sorts the corners of its points by token, and a token gets one addition from all of them: additions to global
@@ -121,10 +123,10 @@ constexpr int kSortingBlocks = kBytes == 8   ? 3
 /// Level by level, 256 points at a time (float64: 128): a thread places one, its corners enter a table of tokens in
 /// shared memory and are counted there; sums of the counts say where every token's corners begin; they are put there;
 /// then a warp takes a token, a lane a channel. Corners of a token are added in any order.
-template <class T>
-ALIGNMASK_KERNEL(kAttentionThreads, sizeof(T) == 8   ? 3
-                                    : sizeof(T) == 4 ? 5
-                                                     : 4)
+///
+/// kPacked: the points of a query and head lie together, as in the other kernels.
+template <class T, bool kPacked>
+ALIGNMASK_KERNEL(kAttentionThreads, kSortingBlocks<sizeof(T)>)
 ms_deform_attn_value_gradient(ALIGNMASK_PARAMS MSDeformAttnParams params) {
   using F = Arithmetic<T>;
   constexpr int kWarps = kAttentionThreads / kWarp, kPoints = sorted_points(sizeof(F)), kCorners = 4 * kPoints;
@@ -163,7 +165,7 @@ ms_deform_attn_value_gradient(ALIGNMASK_PARAMS MSDeformAttnParams params) {
       if (thread < kPoints && index < level_points && tile.has(static_cast<UInt32>(query), params.queries)) {
         at.query = tile.query(static_cast<UInt32>(query));
         HeadState<F> state = {};
-        const Points<T, 1, false> points(params, at, state);
+        const Points<T, 1, kPacked> points(params, at, state);
         point = points.place(level * params.points + index - query * params.points);
       }
       int entered[4];  // the slot of each corner, and, in the lower half, how many came before it; -1: none
