@@ -88,13 +88,12 @@ mask_iou_count(ALIGNMASK_PARAMS MaskIouParams params) {
   if (warp == 0) find_targets(params, mine.image, mine.chunk, lane, found);
   sums[threadIdx.x] = 0;
   __syncthreads();
-  if (found[1] < 0) return;
+  if (found[1] == params.target_count) return;
 
   const int target = found[lane];
   const auto bits_of_target = [&](int y, int word) {
-    if (lane == 0) return ~0u;
     const Int64 row = static_cast<Int64>(recomputed(target)) * params.target_height + y;
-    return target >= 0 ? params.bits[row * params.row_words + word] : 0u;
+    return target < params.target_count ? params.bits[row * params.row_words + word] : ~0u;
   };
   const T* const predictions = static_cast<const T*>(params.predictions) + mine.image * params.predictions_strides[0];
   const F threshold = static_cast<F>(params.threshold);
