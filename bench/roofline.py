@@ -51,6 +51,7 @@ MASKS, CLASSES, MODEL_QUERIES, OUTPUTS = 20, 80, 200, 10  # masks per image, que
 UNROLLED = 2  # corners in the innermost loop of value's gradient
 CORNERS_OF_TOKEN = 4  # that a tile of 64 queries has for a token, say: points within some two pixels
 SETS, SET_POINTS, COVERED = 5, 12544, 0.1  # an instance's mask covers a tenth of the image, say
+SET, MIXED = 0.2, 0.02  # of words of a prediction have pixels that are set, of its cells lie on its border, say
 
 
 @dataclass(frozen=True)
@@ -152,13 +153,17 @@ def others(architecture: int) -> Iterator[Case]:
         requested = pairs * (4 + 8) + pairs * COVERED * 4 * 256 * size
         yield Case(f"masked_point_pool {dtype}", bytes_, requested, issued, "point of a set and instance", pairs)
     for dtype, size in (("float", 4), ("Half", 2)):
-        sass = code("mask_iou", f"mask_iou_count<{dtype}, true>", architecture)
-        groups = B * MODEL_QUERIES / 8 * 1024 * 1024 / 32  # 8 predictions, 32 columns: a warp's step
+        sass = code("mask_iou", f"mask_iou_count_cells<{dtype}>", architecture)
         bits = B * MASKS * 1024 * 1024 / 8
         bytes_ = size * B * MODEL_QUERIES * pixels + B * MASKS * 1024 * 1024 + 2 * bits
-        row, gap = loop(sass, r"VOTE", r"POPC", r"FSETP"), loop(sass, r"VOTE", r"POPC", r"FSETP", r"LDG")
-        issued = groups * (row + (gap - row) / 4)  # four rows of pixels between two rows of predictions
-        yield Case(f"mask_iou to 1024 x 1024 {dtype}", bytes_, bytes_, issued, "pixel and prediction", groups * 256)
+        # A warp's step: a row of a word, 31 cells, of 16 predictions, and one row more for every eight. Then one step per
+        # prediction that is set somewhere in the word, and one per 32 mixed cells, with one per four targets.
+        row, some_set = loop(sass, r"STS\.128", r"VOTE"), loop(sass, r"SHFL", r"POPC", r"ATOMS")
+        mixed, targets = loop(sass, r"FMUL", r"LDG\.E\.U16"), loop(sass, r"LDG\.E\.U16")
+        words = B * MODEL_QUERIES * 257 * 9
+        issued = words / 16 * 9 / 8 * (row - some_set - mixed) + words * SET * some_set
+        issued += words * 31 * MIXED / 32 * (mixed - targets + (MASKS + 1) / 4 * targets)
+        yield Case(f"mask_iou to 1024 x 1024 {dtype}", bytes_, bytes_, issued, "logit", B * MODEL_QUERIES * pixels)
     rows = B * OUTPUTS * MODEL_QUERIES
     for dtype, size, vector in (("float", 4, 4), ("Half", 2, 8)):
         sass = code("quality_focal_loss", f"quality_focal_loss_forward<{dtype}, {vector}, true>", architecture)

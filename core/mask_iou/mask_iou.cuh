@@ -88,9 +88,9 @@ mask_iou_count(ALIGNMASK_PARAMS MaskIouParams params) {
   if (warp == 0) find_targets(params, mine.image, mine.chunk, lane, found);
   sums[threadIdx.x] = 0;
   __syncthreads();
-  if (found[1] < 0) return;
+  if (found[1] == params.target_count) return;
 
-  const int target = found[lane];
+  const int target = found[lane] < params.target_count ? found[lane] : -1;
   const auto bits_of_target = [&](int y, int word) {
     if (lane == 0) return ~0u;
     const Int64 row = static_cast<Int64>(recomputed(target)) * params.target_height + y;
@@ -159,7 +159,7 @@ mask_iou_count(ALIGNMASK_PARAMS MaskIouParams params) {
 #pragma unroll
   for (int i = 0; i < kIouQueries; ++i) atomicAdd(sums + i * kWarp + lane, count[i]);
   __syncthreads();
-  add_sums<kIouQueries, kWarp>(params, iou_tile<kIouQueries>(params, recomputed(block)), target, sums);
+  add_sums<kIouQueries, kWarp>(params, iou_tile<kIouQueries>(params, recomputed(block)), found[lane], sums);
 }
 
 /// Writes iou, one thread per element. F: its type.

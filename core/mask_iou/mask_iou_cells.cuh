@@ -84,13 +84,13 @@ struct CellCounter {
   const MaskIouParams& params;
   const T* predictions;  // the block's first
   F threshold;
-  UInt32 queries;                       // bit i: is the block to count its prediction i?
-  int word;                             // of rows of cells
-  int target;                           // that the lane counts
-  int target_count;                     // how many lanes have one
-  const unsigned short* const* pixels;  // [kWarp]: of the lanes' targets
-  UInt32* sums;                         // [kIouCellQueries, kIouCellSums]
-  UInt32* ballots;                      // of the warp, [kWarp]
+  UInt32 queries;               // bit i: is the block to count its prediction i?
+  int word;                     // of rows of cells
+  int target;                   // that the lane counts
+  int target_count;             // how many lanes have one
+  const int* targets;           // [kWarp]: that the lanes count
+  UInt32* sums;                 // [kIouCellQueries, kIouCellSums]
+  UInt32* ballots;              // of the warp, [kWarp]
   unsigned short* mixed_cells;  // of the warp, [kIouMixedCells]: row of the strip · 2^9 + prediction · 2^5 + bit
 
   ALIGNMASK_DEVICE static int lane() { return threadIdx.x % kWarp; }
@@ -187,14 +187,15 @@ struct CellCounter {
         if (blend(top, bottom, part(y)) > threshold) set |= 1u << (kIouCellFactor * y + x);
     }
     if (lane() >= count) set = 0;
-    const int at = (row * params.row_words + word) * kWarp + bit;
+    const unsigned short* const of_cell = params.pixels + (row * params.row_words + word) * kWarp + bit;
+    const int of_target = cell_words(params) * kWarp;
     UInt32* to = sums + query * kIouCellSums;
     constexpr int kAtOnce = 4;
 #pragma unroll 1
     for (int i = 0; i < target_count; i += kAtOnce, to += kAtOnce) {
       UInt32 common[kAtOnce];
 #pragma unroll
-      for (int j = 0; j < kAtOnce; ++j) common[j] = pixels[i + j][at] & set;
+      for (int j = 0; j < kAtOnce; ++j) common[j] = of_cell[static_cast<Int64>(targets[i + j]) * of_target] & set;
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j)
         if (common[j]) atomicAdd(to + j, __popc(common[j]));
@@ -242,7 +243,6 @@ template <class T>
 ALIGNMASK_KERNEL(kIouThreads, sizeof(T) == 8 ? 2 : 4)
 mask_iou_count_cells(ALIGNMASK_PARAMS MaskIouParams params) {
   ALIGNMASK_SHARED(int, found, kWarp);
-  ALIGNMASK_SHARED(const unsigned short*, pixels, kWarp);
   ALIGNMASK_SHARED(UInt32, sums, kIouCellQueries * kIouCellSums);
   ALIGNMASK_SHARED(UInt32, ballots, kIouWarps * kWarp);
   ALIGNMASK_SHARED(unsigned short, mixed_cells, kIouWarps* kIouMixedCells);
@@ -253,11 +253,9 @@ mask_iou_count_cells(ALIGNMASK_PARAMS MaskIouParams params) {
   if (warp == 0) find_targets(params, tile.image, tile.chunk, lane, found);
   for (int i = threadIdx.x; i < kIouCellQueries * kIouCellSums; i += kIouThreads) sums[i] = 0;
   __syncthreads();
-  const int target_count = __popc(__ballot_sync(kFullWarp, found[lane] >= 0));
+  const int target = found[lane];
+  const int target_count = 1 + __popc(__ballot_sync(kFullWarp, target < params.target_count));
   if (target_count == 1) return;
-  const int target = found[lane] < 0 ? params.target_count : found[lane];  // nobody asks for what it counts then
-  if (warp == 0) pixels[lane] = params.pixels + static_cast<Int64>(target) * cell_words(params) * kWarp;
-  __syncthreads();
 
   const int strip = tile.band * kIouWarps + warp;
   if (strip < params.strips) {
@@ -271,7 +269,7 @@ mask_iou_count_cells(ALIGNMASK_PARAMS MaskIouParams params) {
         strip - band * params.row_words,
         target,
         target_count,
-        pixels,
+        found,
         sums,
         ballots + warp * kWarp,
         mixed_cells + warp * kIouMixedCells,
@@ -279,7 +277,7 @@ mask_iou_count_cells(ALIGNMASK_PARAMS MaskIouParams params) {
     counter.count(first, smaller(first + params.band_rows, params.height + 1));
   }
   __syncthreads();
-  add_sums<kIouCellQueries, kIouCellSums>(params, cell_tile(params, recomputed(block)), found[lane], sums);
+  add_sums<kIouCellQueries, kIouCellSums>(params, cell_tile(params, recomputed(block)), target, sums);
 }
 
 }  // namespace alignmask

@@ -44,7 +44,7 @@ void add_pixels(const MaskIouArgs& args, MaskIouParams params, std::vector<Launc
 void add_cells(const MaskIouArgs& args, MaskIouParams params, std::vector<Launch>& launches) {
   const std::int64_t B = params.images, Q = params.queries, G = params.target_count;
   const std::int64_t rows = params.height + std::int64_t{1};
-  checked_int(rows * params.row_words * 32, kOp, "pixels of cells");
+  checked_int(rows * params.row_words * 32, kOp, "cells");
   const bool aligned = args.targets.strides[2] == 1 && is_aligned(args.targets, 2, kIouCellFactor);
   launches.push_back(make_launch(std::string("mask_iou_pack_cells<") + (aligned ? "true>" : "false>"),
                                  blocks_for((G + 1) * rows, kIouWarps), kIouThreads, params));

@@ -17,9 +17,9 @@ ALIGNMASK_DEVICE UInt32 nonzero_bytes(UInt32 bytes) {
 }
 
 /// What the lanes of a warp count: the first the image's pixels (as one more target, behind the last), the others those
-/// of the image's targets number chunk · kIouTargets and following; -1 where there are no more.
+/// of the image's targets number chunk · kIouTargets and following; where there are no more, the image's, in vain.
 ALIGNMASK_DEVICE void find_targets(const MaskIouParams& params, int image, int chunk, int lane, int* found) {
-  found[lane] = lane == 0 ? params.target_count : -1;
+  found[lane] = params.target_count;
   __syncwarp();
   int before = -chunk * kIouTargets;  // of the image, counted from the chunk's first
   for (int first = 0; first < params.target_count && before < kIouTargets; first += kWarp) {
@@ -55,7 +55,8 @@ ALIGNMASK_DEVICE void add_sums(const MaskIouParams& params, IouTile tile, int ta
     const UInt64 sum = sums[i * kStride + lane];
     if (query >= params.queries || sum == 0) continue;
     if (lane > 0) {
-      if (target >= 0) atomicAdd(params.both + static_cast<Int64>(target) * params.queries + query, sum);
+      if (target < params.target_count)
+        atomicAdd(params.both + static_cast<Int64>(target) * params.queries + query, sum);
     } else if (tile.chunk == 0) {
       atomicAdd(params.prediction_area + static_cast<Int64>(tile.image) * params.queries + query, sum);
     }

@@ -88,12 +88,13 @@ def tiny(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return 2.0**-149 * torch.randint(-3, 9, shape, generator=generator)
 
 
-def close_to(threshold: float) -> Callable[..., Tensor]:
-    """Logits a few units in the last place from the threshold, and rarely below: rounding decides."""
+def close_to(threshold: float, side: int = 1) -> Callable[..., Tensor]:
+    """Logits a few units in the last place from the threshold, and rarely on the other side: rounding decides."""
 
     def logits(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        steps = torch.randint(-3, 40, shape, generator=generator)
-        return (torch.tensor(threshold).view(torch.int32) + steps.int()).view(torch.float32)
+        steps = torch.randint(0, 3, shape, generator=generator)
+        steps[torch.rand(shape, generator=generator) < 0.05] = -1
+        return (torch.tensor(threshold).view(torch.int32) + side * steps.int()).view(torch.float32)
 
     return logits
 
@@ -105,6 +106,7 @@ def unusual(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.where(smooth(shape, generator) > 0.3, logits.abs(), logits)
 
 
+ULP = 2.0**-23
 SIZES = [(5, 70), (1, 1), (1, 40), (40, 1), (9, 31), (3, 62)]
 
 
@@ -119,8 +121,11 @@ SIZES = [(5, 70), (1, 1), (1, 40), (40, 1), (9, 31), (3, 62)]
         (integers, 1.0),
         (tiny, 0.0),
         (tiny, 3 * 2.0**-149),
-        (close_to(0.4), 0.4),
-        (close_to(-3.0), -3.0),
+        # Blending 1.75 + 7 ulp with itself loses the last unit, 1.75 + 1 ulp gains one.
+        (close_to(1.75 + 6 * ULP), 1.75 + 6 * ULP),
+        (close_to(1.75 + 1 * ULP, -1), 1.75 + 1 * ULP),
+        (close_to(-1.75 - 2 * ULP, -1), -1.75 - 2 * ULP),
+        (close_to(-1.75 - 7 * ULP), -1.75 - 7 * ULP),
         (unusual, 0.0),
         (unusual, 0.3),
         (unusual, math.inf),
@@ -181,7 +186,9 @@ def test_strides(kind: Callable[..., Tensor]) -> None:
     """Predictions turned round, with memory between them; targets that are unaligned, turned, bytes."""
     shape = (1, 18, 4, 36)
     predictions = kind(shape, torch.Generator().manual_seed(3))
-    turned = torch.stack([predictions, -predictions], -1).permute(3, 2, 1, 0, 4).contiguous().permute(3, 2, 1, 0, 4)[..., 0]
+    turned = (
+        torch.stack([predictions, -predictions], -1).permute(3, 2, 1, 0, 4).contiguous().permute(3, 2, 1, 0, 4)[..., 0]
+    )
     _, targets, owner = cases.mask_iou(cases.IouShape(1, 1, shape[2:], 4, 5))
     result = expected(predictions, targets, owner)
     unaligned = F.pad(targets, (1, 4))[..., 1:-4]

@@ -46,7 +46,9 @@ def test_strided_gradients_of_ms_deform_attn(dtype: torch.dtype) -> None:
 
 
 def run_mask_iou(width: int, scale: int, dtype: torch.dtype) -> None:
-    ops.mask_iou(*cases.mask_iou(cases.IouShape(1, 2, (3, width), scale, 2), dtype))
+    predictions, targets, owner = cases.mask_iou(cases.IouShape(1, 16, (3, width), scale, 2), dtype)
+    ops.mask_iou(predictions, targets, owner)
+    ops.mask_iou(predictions, targets.mT.contiguous().mT, owner)
 
 
 def run_masked_point_pool(C: int, channels_last: bool, dtype: torch.dtype) -> None:
@@ -68,7 +70,7 @@ def test_every_kernel_runs() -> None:
         with cases.using(implementation, "any"):
             for D in (16, 32, 64, 5):
                 run_ms_deform_attn(D, dtype)
-            for width, scale in ((16, 1), (5, 1), (16, 2)):
+            for width, scale in ((16, 1), (16, 2), (16, 4)):
                 run_mask_iou(width, scale, dtype)
             for C, channels_last in ((8, True), (3, True), (8, False)):
                 run_masked_point_pool(C, channels_last, dtype)
