@@ -28,11 +28,11 @@ KINDS += [("quality_focal", "focal")]
 def test_costs_are_weighted_as_the_configuration_says(classification: str, kind: str, resolution: str) -> None:
     prediction, batch = scene(softmax=classification == "softmax")
     config = LossConfig(
-        class_weight=2.5, mask_weight=3.0, dice_weight=7.0, iou_cost=0.9, gamma=1.5, class_cost=kind,  # type: ignore[arg-type]
-        iou_resolution=resolution,  # type: ignore[arg-type]
+        class_weight=2.5, mask_weight=3.0, dice_weight=7.0, iou_cost=0.9, gamma=1.5, class_cost=kind,
+        iou_resolution=resolution,
     )  # fmt: skip
     points_BK2 = torch.rand(3, 40, 2)
-    found = cost(prediction, batch, config, classification, points_BK2, mask_ious(prediction, batch, config))  # type: ignore[arg-type]
+    found = cost(prediction, batch, config, classification, points_BK2, mask_ious(prediction, batch, config))
     for output in range(2):
         for b, count in enumerate(batch.counts):
             by_hand = oracle.cost(prediction, batch, classification, config, points_BK2[b], output, b)
@@ -48,7 +48,7 @@ def test_class_costs_by_hand() -> None:
     for gamma in (2.0, 1.5):
         config = LossConfig(class_cost="focal", gamma=gamma)
         for classification in ("focal", "quality_focal"):
-            found = class_cost(logits, config, classification)  # type: ignore[arg-type]
+            found = class_cost(logits, config, classification)
             likely = -0.25 * 0.2**gamma * math.log(0.8) + 0.75 * 0.8**gamma * math.log(0.2)
             unlikely = -0.25 * 0.8**gamma * math.log(0.2) + 0.75 * 0.2**gamma * math.log(0.8)
             assert found.tolist() == pytest.approx([likely, unlikely])
@@ -68,8 +68,8 @@ def test_the_query_with_the_highest_score_of_the_right_class_is_matched(classifi
             prediction.class_logits_LBRC[output, b, output + g, right] = 1.0
             prediction.class_logits_LBRC[output, b, 4, (right + 1) % 4] = 3.0  # a wrong class
             prediction.class_logits_LBRC[output, b, 5, right] = -3.0
-    config = LossConfig(points=20, class_cost=kind)  # type: ignore[arg-type]
-    found = match(prediction, batch, config, classification)  # type: ignore[arg-type]
+    config = LossConfig(points=20, class_cost=kind)
+    found = match(prediction, batch, config, classification)
     assert found.tolist() == [[0, 1], [1, 2], [2, 3]]
 
 

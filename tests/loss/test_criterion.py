@@ -73,6 +73,7 @@ def test_the_order_of_instances_does_not_matter() -> None:
     assert torch.equal(first[:, order], second)
 
 
-def test_a_share_of_the_score_outside_of_its_range_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"target_score_share.*1\.0"):
-        Criterion(tiny.model_config(), replace(LOSS, target_score_share=1.0))
+@pytest.mark.parametrize("share", [1.0, -0.1])
+def test_a_share_of_the_score_outside_of_its_range_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match=rf"target_score_share.*{share}"):
+        Criterion(tiny.model_config(), replace(LOSS, target_score_share=share))

@@ -36,7 +36,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, ...]]:
 
 
 def found(classification: str, config: LossConfig, **of_scene: object) -> tuple[Losses, list[torch.Tensor]]:
-    prediction, batch = scene(softmax=classification == "softmax", **of_scene)  # type: ignore[arg-type]
+    prediction, batch = scene(softmax=classification == "softmax", **of_scene)
     prediction, leaves = with_gradients(prediction)
     torch.manual_seed(SEED)  # the matcher's points are the first numbers drawn
     losses = Criterion(tiny.model_config(classification=classification), config)(prediction, batch)
@@ -44,7 +44,7 @@ def found(classification: str, config: LossConfig, **of_scene: object) -> tuple[
 
 
 def expected(classification: str, config: LossConfig, **of_scene: object) -> tuple[dict, list[torch.Tensor]]:
-    prediction, batch = scene(softmax=classification == "softmax", **of_scene)  # type: ignore[arg-type]
+    prediction, batch = scene(softmax=classification == "softmax", **of_scene)
     prediction, leaves = with_gradients(prediction)
     torch.manual_seed(SEED)
     points = torch.rand(batch.batch_size, config.points, 2)

@@ -23,7 +23,7 @@ from tests.loss.scenes import scene, with_gradients
 @pytest.mark.parametrize("resolution", ["image", "prediction"])
 def test_mask_ious_of_every_output_are_its_own(resolution: str) -> None:
     prediction, batch = scene(outputs=3)
-    config = LossConfig(iou_resolution=resolution)  # type: ignore[arg-type]
+    config = LossConfig(iou_resolution=resolution)
     found = mask_ious(prediction, batch, config)
     masks = batch.masks_GHW
     if resolution == "prediction":
@@ -126,7 +126,9 @@ def pulls_of_a_negative(score: float) -> float:
 @pytest.mark.parametrize(("theta", "gamma"), [(0.5, 2.0), (0.3, 1.5), (0.0, 3.0)])
 def test_a_better_mask_of_a_negative_is_held_down_less(theta: float, gamma: float) -> None:
     """Eq. 2: by w_neg, which is 1 up to theta and falls to 0 at an IoU of 1."""
-    config = LossConfig(points=50, iou_resolution="prediction", theta=theta, gamma=gamma)
+    config = LossConfig(
+        points=50, iou_resolution="prediction", theta=theta, gamma=gamma, iou_cost=1e3
+    )  # who is matched
     plain = replace(config, weigh_negatives=False)
     for overlap in (0.1, 0.2, 0.4, 0.6, 0.9):
         held, fully = (pull(overlap, 0.3, c, negative=True)[:, 1] for c in (config, plain))
