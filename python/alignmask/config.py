@@ -87,7 +87,7 @@ class LossConfig:
     iou_cost: float = 0.0
     """Weight of minus the mask IoU in the matching cost (beyond the paper)."""
     gamma: float = 2.0
-    """Exponent of Eq. 2 and 3."""
+    """Exponent of Eq. 2 and 3, of the focal loss and of its matching cost."""
     theta: float = 0.5
     """IoU threshold of Eq. 2: negatives below it have the full weight."""
     weigh_negatives: bool = True

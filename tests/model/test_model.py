@@ -167,13 +167,19 @@ def test_a_model_whose_output_is_not_finite_does_not_pass_for_one_that_finds_not
 
 
 @pytest.mark.parametrize("chunk", [1, 64 * 96 * 3])
-def test_masks_are_the_same_however_many_are_made_at_a_time(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    model, batch = tiny.model().eval(), tiny.batch()
+@pytest.mark.parametrize("seed", range(3))
+def test_masks_are_the_same_however_many_are_made_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, chunk: int, seed: int
+) -> None:
+    """Scores to rounding: how a mean is summed depends on how many are taken together."""
+    model, batch = tiny.model(seed).eval(), tiny.batch()
     with torch.no_grad():
         expected = model.predict(batch)
         monkeypatch.setattr("alignmask.model.postprocess.CHUNK", chunk)
         for found, instances in zip(model.predict(batch), expected, strict=True):
-            assert all(torch.equal(getattr(found, f.name), getattr(instances, f.name)) for f in fields(found))
+            assert len(instances) > 3
+            for f in fields(found):
+                torch.testing.assert_close(getattr(found, f.name), getattr(instances, f.name), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("classification", ["softmax", "focal", "quality_focal"])
