@@ -181,6 +181,21 @@ def test_evaluation_sizes_follow_the_settings(size: tuple[int, int], expected: t
     assert result.size == expected
 
 
+def test_masks_follow_the_image_at_evaluation() -> None:
+    """A picture of its two masks, enlarged and reduced: all three show the same, but for a seam."""
+    masks = torch.zeros(2, 60, 90, dtype=torch.bool)
+    masks[0, 5:25, 10:70], masks[1, 35:50, 60:80] = True, True
+    image = torch.stack((masks[0] * 250, masks[1] * 250, torch.zeros(60, 90))).to(torch.uint8)
+    for short, long in ((90, 135), (40, 60), (60, 72)):
+        data = DataConfig(eval_short_side=short, eval_max_side=long)
+        result = evaluation_transform(data)(sample(image, masks))
+        assert result.size == (long * 60 // 90, long)
+        for channel, mask in zip(result.image_CHW, result.masks_NHW, strict=False):
+            assert ((channel > 125) != mask).float().mean() < 0.03
+            assert mask.float().mean() == pytest.approx((channel / 250).mean().item(), rel=0.05)
+        assert result.labels_N.tolist() == [7, 8]
+
+
 # ---- loading
 
 
@@ -275,11 +290,13 @@ def test_the_first_classes_are_drawn_alike(classes: int) -> None:
     assert np.abs(counts[:classes] / len(labels) - 1 / classes).max() < 0.05
 
 
-def test_areas_and_boxes_of_both_splits(tmp_path: Path) -> None:
-    """Of images whose sides are no powers of two; boxes are x, y, width, height."""
+def test_ids_areas_and_boxes_of_both_splits(tmp_path: Path) -> None:
+    """Ids start at 1: the official tool takes an annotation of id 0 for none. Boxes are x, y, width, height."""
     shapes.generate(replace(SHAPES, root=tmp_path / "here"))
     for split in ("train", "val"):
         content = json.loads((tmp_path / "here" / f"instances_{split}.json").read_text())
+        for part in ("images", "annotations", "categories"):
+            assert [entry["id"] for entry in content[part]] == list(range(1, len(content[part]) + 1))
         for entry in content["annotations"]:
             rows, columns = np.nonzero(coco_mask.decode(entry["segmentation"]))
             assert entry["area"] == len(rows)

@@ -26,6 +26,9 @@ def test_class_logits_are_of_full_precision_under_autocast(dtype: torch.dtype) -
         found, masks = heads(queries)
     assert found.dtype == torch.float32
     assert torch.equal(found, expected)
+    double = heads.double()
+    exact = double.norm(queries.double()) @ double.classify.weight.T + double.classify.bias
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-6)
     assert masks.dtype == dtype  # autocast was at work
     torch.testing.assert_close(masks.float(), expected_masks, rtol=0.1, atol=0.1)
     assert len(expected.unique()) > len(expected.to(dtype).unique())  # ties there would be
