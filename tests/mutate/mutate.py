@@ -114,7 +114,7 @@ def mutate(chosen: list[Mutant], workers: int, repository: Path = REPOSITORY) ->
         began, verdict = time.monotonic(), copy.judge(mutant, plan[mutant.path], seconds)
         results.append((mutant, verdict))
         at = f"[{len(results)}/{len(chosen)}] {time.monotonic() - began:4.0f} s  {verdict}"
-        print(f"{at:36} {mutant.path}:{mutant.line}  {mutant.after}", flush=True)
+        print(f"{at:36} {mutant.path}:{mutant.line}  {mutant.after}")
 
     def judge_native(copy: Copy) -> None:
         copy.configure()
@@ -139,14 +139,11 @@ def mutate(chosen: list[Mutant], workers: int, repository: Path = REPOSITORY) ->
             for file in files_of(python):
                 by_folder[Path(file).parent].append(file)
             timings = [pool.submit(borrow, lambda copy, f=files: copy.baseline(f)) for files in by_folder.values()]
-            seconds = {file: time for timing in timings for file, time in timing.result().items()}
+            seconds = {file: spent for timing in timings for file, spent in timing.result().items()}
             left_out = set.union(set(), *(copy.left_out for copy in copies[:workers]))
             for copy in copies[:workers]:
                 copy.left_out = left_out
-            print(
-                f"{sum(seconds.values()):.0f} s of tests; left out, as they fail without a fault: {sorted(left_out)}",
-                flush=True,
-            )
+            print(f"{sum(seconds.values()):.0f} s of tests; left out, as they fail without a fault: {sorted(left_out)}")
             jobs += [pool.submit(borrow, lambda copy, m=mutant: judge(copy, m, seconds)) for mutant in python]
             for job in jobs:
                 job.result()
@@ -168,7 +165,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     mutants = all_mutants(only=options.only)
     chosen = random.Random(options.seed).sample(mutants, min(options.sample, len(mutants)))
-    print(f"{len(chosen)} of {len(mutants)} mutants, seed {options.seed}", flush=True)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    print(f"{len(chosen)} of {len(mutants)} mutants, seed {options.seed}")
     sys.exit(report(mutate(chosen, options.workers)) < TARGET)
 
 
