@@ -60,7 +60,7 @@ class Copy:
             "CMAKE_CXX_FLAGS": "-O1", "ALIGNMASK_CUDA": "OFF", "ALIGNMASK_TESTS": "OFF",
         }  # fmt: skip
         flags = [f"-D{name}={value}" for name, value in options.items()]
-        self.build = [str(tools / "cmake"), "--build", str(build), "--target", "_core"]
+        self.build = [str(tools / "cmake"), "--build", str(build), "--target", "_core", "_simt"]
         for command in ([str(tools / "cmake"), "-S", ".", "-B", str(build), "-G", "Ninja", *flags], self.build):
             assert self.run(command, 900) == 0, (self.folder / "output.txt").read_text()
         link = self.folder / "python/alignmask" / CORE.name

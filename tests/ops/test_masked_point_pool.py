@@ -83,6 +83,19 @@ def test_by_hand(implementation: str) -> None:
     torch.testing.assert_close(pooled, torch.tensor([[[(5 + 0.5 * 4) / 4]]]))
 
 
+def test_one_pixel_outside_is_outside(implementation: str) -> None:
+    """Exactly at the centre of the pixel that would follow the last, or precede the first, of full masks and features."""
+    h, w = 4, 2
+    features, masks = torch.ones(1, 1, h, w), torch.ones(3, h, w, dtype=torch.bool)
+    rows, columns = ((torch.arange(-2.0, size + 2) + 0.5) / size for size in (h, w))
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    points = torch.stack([x, y], -1).view(1, -1, 1, 2)  # sets of one point
+    inside = ((x > 0) & (x < 1) & (y > 0) & (y < 1)).flatten().float()
+    pooled, weight = ops.masked_point_pool(features, masks, torch.zeros(3, dtype=torch.long), points)
+    assert torch.equal(weight, inside.expand(3, -1))
+    assert torch.equal(pooled[..., 0], weight)
+
+
 @pytest.mark.parametrize("normalize", NORMALIZE)
 def test_gradcheck(implementation: str, normalize: Normalize) -> None:
     features, *rest = case(dtype=torch.float64)
