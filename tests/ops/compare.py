@@ -15,7 +15,7 @@ def array(tensor: Tensor) -> Array:
     return (tensor.double() if tensor.is_floating_point() else tensor).numpy()
 
 
-def assert_near(found: Tensor, expected: Array, scale: float, name: str = "output") -> None:
+def assert_near(found: Tensor, expected: Array, scale: float | Array, name: str = "output") -> None:
     """Check `found` against float64 values, element by element.
 
     Args:

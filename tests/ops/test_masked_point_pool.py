@@ -83,6 +83,19 @@ def test_by_hand(implementation: str) -> None:
     torch.testing.assert_close(pooled, torch.tensor([[[(5 + 0.5 * 4) / 4]]]))
 
 
+def test_one_pixel_outside_is_outside(implementation: str) -> None:
+    """Exactly at the centre of the pixel that would follow the last, or precede the first, of full masks and features."""
+    h, w = 4, 2
+    features, masks = torch.ones(1, 1, h, w), torch.ones(3, h, w, dtype=torch.bool)
+    rows, columns = ((torch.arange(-2.0, size + 2) + 0.5) / size for size in (h, w))
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    points = torch.stack([x, y], -1).view(1, -1, 1, 2)  # sets of one point
+    inside = ((x > 0) & (x < 1) & (y > 0) & (y < 1)).flatten().float()
+    pooled, weight = ops.masked_point_pool(features, masks, torch.zeros(3, dtype=torch.long), points)
+    assert torch.equal(weight, inside.expand(3, -1))
+    assert torch.equal(pooled[..., 0], weight)
+
+
 @pytest.mark.parametrize("normalize", NORMALIZE)
 def test_gradcheck(implementation: str, normalize: Normalize) -> None:
     features, *rest = case(dtype=torch.float64)
@@ -185,6 +198,55 @@ def test_infinite_points_are_outside_and_nan_propagates(implementation: str) -> 
     pooled, weight = ops.masked_point_pool(features, masks, owner, points)
     assert torch.equal(pooled.isnan().flatten(1).all(1), owner == 1)
     assert weight.isfinite().all()
+
+
+# ---- sizes one below, at and one above what kernels count in
+
+
+@pytest.mark.parametrize("normalize", NORMALIZE)
+@pytest.mark.parametrize("points", [(1, 255), (1, 256), (1, 257), (1, 2047), (1, 2048), (1, 2049), (2, 2100)], ids=str)
+def test_blocks_and_chunks_of_points(implementation: str, points: tuple[int, int], normalize: Normalize) -> None:
+    """On the CPU 2048 points of an image are a task's, whichever sets they are of; on the GPU 256 of a set are a block's.
+
+    The images have 3, 0 and 2 instances. In the first all points hit all of them, which is the most that a chunk holds.
+    """
+    T, K = points
+    features, masks, _, at = cases.masked_point_pool(
+        cases.PoolShape(3, 3, (5, 6), (9, 7), 5, T, K), dtype=torch.float64
+    )
+    owner = torch.tensor([2, 0, 0, 2, 0])
+    masks = masks | (owner == 0)[:, None, None]
+    check((features, masks, owner, at), normalize)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+@pytest.mark.parametrize("C", [15, 16, 17, 63, 64, 65, 127, 128, 129])
+def test_blocks_of_channels(implementation: str, C: int, dtype: torch.dtype) -> None:
+    for layout in (torch.contiguous_format, torch.channels_last):
+        features, *rest = cases.masked_point_pool(cases.PoolShape(2, C, (4, 5), (6, 3), 3, 2, 9), dtype=dtype)
+        check((features.contiguous(memory_format=layout), *rest), "mask")
+
+
+@pytest.mark.parametrize("instances", [7, 8, 9, 31, 32, 33])
+def test_rounds_of_instances(implementation: str, instances: int) -> None:
+    """The instances of an image alternate with those of another."""
+    shape = cases.PoolShape(2, 3, (5, 6), (9, 7), 2 * instances, 2, 20)
+    features, masks, _, points = cases.masked_point_pool(shape, dtype=torch.float64)
+    check((features, masks, torch.arange(2 * instances) % 2, points), "mask")
+
+
+@pytest.mark.parametrize("size", [(7, 9), (8, 8), (5, 13), (1, 127), (16, 8), (3, 43)], ids=str)
+def test_tiles_of_pixels(implementation: str, size: tuple[int, int]) -> None:
+    """63, 64, 65, 127, 128 and 129 pixels: what blocks own that add up gradients in order."""
+    for dtype in (torch.float64, torch.float32):
+        check(cases.masked_point_pool(cases.PoolShape(2, 3, size, (6, 8), 4, 2, 30), dtype=dtype), "mask")
+
+
+@pytest.mark.parametrize("implementation", cases.implementations(OP, emulated=False), indirect=True)
+def test_as_many_points_as_the_model_has(implementation: str) -> None:
+    """12544 points in each of 5 sets: 30 chunks and a bit, and sums of a thousand times more than in other tests."""
+    for dtype in (torch.float64, torch.float32):
+        check(cases.masked_point_pool(cases.PoolShape(2, 8, (16, 20), (64, 80), 6, 5, 12544), dtype=dtype), "mask")
 
 
 Arguments = list[Any]

@@ -238,13 +238,39 @@ def test_every_instruction_set_agrees(instruction_set: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * float(b.abs().max()))
 
 
-def test_a_large_case_equals_the_reference() -> None:
-    """Two images, more than one wave of packed values, float64: only the order of additions differs."""
-    arguments = cases.ms_deform_attn(cases.encoder(256)._replace(B=2, Q=500, D=64), "local", torch.float64)
-    found = forward_backward(arguments)
-    with ops.use_reference(OP):
-        for a, b in zip(found, forward_backward(arguments), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+# ---- sizes one below, at and one above what kernels count in
+
+
+@pytest.mark.parametrize("implementation", cases.implementations(OP, emulated=False), indirect=True)
+@pytest.mark.parametrize(
+    ("B", "N", "levels", "dtype"),
+    [
+        *((1, N, ((128, 128),), torch.float32) for N in (7, 8, 9)),
+        (1, 8, ((150, 140), (50, 60)), torch.float32),
+        (2, 8, ((100, 100), (40, 50)), torch.float64),
+        (2, 2, ((257, 512),), torch.float32),
+    ],
+)
+def test_waves_of_packed_values(
+    implementation: str, B: int, N: int, levels: tuple[tuple[int, int], ...], dtype: torch.dtype
+) -> None:
+    """Heads of 24 channels are copied, as 32, some 16 MB at a time: 8 heads of 128 x 128; 5; 5; even one is too large."""
+    check(cases.ms_deform_attn(cases.DeformShape(B, levels, N, 24, 40, 4), "uniform", dtype))
+
+
+@pytest.mark.parametrize("D", [1, 4, 32, 33])
+@pytest.mark.parametrize("count", [31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257])
+def test_blocks_of_queries_and_tiles_of_tokens(implementation: str, count: int, D: int) -> None:
+    """`count` queries over a level of as many tokens, and a few more, in float64 and in float32."""
+    shape = cases.DeformShape(1, ((1, count), (2, 2)), 1, D, count, 3)
+    for dtype in (torch.float64, torch.float32):
+        check(cases.ms_deform_attn(shape, "uniform", dtype))
+
+
+@pytest.mark.parametrize("P", [3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33])
+def test_rounds_of_points(implementation: str, P: int) -> None:
+    for D in (5, 32):
+        check(cases.ms_deform_attn(cases.DeformShape(2, ((3, 4), (2, 1)), 2, D, 3, P), "uniform"))
 
 
 # ---- not finite

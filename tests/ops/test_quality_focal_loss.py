@@ -44,7 +44,8 @@ def check(arguments: tuple[Tensor, Tensor, Tensor], gamma: float, theta: float) 
     largest = 1 + float(logits.detach().abs().max()) if logits.numel() else 1
     # |t - s|^gamma costs gamma roundings of its base, and w_neg those of a difference of two ks
     k = 1 / (1 - theta**gamma)
-    assert_near(loss, expected, (1 + gamma) * k * largest * math.sqrt(max(logits.shape[1], 1)), "loss")
+    terms = np.maximum(expected, largest * math.sqrt(max(logits.shape[1], 1)))
+    assert_near(loss, expected, (1 + gamma) * k * terms, "loss")
     assert_near(grad, expected_grad, (1 + gamma) ** 2 * k * largest, "gradient")
 
 
@@ -174,6 +175,21 @@ def test_strides_do_not_matter(implementation: str) -> None:
     torch.testing.assert_close(
         ops.quality_focal_loss(row, label, iou), ops.quality_focal_loss(row.contiguous(), label, iou)
     )
+
+
+@pytest.mark.parametrize("gamma", [1.5, 2.0])
+@pytest.mark.parametrize(
+    ("R", "C"),
+    [
+        *((R, 8) for R in (31, 32, 33, 1023, 1024, 1025, 2050)),
+        *((3, C) for C in (7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 8191, 8192, 8193)),
+        *((R, 1) for R in (8191, 8192, 8193)),
+    ],
+)
+def test_blocks_of_rows_and_rounds_of_classes(implementation: str, R: int, C: int, gamma: float) -> None:
+    """One below, at and one above what kernels count in: 8192 logits of a task on the CPU, 32 rows of a block on the GPU."""
+    for dtype in (torch.float64, torch.bfloat16):
+        check(cases.quality_focal_loss(cases.LossShape(R, C), dtype), gamma, 0.5)
 
 
 ERRORS: dict[str, tuple[type[Exception], str, int, Callable[[Any], Any]]] = {
