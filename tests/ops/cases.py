@@ -102,6 +102,8 @@ def kernel_calls(function: Callable[[], object], threads: int) -> list[KernelCal
     core, calls = _library.core, []
 
     def array(argument: Any) -> Any:
+        if callable(argument):  # lends a workspace, which no kernel for the CPU wants
+            return None
         return argument.detach().numpy() if isinstance(argument, Tensor) else argument
 
     class Recorder:

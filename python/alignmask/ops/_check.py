@@ -33,7 +33,9 @@ def pairs(op: str, name: str, values: Sequence[tuple[int, int]]) -> None:
     if not isinstance(values, _PAIR):
         raise TypeError(f"{op}: {name} must be a sequence of pairs of ints (h, w), got {type(values).__name__}")
     for index, pair in enumerate(values):
-        if not (isinstance(pair, _PAIR) and len(pair) == 2 and isinstance(pair[0], _SIZE) and isinstance(pair[1], _SIZE)):
+        if not (
+            isinstance(pair, _PAIR) and len(pair) == 2 and isinstance(pair[0], _SIZE) and isinstance(pair[1], _SIZE)
+        ):
             raise TypeError(f"{op}: {name}[{index}] must be a pair of ints (h, w), got {pair!r}")
 
 

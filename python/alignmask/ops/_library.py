@@ -24,7 +24,7 @@ OPS = ("ms_deform_attn", "masked_point_pool", "mask_iou", "quality_focal_loss")
 
 _library = torch.library.Library("alignmask", "DEF")
 _gpus = _gpu.Gpus(core, OPS)
-_kernels: dict[str, frozenset[str]] = {}
+_kernels: dict[str, tuple[str, ...]] = {}
 _forced_reference: set[str] = set()
 
 
@@ -51,7 +51,7 @@ def define(
     for device, kernel in kernels.items():
         _library.impl(name, kernel, device.upper())
     torch.library.register_fake(f"alignmask::{name}", fake, lib=_library)
-    _kernels[name] = frozenset(kernels)
+    _kernels[name] = tuple(kernels)
     operator: Any = getattr(torch.ops.alignmask, name).default
     differentiable = _differentiable(operator, kernels, backward or _no_derivative(name), setup_context)
     _library.impl(name, differentiable, "Autograd", with_keyset=True)
@@ -129,7 +129,7 @@ def has_kernel(op: str, device: torch.device) -> bool:
     """
     if _known(op) in _forced_reference:
         return False
-    devices, kind = _kernels.get(op, frozenset()), device.type
+    devices, kind = _kernels.get(op, ()), device.type
     if kind == "cuda":
         return kind in devices and _gpu_usable(device.index)
     return kind in devices or (kind == "meta" and bool(devices))
