@@ -12,7 +12,7 @@ native := CMakeLists.txt $(wildcard cmake/*.cmake core/*/* bindings/*)
 cpp := $(wildcard core/*/*.h core/*/*.cpp core/*/*.cuh core/*/*.cu bindings/*.h bindings/*.cpp tests/native/*.cpp tests/sanitize/*.cpp \
          tests/simt/*.h tests/simt/*.cpp tests/simt/*.cuh)
 
-.PHONY: help setup simt sanitize sanitize-simt demo test test-all lint format bench native-test cuda-check roofline test-gpu bench-gpu gpu-report clean
+.PHONY: help setup simt sanitize sanitize-simt demo test test-all lint format bench native-test cuda-check roofline test-gpu gpu-report clean
 
 help:  ## List what make can do
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -69,9 +69,6 @@ roofline: setup $(nvrtc12)  ## Print the counted model of the kernels for GPUs
 
 test-gpu: simt  ## Run the tests that need a GPU
 	@$(bin)/python -m pytest -q tests/gpu --runslow $(ARGS)
-
-bench-gpu: setup  ## Time the ops on the GPU
-	@$(bin)/python bench/on_gpu.py $(ARGS)
 
 # No setup: it needs no network, only an interpreter with torch; the environment's, if there is one and no other is named.
 report_python = $(if $(filter file,$(origin PYTHON)),$(or $(wildcard $(bin)/python),$(PYTHON)),$(PYTHON))

@@ -100,7 +100,7 @@ bool TensorArg::read_exchange_api(py::handle object) {
   return true;
 }
 
-/// torch before 2.13 has no exchange API, and its __dlpack__ is slow and refuses tensors that require gradients.
+/// Old releases of torch have no exchange API, and their __dlpack__ is slow and refuses tensors that require gradients.
 bool TensorArg::read_torch_attributes(py::handle object) {
   if (!is_torch_tensor(object)) return false;
   if (!torch_dtype(object.attr("dtype"), &view_.dtype))
