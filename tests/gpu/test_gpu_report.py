@@ -111,9 +111,7 @@ def test_compiling_all_kernels(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-def test_the_driver(
-    device: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_the_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Whatever happens to a section, the later ones run; all is written down, with reasons."""
     report = module("report")
     monkeypatch.setenv("OUT", str(tmp_path / "out"))
