@@ -153,6 +153,8 @@ def test_the_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pyt
     monkeypatch.setattr(made, "plan", lambda: groups)
     made.run()
     assert {name: o.status for name, o in made.outcomes.items()} == {"beside": "not started"}
+    sections = json.loads((tmp_path / "out" / files[0]).read_text())["sections"]  # the others' are still there
+    assert (sections["beside"]["status"], sections["wrong"]["status"]) == ("not started", "failed")
 
 
 def test_everything_that_is_run_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
