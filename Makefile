@@ -73,9 +73,6 @@ roofline: setup $(nvrtc12)  ## Print the counted model of the kernels for GPUs
 test-gpu: simt  ## Run the tests that need a GPU
 	@$(bin)/python -m pytest -q tests/gpu --runslow $(ARGS)
 
-bench-gpu: setup  ## Time the ops on the GPU
-	@$(bin)/python bench/on_gpu.py $(ARGS)
-
 # No setup: it needs no network, only an interpreter with torch; the environment's, if there is one and no other is named.
 report_python = $(if $(filter file,$(origin PYTHON)),$(or $(wildcard $(bin)/python),$(PYTHON)),$(PYTHON))
 

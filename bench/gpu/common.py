@@ -174,19 +174,20 @@ def times_of(forward: Callable[[], Tensor], leaves: tuple[Tensor, ...] = ()) -> 
             return lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True)
 
         found["forward+backward"] = _three(both)
-        found["backward"] = {"graph ms": graph_ms(both, prepare=backward)} if GPU else {}
+        found["backward"] = _graph(both, prepare=backward) if GPU else {}
     return found
 
 
 def _three(call: Call) -> dict[str, Any]:
-    found: dict[str, Any] = {"loop ms": loop_ms(call), "host us": host_us(call)}
-    if GPU:
-        try:
-            found["graph ms"] = graph_ms(call)
-        except Exception as error:  # other projects' kernels need not go into a graph
-            torch.cuda.synchronize()
-            found["no graph"] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
-    return found
+    return {"loop ms": loop_ms(call), "host us": host_us(call), **(_graph(call) if GPU else {})}
+
+
+def _graph(call: Call, prepare: Callable[[], Call] | None = None) -> dict[str, Any]:
+    try:
+        return {"graph ms": graph_ms(call, prepare=prepare)}
+    except Exception as error:  # other projects' kernels need not go into a graph
+        torch.cuda.synchronize()
+        return {"no graph": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"}
 
 
 def kernels_ms(call: Call) -> float:

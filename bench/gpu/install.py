@@ -56,7 +56,8 @@ def install(site: Path, device: str) -> int:
         if not wheel.name.startswith("alignmask-") and not into(site, wheel):
             print(f"{wheel.name} cannot be installed here: left out")
     mine = [wheel for wheel in wheels if wheel.name.startswith("alignmask-")]
-    if mine and (STORE / "sources.txt").read_text() != fingerprint():
+    known = STORE / "sources.txt"
+    if mine and not (known.exists() and known.read_text() == fingerprint()):
         print("the carried wheel is of other sources: left out")
     elif mine and into(site, mine[0]) and works(device):
         print(f"the carried wheel {mine[0].name} is used")

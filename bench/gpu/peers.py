@@ -20,6 +20,8 @@ from torch import Tensor
 
 from alignmask import ops
 
+BUILT = WORK / "deformops_built"
+"""Says that deformops has compiled its CUDA kernels, which is not to happen while times are taken."""
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Of value, locations (ours: offsets), and weights before softmax."""
 
@@ -68,6 +70,8 @@ def candidates() -> dict[str, Attention]:
         found |= deformops()
     except Exception as error:  # another project's import may fail in any way
         say(f"deformops is left out: {type(error).__name__}: {error}")
+    if not BUILT.exists() and found.pop("deformops CUDA", None):
+        say("deformops CUDA is left out: it was not compiled beforehand (`peers.py build`)")
     found["grid_sample"] = grid_sample
     return found
 
@@ -78,6 +82,7 @@ def build() -> None:
     value, levels, reference, offsets, logits = attention(torch.float32, images=1)
     leaves = [x.requires_grad_() for x in (value, offsets.sigmoid(), logits)]
     torch.autograd.grad(call(*leaves).sum(), leaves)
+    BUILT.touch()
     say("deformops CUDA: compiled")
 
 

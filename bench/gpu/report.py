@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -65,7 +66,10 @@ class Report:
         self.work = Path(options.work or PROJECT / "build" / "gpu_report" / "work").resolve()
         self.out = Path(os.environ.get("OUT") or self.work / "out")
         self.site = self.work / "site"
-        shutil.rmtree(self.work / "results", ignore_errors=True)
+        self.kept = self.work / "sections.json"
+        if not self.only:
+            shutil.rmtree(self.work / "results", ignore_errors=True)
+            self.kept.unlink(missing_ok=True)
         for folder in (self.work / "results", self.out):
             folder.mkdir(parents=True, exist_ok=True)
         (self.out / "log.txt").write_text("")
@@ -250,6 +254,9 @@ class Report:
             name: {"status": o.status, "seconds": round(o.seconds, 1), **summary.of_output(o.text, o.status)}
             for name, o in self.outcomes.items()
         }
+        if self.kept.exists():  # what an earlier run of other sections found stays in the report
+            sections = json.loads(self.kept.read_text()) | sections
+        self.kept.write_text(json.dumps(sections))
         written = summary.write(self.work / "results", sections, [self.out])
         if self.device == "cuda" and written:
             folder = PROJECT / "bench" / "results"

@@ -111,9 +111,7 @@ def test_compiling_all_kernels(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-def test_the_driver(
-    device: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_the_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Whatever happens to a section, the later ones run; all is written down, with reasons."""
     report = module("report")
     monkeypatch.setenv("OUT", str(tmp_path / "out"))
@@ -155,6 +153,8 @@ def test_the_driver(
     monkeypatch.setattr(made, "plan", lambda: groups)
     made.run()
     assert {name: o.status for name, o in made.outcomes.items()} == {"beside": "not started"}
+    sections = json.loads((tmp_path / "out" / files[0]).read_text())["sections"]  # the others' are still there
+    assert (sections["beside"]["status"], sections["wrong"]["status"]) == ("not started", "failed")
 
 
 def test_everything_that_is_run_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Training on Accelerate: one process or many, with exact resume.
 
 All randomness of an iteration is seeded from (seed, iteration, process), and the data stream from (seed, position): a run
-that was stopped at any checkpoint goes on bit for bit, without storing generator states.
+that was stopped at any checkpoint goes on as if it had not been, without storing generator states. On a CPU in fp32 that is
+so bit for bit; on a GPU, sums of atomics differ in their last bits from run to run.
 """
 
 from __future__ import annotations
