@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 import stat
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +19,7 @@ import torch
 from alignmask.config import DataConfig, changed_fields
 from alignmask.recipes import shapes_tiny
 from alignmask.train import checkpoint
+from alignmask.train import dry_run as dry_run_module
 from alignmask.train.dry_run import dry_run
 from alignmask.train.log import last_evaluation
 from alignmask.train.signals import StopSignals
@@ -88,6 +93,16 @@ def test_a_checkpoint_brings_everything_back(recorded: RecordingTrainer) -> None
     assert last_evaluation(recorded.run_dir) == 8
 
 
+def test_a_checkpoint_brings_the_loss_scale_back(shapes: DataConfig, tmp_path: Path) -> None:
+    trainers = [Trainer(config(shapes, tmp_path, name)) for name in ("one", "other")]
+    for trainer, scale in zip(trainers, (8.0, 2.0), strict=True):
+        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=77)
+        trainer.accelerator.scaler.scale(torch.ones(()))  # it is made by its first use
+    trainers[0].save()
+    trainers[1]._load(checkpoint.latest(trainers[0].run_dir))
+    assert trainers[1].accelerator.scaler.get_scale() == 8.0
+
+
 def test_checkpoints_can_be_read_by_others(recorded: RecordingTrainer) -> None:
     folder = checkpoint.latest(recorded.run_dir)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o755
@@ -102,8 +117,14 @@ def test_a_dry_run_takes_the_steps_of_the_run(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "400")
     settings = config(shapes, tmp_path, iterations=3, log_every=1, seed=4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(dry_run_module.resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=3 * 2**20))
     dry_run(settings, steps=2)
-    printed = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    out = capsys.readouterr().out
+    assert "5.0 M parameters, batch 2, crop 64, fp32 on cpu" in out
+    if sys.platform == "linux":  # which counts in KiB
+        assert "peak memory: 3.0 GiB" in out
+    printed = [line.split() for line in out.splitlines() if line.startswith("step ")]
     monkeypatch.setattr(Trainer, "evaluate", lambda self: None)
     logged = lines(train(settings))
     assert [words[1] for words in printed] == ["1:", "2:"]
@@ -114,9 +135,6 @@ def test_a_dry_run_takes_the_steps_of_the_run(
 
 
 def test_a_second_signal_interrupts_and_handlers_come_back() -> None:
-    import os
-    import signal
-
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for first, second in ((signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)):
         signals = StopSignals()

@@ -72,8 +72,8 @@ def test_the_best_is_that_of_the_highest_ap(
     shapes: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Evaluation, "table", lambda self: "")
-    settings = config(shapes, tmp_path, ema=0.5, iterations=3, evaluate_every=1, checkpoint_every=100, accumulate=2)
-    evaluations = Scripted(0.3, 0.5, 0.4)
+    settings = config(shapes, tmp_path, ema=0.5, iterations=4, evaluate_every=1, checkpoint_every=100, accumulate=2)
+    evaluations = Scripted(0.3, 0.5, 0.4, 0.45)
     monkeypatch.setattr(trainer_module, "evaluate_model", evaluations)
     run = train(settings)
     meta = checkpoint.load_meta(run / "best")
@@ -84,15 +84,15 @@ def test_the_best_is_that_of_the_highest_ap(
     assert (meta["class_names"][0], meta["category_ids"]) == ("circle", [1, 2, 3, 4, 5, 6])
     assert checkpoint.load_config(run / "best").train == settings.train
     assert_equal(checkpoint.load_weights(run / "best"), evaluations.weights[1])
-    assert any(not value.equal(evaluations.weights[2][name]) for name, value in evaluations.weights[1].items())
+    assert any(not value.equal(evaluations.weights[3][name]) for name, value in evaluations.weights[1].items())
     assert not (run / "best" / "ema.safetensors").exists()  # what was evaluated are this checkpoint's only weights
-    assert_equal(checkpoint.load_weights(checkpoint.latest(run)), evaluations.weights[2])
+    assert_equal(checkpoint.load_weights(checkpoint.latest(run)), evaluations.weights[3])
     for arguments in evaluations.arguments:
         assert arguments.pop("device").type == trainer_module.Accelerator().device.type
         assert arguments == {"images": 3, "batch_size": 1, "workers": 0, "out": run}
 
-    # A resumed run compares with the best of before: 0.45 is no better, 0.6 is.
-    for aps, iterations, best in (((0.45,), 4, 2), ((0.49, 0.6), 6, 6)):
+    # A resumed run compares with the best of before: 0.48 is no better, 0.6 is.
+    for aps, iterations, best in (((0.48,), 5, 2), ((0.49, 0.6), 7, 7)):
         evaluations = Scripted(*aps)
         monkeypatch.setattr(trainer_module, "evaluate_model", evaluations)
         train(replace(settings, train=replace(settings.train, iterations=iterations)))
@@ -109,3 +109,15 @@ def test_the_best_is_by_the_configured_score(
     settings = config(shapes, tmp_path, iterations=2, evaluate_every=1)
     run = train(replace(settings, model=replace(settings.model, score="class")))
     assert checkpoint.load_meta(run / "best")["step"] == 2
+
+
+def test_training_goes_on_in_training_mode(shapes: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a moving average it is the trained model itself that is evaluated."""
+    monkeypatch.setattr(Evaluation, "table", lambda self: "")
+    monkeypatch.setattr(trainer_module, "evaluate_model", Scripted(0.5, 0.3))
+    trainer = RecordingTrainer(config(shapes, tmp_path, iterations=2, evaluate_every=1, checkpoint_every=100))
+    trainer.run()
+    assert trainer.evaluated == [1, 2]
+    assert [len(step.batches) for step in trainer.steps] == [1, 1]  # of a model in training mode
+    assert all(step.values["aligned_dice"] > 0 for step in trainer.steps)
+    assert_equal(checkpoint.load_weights(trainer.run_dir / "best"), trainer.steps[0].after)
