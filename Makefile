@@ -12,7 +12,7 @@ native := CMakeLists.txt $(wildcard cmake/*.cmake core/*/* bindings/*)
 cpp := $(wildcard core/*/*.h core/*/*.cpp core/*/*.cuh core/*/*.cu bindings/*.h bindings/*.cpp tests/native/*.cpp tests/sanitize/*.cpp \
          tests/simt/*.h tests/simt/*.cpp tests/simt/*.cuh)
 
-.PHONY: help setup simt sanitize sanitize-simt demo test test-all lint format bench native-test cuda-check roofline test-gpu bench-gpu clean
+.PHONY: help setup simt sanitize sanitize-simt demo test test-all lint format bench native-test cuda-check roofline test-gpu gpu-report mutate clean
 
 help:  ## List what make can do
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -50,6 +50,9 @@ test: simt  ## Run the tests
 test-all: simt  ## Run the tests, the slow ones too
 	@$(bin)/python -m pytest -q --runslow $(ARGS)
 
+mutate: simt  ## Plant faults at random and see whether a test notices (an hour); SAMPLE=200 SEED=1 ONLY=python/alignmask/loss
+	@$(bin)/python -m tests.mutate.mutate $(foreach option,SAMPLE SEED ONLY WORKERS,$(if $($(option)),--$(shell echo $(option) | tr A-Z a-z) $($(option))))
+
 native-test: setup  ## Build the core alone and run its C++ test
 	@$(bin)/cmake -S . -B build/native -G Ninja -DPython_EXECUTABLE=$(abspath $(bin)/python) -DCMAKE_MAKE_PROGRAM=$(abspath $(bin)/ninja)
 	@$(bin)/cmake --build build/native
@@ -70,8 +73,11 @@ roofline: setup $(nvrtc12)  ## Print the counted model of the kernels for GPUs
 test-gpu: simt  ## Run the tests that need a GPU
 	@$(bin)/python -m pytest -q tests/gpu --runslow $(ARGS)
 
-bench-gpu: setup  ## Time the ops on the GPU
-	@$(bin)/python bench/on_gpu.py $(ARGS)
+# No setup: it needs no network, only an interpreter with torch; the environment's, if there is one and no other is named.
+report_python = $(if $(filter file,$(origin PYTHON)),$(or $(wildcard $(bin)/python),$(PYTHON)),$(PYTHON))
+
+gpu-report:  ## Test, time and profile everything on a GPU into one report (BUDGET=seconds; DEVICE=cpu: the motions)
+	@$(report_python) bench/gpu/report.py --budget $(or $(BUDGET),540) --device $(or $(DEVICE),cuda) $(ARGS)
 
 lint: setup  ## Check formatting, lint and types
 	$(bin)/ruff check .

@@ -3,7 +3,7 @@
 1. nvcc compiles and links them, and the module imports where there is no driver.
 2. NVRTC compiles every instantiation for every architecture, Volta included, as it would on a user's machine.
 3. No instantiation uses more registers, shared memory or stack, or has fewer threads on a multiprocessor, than
-   bench/ptxas_limits.json allows.
+   bench/ptxas_limits.json allows; in NVRTC's code and, where nvcc is, in its own.
 4. The instructions that the fast paths are about are there.
 """
 
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu_code
+import nvcc_code
 from gpu_code import ARCHITECTURES, REPOSITORY, Kernel
 
 LIMITS = REPOSITORY / "bench" / "ptxas_limits.json"
@@ -55,11 +56,12 @@ else:
 """
 
 
-def check_nvcc(everything: bool) -> list[str]:
+def check_nvcc(everything: bool) -> tuple[list[str], nvcc_code.Resources]:
+    """Problems, and what nvcc's code uses."""
     nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
     if nvcc is None:
         print("1. nvcc: skipped, there is none")
-        return []
+        return [], {}
     folder = REPOSITORY / "build" / "cuda-check"
     scripts = Path(sys.executable).parent
     configure = [
@@ -75,21 +77,30 @@ def check_nvcc(everything: bool) -> list[str]:
         ),
         *(f"-DPython_EXECUTABLE={sys.executable}", "-DALIGNMASK_CUDA=ON", "-DALIGNMASK_TESTS=OFF"),
         # The CPU's kernels are needed for linking alone. nvcc optimises device code all the same.
-        *("-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O0", "-DCMAKE_CUDA_FLAGS_DEBUG=-O0"),
+        *("-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O0", "-DCMAKE_CUDA_FLAGS_DEBUG=-O0 --resource-usage"),
         f"-DCMAKE_CUDA_ARCHITECTURES={'' if everything else IN_CI}",
     ]
     start = time.monotonic()
     for command in (configure, [scripts / "cmake", "--build", folder, "--target", "_core"]):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            return [f"nvcc: {' '.join(map(str, command))} failed:\n{done.stdout[-6000:]}{done.stderr[-6000:]}"]
+            return [f"nvcc: {' '.join(map(str, command))} failed:\n{done.stdout[-6000:]}{done.stderr[-6000:]}"], {}
+    used = resources_of_the_build(folder / "resources.json", done.stdout)
     (module,) = folder.glob("_core*.so")
     seconds, size = time.monotonic() - start, module.stat().st_size / 2**20
     hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, "-c", IMPORT, module], capture_output=True, text=True, env=hidden)
     print(f"1. nvcc: compiled and linked in {seconds:.0f} s, {size:.1f} MiB; {done.stdout.strip()}")
     problems = [f"nvcc: the module does not import:\n{done.stderr}"] if done.returncode else []
-    return problems + [f"nvcc: {line}" for line in done.stdout.splitlines() if "warning" in line]
+    return problems + [f"nvcc: {line}" for line in done.stdout.splitlines() if "warning" in line], used
+
+
+def resources_of_the_build(kept: Path, log: str) -> nvcc_code.Resources:
+    """From what was compiled now and, for what was not compiled again, from what was kept."""
+    used: nvcc_code.Resources = json.loads(kept.read_text()) if kept.exists() else {}
+    used |= nvcc_code.resources(log)
+    kept.write_text(json.dumps(used, indent=1))
+    return used
 
 
 def table(kernels: Iterable[Kernel]) -> Iterator[str]:
@@ -169,7 +180,7 @@ def dump(limits: dict[str, Any]) -> str:
     parts = [f' "all": {json.dumps(limits["all"])}']
     parts += [
         f' "{key}": [\n' + ",\n".join(f"  {json.dumps(rule)}" for rule in limits[key]) + "\n ]"
-        for key in ("exceptions", "instructions")
+        for key in ("exceptions", "nvcc", "instructions")
     ]
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in limits["kernels"].items())
     return "{\n" + ",\n".join([*parts, ' "kernels": {\n' + lines + "\n }"]) + "\n}\n"
@@ -181,7 +192,7 @@ def main() -> int:
     parser.add_argument("--no-nvcc", action="store_true")
     parser.add_argument("--write", action="store_true", help="make what the kernels use now the limits")
     options = parser.parse_args()
-    problems = [] if options.no_nvcc else check_nvcc(options.all)
+    problems, used = ([], {}) if options.no_nvcc else check_nvcc(options.all)
 
     start, limits, possible = time.monotonic(), json.loads(LIMITS.read_text()), []
     for architecture in ARCHITECTURES:
@@ -199,8 +210,12 @@ def main() -> int:
     if options.write:
         LIMITS.write_text(dump(limits := written(kernels, limits)))
     problems += check_resources(kernels, limits)
+    by_nvcc = nvcc_code.kernels(used, kernels)
+    own = limits | {"exceptions": limits["exceptions"] + limits["nvcc"]}
+    problems += [f"by nvcc: {problem}" for problem in check_resources(by_nvcc, own)]
     print("3. resources, without any spilled register except where a line says so; threads: of those that fit")
     print("\n".join(f"   {line}" for line in table(kernels)))
+    print(f"   and of nvcc's own code, {len(by_nvcc)} instantiations")
     read = sorted({kernel.architecture for kernel in kernels if kernel.sass is not None})
     if read:
         problems += check_instructions(

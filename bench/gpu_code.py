@@ -112,13 +112,13 @@ def kernels(op: str, architecture: int) -> list[Kernel]:
     compiled = library.compile(f"{op}/{op}.cuh", names, architecture, SOURCES, ["--ptxas-options=--verbose"])
     if re.search(r"\bwarning\b(?!.*deprecated)", compiled.log):
         raise RuntimeError(f"{op} for sm_{architecture}: warnings:\n{compiled.log}")
-    resources, sass = _resources(compiled.log), sass_of(tool, compiled.cubin)
+    used, sass = resources(compiled.log), sass_of(tool, compiled.cubin)
     threads = {
         name: int(count)
         for name, count in re.findall(r"\.entry (\w+)\([^)]*\)\s*\.maxntid (\d+)", compiled.ptx.decode())
     }
     found = [
-        Kernel(op, name, architecture, **resources[symbol], threads=threads[symbol], sass=sass and sass[symbol])
+        Kernel(op, name, architecture, **used[symbol], threads=threads[symbol], sass=sass and sass[symbol])
         for name, symbol in compiled.symbols.items()
     ]
     KEPT.mkdir(parents=True, exist_ok=True)
@@ -174,7 +174,7 @@ def disassembler() -> Path | None:
     return None
 
 
-def _resources(log: str) -> dict[str, dict[str, int]]:
+def resources(log: str) -> dict[str, dict[str, int]]:
     """From what ptxas says, by symbol."""
     found = {}
     for entry in re.split(r"Compiling entry function '", log)[1:]:

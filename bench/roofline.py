@@ -48,7 +48,10 @@ GPUS = (
 B, QUERIES, N, D, L, P = 4, 21504, 8, 32, 3, 4
 POINTS = B * QUERIES * N * L * P
 MASKS, CLASSES, MODEL_QUERIES, OUTPUTS = 20, 80, 200, 10  # masks per image, queries with the aligned ones
+UNROLLED = 2  # corners in the innermost loop of value's gradient
+CORNERS_OF_TOKEN = 4  # that a tile of 64 queries has for a token, say: points within some two pixels
 SETS, SET_POINTS, COVERED = 5, 12544, 0.1  # an instance's mask covers a tenth of the image, say
+SET, MIXED = 0.2, 0.02  # of words of a prediction have pixels that are set, of its cells lie on its border, say
 
 
 @dataclass(frozen=True)
@@ -119,16 +122,22 @@ def attention(architecture: int) -> Iterator[Case]:
             yield Case("  scalar float", read + size * per_query, requested * D / 32, POINTS * plain, "point", POINTS)
 
         backward = code("ms_deform_attn", f"ms_deform_attn_backward<{dtype}, {vector}, {lanes}>", architecture)
-        main, both = loop(backward, r"RED", r"SHFL"), loop(backward, r"RED", r"STS\.128")
+        wide = r"LDG\.E\.128"
+        main, both = loop(backward, wide, r"SHFL"), loop(backward, wide, r"SHFL", r"STS\.128")
         issued = POINTS * (main * lanes + both - main) / 32
+        # The gradient of value: a thread sorts the corners of a point, then a warp adds up those of a token.
+        sums = code("ms_deform_attn", f"ms_deform_attn_value_gradient<{dtype}, true>", architecture)
+        corner, token, tile = loop(sums, r"LDS\.64", r"FFMA"), loop(sums, r"RED"), loop(sums, r"ATOMS\.ADD")
+        issued += POINTS * ((tile - token) / 32 + 4 * corner / UNROLLED + 4 * (token - corner) / CORNERS_OF_TOKEN)
         # The value's gradient is summed in float32: zeroed, then added to in the L2 cache, written once; half: converted.
         written = 2 * 4 * per_query + (6 * per_query if size == 2 else 0) + 3 * size * POINTS
         total = read + size * per_query + written
-        asked = requested + 4 * POINTS * 4 * D
+        asked = requested + 4 * POINTS * 4 * D / CORNERS_OF_TOKEN
         yield Case(f"ms_deform_attn backward {dtype}", total, asked, issued, "point", POINTS)
         if dtype == "float":
             plain = scalar_code("scalar_backward<32>", architecture)
             main, serial = loop(plain, r"RED"), loop(plain, r"LDS")
+            asked = requested + 4 * POINTS * 4 * D
             yield Case("  scalar float", total, asked, POINTS * (main + 31 * serial), "point", POINTS)
 
 
@@ -144,13 +153,17 @@ def others(architecture: int) -> Iterator[Case]:
         requested = pairs * (4 + 8) + pairs * COVERED * 4 * 256 * size
         yield Case(f"masked_point_pool {dtype}", bytes_, requested, issued, "point of a set and instance", pairs)
     for dtype, size in (("float", 4), ("Half", 2)):
-        sass = code("mask_iou", f"mask_iou_count<{dtype}, true>", architecture)
-        groups = B * MODEL_QUERIES / 8 * 1024 * 1024 / 32  # 8 predictions, 32 columns: a warp's step
+        sass = code("mask_iou", f"mask_iou_count_cells<{dtype}>", architecture)
         bits = B * MASKS * 1024 * 1024 / 8
         bytes_ = size * B * MODEL_QUERIES * pixels + B * MASKS * 1024 * 1024 + 2 * bits
-        row, gap = loop(sass, r"VOTE", r"POPC", r"FSETP"), loop(sass, r"VOTE", r"POPC", r"FSETP", r"LDG")
-        issued = groups * (row + (gap - row) / 4)  # four rows of pixels between two rows of predictions
-        yield Case(f"mask_iou to 1024 x 1024 {dtype}", bytes_, bytes_, issued, "pixel and prediction", groups * 256)
+        # A warp's step: a row of a word, 31 cells, of 16 predictions, and one row more for every eight. Then one step per
+        # prediction that is set somewhere in the word, and one per 32 mixed cells, with one per four targets.
+        row, some_set = loop(sass, r"STS\.128", r"VOTE"), loop(sass, r"SHFL", r"POPC", r"ATOMS")
+        mixed, targets = loop(sass, r"FMUL", r"LDG\.E\.U16"), loop(sass, r"LDG\.E\.U16")
+        words = B * MODEL_QUERIES * 257 * 9
+        issued = words / 16 * 9 / 8 * (row - some_set - mixed) + words * SET * some_set
+        issued += words * 31 * MIXED / 32 * (mixed - targets + (MASKS + 1) / 4 * targets)
+        yield Case(f"mask_iou to 1024 x 1024 {dtype}", bytes_, bytes_, issued, "logit", B * MODEL_QUERIES * pixels)
     rows = B * OUTPUTS * MODEL_QUERIES
     for dtype, size, vector in (("float", 4, 4), ("Half", 2, 8)):
         sass = code("quality_focal_loss", f"quality_focal_loss_forward<{dtype}, {vector}, true>", architecture)

@@ -33,7 +33,7 @@ void forward(py::handle pooled, py::handle weight, py::handle features, py::hand
 /// Arguments of backward, and the Python tensors behind them.
 struct BackwardCall {
   BackwardCall(py::handle grad_features, py::handle grad_pooled, py::handle weight, py::handle masks, py::handle owner,
-               py::handle points, py::handle divide_by_points, py::handle deterministic, py::handle workspace,
+               py::handle points, py::handle divide_by_points, py::handle deterministic,
                py::handle threads = py::int_(1), py::handle stream = py::int_(0))
       : args(numbers(divide_by_points, deterministic, threads, stream)),
         grad_features(kOp, "grad_features", grad_features),
@@ -41,15 +41,13 @@ struct BackwardCall {
         weight(kOp, "weight", weight),
         masks(kOp, "masks", masks),
         owner(kOp, "owner", owner),
-        points(kOp, "points", points),
-        workspace(kOp, "workspace", workspace) {
+        points(kOp, "points", points) {
     args.grad_features = this->grad_features;
     args.grad_pooled = this->grad_pooled;
     args.weight = this->weight;
     args.masks = this->masks;
     args.owner = this->owner;
     args.points = this->points;
-    args.workspace = this->workspace;
   }
 
   static MaskedPointPoolArgs numbers(py::handle divide_by_points, py::handle deterministic, py::handle threads,
@@ -63,22 +61,23 @@ struct BackwardCall {
   }
 
   MaskedPointPoolArgs args;
-  TensorArg grad_features, grad_pooled, weight, masks, owner, points, workspace;
+  TensorArg grad_features, grad_pooled, weight, masks, owner, points;
 };
 
 void backward(py::handle grad_features, py::handle grad_pooled, py::handle weight, py::handle masks, py::handle owner,
               py::handle points, py::handle divide_by_points, py::handle threads, py::handle deterministic,
               py::handle workspace, py::handle stream) {
-  const BackwardCall call(grad_features, grad_pooled, weight, masks, owner, points, divide_by_points, deterministic,
-                          workspace, threads, stream);
+  BackwardCall call(grad_features, grad_pooled, weight, masks, owner, points, divide_by_points, deterministic, threads,
+                    stream);
+  const WorkspaceArg memory(kOp, workspace, [&] { return masked_point_pool_backward_workspace(call.args); });
+  call.args.workspace = memory;
   without_gil(kOp, [&] { masked_point_pool_backward(call.args); });
 }
 
 std::int64_t backward_workspace(py::handle grad_features, py::handle grad_pooled, py::handle weight, py::handle masks,
                                 py::handle owner, py::handle points, py::handle divide_by_points,
                                 py::handle deterministic) {
-  const BackwardCall call(grad_features, grad_pooled, weight, masks, owner, points, divide_by_points, deterministic,
-                          py::none());
+  const BackwardCall call(grad_features, grad_pooled, weight, masks, owner, points, divide_by_points, deterministic);
   return masked_point_pool_backward_workspace(call.args);
 }
 
@@ -93,7 +92,8 @@ void bind_masked_point_pool(py::module_& module) {
              py::arg("weight"), py::arg("masks"), py::arg("owner"), py::arg("points"),
              py::arg("divide_by_points") = false, py::arg("threads") = 1, py::arg("deterministic") = false,
              py::arg("workspace") = py::none(), py::arg("stream") = 0,
-             "Write grad_features; see core/masked_point_pool/masked_point_pool.h.");
+             "Write grad_features; see core/masked_point_pool/masked_point_pool.h. workspace: as many bytes as "
+             "masked_point_pool_backward_workspace says, or a function that returns as many as it is asked for.");
   module.def("masked_point_pool_backward_workspace", backward_workspace, py::arg("grad_features"),
              py::arg("grad_pooled"), py::arg("weight"), py::arg("masks"), py::arg("owner"), py::arg("points"),
              py::arg("divide_by_points") = false, py::arg("deterministic") = false,

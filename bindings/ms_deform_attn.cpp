@@ -56,7 +56,7 @@ void forward(py::handle out, py::handle value, py::handle level_shapes, py::hand
 struct BackwardCall {
   BackwardCall(py::handle grad_value, py::handle grad_locations, py::handle grad_weights, py::handle grad_out,
                py::handle value, py::handle level_shapes, py::handle locations, py::handle weights,
-               py::handle reference, py::handle grad_reference, py::handle deterministic, py::handle workspace,
+               py::handle reference, py::handle grad_reference, py::handle deterministic,
                py::handle threads = py::int_(1), py::handle stream = py::int_(0))
       : name(reference),
         args(numbers(name.op, level_shapes, deterministic, threads, stream)),
@@ -68,8 +68,7 @@ struct BackwardCall {
         value(name.op, "value", value),
         locations(name.op, name.locations, locations),
         weights(name.op, name.weights, weights),
-        reference(name.op, "reference", reference),
-        workspace(name.op, "workspace", workspace) {
+        reference(name.op, "reference", reference) {
     args.grad_value = this->grad_value;
     args.grad_locations = this->grad_locations;
     args.grad_weights = this->grad_weights;
@@ -79,7 +78,6 @@ struct BackwardCall {
     args.locations = this->locations;
     args.weights = this->weights;
     args.reference = this->reference;
-    args.workspace = this->workspace;
   }
 
   static MSDeformAttnArgs numbers(const char* op, py::handle level_shapes, py::handle deterministic, py::handle threads,
@@ -94,8 +92,7 @@ struct BackwardCall {
 
   Names name;
   MSDeformAttnArgs args;
-  TensorArg grad_value, grad_locations, grad_weights, grad_reference, grad_out, value, locations, weights, reference,
-      workspace;
+  TensorArg grad_value, grad_locations, grad_weights, grad_reference, grad_out, value, locations, weights, reference;
 };
 
 void backward(py::handle grad_value, py::handle grad_locations, py::handle grad_weights, py::handle grad_out,
@@ -103,7 +100,9 @@ void backward(py::handle grad_value, py::handle grad_locations, py::handle grad_
               py::handle reference, py::handle grad_reference, py::handle deterministic, py::handle workspace,
               py::handle stream) {
   BackwardCall call(grad_value, grad_locations, grad_weights, grad_out, value, level_shapes, locations, weights,
-                    reference, grad_reference, deterministic, workspace, threads, stream);
+                    reference, grad_reference, deterministic, threads, stream);
+  const WorkspaceArg memory(call.name.op, workspace, [&] { return ms_deform_attn_backward_workspace(call.args); });
+  call.args.workspace = memory;
   without_gil(call.name.op, [&] { ms_deform_attn_backward(call.args); });
 }
 
@@ -112,7 +111,7 @@ std::int64_t backward_workspace(py::handle grad_value, py::handle grad_locations
                                 py::handle weights, py::handle reference, py::handle grad_reference,
                                 py::handle deterministic) {
   const BackwardCall call(grad_value, grad_locations, grad_weights, grad_out, value, level_shapes, locations, weights,
-                          reference, grad_reference, deterministic, py::none());
+                          reference, grad_reference, deterministic);
   return ms_deform_attn_backward_workspace(call.args);
 }
 
@@ -124,12 +123,13 @@ void bind_ms_deform_attn(py::module_& module) {
              py::arg("stream") = 0,
              "Write out. With reference, locations are offsets and weights are logits; see "
              "core/ms_deform_attn/ms_deform_attn.h.");
-  module.def("ms_deform_attn_backward", backward, py::arg("grad_value"), py::arg("grad_locations"),
-             py::arg("grad_weights"), py::arg("grad_out"), py::arg("value"), py::arg("level_shapes"),
-             py::arg("locations"), py::arg("weights"), py::arg("threads") = 1, py::arg("reference") = py::none(),
-             py::arg("grad_reference") = py::none(), py::arg("deterministic") = false,
-             py::arg("workspace") = py::none(), py::arg("stream") = 0,
-             "Write the gradients that are not None; see core/ms_deform_attn/ms_deform_attn.h.");
+  module.def(
+      "ms_deform_attn_backward", backward, py::arg("grad_value"), py::arg("grad_locations"), py::arg("grad_weights"),
+      py::arg("grad_out"), py::arg("value"), py::arg("level_shapes"), py::arg("locations"), py::arg("weights"),
+      py::arg("threads") = 1, py::arg("reference") = py::none(), py::arg("grad_reference") = py::none(),
+      py::arg("deterministic") = false, py::arg("workspace") = py::none(), py::arg("stream") = 0,
+      "Write the gradients that are not None; see core/ms_deform_attn/ms_deform_attn.h. workspace: as many bytes as "
+      "ms_deform_attn_backward_workspace says, or a function that returns as many as it is asked for.");
   module.def("ms_deform_attn_backward_workspace", backward_workspace, py::arg("grad_value"), py::arg("grad_locations"),
              py::arg("grad_weights"), py::arg("grad_out"), py::arg("value"), py::arg("level_shapes"),
              py::arg("locations"), py::arg("weights"), py::arg("reference") = py::none(),

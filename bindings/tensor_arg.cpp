@@ -23,8 +23,21 @@ void release_managed(Managed* managed) {
   if (managed->deleter) managed->deleter(managed);
 }
 
-/// The exchange API of a type, or null. Types that have one are few: they are looked up once and kept alive.
-const DLPackExchangeAPI* exchange_api(PyTypeObject* type) {
+/// Is it a torch.Tensor? (If nobody has imported torch, it is none.)
+bool is_torch_tensor(py::handle object) {
+  static py::handle tensor_type;
+  if (!tensor_type) {
+    const auto modules = py::reinterpret_borrow<py::dict>(PyImport_GetModuleDict());
+    if (!modules.contains("torch") || !py::hasattr(modules["torch"], "Tensor")) return false;
+    tensor_type = py::object(modules["torch"].attr("Tensor")).release();
+  }
+  return PyObject_TypeCheck(object.ptr(), reinterpret_cast<PyTypeObject*>(tensor_type.ptr()));
+}
+
+/// The exchange API of an object's type, or null. Types that have one are few, and so are torch's, which have none
+/// before 2.11: they are looked up once and kept alive.
+const DLPackExchangeAPI* exchange_api(py::handle object) {
+  PyTypeObject* const type = Py_TYPE(object.ptr());
   static std::vector<std::pair<PyTypeObject*, const DLPackExchangeAPI*>> known;
   for (const auto& [seen, api] : known)
     if (seen == type) return api;
@@ -37,21 +50,10 @@ const DLPackExchangeAPI* exchange_api(PyTypeObject* type) {
     api = static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
     if (api->header.version.major != 1) api = nullptr;
   }
-  if (!api) return nullptr;
+  if (!api && !is_torch_tensor(object)) return nullptr;
   Py_INCREF(reinterpret_cast<PyObject*>(type));
   known.emplace_back(type, api);
   return api;
-}
-
-/// Is it a torch.Tensor? (If nobody has imported torch, it is none.)
-bool is_torch_tensor(py::handle object) {
-  static py::handle tensor_type;
-  if (!tensor_type) {
-    const auto modules = py::reinterpret_borrow<py::dict>(PyImport_GetModuleDict());
-    if (!modules.contains("torch") || !py::hasattr(modules["torch"], "Tensor")) return false;
-    tensor_type = py::object(modules["torch"].attr("Tensor")).release();
-  }
-  return PyObject_TypeCheck(object.ptr(), reinterpret_cast<PyTypeObject*>(tensor_type.ptr()));
 }
 
 /// torch.dtype -> DType, without linking against torch.
@@ -73,6 +75,24 @@ bool torch_dtype(py::handle dtype, DType* out) {
   return false;
 }
 
+/// What a torch tensor is asked, as Python strings that are made once: that takes longer than the answers.
+struct TorchNames {
+  py::str dtype = "dtype", shape = "shape", stride = "stride", device = "device", type = "type", index = "index",
+          data_ptr = "data_ptr";
+};
+
+py::object call(py::handle object, const py::str& method) {
+  PyObject* const result = PyObject_CallMethodNoArgs(object.ptr(), method.ptr());
+  if (!result) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(result);
+}
+
+std::vector<std::int64_t> integers(const py::tuple& tuple) {
+  std::vector<std::int64_t> values(tuple.size());
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = py::handle(tuple[i]).cast<std::int64_t>();
+  return values;
+}
+
 }  // namespace
 
 TensorArg::TensorArg(const char* op, const char* name, py::handle object)
@@ -92,7 +112,7 @@ TensorArg::TensorArg(const char* op, const char* name, py::handle object)
 }
 
 bool TensorArg::read_exchange_api(py::handle object) {
-  const DLPackExchangeAPI* api = exchange_api(Py_TYPE(object.ptr()));
+  const DLPackExchangeAPI* api = exchange_api(object);
   if (!api || !api->dltensor_from_py_object_no_sync) return false;
   DLTensor tensor;
   if (api->dltensor_from_py_object_no_sync(object.ptr(), &tensor)) throw py::error_already_set();
@@ -100,25 +120,24 @@ bool TensorArg::read_exchange_api(py::handle object) {
   return true;
 }
 
-/// torch before 2.13 has no exchange API, and its __dlpack__ is slow and refuses tensors that require gradients.
+/// Older versions of torch have no exchange API (2.11 does), and their __dlpack__ is slow and refuses tensors that
+/// require gradients.
 bool TensorArg::read_torch_attributes(py::handle object) {
   if (!is_torch_tensor(object)) return false;
-  if (!torch_dtype(object.attr("dtype"), &view_.dtype))
-    fail_value("has the unsupported dtype " + py::str(object.attr("dtype")).cast<std::string>());
-  const auto shape = object.attr("shape").cast<py::tuple>();
-  const auto strides = object.attr("stride")().cast<py::tuple>();
-  std::vector<std::int64_t> sizes, steps;
-  for (const auto& size : shape) sizes.push_back(size.cast<std::int64_t>());
-  for (const auto& step : strides) steps.push_back(step.cast<std::int64_t>());
+  static const TorchNames& names = *new TorchNames;
+  const py::object dtype = object.attr(names.dtype);
+  if (!torch_dtype(dtype, &view_.dtype)) fail_value("has the unsupported dtype " + py::str(dtype).cast<std::string>());
+  const auto sizes = integers(object.attr(names.shape)), steps = integers(call(object, names.stride));
   take_shape(static_cast<int>(sizes.size()), sizes.data(), steps.data());
-  const py::object device = object.attr("device");
-  const auto type = device.attr("type").cast<std::string>();
-  if (type == "cuda") {
-    view_.device = {DeviceType::kCUDA, device.attr("index").cast<int>()};
-  } else if (type != "cpu") {
-    fail_value("is on the unsupported device " + type);
+  const py::object device = object.attr(names.device), type = device.attr(names.type);
+  const auto is = [&](const char* name) { return PyUnicode_CompareWithASCIIString(type.ptr(), name) == 0; };
+  if (!PyUnicode_Check(type.ptr())) fail_value("is on no device");
+  if (is("cuda")) {
+    view_.device = {DeviceType::kCUDA, device.attr(names.index).cast<int>()};
+  } else if (!is("cpu")) {
+    fail_value("is on the unsupported device " + type.cast<std::string>());
   }
-  view_.data = reinterpret_cast<void*>(object.attr("data_ptr")().cast<std::uintptr_t>());
+  view_.data = reinterpret_cast<void*>(call(object, names.data_ptr).cast<std::uintptr_t>());
   return true;
 }
 

@@ -4,6 +4,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <cstdint>
 #include <memory>
 
 #include "../core/common/tensor_view.h"
@@ -39,6 +40,28 @@ class TensorArg {
   std::unique_ptr<Py_buffer, void (*)(Py_buffer*)> buffer_;
   std::unique_ptr<DLManagedTensor, void (*)(DLManagedTensor*)> managed_;
   std::unique_ptr<DLManagedTensorVersioned, void (*)(DLManagedTensorVersioned*)> managed_versioned_;
+};
+
+/// Memory for a kernel's temporaries: a tensor or, so that a call need not be made twice, a function that returns one.
+/// The function is told how many bytes are wanted, and is not called for none. Tensors that were read before must not
+/// change their memory meanwhile.
+class WorkspaceArg {
+ public:
+  template <class Bytes>
+  WorkspaceArg(const char* op, pybind11::handle object, const Bytes& wanted)
+      : owner_(PyCallable_Check(object.ptr()) ? lend(object, wanted())
+                                              : pybind11::reinterpret_borrow<pybind11::object>(object)),
+        tensor_(op, "workspace", owner_) {}
+
+  operator const TensorView&() const { return tensor_; }
+
+ private:
+  static pybind11::object lend(pybind11::handle lender, std::int64_t bytes) {
+    return bytes ? lender(bytes) : pybind11::none();
+  }
+
+  pybind11::object owner_;
+  TensorArg tensor_;
 };
 
 }  // namespace alignmask

@@ -7,6 +7,8 @@
 # The package works without them, too: it compiles the same sources on the machine with the GPU (alignmask.ops.jit).
 # CMAKE_CUDA_ARCHITECTURES overrides the list.
 
+include(${CMAKE_CURRENT_LIST_DIR}/AlignMaskArchitectures.cmake)
+
 set(ALIGNMASK_CUDA "AUTO" CACHE STRING "Compile kernels for GPUs: AUTO, ON, OFF")
 set_property(CACHE ALIGNMASK_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(ALIGNMASK_WITH_CUDA OFF)
@@ -29,23 +31,6 @@ function(alignmask_gpus_here architectures)
   string(REPLACE "." "" capabilities "${capabilities}")
   list(TRANSFORM capabilities APPEND "-real")
   set(${architectures} "${capabilities}" PARENT_SCOPE)
-endfunction()
-
-# Of `gpus`, e.g. "61-real;80-real", those that nvcc can compile our kernels for: sm_70 or newer, and not too old or new for it.
-function(alignmask_that_nvcc_compiles_for gpus possible others)
-  execute_process(COMMAND ${ALIGNMASK_NVCC} --list-gpu-code OUTPUT_VARIABLE known RESULT_VARIABLE failed ERROR_QUIET)
-  set(can "")
-  set(cannot "")
-  foreach(gpu IN LISTS gpus)
-    string(REPLACE "-real" "" number "${gpu}")
-    if(number LESS 70 OR failed OR NOT known MATCHES "sm_${number}[^0-9]")
-      list(APPEND cannot "sm_${number}")
-    else()
-      list(APPEND can "${gpu}")
-    endif()
-  endforeach()
-  set(${possible} "${can}" PARENT_SCOPE)
-  set(${others} "${cannot}" PARENT_SCOPE)
 endfunction()
 
 macro(alignmask_without_cuda why)
@@ -93,10 +78,8 @@ else()
   if(NOT CMAKE_CUDA_ARCHITECTURES)
     if(alignmask_gpus)
       set(CMAKE_CUDA_ARCHITECTURES ${alignmask_gpus})
-    elseif(ALIGNMASK_CUDA_VERSION VERSION_LESS 13.0)
-      set(CMAKE_CUDA_ARCHITECTURES 70-real 75-real 80-real 86-real 89-real 90)
     else()
-      set(CMAKE_CUDA_ARCHITECTURES 75-real 80-real 86-real 89-real 90-real 100-real 120)  # no more Volta
+      alignmask_architectures_of_a_release(${ALIGNMASK_CUDA_VERSION} CMAKE_CUDA_ARCHITECTURES)
     endif()
   endif()
   enable_language(CUDA)

@@ -79,27 +79,39 @@ bool spans_memory(const TensorView& tensor) {
 }
 
 /// What a tensor of which spans_memory() holds covers, in bytes: where it begins, and its steps in memory.
-struct Footprint {
-  std::uintptr_t low;
-  std::uint64_t element;
-  std::vector<std::pair<std::uint64_t, std::uint64_t>> steps;  ///< size - 1, |stride|
+class Footprint {
+ public:
+  struct Step {
+    std::uint64_t count, stride;  ///< size - 1, |stride|
+  };
 
   explicit Footprint(const TensorView& tensor)
       : low(reinterpret_cast<std::uintptr_t>(tensor.data)),
-        element(static_cast<std::uint64_t>(element_bytes(tensor.dtype))) {
+        element_(static_cast<std::uint64_t>(element_bytes(tensor.dtype))) {
     for (int i = 0; i < tensor.dims; ++i) {
       if (tensor.shape[i] <= 1 || tensor.strides[i] == 0) continue;
-      steps.emplace_back(tensor.shape[i] - 1, magnitude(tensor.strides[i]) * element);
-      if (tensor.strides[i] < 0) low -= steps.back().first * steps.back().second;
+      const Step step = {static_cast<std::uint64_t>(tensor.shape[i] - 1), magnitude(tensor.strides[i]) * element_};
+      if (tensor.strides[i] < 0) low -= step.count * step.stride;
+      steps_[size_++] = step;
     }
   }
 
+  const Step* begin() const { return steps_; }
+  const Step* end() const { return steps_ + size_; }
+
   /// Bytes of a block: the dimensions that step by less than `from`.
   std::uint64_t block(std::uint64_t from) const {
-    std::uint64_t bytes = element;
-    for (const auto& [count, stride] : steps) bytes += stride < from ? count * stride : 0;
+    std::uint64_t bytes = element_;
+    for (const auto& [count, stride] : *this) bytes += stride < from ? count * stride : 0;
     return bytes;
   }
+
+  std::uintptr_t low;
+
+ private:
+  std::uint64_t element_;
+  int size_ = 0;
+  Step steps_[TensorView::kMaxDims];  // no vector: a call makes dozens of these
 };
 
 }  // namespace
@@ -115,7 +127,7 @@ bool may_overlap(const TensorView& a, const TensorView& b) {
   const auto apart = [&](std::uint64_t from) {
     std::uint64_t g = 0;
     for (const Footprint* footprint : {&first, &second})
-      for (const auto& [count, stride] : footprint->steps)
+      for (const auto& [count, stride] : *footprint)
         if (stride >= from) g = std::gcd(g, stride);
     const std::uint64_t first_bytes = first.block(from), second_bytes = second.block(from);
     if (g == 0)
@@ -126,7 +138,7 @@ bool may_overlap(const TensorView& a, const TensorView& b) {
   };
   if (apart(std::numeric_limits<std::uint64_t>::max())) return false;
   for (const Footprint* footprint : {&first, &second})
-    for (const auto& [count, stride] : footprint->steps)
+    for (const auto& [count, stride] : *footprint)
       if (apart(stride)) return false;
   return true;
 }
@@ -198,12 +210,13 @@ void ArgumentCheck::output(const char* name, const TensorView& tensor, const cha
     if (tensor.shape[i] == 0) return;
   remember(name, tensor, true);
   // Sorted by stride, every dimension must step over all that the smaller ones reach.
-  std::vector<int> order(static_cast<std::size_t>(tensor.dims));
-  std::iota(order.begin(), order.end(), 0);
-  std::sort(order.begin(), order.end(),
+  int order[TensorView::kMaxDims];
+  std::iota(order, order + tensor.dims, 0);
+  std::sort(order, order + tensor.dims,
             [&](int a, int b) { return magnitude(tensor.strides[a]) < magnitude(tensor.strides[b]); });
   std::uint64_t reach = 0;
-  for (const int dim : order) {
+  for (int i = 0; i < tensor.dims; ++i) {
+    const int dim = order[i];
     if (tensor.shape[dim] == 1) continue;
     if (magnitude(tensor.strides[dim]) <= reach)
       fail_value(std::string(name) + " is an output, but several of its elements share one place in memory");
@@ -223,13 +236,14 @@ void ArgumentCheck::remember(const char* name, const TensorView& tensor, bool is
 
 void ArgumentCheck::product(const char* letters) const {
   std::int64_t product = 1;
-  std::string text;
-  for (const char* letter = letters; *letter; ++letter) {
+  for (const char* letter = letters; *letter; ++letter)
     product = saturating_product(product, std::max<std::int64_t>(size(*letter), 1));
+  if (product <= kMostElements) return;
+  std::string text;
+  for (const char* letter = letters; *letter; ++letter)
     text += (text.empty() ? "" : ", ") + std::string(1, *letter) + " = " + std::to_string(size(*letter)) + " (" +
             sizes_[static_cast<unsigned char>(*letter)].source + ")";
-  }
-  if (product > kMostElements) fail_value("the sizes " + text + " multiply to more than 2^44");
+  fail_value("the sizes " + text + " multiply to more than 2^44");
 }
 
 void ArgumentCheck::in_range(const char* name, const TensorView& tensor, std::int64_t low, std::int64_t high) const {

@@ -46,7 +46,7 @@ bool may_overlap(const TensorView& a, const TensorView& b);
 /// The tensors must outlive it.
 class ArgumentCheck {
  public:
-  explicit ArgumentCheck(const char* op) : op_(op) {}
+  explicit ArgumentCheck(const char* op) : op_(op) { seen_.reserve(16); }
 
   /// `letters`: one per dimension, e.g. "BQNLP2". Throws TypeError or ValueError that names the argument.
   void input(const char* name, const TensorView& tensor, const char* letters, std::initializer_list<DType> allowed);

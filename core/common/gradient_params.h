@@ -13,6 +13,8 @@ struct FillParams {
   long long bytes;  // a multiple of 4
 };
 
+constexpr int kGradientsPerThread = 8;  // where they lie together
+
 struct WriteGradientParams {
   const void* sums;  // [sizes], contiguous, in the arithmetic type
   void* gradient;    // [sizes], any strides

@@ -1,23 +1,17 @@
 // Mask IoU on the GPU: targets are packed into bits once; predictions become bits in registers, 32 pixels by one
 // ballot, upsampled on the way if need be, and are counted against the targets at once. All counts are integers, so
-// that the order of additions does not matter.
+// that the order of additions does not matter. Upsampling by kIouCellFactor goes by cells instead (mask_iou_cells.cuh).
 #pragma once
 
 #include "../common/gradient.cuh"
 #include "../common/vector.cuh"
 #include "../common/warp.cuh"
+#include "mask_iou_cells.cuh"
 #include "mask_iou_math.h"
 #include "mask_iou_params.h"
+#include "mask_iou_tile.cuh"
 
 namespace alignmask {
-
-using namespace ALIGNMASK_ISA;
-
-/// Bit i of the result: is byte i of the word not zero?
-ALIGNMASK_DEVICE UInt32 nonzero_bytes(UInt32 bytes) {
-  const UInt32 high = (((bytes & 0x7f7f7f7fu) + 0x7f7f7f7fu) | bytes) & 0x80808080u;  // the highest bit of each byte
-  return ((high >> 7) * 0x10204080u) >> 28;  // moves bits 0, 8, 16, 24 to 28, 29, 30, 31
-}
 
 /// Packs rows of targets into bits and measures their areas. A warp takes a row at a time, a block kIouPackedRows.
 /// kAligned: rows lie together and can be read 16 bytes at a time; each lane packs its own, and two make a word.
@@ -63,34 +57,6 @@ mask_iou_pack(ALIGNMASK_PARAMS MaskIouParams params) {
   if (lane == 0 && area) atomicAdd(params.target_area + target, static_cast<UInt64>(area));
 }
 
-/// A warp's: the targets number chunk · kIouTargets and following of an image, -1 where there are no more.
-ALIGNMASK_DEVICE void find_targets(const MaskIouParams& params, int image, int chunk, int lane, int* found) {
-  found[lane] = -1;
-  __syncwarp();
-  int before = -chunk * kIouTargets;  // of the image, counted from the chunk's first
-  for (int first = 0; first < params.target_count && before < kIouTargets; first += kWarp) {
-    const int target = first + lane;
-    const bool mine = target < params.target_count &&
-                      load_int(params.owner, target * params.owner_stride, params.owner_wide) == image;
-    const UInt32 ballot = __ballot_sync(kFullWarp, mine);
-    const int rank = before + __popc(ballot & ((1u << lane) - 1));
-    if (mine && rank >= 0 && rank < kIouTargets) found[rank] = target;
-    before += __popc(ballot);
-  }
-}
-
-/// A block's share of the counting.
-struct IouTile {
-  int band, first_query, image, chunk;
-};
-
-ALIGNMASK_DEVICE IouTile iou_tile(const MaskIouParams& params, int block) {
-  const int tiles = (params.queries + kIouQueries - 1) / kIouQueries;
-  const int of_bands = block / params.bands, of_queries = of_bands / tiles, chunk = of_queries / params.images;
-  return {block - of_bands * params.bands, (of_bands - of_queries * tiles) * kIouQueries,
-          of_queries - chunk * params.images, chunk};
-}
-
 // What ptxas makes of upsampling for Blackwell does not fit into the registers of four blocks: it would spill.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 constexpr int kIouCountBlocks = 3;
@@ -99,8 +65,8 @@ constexpr int kIouCountBlocks = 4;
 #endif
 
 /// Counts the pixels that kIouQueries predictions of an image share with up to 31 of its targets, and those of the
-/// predictions themselves, over a band of rows. A warp takes 32 columns; lane m holds the bits of target m, and ANDs
-/// them with every prediction's ballot. Lane 31 holds ones and so counts areas.
+/// predictions themselves, over a band of rows. A warp takes 32 columns; a lane holds the bits of one target, and ANDs
+/// them with every prediction's ballot. Lane 0 holds ones and so counts areas.
 ///
 /// Upsampling: the warp walks down the gaps between rows of the predictions. Along the rows a lane blends once per row;
 /// across a gap, once per pixel.
@@ -118,15 +84,15 @@ mask_iou_count(ALIGNMASK_PARAMS MaskIouParams params) {
 
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int block = static_cast<int>(blockIdx.x);
-  const IouTile mine = iou_tile(params, block);
+  const IouTile mine = iou_tile<kIouQueries>(params, block);
   if (warp == 0) find_targets(params, mine.image, mine.chunk, lane, found);
   sums[threadIdx.x] = 0;
   __syncthreads();
-  if (found[0] < 0) return;
+  if (found[1] == params.target_count) return;
 
-  const int target = found[lane];
+  const int target = found[lane] < params.target_count ? found[lane] : -1;
   const auto bits_of_target = [&](int y, int word) {
-    if (lane == kIouTargets) return ~0u;
+    if (lane == 0) return ~0u;
     const Int64 row = static_cast<Int64>(recomputed(target)) * params.target_height + y;
     return target >= 0 ? params.bits[row * params.row_words + word] : 0u;
   };
@@ -193,15 +159,7 @@ mask_iou_count(ALIGNMASK_PARAMS MaskIouParams params) {
 #pragma unroll
   for (int i = 0; i < kIouQueries; ++i) atomicAdd(sums + i * kWarp + lane, count[i]);
   __syncthreads();
-  const IouTile tile = iou_tile(params, recomputed(block));
-  const int query = tile.first_query + warp;  // a warp per query now
-  const UInt64 sum = sums[threadIdx.x];
-  if (query >= params.queries || sum == 0) return;
-  if (lane < kIouTargets) {
-    if (target >= 0) atomicAdd(params.both + static_cast<Int64>(target) * params.queries + query, sum);
-  } else if (tile.chunk == 0) {
-    atomicAdd(params.prediction_area + static_cast<Int64>(tile.image) * params.queries + query, sum);
-  }
+  add_sums<kIouQueries, kWarp>(params, iou_tile<kIouQueries>(params, recomputed(block)), found[lane], sums);
 }
 
 /// Writes iou, one thread per element. F: its type.

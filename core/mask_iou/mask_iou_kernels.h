@@ -1,7 +1,7 @@
 // Every instantiation of the kernels of mask_iou: the launches choose among these, nothing else gets compiled.
 #pragma once
 
-// mask_iou_count: <element type, upsamples>
+// mask_iou_count: <element type, upsamples>, mask_iou_count_cells: <element type>
 #define ALIGNMASK_MASK_IOU_KERNELS(X) \
   X(fill_zero<float>)                 \
   X(mask_iou_pack<true>)              \
@@ -14,5 +14,11 @@
   X(mask_iou_count<Half, true>)       \
   X(mask_iou_count<BFloat16, false>)  \
   X(mask_iou_count<BFloat16, true>)   \
+  X(mask_iou_pack_cells<true>)        \
+  X(mask_iou_pack_cells<false>)       \
+  X(mask_iou_count_cells<float>)      \
+  X(mask_iou_count_cells<double>)     \
+  X(mask_iou_count_cells<Half>)       \
+  X(mask_iou_count_cells<BFloat16>)   \
   X(mask_iou_divide<float>)           \
   X(mask_iou_divide<double>)

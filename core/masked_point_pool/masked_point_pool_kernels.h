@@ -22,4 +22,6 @@
   X(write_gradient<float>)                        \
   X(write_gradient<double>)                       \
   X(write_gradient<Half>)                         \
-  X(write_gradient<BFloat16>)
+  X(write_gradient<BFloat16>)                     \
+  X(write_contiguous_gradient<Half>)              \
+  X(write_contiguous_gradient<BFloat16>)

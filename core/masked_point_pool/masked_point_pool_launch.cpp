@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "../common/gradient_params.h"
+#include "../common/gradient_launch.h"
 #include "../common/workspace.h"
 #include "masked_point_pool_params.h"
 
@@ -104,8 +104,7 @@ Backward plan_backward(const MaskedPointPoolArgs& args, void* memory) {
       is_arithmetic(dtype) && is_channels_last(gradient) && is_aligned(gradient, 0, 16 / static_cast<int>(bytes));
   params.sums = in_place ? gradient.data : workspace.take(elements * bytes);
   params.vector_sums = params.channels % 4 == 0;
-  plan.launches.push_back(make_launch("fill_zero<float>", blocks_for(elements * bytes, kFillBytesPerBlock),
-                                      kElementwiseThreads, FillParams{params.sums, elements * bytes}));
+  plan.launches.push_back(fill_zero_launch(params.sums, elements * bytes));
   if (params.instances > 0 && params.sets > 0 && params.points_per_set > 0) {
     params.channel_blocks = static_cast<int>(blocks_for(params.channels, 32 * kPoolChannelsPerLane));
     const std::int64_t blocks = std::int64_t{params.images} * params.sets *
@@ -113,16 +112,7 @@ Backward plan_backward(const MaskedPointPoolArgs& args, void* memory) {
     plan.launches.push_back(
         make_launch("masked_point_pool_backward" + type, blocks_for(blocks, 1), kPoolThreads, params));
   }
-  if (!in_place) {
-    WriteGradientParams write = {params.sums, gradient.data, elements, {}, {}};
-    const int order[] = {0, 2, 3, 1};  // sums are [B, H, W, C]
-    for (int i = 0; i < 4; ++i) {
-      write.sizes[i] = gradient.shape[order[i]];
-      write.strides[i] = gradient.strides[order[i]];
-    }
-    plan.launches.push_back(
-        make_launch("write_gradient" + type, blocks_for(elements, kElementwiseThreads), kElementwiseThreads, write));
-  }
+  if (!in_place) plan.launches.push_back(write_gradient_launch(gradient, params.sums, {0, 2, 3, 1}));  // [B, H, W, C]
   plan.workspace_bytes = workspace.bytes();
   return plan;
 }

@@ -45,22 +45,27 @@ ArgumentCheck check_inputs(const MSDeformAttnArgs& args) {
   if (count != check.size('L'))
     check.fail_value("level_shapes lists " + std::to_string(count) + " levels, but " + name.locations +
                      " has L = " + std::to_string(check.size('L')));
+  const auto level = [&](std::int64_t l) {
+    const auto [height, width] = args.levels[static_cast<std::size_t>(l)];
+    return "(" + std::to_string(height) + ", " + std::to_string(width) + ")";
+  };
+  const auto fail = [&](std::int64_t l, const char* what) {
+    check.fail_value("level_shapes[" + std::to_string(l) + "] = " + level(l) + what);
+  };
   std::int64_t tokens = 0;
-  std::string list;
   for (std::int64_t l = 0; l < count; ++l) {
     const auto [height, width] = args.levels[static_cast<std::size_t>(l)];
-    const std::string level = "(" + std::to_string(height) + ", " + std::to_string(width) + ")";
-    if (height < 0 || width < 0)
-      check.fail_value("level_shapes[" + std::to_string(l) + "] = " + level + " is negative");
+    if (height < 0 || width < 0) fail(l, " is negative");
     if (height > kMaxLevelTokens || width > kMaxLevelTokens || (width > 0 && height > kMaxLevelTokens / width))
-      check.fail_value("level_shapes[" + std::to_string(l) + "] = " + level +
-                       " has too many tokens for 32-bit indices");
+      fail(l, " has too many tokens for 32-bit indices");
     tokens += height * width;
-    list += (l ? ", " : "") + level;
   }
-  if (tokens != check.size('S'))
+  if (tokens != check.size('S')) {
+    std::string list;
+    for (std::int64_t l = 0; l < count; ++l) list += (l ? ", " : "") + level(l);
     check.fail_value("level_shapes [" + list + "] adds up to " + std::to_string(tokens) +
                      " tokens, but value has S = " + std::to_string(check.size('S')));
+  }
   return check;
 }
 

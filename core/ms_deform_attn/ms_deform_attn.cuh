@@ -5,3 +5,4 @@
 #include "ms_deform_attn_backward.cuh"
 #include "ms_deform_attn_forward.cuh"
 #include "ms_deform_attn_ordered.cuh"
+#include "ms_deform_attn_value_gradient.cuh"

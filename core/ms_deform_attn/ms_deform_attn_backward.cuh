@@ -1,4 +1,4 @@
-// Multi-scale deformable attention on the GPU: the gradients.
+// Multi-scale deformable attention on the GPU: the gradients of points, weights and reference points.
 #pragma once
 
 #include "ms_deform_attn_points.cuh"
@@ -22,13 +22,7 @@ class OutGradient {
   ALIGNMASK_DEVICE void load_channels(int first) {
     count_ = params_.channels - first;
     const Int64 stride = kVector > 1 ? Int64{1} : params_.out_strides[3];
-    own_ = load<T, kVector>(gradient_ + (first + lane_ * kVector) * stride, has_channel(lane_ * kVector) ? 0 : -1);
-    across_ = Packed<T, kVector>::zero();
-    if constexpr (kVector > 1) {
-      if (adds_vectors() || !params_.value_sums) return;
-#pragma unroll
-      for (int j = 0; j < kVector; ++j) across_.element[j] = gradient_[first + lane_ + j * kLanes];
-    }
+    own_ = load<T, kVector>(gradient_ + (first + lane_ * kVector) * stride, has_channels() ? 0 : -1);
   }
 
   /// This lane's part of <gradient, value> at each of the tokens; `value` is at this lane's first channel.
@@ -36,7 +30,7 @@ class OutGradient {
     Packed<T, kVector> corner[4];
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      const int token = has_channel(lane_ * kVector) ? tokens.corner[k] : -1;
+      const int token = has_channels() ? tokens.corner[k] : -1;
       corner[k] = load<T, kVector>(token_at<(kVector > 1)>(params_, value, token), token);
     }
     F own[kVector], dot[4] = {0, 0, 0, 0};
@@ -51,48 +45,14 @@ class OutGradient {
     return {dot[0], dot[1], dot[2], dot[3]};
   }
 
-  /// Adds the gradient's share to the point's tokens; `sums` is at the first channel.
-  ALIGNMASK_DEVICE void add_to(F* sums, const PlacedPoint<F>& point) const {
-    F added[kVector];
-    still_packed(kVector == 1 || adds_vectors() ? own_ : across_).unpack_to(added);
-    [[maybe_unused]] constexpr int kUnroll = kVector > 1 ? 4 : 1;  // the general kernel has no registers to spare
-#pragma unroll kUnroll
-    for (int k = 0; k < 4; ++k) {
-      const int token = point.tokens.corner[k];
-      const F tap = (k & 1 ? point.x : 1 - point.x) * (k & 2 ? point.y : 1 - point.y) * point.weight;
-      if (token >= 0) add_to_token(advance(sums, token, params_.sums_token_bytes), tap, added);
-    }
-  }
-
  private:
-  ALIGNMASK_DEVICE bool has_channel(int channel) const { return kVector > 1 || channel < count_; }
-
-  /// Where atomics take vectors, lanes add their own channels. Elsewhere, the lanes of a group add neighbouring
-  /// channels at once, so that these meet in the cache as one access: lane, lane + kLanes, ...
-  ALIGNMASK_DEVICE static bool adds_vectors() { return sizeof(F) == 4 && kVector >= 4 && has_vector_atomics(); }
-
-  ALIGNMASK_DEVICE void add_to_token(F* token, F weight, const F (&gradient)[kVector]) const {
-    if constexpr (sizeof(F) == 4 && kVector >= 4) {
-      if (adds_vectors()) {
-#pragma unroll
-        for (int j = 0; j < kVector; j += 4)
-          atomic_add<4>(token + lane_ * kVector + j, {weight * gradient[j], weight * gradient[j + 1],
-                                                      weight * gradient[j + 2], weight * gradient[j + 3]});
-        return;
-      }
-    }
-#pragma unroll
-    for (int j = 0; j < kVector; ++j) {
-      const int channel = lane_ + j * kLanes;
-      if (has_channel(channel)) atomic_add(token + channel, weight * gradient[j]);
-    }
-  }
+  ALIGNMASK_DEVICE bool has_channels() const { return kVector > 1 || lane_ < count_; }
 
   const MSDeformAttnParams& params_;
   const T* gradient_;
   int lane_;
   int count_;  // of channels from the first one here on
-  Packed<T, kVector> own_, across_;
+  Packed<T, kVector> own_;
 };
 
 /// Sums over the lanes of a group for four points, one added after the other: point i's arrive in lanes i, i + 4, ...
@@ -137,8 +97,8 @@ class ScatteredSums {
   PointGradient<F> one_ = {}, two_ = {};  // of one point, of two
 };
 
-/// Writes the gradients of locations (or offsets), weights (or logits), and adds to that of value; each only if it is
-/// wanted. Lanes and channels as in the forward kernel.
+/// Writes the gradients of locations (or offsets) and of weights (or logits), each only if it is wanted, and the
+/// softmax if another kernel needs it. Lanes and channels as in the forward kernel.
 ///
 /// A point's three numbers are sums over channels: every lane adds up its own, and the group puts those of four points
 /// together at once by shuffles, which leaves point i's sums in lane i.
@@ -157,13 +117,11 @@ ms_deform_attn_backward(ALIGNMASK_PARAMS MSDeformAttnParams params) {
   const Points<T, kLanes, (kVector > 1)> points(params, static_cast<Int64>(blockIdx.x) * kGroups + group, states[group],
                                                 lane);
   const QueryHead& at = states[group].at;
-  if (!params.value_sums && !params.grad_locations && !params.pixel_gradient && !params.grad_weights) return;
+  if (!params.grad_locations && !params.pixel_gradient && !params.grad_weights) return;
 
   const T* const value = static_cast<const T*>(params.value) + at.image * params.value_strides[0] +
                          at.head * params.value_strides[2] +
                          lane * (kVector > 1 ? Int64{kVector} : params.value_strides[3]);
-  F* const value_sums =
-      static_cast<F*>(params.value_sums) + at.image * params.sums_strides[0] + at.head * params.sums_strides[2];
   OutGradient<T, kVector, kLanes> gradient(params, at, lane);
   PlacedPoint<F>* const row = placed + Rows::first(group);
 
@@ -180,14 +138,11 @@ ms_deform_attn_backward(ALIGNMASK_PARAMS MSDeformAttnParams params) {
 #pragma unroll 1
       for (int i = 0; i < kBatch; ++i) {
         const PlacedPoint<F> point = row[batch + i];
-        const bool adds = params.value_sums && at.exists && batch + i < count;
         Corners<F> dots = gradient.dots(value, point.tokens);
-        if (adds) gradient.add_to(value_sums, point);
         if constexpr (kVector == 1) {
           for (int first = kLanes; first < params.channels; first += kLanes) {
             gradient.load_channels(first);
             dots = dots + gradient.dots(value + first * params.value_strides[3], point.tokens);
-            if (adds) gradient.add_to(value_sums + first, point);
           }
           if (params.channels > kLanes) gradient.load_channels(0);
         }

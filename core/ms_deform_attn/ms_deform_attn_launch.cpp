@@ -4,7 +4,7 @@
 #include <limits>
 
 #include "../common/check.h"
-#include "../common/gradient_params.h"
+#include "../common/gradient_launch.h"
 #include "../common/workspace.h"
 #include "ms_deform_attn_params.h"
 
@@ -26,6 +26,21 @@ void copy_head_strides(const TensorView& tensor, int channels, long long* to) {
 int token_bytes(const TensorView& value) {
   const std::int64_t bytes = value.strides[1] * element_bytes(value.dtype);
   return bytes > 0 && bytes <= std::numeric_limits<int>::max() ? static_cast<int>(bytes) : 0;
+}
+
+/// Cuts the queries into tiles: squares of the levels if there are as many queries as tokens, as in self-attention.
+void tile_queries(MSDeformAttnParams& params, std::int64_t tokens) {
+  params.queries_are_tokens = params.queries == tokens;
+  if (!params.queries_are_tokens) {
+    params.query_tiles = static_cast<int>(blocks_for(params.queries, kTileQueries));
+    return;
+  }
+  const auto sides = [](int size) { return size / kTileSide + (size % kTileSide != 0); };
+  for (int l = 0; l < params.levels; ++l) {
+    params.first_tile[l] = params.query_tiles;
+    params.by_tiles_across[l] = FastDivide(static_cast<unsigned>(std::max(sides(params.width[l]), 1)));
+    params.query_tiles += sides(params.height[l]) * sides(params.width[l]);
+  }
 }
 
 /// Everything but outputs.
@@ -74,6 +89,7 @@ MSDeformAttnParams params_for(const MSDeformAttnArgs& args) {
     params.ordered_tiles += tokens / tile + (tokens % tile != 0);
     token += tokens;
   }
+  tile_queries(params, S);
   return params;
 }
 
@@ -106,6 +122,8 @@ Backward plan_backward(const MSDeformAttnArgs& args, void* memory) {
   const DType dtype = args.value.dtype;
   const std::int64_t bytes = dtype == DType::kFloat64 ? 8 : 4;  // of the arithmetic type
   const std::string type = std::string("<") + kernel_type(dtype) + ">";
+  const int vector = dtype == DType::kFloat32 || params.channels != 32 ? 4 : 8;  // channels of a lane
+  const bool packed = dtype != DType::kFloat64 && is_packed(args, args.grad_out, vector);
 
   params.grad_out = args.grad_out.data;
   copy_head_strides(args.grad_out, params.channels, params.out_strides);
@@ -141,38 +159,35 @@ Backward plan_backward(const MSDeformAttnArgs& args, void* memory) {
   }
 
   const std::int64_t value_elements = args.value.elements();
+  const bool has_points = args.weights.elements() > 0;
   if (args.grad_value.present && value_elements > 0) {
     params.grad_value = args.grad_value.data;
     copy_strides(args.grad_value, params.grad_value_strides);
+    if (args.reference.present) params.softmax = workspace.take(2 * params.query_heads * bytes);
+    const std::int64_t slices = std::int64_t{params.images} * params.heads;
     if (args.deterministic) {
       checked_int(static_cast<std::int64_t>(params.queries) * params.points + kAttentionThreads, kOp, "Q·P");
-      if (args.reference.present) params.softmax = workspace.take(2 * params.query_heads * bytes);
       const std::int64_t channel_blocks = (params.channels + kOrderedChannels - 1) / kOrderedChannels;
       last.push_back(make_launch("ms_deform_attn_ordered_value_gradient" + type,
-                                 blocks_for(params.ordered_tiles * channel_blocks * params.images * params.heads, 1),
-                                 kAttentionThreads, params));
+                                 blocks_for(params.ordered_tiles * channel_blocks * slices, 1), kAttentionThreads,
+                                 params));
     } else {
       const bool in_place =
           is_arithmetic(dtype) && is_contiguous(args.grad_value) && is_aligned(args.grad_value, 0, 16 / (int)bytes);
       params.value_sums = in_place ? args.grad_value.data : workspace.take(value_elements * bytes);
       contiguous_strides(args.value, params.sums_strides);
       params.sums_token_bytes = checked_int(params.sums_strides[1] * bytes, kOp, "N·D in bytes");
-      launches.push_back(make_launch("fill_zero<float>", blocks_for(value_elements * bytes, kFillBytesPerBlock),
-                                     kElementwiseThreads, FillParams{params.value_sums, value_elements * bytes}));
-      if (!in_place) {
-        WriteGradientParams write = {params.value_sums, args.grad_value.data, value_elements, {}, {}};
-        std::copy(args.value.shape, args.value.shape + 4, write.sizes);
-        copy_strides(args.grad_value, write.strides);
-        last.push_back(make_launch("write_gradient" + type, blocks_for(value_elements, kElementwiseThreads),
-                                   kElementwiseThreads, write));
-      }
+      launches.push_back(fill_zero_launch(params.value_sums, value_elements * bytes));
+      if (has_points)
+        last.push_back(make_launch(
+            std::string("ms_deform_attn_value_gradient<") + kernel_type(dtype) + (packed ? ", true>" : ", false>"),
+            blocks_for(slices * params.query_tiles, 1), kAttentionThreads, params));
+      if (!in_place) last.push_back(write_gradient_launch(args.grad_value, params.value_sums, {0, 1, 2, 3}));
     }
   }
 
   const bool for_points = params.grad_locations || params.grad_weights || params.pixel_gradient || params.softmax;
-  if (params.query_heads > 0 && params.levels * params.points > 0 && (for_points || params.value_sums)) {
-    const int vector = dtype == DType::kFloat32 || params.channels != 32 ? 4 : 8;
-    const bool packed = dtype != DType::kFloat64 && is_packed(args, args.grad_out, vector);
+  if (has_points && for_points) {
     launches.push_back(launch_groups("ms_deform_attn_backward", dtype, packed ? vector : 1,
                                      packed ? params.channels / vector : 32, params));
   }

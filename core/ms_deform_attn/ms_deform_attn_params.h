@@ -9,6 +9,11 @@ namespace alignmask {
 
 constexpr int kAttentionThreads = 256;  // of a block
 constexpr int kOrderedChannels = 32;    // of a block that adds up gradients in order: one per lane
+constexpr int kTileSide = 8;            // of a tile of neighbouring queries
+constexpr int kTileQueries = kTileSide * kTileSide;
+
+/// Points that a block of ms_deform_attn_value_gradient sorts at a time: their corners take 8 KB of shared memory.
+ALIGNMASK_HOST_DEVICE constexpr int sorted_points(int arithmetic_bytes) { return 1024 / arithmetic_bytes; }
 
 /// Tokens of one level that such a block owns: their sums take 16 KB of shared memory.
 ALIGNMASK_HOST_DEVICE constexpr int ordered_tile(int arithmetic_bytes) {
@@ -39,7 +44,7 @@ struct MSDeformAttnParams {
   long long grad_value_strides[4], grad_locations_strides[6], grad_weights_strides[5], grad_reference_strides[4];
 
   // In the arithmetic type:
-  void* value_sums;      // [B, S, N, D]: where atomics add up the gradient of value
+  void* value_sums;      // [B, S, N, D]: where blocks add up the gradient of value
   void* pixel_gradient;  // [B, Q, N, L, P, 2]: gradient of locations in pixels, on its way to that of reference
   void* kept_gradients;  // [B, Q, N, L, P]: gradient of weights, on its way to that of logits
   void* softmax;         // [B, N, Q, 2]: largest logit, and 1 / sum of exponentials relative to it
@@ -51,7 +56,13 @@ struct MSDeformAttnParams {
   int ordered_tiles;  // of all levels, see ms_deform_attn_ordered.cuh
   FastDivide by_queries, by_heads, by_points;
 
+  // See QueryTile in ms_deform_attn_value_gradient.cuh.
+  bool queries_are_tokens;  // in their order, so that tiles are squares of a level
+  int query_tiles;
+
   int height[kMaxLevels], width[kMaxLevels], first_token[kMaxLevels];
+  int first_tile[kMaxLevels];
+  FastDivide by_tiles_across[kMaxLevels];
 };
 
 }  // namespace alignmask

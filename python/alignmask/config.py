@@ -87,7 +87,7 @@ class LossConfig:
     iou_cost: float = 0.0
     """Weight of minus the mask IoU in the matching cost (beyond the paper)."""
     gamma: float = 2.0
-    """Exponent of Eq. 2 and 3."""
+    """Exponent of Eq. 2 and 3, of the focal loss and of its matching cost."""
     theta: float = 0.5
     """IoU threshold of Eq. 2: negatives below it have the full weight."""
     weigh_negatives: bool = True
@@ -124,8 +124,10 @@ class TrainConfig:
     """Iterations of linear warm-up."""
     clip: float = 0.01
     """Largest gradient norm of the whole model; 0 switches clipping off."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """fp16 uses loss scaling (V100)."""
+    precision: Literal["auto", "bf16", "fp16", "tf32", "fp32"] = "auto"
+    """Number format of a training step. auto: bf16 on GPUs that compute in it (A100 and newer), fp16 on older ones, fp32 on a
+    CPU. bf16 and fp16 are autocast, fp16 with loss scaling; tf32 rounds the inputs of products; fp32 rounds nothing.
+    Evaluation is always in fp32."""
     ema: float | None = None
     """Decay of the moving average of the weights, which is then evaluated and kept; None switches it off."""
     seed: int = 0

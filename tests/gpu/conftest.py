@@ -1,4 +1,5 @@
-"""Tests for machines with a GPU. Those whose logic does not need one run on the CPU, too, so that it stays right."""
+"""Tests for machines with a GPU. Those whose logic does not need one run on the CPU, too, so that it stays right; a module
+that needs none at all says `NEEDS_NO_GPU = True`."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     for item in items:
         device = getattr(item, "callspec", None) and item.callspec.params.get("device")
-        if "tests/gpu" in item.path.as_posix() and device != "cpu":
+        needs_one = device != "cpu" and not getattr(getattr(item, "module", None), "NEEDS_NO_GPU", False)
+        if "tests/gpu" in item.path.as_posix() and needs_one:
             item.add_marker(pytest.mark.skip(reason=REASON))
 
 

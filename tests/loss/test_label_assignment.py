@@ -100,5 +100,7 @@ def test_quality_is_the_iou_unless_a_switch_says_otherwise() -> None:
     assert quality(logits, targets, LossConfig()) is iou
     plain = quality(logits, targets, LossConfig(weigh_negatives=False))
     assert plain[0, 0].tolist() == pytest.approx([0.64, 0.0, 0.36])
-    mixed = quality(logits, targets, LossConfig(target_score_share=0.5))
-    assert mixed[0, 0].tolist() == pytest.approx([(0.5 * 0.64) ** 0.5, 0.8, 0.36])  # a score that equals the IoU stays
+    mixed = quality(logits, targets, LossConfig(target_score_share=0.25))
+    assert mixed[0, 0].tolist() == pytest.approx(
+        [0.5**0.25 * 0.64**0.75, 0.8, 0.36]
+    )  # a score that equals the IoU stays

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from alignmask import ops
 from alignmask.ops import _library
+from tests.ops.on_device import OnDevice
 
 try:
     from tests.simt import _simt
@@ -24,15 +25,21 @@ LAYOUTS = ("local", "uniform", "border", "outside")
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
+EMULATIONS = ("simt", "simt shuffled", "simt deterministic")
+ON_GPU = ("cuda", "cuda deterministic")
+
+
 def implementations(op: str, emulated: bool = True) -> tuple[str, ...]:
-    """What can compute `op` on the CPU; `emulated`: also the kernels for GPUs on the host SIMT runtime, see `using`."""
+    """What can compute `op` for tensors on the CPU, see `using`; `emulated`: also the kernels for GPUs, on the host SIMT
+    runtime and, where there is one, on a GPU."""
     if ops.implementation(op, "cpu") == "reference":
         return ("reference",)
     emulations = EMULATIONS if emulated and _simt is not None and hasattr(_simt, f"{op}_forward") else ()
-    return ("reference", "kernel", *emulations)
+    return ("reference", "kernel", *emulations, *(on_gpu(op) if emulated else ()))
 
 
-EMULATIONS = ("simt", "simt shuffled", "simt deterministic")
+def on_gpu(op: str) -> tuple[str, ...]:
+    return ON_GPU if torch.cuda.is_available() and ops.implementation(op, "cuda").startswith("kernel") else ()
 
 
 @contextmanager
@@ -40,27 +47,46 @@ def using(implementation: str, op: str) -> Iterator[None]:
     """Compute `op` by one of its implementations.
 
     simt: threads take turns in ascending order. simt shuffled: in a random one, and atomics add vectors, as from sm_90 on.
-    simt deterministic: in descending order, and torch is asked for deterministic algorithms.
+    simt deterministic: in descending order, and torch is asked for deterministic algorithms. cuda: tensors are copied to the
+    GPU and back; cuda deterministic: and torch is asked for deterministic algorithms.
     """
     if implementation == "reference":
         with ops.use_reference(op):
             yield
     elif implementation == "kernel":
         yield
+    elif implementation in ON_GPU:
+        _library._gpus.ways()  # kernels that compile on first use are told to the module
+        with _instead_of_the_core(OnDevice(_library.core, "cuda"), "deterministic" in implementation):
+            yield
     else:
         assert _simt is not None
-        deterministic = implementation == "simt deterministic"
-        _simt.set_order(
-            {"simt": "ascending", "simt shuffled": "shuffled", "simt deterministic": "descending"}[implementation]
-        )
+        order = {"simt": "ascending", "simt shuffled": "shuffled", "simt deterministic": "descending"}[implementation]
+        _simt.set_order(order)
         _simt.set_vector_atomics(implementation == "simt shuffled")
-        before, _library.core = _library.core, _simt
-        torch.use_deterministic_algorithms(deterministic)
-        try:
+        with _instead_of_the_core(_simt, "deterministic" in implementation):
             yield
-        finally:
-            _library.core = before
-            torch.use_deterministic_algorithms(False)
+
+
+@contextmanager
+def _instead_of_the_core(module: Any, deterministic: bool) -> Iterator[None]:
+    before, _library.core = _library.core, module
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        yield
+    finally:
+        _library.core = before
+        torch.use_deterministic_algorithms(False)
+
+
+def repeats(implementation: str) -> bool:
+    """Are gradients the same bit for bit in every run? By default, atomics of a GPU add in any order."""
+    return implementation != "cuda"
+
+
+def looks_at_indices(implementation: str) -> bool:
+    """Does an owner or a label out of range raise? Nothing waits for what is on a GPU, so there it is treated as documented."""
+    return implementation not in ON_GPU
 
 
 class KernelCall(NamedTuple):
@@ -76,6 +102,8 @@ def kernel_calls(function: Callable[[], object], threads: int) -> list[KernelCal
     core, calls = _library.core, []
 
     def array(argument: Any) -> Any:
+        if callable(argument):  # lends a workspace, which no kernel for the CPU wants
+            return None
         return argument.detach().numpy() if isinstance(argument, Tensor) else argument
 
     class Recorder:
@@ -120,10 +148,13 @@ MS_DEFORM_ATTN = {
     "scalar": DeformShape(1, ((4, 4), (2, 2)), 2, 1, 6, 1),
     "wide": DeformShape(2, ((8, 4), (4, 2)), 2, 65, 4, 5),
     "two blocks": DeformShape(1, ((4, 8),), 1, 128, 7, 4),
+    "self-attention": DeformShape(1, ((9, 5), (3, 10)), 2, 16, 75, 5),  # as many queries as tokens, uneven squares
+    "two tiles": DeformShape(1, ((6, 11),), 2, 64, 70, 3),  # of queries
     "encoder_256": encoder(256),
     "encoder_1024": encoder(1024),
 }
 SMALL = ("tiny", "odd", "scalar", "wide", "two blocks")
+TILED = ("self-attention", "two tiles")
 
 
 def points(layout: str, count: tuple[int, ...], size: tuple[int, int], generator: torch.Generator) -> Tensor:

@@ -15,7 +15,7 @@ def array(tensor: Tensor) -> Array:
     return (tensor.double() if tensor.is_floating_point() else tensor).numpy()
 
 
-def assert_near(found: Tensor, expected: Array, scale: float, name: str = "output") -> None:
+def assert_near(found: Tensor, expected: Array, scale: float | Array, name: str = "output") -> None:
     """Check `found` against float64 values, element by element.
 
     Args:
@@ -39,3 +39,21 @@ def assert_near(found: Tensor, expected: Array, scale: float, name: str = "outpu
             f"{name}: {wrong.sum()} of {wrong.size} elements are off; the first at {at}: "
             f"{array(found)[at]} instead of {expected[at]} ± {np.broadcast_to(allowed, expected.shape)[at]:.2g}"
         )
+
+
+def assert_same(found: Tensor, expected: Tensor, repeats: bool = True) -> None:
+    """Check that two results are equal bit for bit; not `repeats`: that they differ by the order of their sums alone.
+
+    Then every element may differ by a rounding of its dtype and 32 epsilons of the largest, for sums of terms that cancel.
+    """
+    if repeats:
+        assert torch.equal(found, expected)
+        return
+    arithmetic = torch.float64 if found.dtype == torch.float64 else torch.float32
+    largest = float(expected.detach().abs().max()) if expected.numel() else 0.0
+    rounding = torch.finfo(found.dtype).eps if found.dtype != arithmetic else 0.0
+    torch.testing.assert_close(found, expected, rtol=rounding, atol=32 * torch.finfo(arithmetic).eps * max(largest, 1))
+
+
+NONDETERMINISM = 1e-12
+"""By how much gradients in float64 may differ from run to run where atomics add in any order (`nondet_tol` of gradcheck)."""

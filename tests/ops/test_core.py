@@ -115,7 +115,12 @@ def test_torch_tensors_and_other_dlpack_tensors() -> None:
         def __dlpack__(self, **options: Any) -> Any:
             return self.tensor.__dlpack__(**options)
 
-    for wrap in (lambda tensor: tensor, Wrapped):
+    class Old(torch.Tensor):
+        """Has no exchange API, as all tensors before torch 2.11."""
+
+        __dlpack_c_exchange_api__ = None
+
+    for wrap in (lambda tensor: tensor, lambda tensor: tensor.as_subclass(Old), Wrapped):
         plain, given = arrays(), arrays()
         _core.ms_deform_attn_forward(**plain)
         tensors = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in given.items()}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import shutil
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -16,12 +19,9 @@ from tests.simt import _simt
 @pytest.fixture
 def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
     monkeypatch.syspath_prepend(str(REPOSITORY / "bench"))
-    import cuda_check
-    import gpu_code
-    import roofline
-
-    yield {"cuda_check": cuda_check, "gpu_code": gpu_code, "roofline": roofline}
-    for name in ("cuda_check", "gpu_code", "roofline"):
+    names = ("cuda_check", "gpu_code", "nvcc_code", "roofline")
+    yield {name: importlib.import_module(name) for name in names}
+    for name in names:
         sys.modules.pop(name)
 
 
@@ -71,6 +71,39 @@ def test_resources_beyond_their_limits_fail(modules: dict[str, ModuleType]) -> N
         change(good, name="new<int>", spills=4),
     ):
         assert check([bad], limits), bad
+
+
+NVCC_SAYS = """ptxas info    : 0 bytes gmem, 8 bytes cmem[4]
+ptxas info    : Compiling entry function '_ZN9alignmask1fINS_4HalfELi4ELb1EEEvNS_6ParamsE' for 'sm_90'
+ptxas info    : Function properties for _ZN9alignmask1fINS_4HalfELi4ELb1EEEvNS_6ParamsE
+    8 bytes stack frame, 4 bytes spill stores, 4 bytes spill loads
+ptxas info    : Used 64 registers, used 1 barriers, 8 bytes cumulative stack size, 16468 bytes smem
+ptxas info    : Compiling entry function '_ZN9alignmask1fINS_4HalfELi4ELb1EEEvNS_6ParamsE' for 'sm_80'
+ptxas info    : Function properties for _ZN9alignmask1fINS_4HalfELi4ELb1EEEvNS_6ParamsE
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 32 registers, used 0 barriers
+"""
+
+
+@pytest.mark.skipif(shutil.which("c++filt") is None, reason="there is no c++filt")
+def test_what_nvcc_s_own_code_uses_is_checked(modules: dict[str, ModuleType], tmp_path: Path) -> None:
+    """Also when nothing was compiled again, so that nvcc said nothing."""
+    kernel = modules["gpu_code"].Kernel("op", "f<Half, 4, true>", 90, 60, 0, 0, 0, 256, None)
+    limits = {
+        "all": {"stack": 0, "spills": 0, "occupancy": 0.1},
+        "exceptions": [],
+        "kernels": {kernel.name: {"shared": 0}},
+    }
+    for log in (NVCC_SAYS, "ninja: no work to do."):
+        used = modules["cuda_check"].resources_of_the_build(tmp_path / "kept.json", log)
+        (mine,) = modules["nvcc_code"].kernels(used, [kernel, dataclasses.replace(kernel, name="g<Half>")])
+        assert (mine.registers, mine.shared, mine.stack, mine.spills) == (64, 16468, 8, 8)
+        problems = modules["cuda_check"].check_resources([mine], limits)
+        assert [problem.split(": ")[1] for problem in problems] == [
+            "shared 16468, allowed are 0", "stack 8, allowed are 0", "spills 8, allowed are 0",
+        ]  # fmt: skip
+        older = modules["nvcc_code"].kernels(used, [dataclasses.replace(kernel, architecture=80)])
+        assert [(k.registers, k.shared, k.spills) for k in older] == [(32, 0, 0)]
 
 
 def test_missing_instructions_fail(modules: dict[str, ModuleType]) -> None:

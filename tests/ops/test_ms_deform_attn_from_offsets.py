@@ -18,7 +18,7 @@ from torch import Tensor
 
 from alignmask import _core, ops
 from tests.ops import cases, oracles, strategies
-from tests.ops.compare import array, assert_near
+from tests.ops.compare import NONDETERMINISM, array, assert_near, assert_same
 
 OP = "ms_deform_attn"
 Arguments = tuple[Tensor, Sequence[tuple[int, int]], Tensor, Tensor, Tensor]
@@ -113,7 +113,15 @@ def test_every_instruction_set_equals_the_oracle(instruction_set: str, name: str
     check(cases.ms_deform_attn_from_offsets(cases.MS_DEFORM_ATTN[name], "uniform", dtype))
 
 
-@pytest.mark.parametrize("name", [*cases.SMALL, "encoder_256"])
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize("name", cases.TILED)
+def test_tiles_of_queries_equal_the_oracle(implementation: str, name: str, dtype: torch.dtype) -> None:
+    """The CUDA kernels work on squares of queries, and sort the points of several chunks, where there are enough."""
+    for layout in ("local", "border"):
+        check(cases.ms_deform_attn_from_offsets(cases.MS_DEFORM_ATTN[name], layout, dtype))
+
+
+@pytest.mark.parametrize("name", [*cases.SMALL, *cases.TILED, "encoder_256"])
 def test_equals_the_first_form(implementation: str, name: str) -> None:
     """After softmax and location arithmetic in torch."""
     shape = cases.MS_DEFORM_ATTN[name]._replace(Q=min(cases.MS_DEFORM_ATTN[name].Q, 300))
@@ -135,8 +143,9 @@ def test_gradcheck(implementation: str, name: str) -> None:
     assert not near_kink(levels, *points[:2], margin=1e-5).any()
     leaves = [t.requires_grad_() for t in (value, *points)]
     assert torch.autograd.gradcheck(
-        lambda v, *rest: ops.ms_deform_attn_from_offsets(v, levels, *rest), leaves, eps=1e-6, atol=1e-6, fast_mode=True
-    )
+        lambda v, *rest: ops.ms_deform_attn_from_offsets(v, levels, *rest), leaves, eps=1e-6, atol=1e-6, fast_mode=True,
+        nondet_tol=0.0 if cases.repeats(implementation) else NONDETERMINISM,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("needed", list(itertools.product([False, True], repeat=4)))
@@ -147,8 +156,9 @@ def test_gradients_that_are_needed_equal_those_of_all(implementation: str, name:
     wanted = [everything[0], *itertools.compress(everything[1:], needed)]
     found = forward_backward(arguments, needed)
     assert len(found) == len(wanted)
-    for some, full in zip(found, wanted, strict=True):
-        assert torch.equal(some, full)
+    for i, (some, full) in enumerate(zip(found, wanted, strict=True)):
+        of_value = needed[0] and i == 1
+        assert_same(some, full, cases.repeats(implementation) or not of_value)
 
 
 # ---- memory layouts, threads
@@ -238,8 +248,8 @@ def test_not_finite_numbers(implementation: str) -> None:
 
         found = forward_backward((value, levels, reference, changed(offsets, (*at, 1), math.inf), logits))
         elsewhere = forward_backward((value, levels, reference, changed(offsets, (*at, 1), 1e4), logits))
-        for a, b in zip(found, elsewhere, strict=True):
-            assert torch.equal(a, b)
+        for i, (a, b) in enumerate(zip(found, elsewhere, strict=True)):
+            assert_same(a, b, cases.repeats(implementation) or i != 1)
 
         without = forward_backward((value, levels, reference, offsets, changed(logits, at, -math.inf)))
         assert without[0].isfinite().all()

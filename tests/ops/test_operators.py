@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from alignmask import _core, ops
@@ -177,6 +178,26 @@ def test_gradients_pass_through_vmap(name: str) -> None:
     mapped = run(torch.vmap(lambda *t: op.call(*t, *rest)), stacks)
     looped = run(lambda *s: torch.stack([op.call(*t, *rest) for t in zip(*s, strict=True)]), stacks)
     for a, b in zip(mapped, looped, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("needs_gradient", [False, True])
+@pytest.mark.parametrize("name", OPS)
+def test_dispatch_modes_see_the_operators(name: str, needs_gradient: bool) -> None:
+    """The short way to a kernel is for calls that nobody listens to."""
+    op, seen = all_ops()[name], []
+
+    class Listen(TorchDispatchMode):
+        def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(operator))
+            return operator(*args, **kwargs or {})
+
+    tensors = leaves_of(op) if needs_gradient else op.tensors
+    with Listen():
+        heard = run(op.call, tensors)
+    backward = [f"alignmask.{op.operator}_backward.default"] if needs_gradient and op.leaves else []
+    assert [name for name in seen if "alignmask" in name] == [f"alignmask.{op.operator}.default", *backward]
+    for a, b in zip(heard, run(op.call, tensors), strict=True):
         assert torch.equal(a, b)
 
 

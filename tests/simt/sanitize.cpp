@@ -169,8 +169,8 @@ void run_masked_point_pool(DType dtype, std::int64_t C, bool channels_last, bool
   grad_features.expect_finite("grad_features");
 }
 
-void run_mask_iou(DType dtype, std::int64_t width, std::int64_t scale) {
-  const std::int64_t B = 2, Q = 3, G = 40, h = 3;
+void run_mask_iou(DType dtype, std::int64_t Q, std::int64_t h, std::int64_t width, std::int64_t scale) {
+  const std::int64_t B = 2, G = 40;
   Tensor predictions(dtype, {B, Q, h, width}), targets(DType::kBool, {G, h * scale, width * scale}),
       owner(DType::kInt64, {G}), iou(arithmetic(dtype), {G, Q});
   MaskIouArgs args;
@@ -209,7 +209,8 @@ void run_ops() {
       for (const std::int64_t C : {8, 3}) run_masked_point_pool(dtype, C, second, second && C == 3);
       run_masked_point_pool(dtype, 8, false, true);
       for (const std::int64_t width : {16, 5})
-        for (const std::int64_t scale : {1, 3}) run_mask_iou(dtype, width, scale);
+        for (const std::int64_t scale : {1, 3}) run_mask_iou(dtype, 3, 3, width, scale);
+      run_mask_iou(dtype, 18, 20, 45, 4);
       for (const std::int64_t C : {8, 9}) run_quality_focal_loss(dtype, C, second ? 2 : 1.5);
     }
   }

@@ -100,6 +100,11 @@ T atomicOr(T* p, typename simt::Same<T>::type x) {
   return simt::replace(p, [x](T before) { return before | x; });
 }
 
+inline int atomicCAS(int* p, int expected, int x) {
+  __atomic_compare_exchange_n(p, &expected, x, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+  return expected;
+}
+
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline unsigned __umulhi(unsigned a, unsigned b) {

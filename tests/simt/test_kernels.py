@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,7 +47,9 @@ def test_strided_gradients_of_ms_deform_attn(dtype: torch.dtype) -> None:
 
 
 def run_mask_iou(width: int, scale: int, dtype: torch.dtype) -> None:
-    ops.mask_iou(*cases.mask_iou(cases.IouShape(1, 2, (3, width), scale, 2), dtype))
+    predictions, targets, owner = cases.mask_iou(cases.IouShape(1, 16, (3, width), scale, 2), dtype)
+    ops.mask_iou(predictions, targets, owner)
+    ops.mask_iou(predictions, targets.mT.contiguous().mT, owner)
 
 
 def run_masked_point_pool(C: int, channels_last: bool, dtype: torch.dtype) -> None:
@@ -68,7 +71,7 @@ def test_every_kernel_runs() -> None:
         with cases.using(implementation, "any"):
             for D in (16, 32, 64, 5):
                 run_ms_deform_attn(D, dtype)
-            for width, scale in ((16, 1), (5, 1), (16, 2)):
+            for width, scale in ((16, 1), (16, 2), (16, 4)):
                 run_mask_iou(width, scale, dtype)
             for C, channels_last in ((8, True), (3, True), (8, False)):
                 run_masked_point_pool(C, channels_last, dtype)
@@ -98,18 +101,30 @@ def test_gradients_need_no_alignment() -> None:
 class TestWorkspace:
     """What is lent to a call: checked like its tensors."""
 
-    def call(self, lend: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]) -> None:
-        """mask_iou with the workspace that `lend(size, iou, targets)` returns."""
+    def call(self, lend: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None], on_demand: bool) -> None:
+        """mask_iou with the workspace that `lend(size, iou, targets)` returns, before the call or when it asks for it."""
         predictions, _, owner = cases.mask_iou(cases.IouShape(1, 2, (3, 16), 1, 2))
         memory = torch.zeros(1 << 12, dtype=torch.uint8)
         targets = memory[:96].view(2, 3, 16)
         iou = memory[96:112].view(torch.float32).view(2, 2)
         size = _simt.mask_iou_forward_workspace(iou, predictions, targets, owner)
-        _simt.mask_iou_forward(iou, predictions, targets, owner, 0.0, workspace=lend(size, iou, targets))
+        workspace: Any = (lambda asked: lend(asked, iou, targets)) if on_demand else lend(size, iou, targets)
+        _simt.mask_iou_forward(iou, predictions, targets, owner, 0.0, workspace=workspace)
 
-    def test_behind_the_tensors_it_is_taken(self) -> None:
-        self.call(lambda size, iou, _: behind(iou, 16, size))
+    @pytest.mark.parametrize("on_demand", [False, True])
+    def test_behind_the_tensors_it_is_taken(self, on_demand: bool) -> None:
+        asked = []
+        self.call(lambda size, iou, _: asked.append(size) or behind(iou, 16, size), on_demand)
+        assert len(asked) == 1
 
+    def test_what_a_lender_raises_comes_through(self) -> None:
+        def fail(*_: Any) -> None:
+            raise KeyError("no memory today")
+
+        with pytest.raises(KeyError, match="no memory today"):
+            self.call(fail, on_demand=True)
+
+    @pytest.mark.parametrize("on_demand", [False, True])
     @pytest.mark.parametrize(
         ("lend", "error", "message"),
         [
@@ -123,9 +138,11 @@ class TestWorkspace:
             (lambda size, iou, targets: behind(targets, 0, size), ValueError, "workspace overlaps .* in memory"),
         ],
     )  # fmt: skip
-    def test_errors(self, lend: Callable[..., torch.Tensor | None], error: type[Exception], message: str) -> None:
+    def test_errors(
+        self, lend: Callable[..., torch.Tensor | None], error: type[Exception], message: str, on_demand: bool
+    ) -> None:
         with pytest.raises(error, match=message):
-            self.call(lend)
+            self.call(lend, on_demand)
 
 
 def behind(tensor: torch.Tensor, offset: int, size: int) -> torch.Tensor:

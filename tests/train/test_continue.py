@@ -121,7 +121,7 @@ def test_a_dry_run_takes_the_steps_of_the_run(
     monkeypatch.setattr(dry_run_module.resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=3 * 2**20))
     dry_run(settings, steps=2)
     out = capsys.readouterr().out
-    assert "5.0 M parameters, batch 2, crop 64, fp32 on cpu" in out
+    assert "5.0 M parameters, batch 2, crop 64, float32 on cpu" in out
     if sys.platform == "linux":  # which counts in KiB
         assert "peak memory: 3.0 GiB" in out
     printed = [line.split() for line in out.splitlines() if line.startswith("step ")]

@@ -195,17 +195,25 @@ def test_the_log_has_the_means_since_its_last_line(recorded: RecordingTrainer) -
 
 
 @covers("train.precision")
-def test_half_precision_is_asked_for(shapes: DataConfig, tmp_path: Path) -> None:
-    """bfloat16 reaches the model's layers. float16, which needs a GPU, reaches Accelerate."""
-    seen: dict[str, torch.dtype] = {}
-    for precision in ("fp32", "bf16"):
+def test_number_formats_reach_the_layers(shapes: DataConfig, tmp_path: Path) -> None:
+    """float16, which needs a GPU, reaches Accelerate."""
+    seen: dict[str, tuple[torch.dtype, bool]] = {}
+    for precision in ("auto", "fp32", "tf32", "bf16"):
         trainer = Trainer(config(shapes, tmp_path, precision, precision=precision))
         trainer.model.pixel_decoder.embed.register_forward_hook(
-            lambda *arguments, key=precision: seen.update({key: arguments[2].dtype})
+            lambda *arguments, key=precision: seen.update({key: (arguments[2].dtype, tf32_is_on())})
         )
         trainer.train_step(trainer._batches())
-    assert seen == {"fp32": torch.float32, "bf16": torch.bfloat16}
+    if not torch.cuda.is_available():
+        assert seen.pop("auto") == (torch.float32, False)
+    assert seen["fp32"] == (torch.float32, False)
+    assert seen["tf32"] == (torch.float32, True)
+    assert seen["bf16"] == (torch.bfloat16, True)
     assert Trainer(config(shapes, tmp_path, "fp16", precision="fp16")).accelerator.mixed_precision == "fp16"
+
+
+def tf32_is_on() -> bool:
+    return torch.backends.cuda.matmul.allow_tf32
 
 
 @covers("train.init_from")

@@ -103,7 +103,7 @@ OURS: dict[str, Any] = {
     "loss.target_score_share": 0.0,
     "loss.iou_resolution": "image",
     "train.milestones": [0.888889, 0.962961],  # see test_the_rate_drops_in_the_published_iterations
-    "train.precision": "fp32",
+    "train.precision": "auto",  # AMP there, too
     "train.seed": 0,
     "train.log_every": 20,
     "train.keep_checkpoints": 2,

@@ -27,6 +27,9 @@ from alignmask.model import AlignMask  # noqa: E402
 
 __all__ = ["DIVISOR", "SMALLEST", "Detections", "Format", "Segmenter", "agreement", "export", "open_file"]
 
+LARGEST_BATCH = 65_535
+"""Images at a time: attention on a GPU takes no more."""
+
 Format = Literal["torch", "onnx"]
 
 OPSET = 20
@@ -106,7 +109,7 @@ def agreement(found: Detections, expected: Detections, score: float = 1e-4, iou:
 
 def _program(segmenter: Segmenter) -> tuple[ExportedProgram, dict[str, Any]]:
     """The program, and the sizes of its inputs as symbols."""
-    batch = Dim("batch")
+    batch = Dim("batch", max=LARGEST_BATCH)
     height, width = (DIVISOR * Dim(name, min=SMALLEST // DIVISOR) for name in ("height", "width"))
     shapes = {"image": {0: batch, 2: height, 3: width}, "size": {0: batch}}
     return torch.export.export(segmenter, _images(segmenter, 2, (128, 192)), dynamic_shapes=shapes), shapes

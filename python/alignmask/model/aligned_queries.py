@@ -15,6 +15,9 @@ from alignmask import ops
 from alignmask.model.config import AlignedQueryConfig
 from alignmask.model.heads import mlp
 
+SLOT_STEP = 32
+"""On a GPU the number of slots is a multiple of this, or as many as there can be."""
+
 
 @dataclass
 class AlignedQueries:
@@ -68,6 +71,8 @@ class AlignedQueryGenerator(nn.Module):
         order_T = torch.where(noised_T, set_T - config.point_sets, set_T)  # among sets of its kind
         slot_GT = first_T + rank_G[:, None] + order_T * count_B[owner_G][:, None]
         kept_GT = (slot_GT < end_T) & (weight_GT > 0)
+        if device.type != "cpu":  # where every new shape has a price (cuDNN searches for its best attention)
+            slots = min(-(-slots // SLOT_STEP) * SLOT_STEP, max(slots, config.count))
         # Queries that are not kept go to one extra slot, which is cut off.
         slot_GT = torch.where(kept_GT, slot_GT, slots)
         at = (owner_G[:, None].expand_as(slot_GT), slot_GT)

@@ -12,6 +12,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import DropPath
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
@@ -117,6 +118,11 @@ def _create(config: BackboneConfig) -> nn.Module:
     for block in body.modules():
         if type(block) is SwinTransformerBlock:
             block.__class__ = SwinBlock
+    if not config.drop_path_rate:
+        # Swin, and some others of timm's, drop paths unless told not to. Many models do not know the option.
+        for module in body.modules():
+            if isinstance(module, DropPath):
+                module.drop_prob = 0.0
     if config.pretrained == "lite0-package":
         _load_lite0(body)
     if config.freeze_norm:

@@ -138,7 +138,9 @@ class PixelDecoder(nn.Module):
             for tokens, shape in zip(x_BSE.split([h * w for h, w in shapes], dim=1), shapes, strict=True)
         ]
         upsampled = F.interpolate(levels[-1], size=stride4.shape[2:], mode="bilinear", align_corners=False)
-        return PixelFeatures(levels, self.embed(self.fuse(self.lateral(stride4) + upsampled)))
+        fused = self.fuse(self.lateral(stride4) + upsampled)
+        # Pooling and sampling read all channels of a pixel. (On a GPU, GroupNorm leaves channels apart.)
+        return PixelFeatures(levels, self.embed(fused.contiguous(memory_format=torch.channels_last)))
 
 
 def _pixel_centres(height: int, width: int, device: torch.device) -> Tensor:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import _C, Tensor
 from torch.autograd import forward_ad
 
 from alignmask.ops import _gpu
@@ -24,7 +24,7 @@ OPS = ("ms_deform_attn", "masked_point_pool", "mask_iou", "quality_focal_loss")
 
 _library = torch.library.Library("alignmask", "DEF")
 _gpus = _gpu.Gpus(core, OPS)
-_kernels: dict[str, frozenset[str]] = {}
+_kernels: dict[str, tuple[str, ...]] = {}
 _forced_reference: set[str] = set()
 
 
@@ -50,14 +50,49 @@ def define(
     _library.define(name + signature, tags=(torch.Tag.pt2_compliant_tag,))
     for device, kernel in kernels.items():
         _library.impl(name, kernel, device.upper())
-    qualified = f"alignmask::{name}"
-    torch.library.register_fake(qualified, fake, lib=_library)
-    torch.library.register_autograd(
-        qualified, backward or _no_derivative(name), setup_context=setup_context, lib=_library
-    )
-    _kernels[name] = frozenset(kernels)
-    operator: Callable[..., Any] = getattr(torch.ops.alignmask, name).default
-    return operator
+    torch.library.register_fake(f"alignmask::{name}", fake, lib=_library)
+    _kernels[name] = tuple(kernels)
+    operator: Any = getattr(torch.ops.alignmask, name).default
+    differentiable = _differentiable(operator, kernels, backward or _no_derivative(name), setup_context)
+    _library.impl(name, differentiable, "Autograd", with_keyset=True)
+    return operator  # type: ignore[no-any-return]
+
+
+def _differentiable(
+    operator: Any,
+    kernels: dict[str, Callable[..., Any]],
+    backward: Callable[..., Any],
+    setup_context: Callable[..., None] | None,
+) -> Callable[..., Any]:
+    """What the dispatcher calls for autograd: as torch.library.register_autograd's, which takes twice as long.
+
+    Most calls are on plain tensors, for which the dispatcher would go to one of the kernels next: they go there at once. Modes,
+    transforms and subclasses of tensors have keys that come before those of the kernels.
+    """
+    direct = {getattr(_C.DispatchKey, device.upper()): kernel for device, kernel in kernels.items()}
+
+    def below_autograd(keyset: Any, args: Sequence[Any]) -> Any:
+        with _C._AutoDispatchBelowAutograd():
+            below = keyset & _C._after_autograd_keyset
+            kernel = direct.get(below.highestPriorityTypeId())
+            return kernel(*args) if kernel else operator.redispatch(below, *args)
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        *inputs, keyset = args
+        output = below_autograd(keyset, inputs)
+        if setup_context:
+            setup_context(ctx, inputs, output)
+        return output
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(lambda *given: (*backward(*given), None))}
+    function: Any = type(operator._opname, (torch.autograd.Function,), methods)
+
+    def differentiable(keyset: Any, *args: Any) -> Any:
+        if torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
+            return function.apply(*args, keyset)
+        return below_autograd(keyset, args)
+
+    return differentiable
 
 
 def implementation(op: str, device_type: str) -> str:
@@ -94,10 +129,10 @@ def has_kernel(op: str, device: torch.device) -> bool:
     """
     if _known(op) in _forced_reference:
         return False
-    devices = _kernels.get(op, frozenset())
-    if device.type == "cuda":
-        return "cuda" in devices and _gpu_usable(device.index)
-    return device.type in devices or (device.type == "meta" and bool(devices))
+    devices, kind = _kernels.get(op, ()), device.type
+    if kind == "cuda":
+        return kind in devices and _gpu_usable(device.index)
+    return kind in devices or (kind == "meta" and bool(devices))
 
 
 @torch.compiler.assume_constant_result
@@ -118,12 +153,12 @@ def refuse_tangents(op: str, *tensors: Tensor) -> None:
 
 def stream(tensor: Tensor) -> int:
     """Where torch works on the device of `tensor` at present, for a kernel to go there, too."""
-    return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
+    return _C._cuda_getCurrentRawStream(tensor.get_device()) if tensor.is_cuda else 0
 
 
-def workspace(size: int, like: Tensor) -> Tensor | None:
-    """Memory of `size` bytes for one call of a kernel on the device of `like`; None if no bytes are wanted."""
-    return torch.empty(size, dtype=torch.uint8, device=like.device) if size else None
+def workspace(like: Tensor) -> Callable[[int], Tensor]:
+    """Lends a kernel as many bytes as it asks for, on the device of `like`."""
+    return lambda size: torch.empty(size, dtype=torch.uint8, device=like.device)
 
 
 @contextmanager

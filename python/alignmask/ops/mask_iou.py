@@ -41,11 +41,16 @@ def mask_iou(predictions_BQHW: Tensor, targets_GHW: Tensor, owner_G: Tensor, thr
 
 def _forward_kernel(predictions: Tensor, targets: Tensor, owner: Tensor, threshold: float) -> Tensor:
     iou = _empty(predictions, owner)
-    workspace = _library.workspace(
-        _library.core.mask_iou_forward_workspace(iou, predictions, targets, owner), predictions
+    _library.core.mask_iou_forward(
+        iou,
+        predictions,
+        targets,
+        owner,
+        threshold,
+        torch.get_num_threads(),
+        _library.workspace(predictions),
+        _library.stream(predictions),
     )
-    where = {"threads": torch.get_num_threads(), "stream": _library.stream(predictions)}
-    _library.core.mask_iou_forward(iou, predictions, targets, owner, threshold, workspace=workspace, **where)
     return iou
 
 

@@ -57,8 +57,17 @@ def _forward_kernel(
     features: Tensor, masks: Tensor, owner: Tensor, points: Tensor, divide_by_points: bool
 ) -> tuple[Tensor, Tensor]:
     pooled, weight = _empty(features, owner, points)
-    where = {"threads": torch.get_num_threads(), "stream": _library.stream(features)}
-    _library.core.masked_point_pool_forward(pooled, weight, features, masks, owner, points, divide_by_points, **where)
+    _library.core.masked_point_pool_forward(
+        pooled,
+        weight,
+        features,
+        masks,
+        owner,
+        points,
+        divide_by_points,
+        torch.get_num_threads(),
+        _library.stream(features),
+    )
     return pooled, weight
 
 
@@ -88,12 +97,19 @@ def _backward_kernel(
     divide_by_points: bool,
 ) -> Tensor:
     grad_features = _empty_gradient(grad_pooled, weight, masks, owner, points, size, channels_last, divide_by_points)
-    call = (grad_features, grad_pooled, weight, masks, owner, points, divide_by_points)
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    workspace_bytes = _library.core.masked_point_pool_backward_workspace(*call, deterministic)
-    workspace = _library.workspace(workspace_bytes, grad_features)
-    where = {"threads": torch.get_num_threads(), "stream": _library.stream(grad_features)}
-    _library.core.masked_point_pool_backward(*call, deterministic=deterministic, workspace=workspace, **where)
+    _library.core.masked_point_pool_backward(
+        grad_features,
+        grad_pooled,
+        weight,
+        masks,
+        owner,
+        points,
+        divide_by_points,
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+        _library.workspace(grad_features),
+        _library.stream(grad_features),
+    )
     return grad_features
 
 

@@ -162,15 +162,20 @@ def _backward_kernel(
 ) -> tuple[Tensor, ...]:
     gradients = _backward_fake(grad_out, value, level_shapes, locations, weights, reference, needed)
     outputs = [gradient if need else None for gradient, need in zip(gradients, needed, strict=True)]
-    call = (*outputs[:3], grad_out, value, level_shapes, locations, weights)
-    options = {
-        "reference": reference,
-        "grad_reference": outputs[3],
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-    }
-    workspace = _library.workspace(_library.core.ms_deform_attn_backward_workspace(*call, **options), value)
-    where = {"threads": torch.get_num_threads(), "stream": _library.stream(value)}
-    _library.core.ms_deform_attn_backward(*call, workspace=workspace, **where, **options)
+    _library.core.ms_deform_attn_backward(
+        *outputs[:3],
+        grad_out,
+        value,
+        level_shapes,
+        locations,
+        weights,
+        torch.get_num_threads(),
+        reference,
+        outputs[3],
+        torch.are_deterministic_algorithms_enabled(),
+        _library.workspace(value),
+        _library.stream(value),
+    )
     return gradients
 
 
@@ -184,10 +189,13 @@ def _backward_fake(
     needed: list[bool],
 ) -> tuple[Tensor, ...]:
     """A gradient that is not needed is an empty tensor."""
-    return tuple(
-        value.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape if need else (0,))
-        for tensor, need in zip((value, locations, weights, reference), needed, strict=True)
-    )
+
+    def empty(tensor: Tensor | None, need: bool) -> Tensor:
+        if tensor is None or not need:
+            return value.new_empty(0) if tensor is None else tensor.new_empty(0)
+        return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+    return tuple(map(empty, (value, locations, weights, reference), needed))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

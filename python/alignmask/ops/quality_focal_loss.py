@@ -52,9 +52,17 @@ def _forward_kernel(
     logits: Tensor, label: Tensor, iou: Tensor, gamma: float, theta: float, with_gradient: bool
 ) -> tuple[Tensor, Tensor]:
     loss, gradient = _empty(logits, with_gradient)
-    where = {"threads": torch.get_num_threads(), "stream": _library.stream(logits)}
-    kept = gradient if with_gradient else None
-    _library.core.quality_focal_loss_forward(loss, kept, logits, label, iou, gamma, theta, **where)
+    _library.core.quality_focal_loss_forward(
+        loss,
+        gradient if with_gradient else None,
+        logits,
+        label,
+        iou,
+        gamma,
+        theta,
+        torch.get_num_threads(),
+        _library.stream(logits),
+    )
     return loss, gradient
 
 

@@ -30,7 +30,7 @@ def dry_run(config: Config, steps: int = 3) -> None:
         parameters = sum(p.numel() for p in trainer.model.parameters())
         console.print(
             f"{parameters / 1e6:.1f} M parameters, batch {config.train.batch_size}, crop {config.data.crop}, "
-            f"{config.train.precision} on {trainer.accelerator.device}"
+            f"{trainer.precision} on {trainer.accelerator.device}"
         )
         with Log(trainer.run_dir, 0, steps, active=False) as trainer.log:
             batches = trainer._batches()

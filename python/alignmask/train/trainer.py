@@ -1,7 +1,8 @@
 """Training on Accelerate: one process or many, with exact resume.
 
 All randomness of an iteration is seeded from (seed, iteration, process), and the data stream from (seed, position): a run
-that was stopped at any checkpoint goes on bit for bit, without storing generator states.
+that was stopped at any checkpoint goes on as if it had not been, without storing generator states. On a CPU in fp32 that is
+so bit for bit; on a GPU, sums of atomics differ in their last bits from run to run.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from alignmask.model import build_model
 from alignmask.model.pretrained import Report, initialise
 from alignmask.predictor import without_pretrained
 from alignmask.train import checkpoint as checkpoints
+from alignmask.train import precision
 from alignmask.train.log import Log, last_evaluation
 from alignmask.train.optimizer import build_optimizer, learning_rate_factor
 from alignmask.train.signals import Stopped, StopSignals
@@ -63,9 +65,10 @@ class Trainer:
         AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
         # Without GPUs Accelerate ignores torchrun's other processes, unless it is told to stay on the CPU.
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        self.precision = precision.resolve(t.precision, precision.capability_at_hand())
         self.accelerator = Accelerator(
             cpu=several and not torch.cuda.is_available(),
-            mixed_precision="no" if t.precision == "fp32" else t.precision,
+            mixed_precision=self.precision.autocast,
             gradient_accumulation_steps=t.accumulate,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
@@ -139,6 +142,10 @@ class Trainer:
 
     def train_step(self, batches: Iterator[Batch]) -> dict[str, torch.Tensor]:
         """One optimizer step: forward, matching and losses, backward, clipping, update, moving average."""
+        with self.precision.applied():
+            return self._train_step(batches)
+
+    def _train_step(self, batches: Iterator[Batch]) -> dict[str, torch.Tensor]:
         t, accelerator = self.config.train, self.accelerator
         self.model.train()
         set_seed(_seed(t.seed, self.step, accelerator.process_index))
@@ -331,7 +338,10 @@ class Trainer:
     def _say_hello(self) -> None:
         parameters = sum(p.numel() for p in self.model.parameters())
         start = f"continues at iteration {self.step}" if self.step else "starts"
-        self.log.say(f"run {self.run_dir} {start}; {parameters / 1e6:.1f} M parameters on {self.accelerator.device}")
+        self.log.say(
+            f"run {self.run_dir} {start}; {parameters / 1e6:.1f} M parameters on {self.accelerator.device}, "
+            f"{self.precision}"
+        )
         self.log.say(f"training data: {self.train_data.describe()}")
         if self.initial_weights is not None:
             self.log.say(f"weights of {self.config.train.init_from}: {self.initial_weights}")
