@@ -19,44 +19,16 @@ import torch
 from accelerate.utils import set_seed
 
 import alignmask
-from alignmask.config import Config, DataConfig, LossConfig, ShapesConfig, TrainConfig
+from alignmask.config import Config, DataConfig, LossConfig
 from alignmask.data import resolve_paths, val_dataset
 from alignmask.eval.coco import evaluate_model
 from alignmask.train import checkpoint
 from alignmask.train.dry_run import dry_run
 from alignmask.train.log import Log
-from alignmask.train.optimizer import build_optimizer, learning_rate_factor
 from alignmask.train.signals import Stopped
 from alignmask.train.trainer import Trainer, _seed, train
 from tests import tiny
-
-TRAIN = TrainConfig(
-    iterations=6, batch_size=2, learning_rate=1e-3, warmup=2, clip=1.0, evaluate_every=100, checkpoint_every=3, log_every=2
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    root = tmp_path_factory.mktemp("shapes")
-    return DataConfig(
-        shapes=ShapesConfig(root=root, train_images=8, val_images=3, size=64),
-        crop=64, eval_short_side=64, eval_max_side=64, workers=0,
-    )  # fmt: skip
-
-
-def config(shapes: DataConfig, out: Path, name: str = "run", **changes: Any) -> Config:
-    model = tiny.model_config(num_classes=6)
-    return Config(name, out, model, shapes, LossConfig(points=32), replace(TRAIN, **changes))
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return checkpoint.load_weights(checkpoint.latest(run), ema=False)
-
-
-def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), name
+from tests.train.runs import RecordingTrainer, assert_close, assert_equal, config, lines, moving_average, small, weights
 
 
 def test_a_run_leaves_everything_it_should(shapes: DataConfig, tmp_path: Path) -> None:
@@ -73,9 +45,10 @@ def test_a_run_leaves_everything_it_should(shapes: DataConfig, tmp_path: Path) -
     assert not predictor.model.training
 
 
-@pytest.mark.parametrize("variant", [{}, {"ema": 0.9}, {"accumulate": 2, "schedule": "cosine"}])
+@pytest.mark.parametrize("variant", [{}, {"ema": 0.5}, {"accumulate": 2, "schedule": "cosine"}])
 def test_a_resumed_run_is_bit_identical(shapes: DataConfig, tmp_path: Path, variant: dict[str, Any]) -> None:
-    whole = train(config(shapes, tmp_path, "whole", **variant))
+    whole = RecordingTrainer(config(shapes, tmp_path, "whole", **variant))
+    whole.run()
     stopped = config(shapes, tmp_path, "stopped", **variant)
     trainer = Trainer(stopped)
     step = trainer.train_step
@@ -91,15 +64,14 @@ def test_a_resumed_run_is_bit_identical(shapes: DataConfig, tmp_path: Path, vari
         trainer.run()
     assert checkpoint.latest(stopped.out / "stopped").name == "step_0000004"
     resumed = train(stopped)
-    assert_equal(weights(whole), weights(resumed))
-    if "ema" in variant:
-        assert_equal(checkpoint.load_weights(whole / "best"), checkpoint.load_weights(resumed / "best"))
-    logs = [
-        [(line["step"], line.get("loss")) for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())]
-        for run in (whole, resumed)
-    ]
-    assert [s for s, _ in logs[0]] == [s for s, _ in logs[1]]
-    assert logs[0][-2] == logs[1][-2]
+    assert_equal(weights(whole.run_dir), weights(resumed))
+    if "ema" in variant:  # the average of the iterations before the interruption and after it
+        average = checkpoint.load_weights(checkpoint.latest(resumed))
+        assert_close(small(average), moving_average([small(step.after) for step in whole.steps], 0.5))
+        assert_equal(checkpoint.load_weights(resumed / "best"), average)
+    logs = [[(line["step"], line["loss"], line["lr"]) for line in lines(run)] for run in (whole.run_dir, resumed)]
+    assert [step for step, *_ in logs[0]] == [step for step, *_ in logs[1]] == [2, 4, 6]
+    assert logs[0] == logs[1]
 
 
 def test_a_kill_before_the_last_evaluation_does_not_leave_an_older_one(
@@ -347,34 +319,6 @@ def test_dry_run_keeps_nothing(shapes: DataConfig, tmp_path: Path, capsys: pytes
     assert "step 2:" in out
     assert "peak memory" in out
     assert list(tmp_path.iterdir()) == []
-
-
-def test_learning_rate_schedules() -> None:
-    step = replace(TRAIN, schedule="step", warmup=4)
-    assert [learning_rate_factor(step, s, 0.0) for s in (0, 1, 3, 50)] == [0.25, 0.5, 1.0, 1.0]
-    assert learning_rate_factor(step, 50, 0.9) == pytest.approx(0.1)
-    assert learning_rate_factor(step, 50, 0.97) == pytest.approx(0.01)
-    cosine = replace(TRAIN, schedule="cosine", warmup=0)
-    assert [learning_rate_factor(cosine, 9, p) for p in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.5, 0.0])
-
-
-def test_parameter_groups() -> None:
-    """Backbone at a tenth of the rate; no decay for norms and embeddings."""
-    model = tiny.model()
-    optimizer = build_optimizer(model, replace(TRAIN, learning_rate=1.0, weight_decay=0.5))
-    settings = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
-    expected = {
-        "backbone.body.conv1.0.weight": (0.1, 0.5),
-        "pixel_decoder.layers.0.attention_norm.weight": (1.0, 0.0),
-        "pixel_decoder.level_embedding": (1.0, 0.0),
-        "query_decoder.query": (1.0, 0.0),
-        "query_decoder.layers.0.ffn.0.weight": (1.0, 0.5),
-        "aligned_queries.mlp.0.weight": (1.0, 0.5),
-    }
-    named = dict(model.named_parameters())
-    for name, value in expected.items():
-        assert settings[id(named[name])] == value, name
-    assert len(settings) == sum(p.requires_grad for p in model.parameters())
 
 
 def test_the_best_checkpoint_survives_a_resume(shapes: DataConfig, tmp_path: Path) -> None:
