@@ -72,7 +72,7 @@ def test_faults_in_cpp(source: str) -> None:
 
 
 def test_a_fault_that_nobody_notices_is_reported_and_the_tree_stays_as_it_is(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`double` is tested by one number, for which 2 · x and 2 + x are alike; and one test fails without any fault."""
     files = {
@@ -87,10 +87,12 @@ def test_a_fault_that_nobody_notices_is_reported_and_the_tree_stays_as_it_is(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
-    survivor, noticed = [m for m in mutate.all_mutants(tmp_path) if m.after in ("return (2 / x)", "return (x * 2)")]
-    survivor = survivor._replace(new="(2 + x)", after="return (2 + x)")
-    results = mutate.mutate([survivor, noticed], 1, tmp_path)
-    assert results == [(survivor, "survived"), (noticed, "noticed")]
+    found = {mutant.after: mutant for mutant in mutate.all_mutants(tmp_path)}
+    noticed, reviewed = found["return (x * 2)"], found["return x / 3"]
+    survivor = found["return (2 / x)"]._replace(new="(2 + x)", after="return (2 + x)")
+    monkeypatch.setattr(mutate, "equivalents", lambda: {(reviewed.path, reviewed.before, reviewed.after): "why"})
+    results = mutate.mutate([survivor, noticed, reviewed], 1, tmp_path)
+    assert results == [(reviewed, "equivalent"), (survivor, "survived"), (noticed, "noticed")]
     assert mutate.report(results) == 50
     printed = capsys.readouterr().out
     assert "left out, as they fail without a fault: ['tests/loss/test_other.py::test_broken']" in printed
