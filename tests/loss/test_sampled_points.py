@@ -10,7 +10,7 @@ from alignmask.loss.points import CHUNK, sample_maps, sample_masks, uncertain_po
 from tests.covers import covers
 from tests.loss import oracle
 
-ROWS = 2 * CHUNK + 3
+ROWS = 2 * CHUNK["cpu"] + 3
 
 
 def test_maps_are_sampled_bilinearly_around_pixel_centres() -> None:
