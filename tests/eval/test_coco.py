@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from pycocotools import mask as mask_utils
 from rich.console import Console
 
-from alignmask.data import CocoError
+from alignmask.data import Batch, CocoError
 from alignmask.eval import coco
 from alignmask.eval.coco import NUMBERS, evaluate_file, evaluate_model, evaluate_results, to_coco_results
 from alignmask.eval.files import load_ground_truth
@@ -214,6 +214,18 @@ def test_a_model_is_measured_in_all_score_modes(tmp_path: Path, score: str, batc
     assert len({metrics.AP for metrics in result.metrics.values()}) == len(POWERS)
     assert json.loads((out / "evaluation.json").read_text()) == json.loads(json.dumps(result.as_dict()))
     assert sorted(file.name for file in out.iterdir()) == ["evaluation.json", "results.json"]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_is_left_in_its_mode_and_gets_batches_on_its_device(
+    tmp_path: Path, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = small_world(images=3)
+    dataset, model, asked = dataset_of(world, tmp_path), TableModel(world).train(training), []
+    monkeypatch.setattr(Batch, "to", lambda batch, device, **_: asked.append(device) or batch)
+    evaluate_model(model, dataset, device="meta", batch_size=1, workers=0, out=None)
+    assert model.training == training
+    assert asked == [torch.device("meta")] * 3
 
 
 def test_ranks_together_equal_one(tmp_path: Path) -> None:
