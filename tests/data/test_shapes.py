@@ -154,6 +154,15 @@ def test_the_default_images_are_the_same_for_ever():
     assert digest.hexdigest() == "59aca36842fbc279c11ae29412769c4d3ea476e2ebde7699b7425d8652161b27"
 
 
+def test_small_crowded_instances_are_the_same_for_ever_too():
+    """Where the least diameter and the least visible area come into play, which the default size never meets."""
+    digest = hashlib.sha256()
+    for number in range(60):
+        _, masks, labels = shapes.draw(np.random.default_rng((0, 0, number)), 32, 9, 12, 0.7, 0.1)
+        digest.update(np.packbits(masks).tobytes() + bytes(labels))
+    assert digest.hexdigest() == "edeb63d3e333ec0b370ab6a6615682080202c9e57fac03ad1a18daa5423d8632"
+
+
 def test_crowding_hides_more_and_all_classes_come():
     def hidden_share(**options: float) -> float:
         seen = []

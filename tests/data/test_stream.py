@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from alignmask.config import DataConfig
 from alignmask.data import CocoDataset, TrainingStream, collate, training_transform
@@ -71,6 +71,30 @@ def test_visits_of_one_image_differ(dataset):
     assert len({(v.size, int(v.image_CHW.sum())) for v in visits}) == 10
     other = TrainingStream(dataset, 70, seed=1)
     assert not same(collate([stream[0]]), collate([other[0]]))
+
+
+class Dice(Dataset):
+    """Three images that are what Python's, NumPy's and torch's generators say when they are loaded."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> tuple[int, tuple[float, float, float]]:
+        return index, (random.random(), np.random.random(), torch.rand(()).item())  # noqa: NPY002
+
+
+def test_all_three_generators_depend_on_seed_and_position_alone():
+    rolls = {}
+    for seed in (0, 1, 2):
+        stream = TrainingStream(Dice(), 30, seed)
+        orders = [np.random.default_rng((seed, epoch)).permutation(3) for epoch in range(10)]
+        assert [stream[p][0] for p in range(30)] == np.concatenate(orders).tolist()
+        for position in range(30):
+            rolls[seed, position] = stream[position][1]
+            random.seed(), np.random.seed(), torch.seed()  # noqa: NPY002
+            assert TrainingStream(Dice(), 50, seed)[position][1] == rolls[seed, position]
+    for generator in range(3):
+        assert len({values[generator] for values in rolls.values()}) == 90
 
 
 def test_the_surrounding_random_state_is_untouched(dataset):

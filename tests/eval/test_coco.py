@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections import Counter
 from dataclasses import replace
@@ -15,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from pycocotools import mask as mask_utils
 from rich.console import Console
 
-from alignmask.data import CocoError
+from alignmask.data import Batch, CocoError
 from alignmask.eval import coco
 from alignmask.eval.coco import NUMBERS, evaluate_file, evaluate_model, evaluate_results, to_coco_results
 from alignmask.eval.files import load_ground_truth
@@ -216,6 +217,18 @@ def test_a_model_is_measured_in_all_score_modes(tmp_path: Path, score: str, batc
     assert sorted(file.name for file in out.iterdir()) == ["evaluation.json", "results.json"]
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_is_left_in_its_mode_and_gets_batches_on_its_device(
+    tmp_path: Path, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = small_world(images=3)
+    dataset, model, asked = dataset_of(world, tmp_path), TableModel(world).train(training), []
+    monkeypatch.setattr(Batch, "to", lambda batch, device, **_: asked.append(device) or batch)
+    evaluate_model(model, dataset, device="meta", batch_size=1, workers=0, out=None)
+    assert model.training == training
+    assert asked == [torch.device("meta")] * 3
+
+
 def test_ranks_together_equal_one(tmp_path: Path) -> None:
     """Three ranks with every third image each; what they found arrives in any order."""
     world = small_world(images=7)
@@ -229,6 +242,53 @@ def test_ranks_together_equal_one(tmp_path: Path) -> None:
     assert together == whole
     order = [entry["image_id"] for entry in json.loads((tmp_path / "out" / "results.json").read_text())]
     assert order == [r["image_id"] for r in sorted(world.results, key=lambda r: list(world.sizes).index(r["image_id"]))]
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 8])
+def test_ranks_share_all_images(tmp_path: Path, world_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rank as if it ran alone, up to where predictions are gathered; then rank 0 with all of them."""
+    world = small_world(images=7)
+    dataset, model = dataset_of(world, tmp_path), TableModel(world)
+    whole = evaluate_model(model, dataset, device="cpu", batch_size=2, workers=0, out=None)
+    shards: list[list[Any]] = []
+    for rank in reversed(range(world_size)):
+        monkeypatch.setattr(coco, "_rank_and_world", lambda rank=rank: (rank, world_size))
+        monkeypatch.setattr(
+            "accelerate.utils.gather_object", lambda own: shards.append(own) or [p for shard in shards for p in shard]
+        )
+        monkeypatch.setattr("accelerate.utils.broadcast_object_list", lambda holder: holder)
+        found = evaluate_model(model, dataset, device="cpu", batch_size=2, workers=0, out=None)
+        assert (found is None) == (rank > 0)
+    assert found == whole
+    sizes = [len(shard) for shard in shards]
+    assert max(sizes) - min(sizes) <= 1
+    assert sorted(prediction.index for shard in shards for prediction in shard) == list(range(7))
+
+
+@pytest.mark.parametrize("engine", [None, "hotcoco", "pycocotools"])
+def test_the_engine_that_is_asked_for_is_used(tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their numbers are equal, so that numbers cannot tell. The fast one is the default."""
+    files, used = write(small_world(), tmp_path), []
+    for name in ("hotcoco", "pycocotools.cocoeval"):
+        tool = importlib.import_module(name)
+        original = tool.COCOeval
+        monkeypatch.setattr(tool, "COCOeval", lambda *a, name=name, make=original: used.append(name) or make(*a))
+    expected = "pycocotools.cocoeval" if engine == "pycocotools" else "hotcoco"
+    options = {} if engine is None else {"engine": engine}
+    evaluate_results(*files, **options)
+    evaluate_file(*files, **options)
+    assert used == [expected] * 2
+
+
+def test_entries_that_are_left_out_are_counted(tmp_path: Path) -> None:
+    world = small_world()
+    annotations, _ = write(world, tmp_path)
+    entries = [*world.results, {**world.results[0], "image_id": 10**6}, {**world.results[0], "score": None}]
+    with pytest.warns(UserWarning, match="left out"):
+        found = evaluate_file(annotations, entries, ignore_unknown=True)
+    assert found.left_out == {"of an unknown image": 1, "with a score that is not a finite number": 1}
+    assert found.as_dict()["left_out"] == found.left_out
+    assert found.predictions == len(world.results)
 
 
 def test_a_part_of_a_data_set_is_measured_on_that_part(tmp_path: Path) -> None:
