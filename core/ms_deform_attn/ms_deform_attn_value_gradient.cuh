@@ -112,7 +112,11 @@ ALIGNMASK_DEVICE int slot_of(int* table, int token) {
 template <int kBytes>
 constexpr int kSortingBlocks = 4;
 template <>
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kSortingBlocks<4> = 4;
+#else
 constexpr int kSortingBlocks<4> = 5;
+#endif
 template <>
 constexpr int kSortingBlocks<8> = 3;
 
@@ -136,7 +140,8 @@ ms_deform_attn_value_gradient(ALIGNMASK_PARAMS MSDeformAttnParams params) {
   ALIGNMASK_SHARED(ReachedToken, reached, kCorners);
   ALIGNMASK_SHARED(int, table, kSlots);   // of the tokens, by slot_of
   ALIGNMASK_SHARED(int, counts, kSlots);  // of their corners; then: where these begin
-  ALIGNMASK_SHARED(UInt32, totals, kWarps);
+  // Read before corners are put there. Without it, the rest is 32 KB: three blocks fit on a multiprocessor of Volta.
+  UInt32* const totals = reinterpret_cast<UInt32*>(corners);
   static_assert(kWarps == kTileSide, "a warp reads a column of the tile's gradients");
 
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
