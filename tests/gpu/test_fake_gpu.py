@@ -71,8 +71,7 @@ def check(prediction: Prediction, rows: int) -> None:
         assert (tensor.device.type, tuple(tensor.shape)) == ("cuda", shape), name
     assert prediction.class_logits_LBRC.is_contiguous()
     assert prediction.mask_embedding_LBRE.is_contiguous()
-    embedding = prediction.pixel_embedding_BEHW
-    assert embedding.is_contiguous() or embedding.is_contiguous(memory_format=torch.channels_last)
+    assert prediction.pixel_embedding_BEHW.is_contiguous(memory_format=torch.channels_last)
     logits = prediction.mask_logits()
     assert (logits.device.type, tuple(logits.shape)) == ("cuda", (B, rows, 16, 24))
     assert logits.is_contiguous()  # mask_iou's fast layout

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from alignmask.model.config import PixelDecoderConfig
+from alignmask.model.aligned_queries import AlignedQueryGenerator
+from alignmask.model.config import AlignedQueryConfig, PixelDecoderConfig
 from alignmask.model.pixel_decoder import PixelDecoder
+from alignmask.ops import _library
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -21,3 +24,21 @@ def test_the_pixel_embedding_has_its_channels_together(device: str) -> None:
         maps = [torch.randn(2, 8 << i, 32 >> i, 48 >> i) for i in range(4)]
         embedding_BEHW = decoder(maps).embedding_BEHW
     assert embedding_BEHW.is_contiguous(memory_format=torch.channels_last), embedding_BEHW.stride()
+
+
+@pytest.mark.parametrize(
+    ("counts", "on_cpu", "on_gpu"), [([0, 0], 0, 0), ([3, 1], 15, 32), ([7, 0], 35, 64), ([30, 2], 100, 100)]
+)
+def test_aligned_queries_have_few_shapes_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, counts: list[int], on_cpu: int, on_gpu: int
+) -> None:
+    """There, attention is planned anew for every shape. On a CPU, slots that nothing fills would only cost time."""
+    monkeypatch.setattr(_library._gpus, "usable", lambda device: True)
+    for device, slots in (("cpu", on_cpu), ("cuda", on_gpu)):
+        with FakeTensorMode() if device == "cuda" else nullcontext(), torch.device(device):
+            generator = AlignedQueryGenerator(AlignedQueryConfig(count=100, point_sets=5, points=16), 32)
+            embedding_BEHW, masks_GHW = torch.randn(2, 32, 8, 8), torch.ones(sum(counts), 32, 32, dtype=torch.bool)
+            owner_G = torch.zeros(sum(counts), dtype=torch.long)
+            queries = generator(embedding_BEHW, masks_GHW, owner_G, counts)
+        assert queries.features_BAE.shape == (2, slots, 32)
+        assert queries.instance_BA.shape == queries.set_BA.shape == (2, slots)
