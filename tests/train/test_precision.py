@@ -34,7 +34,12 @@ def test_bfloat16_is_refused_where_it_would_be_emulated() -> None:
 @pytest.mark.parametrize("tf32", [False, True])
 def test_switches_are_set_and_restored(tf32: bool) -> None:
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    with Precision("no", tf32=tf32).applied():
-        assert (matmul.allow_tf32, cudnn.allow_tf32) == (tf32, tf32)
-    assert (matmul.allow_tf32, cudnn.allow_tf32) == before == (False, True)  # torch's defaults, which differ
+    found = matmul.allow_tf32, cudnn.allow_tf32
+    try:
+        for before in ((False, True), (True, False)):
+            matmul.allow_tf32, cudnn.allow_tf32 = before
+            with Precision("no", tf32=tf32).applied():
+                assert (matmul.allow_tf32, cudnn.allow_tf32) == (tf32, tf32)
+            assert (matmul.allow_tf32, cudnn.allow_tf32) == before
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = found
