@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from tests.conftest import REPOSITORY
 
@@ -22,6 +23,14 @@ NEEDS_NO_GPU = True
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(autouse=True)
+def _switches_as_before() -> Iterator[None]:
+    """The programs set TF32's as they need it."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @pytest.fixture(autouse=True)
