@@ -1,11 +1,13 @@
 # make demo   sets up everything, trains a small AlignMask on synthetic images, evaluates it, draws pictures
 # make test   sets up everything, runs the tests
 #
-# PYTHON chooses the interpreter of the virtual environment; PIP_ARGS is passed to pip (e.g. --index-url ...).
+# PYTHON chooses the interpreter of the virtual environment; PIP_ARGS is passed to pip (e.g. --index-url ...); PROCESSES is
+# how many run the tests (default: one per processor; 0: all in one).
 
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
+PROCESSES ?= logical
 bin := $(VENV)/bin
 stamp := $(VENV)/.installed
 native := CMakeLists.txt $(wildcard cmake/*.cmake core/*/* bindings/*)
@@ -45,7 +47,7 @@ simt: setup  ## Build the kernels for GPUs for the host, where the tests run the
 
 test: simt  ## Run the tests
 	@echo "== pytest"
-	@$(bin)/python -m pytest -q $(ARGS)
+	@$(bin)/python -m pytest -q -n $(PROCESSES) --dist loadfile $(ARGS)
 
 test-all: simt  ## Run the tests, the slow ones too
 	@$(bin)/python -m pytest -q --runslow $(ARGS)
