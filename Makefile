@@ -47,7 +47,7 @@ simt: setup  ## Build the kernels for GPUs for the host, where the tests run the
 
 test: simt  ## Run the tests
 	@echo "== pytest"
-	@$(bin)/python -m pytest -q -n $(PROCESSES) --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 $(bin)/python -m pytest -q -n $(PROCESSES) --dist loadfile $(ARGS)
 
 test-all: simt  ## Run the tests, the slow ones too
 	@$(bin)/python -m pytest -q --runslow $(ARGS)
