@@ -24,4 +24,15 @@ ALIGNMASK_DEVICE F reduce(F x, Join join) {
   return x;
 }
 
+/// The sum of x over the lanes of the warp up to and including the caller.
+template <class T>
+ALIGNMASK_DEVICE T running_sum(T x) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  for (int step = 1; step < kWarp; step *= 2) {
+    const T before = __shfl_up_sync(kFullWarp, x, static_cast<unsigned>(step));
+    if (lane >= step) x += before;
+  }
+  return x;
+}
+
 }  // namespace alignmask

@@ -151,12 +151,7 @@ struct CellCounter {
     const int query = lane() % kIouCellQueries;
     UInt32 mine = cells & (lane() < kIouCellQueries ? 0xffffu : 0xffff0000u);
     if (!(queries >> query & 1)) mine = 0;
-    int end = __popc(mine);
-#pragma unroll
-    for (int step = 1; step < kWarp; step *= 2) {
-      const int before = __shfl_up_sync(kFullWarp, end, step);
-      if (lane() >= step) end += before;
-    }
+    const int end = running_sum(static_cast<int>(__popc(mine)));
     const int all = count + __shfl_sync(kFullWarp, end, kWarp - 1);
     for (int at = count + end - __popc(mine); mine; mine &= mine - 1)
       mixed_cells[at++] =
@@ -237,8 +232,8 @@ ALIGNMASK_DEVICE CellTile cell_tile(const MaskIouParams& params, int block) {
 
 /// Counts the pixels that kIouCellQueries predictions of an image share with up to 31 of its targets, and those of the
 /// predictions themselves. A warp takes a strip: a word's width of a band of rows. It turns logits into words by
-/// ballots; a lane has those of one prediction, and four neighbouring bits make a cell. Then lane m counts what cells
-/// that are set have in target m, the last lane for the image. Mixed cells are noted until there is one for every lane.
+/// ballots; a lane has those of one prediction, and four neighbouring bits make a cell. Then every lane counts what
+/// cells that are set have in its target, lane 0 in the image. Mixed cells are noted until there is one for every lane.
 template <class T>
 ALIGNMASK_KERNEL(kIouThreads, sizeof(T) == 8 ? 2 : 4)
 mask_iou_count_cells(ALIGNMASK_PARAMS MaskIouParams params) {

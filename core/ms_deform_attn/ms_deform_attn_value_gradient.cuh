@@ -80,11 +80,7 @@ ALIGNMASK_DEVICE void add_corners(const ReachedToken* reached, int count, const 
 /// barrier, behind which `total` is the sum over all threads.
 ALIGNMASK_DEVICE UInt32 sum_before(UInt32 x, UInt32* totals, UInt32* total) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  UInt32 sum = x;
-  for (int step = 1; step < kWarp; step *= 2) {
-    const UInt32 other = __shfl_up_sync(kFullWarp, sum, static_cast<unsigned>(step));
-    if (lane >= step) sum += other;
-  }
+  const UInt32 sum = running_sum(x);
   if (lane == kWarp - 1) totals[warp] = sum;
   __syncthreads();
   UInt32 before = 0, all = 0;
@@ -126,7 +122,7 @@ constexpr int kSortingBlocks<8> = 3;
 ///
 /// Level by level, 256 points at a time (float64: 128): a thread places one, its corners enter a table of tokens in
 /// shared memory and are counted there; sums of the counts say where every token's corners begin; they are put there;
-/// then a warp takes a token, a lane a channel. Corners of a token are added in any order.
+/// then the lanes add up tokens, one or four channels each. Corners of a token are added in any order.
 ///
 /// kPacked: the points of a query and head lie together, as in the other kernels.
 template <class T, bool kPacked>
@@ -140,7 +136,8 @@ ms_deform_attn_value_gradient(ALIGNMASK_PARAMS MSDeformAttnParams params) {
   ALIGNMASK_SHARED(ReachedToken, reached, kCorners);
   ALIGNMASK_SHARED(int, table, kSlots);   // of the tokens, by slot_of
   ALIGNMASK_SHARED(int, counts, kSlots);  // of their corners; then: where these begin
-  // Read before corners are put there. Without it, the rest is 32 KB: three blocks fit on a multiprocessor of Volta.
+  // `corners` is written only after the totals have been read. An array of their own would take the block beyond 32 KB,
+  // of which a multiprocessor of Volta holds three.
   UInt32* const totals = reinterpret_cast<UInt32*>(corners);
   static_assert(kWarps == kTileSide, "a warp reads a column of the tile's gradients");
 
@@ -225,9 +222,9 @@ ms_deform_attn_value_gradient(ALIGNMASK_PARAMS MSDeformAttnParams params) {
         }
         __syncthreads();
         const int count = static_cast<int>(all >> 16), channels = params.channels - channel;
-        if (sizeof(F) == 4 && has_vector_atomics() && params.channels % 4 == 0) {
-          if constexpr (sizeof(F) == 4)
-            add_corners<4>(reached, count, corners, gradients, sums + channel, channels, params.sums_token_bytes);
+        if (has_vector_atomics() && params.channels % 4 == 0) {
+          add_corners<sizeof(F) == 4 ? 4 : 1>(reached, count, corners, gradients, sums + channel, channels,
+                                              params.sums_token_bytes);
         } else {
           add_corners<1>(reached, count, corners, gradients, sums + channel, channels, params.sums_token_bytes);
         }
