@@ -104,6 +104,9 @@ class LossConfig:
     """Where the mask IoU of Eq. 2 and 3 is measured: at the image's resolution, after upsampling the logits, or at stride 4."""
 
 
+PrecisionChoice = Literal["auto", "bf16", "fp16", "tf32", "fp32"]
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     init_from: Path | None = None
@@ -124,7 +127,7 @@ class TrainConfig:
     """Iterations of linear warm-up."""
     clip: float = 0.01
     """Largest gradient norm of the whole model; 0 switches clipping off."""
-    precision: Literal["auto", "bf16", "fp16", "tf32", "fp32"] = "auto"
+    precision: PrecisionChoice = "auto"
     """Number format of a training step. auto: bf16 on GPUs that compute in it (A100 and newer), fp16 on older ones, fp32 on a
     CPU. bf16 and fp16 are autocast, fp16 with loss scaling; tf32 rounds the inputs of products; fp32 rounds nothing.
     Evaluation is always in fp32."""

@@ -191,9 +191,9 @@ def _backward_fake(
     """A gradient that is not needed is an empty tensor."""
 
     def empty(tensor: Tensor | None, need: bool) -> Tensor:
-        if tensor is None or not need:
-            return value.new_empty(0) if tensor is None else tensor.new_empty(0)
-        return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        if tensor is not None and need:
+            return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        return (value if tensor is None else tensor).new_empty(0)
 
     return tuple(map(empty, (value, locations, weights, reference), needed))
 

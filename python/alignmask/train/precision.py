@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-Wish = Literal["auto", "bf16", "fp16", "tf32", "fp32"]
+from alignmask.config import PrecisionChoice
 
 
 @dataclass(frozen=True)
@@ -36,21 +36,21 @@ class Precision:
             matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
-def resolve(wish: Wish, capability: tuple[int, int] | None) -> Precision:
+def resolve(choice: PrecisionChoice, capability: tuple[int, int] | None) -> Precision:
     """What `train.precision` means on a GPU of this compute capability; None: on a CPU.
 
     auto: bfloat16 where the GPU computes in it (8.0 and newer), else float16; float32 on a CPU. Raises ValueError for
     bf16 on an older GPU: torch would emulate it, slower than float32.
     """
-    if wish == "bf16" and capability is not None and capability < (8, 0):
+    if choice == "bf16" and capability is not None and capability < (8, 0):
         raise ValueError(
             f"train.precision bf16: this GPU (compute capability {capability[0]}.{capability[1]}) has no bfloat16 "
             "arithmetic; use fp16, or auto"
         )
-    if wish == "auto":
-        wish = "fp32" if capability is None else "bf16" if capability >= (8, 0) else "fp16"
-    autocast: Literal["no", "bf16", "fp16"] = "bf16" if wish == "bf16" else "fp16" if wish == "fp16" else "no"
-    return Precision(autocast, tf32=wish != "fp32")
+    if choice == "auto":
+        choice = "fp32" if capability is None else "bf16" if capability >= (8, 0) else "fp16"
+    autocast: Literal["no", "bf16", "fp16"] = "bf16" if choice == "bf16" else "fp16" if choice == "fp16" else "no"
+    return Precision(autocast, tf32=choice != "fp32")
 
 
 def capability_at_hand() -> tuple[int, int] | None:
