@@ -36,9 +36,9 @@ def main() -> None:
     if not known:
         skip(f"the model knows nothing older than sm_{min(gpu_code.ARCHITECTURES)}")
     if reason := gpu_code.available(max(known)):
-        skip(f"the counted model is left out: {reason}")
+        skip(f"The counted model was skipped: {reason}")
     if gpu_code.disassembler() is None:
-        skip("the counted model is left out: there is no nvdisasm (pip install nvidia-cuda-nvdisasm)")
+        skip("The counted model was skipped because nvdisasm was not found (pip install nvidia-cuda-nvdisasm).")
     results = Results("expected")
     results["architecture"] = max(known)
     results["calls"] = instructions(max(known))

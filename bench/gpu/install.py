@@ -41,7 +41,8 @@ def pip(python: str, *arguments: str | Path, **environment: str) -> bool:
 
 
 def works(device: str) -> bool:
-    """Is there a package whose kernels run on the device? Asked from elsewhere: the project's folder is no package."""
+    """Can a package be imported whose kernels run on the device? The check runs outside the checkout, whose folders could
+    be imported by mistake."""
     return subprocess.run([sys.executable, "-c", CHECK, device], cwd="/").returncode == 0
 
 
@@ -54,11 +55,11 @@ def install(site: Path, device: str) -> int:
     wheels = sorted(STORE.glob("*.whl"))
     for wheel in wheels:
         if not wheel.name.startswith("alignmask-") and not into(site, wheel):
-            print(f"{wheel.name} cannot be installed here: left out")
+            print(f"{wheel.name} was skipped: it cannot be installed here")
     mine = [wheel for wheel in wheels if wheel.name.startswith("alignmask-")]
     known = STORE / "sources.txt"
     if mine and not (known.exists() and known.read_text() == fingerprint()):
-        print("the carried wheel is of other sources: left out")
+        print("the wheel in build/gpu_report/carried was skipped: the sources have changed since it was built")
     elif mine and into(site, mine[0]) and works(device):
         print(f"the carried wheel {mine[0].name} is used")
         return 0
@@ -94,7 +95,7 @@ def prepare(python: str, architectures: str) -> int:
     which = ("--no-deps", "--only-binary=:all:", "--implementation=cp", f"--python-version={version}", *platforms)
     for extra in EXTRAS:
         if not pip(sys.executable, "download", "--quiet", *which, "-d", STORE, extra):
-            print(f"{extra} is not carried: there is no wheel for Python {version}")
+            print(f"{extra} will be missing on the other machine: no wheel for Python {version} was found")
     tools = STORE.parent / f"tools-{version}"
     if not (tools / "bin" / "python").exists():
         subprocess.run([python, "-m", "venv", tools], check=True)

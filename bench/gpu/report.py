@@ -6,7 +6,7 @@ alone, tests side by side. The report is bench/results/<gpu>-<date>.md with its 
 folder, both go there, too, with the log, the profiler's counters and its table of kernels: five files.
 
 `--device cpu` goes through the motions at small shapes. `python bench/gpu/install.py prepare` first, on a machine with a
-network, makes what a machine without one needs; build/gpu_report/carried goes along with the sources.
+network, makes what a machine without one needs: copy build/gpu_report/carried to that machine together with the sources.
 """
 
 from __future__ import annotations
@@ -110,12 +110,10 @@ class Report:
                 command += ["-n", str(min(workers, os.cpu_count() or 1)), "-p", "no:benchmark"]
             return Section(name, limit, command, checks=True, **more)  # type: ignore[arg-type]
 
-        def sanitizer(tool: str, name: str = "") -> Section:
+        def sanitizer(tool: str) -> Section:
             command = ["compute-sanitizer", "--tool", tool, "--kernel-regex", "kns=alignmask", "--error-exitcode", "9"]
             command += ["--print-limit", "10", python, HERE / "smoke.py", "small"]  # type: ignore[list-item]
-            return Section(
-                name or f"sanitizer_{tool}", 60, command, program="compute-sanitizer", gpu_only=True, checks=True
-            )
+            return Section(f"sanitizer_{tool}", 60, command, program=command[0], gpu_only=True, checks=True)
 
         install = [python, HERE / "install.py", "install", "--site", self.site, "--device", self.device]
         suite = [f"tests/ops/test_{name}.py" for name in SUITE]
