@@ -7,6 +7,7 @@ tensors: these are made up here.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from alignmask import load
 from alignmask.checkpoint import load_config
-from alignmask.config import DataConfig, config_from_dict, config_to_dict
+from alignmask.config import REMOVED_FIELDS, DataConfig, config_from_dict, config_to_dict
 from alignmask.data import val_dataset
 from alignmask.evaluation.evaluate import evaluate_model
 from alignmask.training.trainer import Trainer, train
@@ -87,11 +88,32 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("file", sorted(OLD.rglob("*/config.json")) + sorted(OLD.rglob("recipes/*.json")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "file", sorted(OLD.rglob("*/config.json")) + sorted(OLD.rglob("recipes/*.json")), ids=lambda p: p.stem
+)
 def test_every_setting_of_an_old_configuration_is_kept(file: Path) -> None:
     values = json.loads(file.read_text())
     old, new = flat(values), flat(config_to_dict(config_from_dict(values, str(file))))
+    gone = {name: old.pop(name) for name in REMOVED_FIELDS if name in old}
     assert {name: new[name] for name in old} == old
+    assert gone.keys() == REMOVED_FIELDS.keys() or values["model"]["aligned_queries"] is None
+
+
+@pytest.mark.parametrize(("name", "value"), [("outline_share", 0.5), ("noised_sets", 1), ("noise", 0.1)])
+def test_a_setting_that_is_gone_is_refused_where_it_had_an_effect(name: str, value: float) -> None:
+    values = json.loads((OLD / "run" / "config.json").read_text())
+    values["model"]["aligned_queries"][name] = value
+    setting = f"model.aligned_queries.{name} = {value}"
+    sentence = f"old.json: {setting} is not supported any more; commit 70a9a1b is the last that has it"
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        config_from_dict(values, "old.json")
+
+
+def test_a_setting_that_never_was_is_refused() -> None:
+    values = json.loads((OLD / "run" / "config.json").read_text())
+    values["model"]["aligned_queries"]["sets"] = 1
+    with pytest.raises(ValueError, match=r"old\.json: .*sets"):
+        config_from_dict(values, "old.json")
 
 
 def test_an_old_run_predicts_and_is_evaluated(old_run: Path) -> None:

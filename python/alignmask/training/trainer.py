@@ -44,6 +44,16 @@ from alignmask.training.log import Log, last_evaluation
 from alignmask.training.optimizer import build_optimizer, learning_rate_factor
 from alignmask.training.signals import Stopped, StopSignals
 
+MAY_DIFFER = (
+    "name", "out",
+    "model.score", "data.workers",
+    "train.iterations", "train.batch_size", "train.accumulate",
+    "train.learning_rate", "train.backbone_multiplier", "train.weight_decay",
+    "train.schedule", "train.milestones", "train.warmup", "train.clip", "train.precision", "train.ema",
+    "train.evaluate_every", "train.checkpoint_every", "train.log_every", "train.keep_checkpoints", "train.max_minutes",
+)  # fmt: skip
+"""Settings that may change when a run is continued. All others decide what is learned, and from what."""
+
 
 def train(config: Config, resume: bool = True) -> Path:
     """Train, evaluate, keep the best checkpoint; returns the run's folder.
@@ -258,21 +268,10 @@ class Trainer:
         """The checkpoint to continue from. Nothing of an older run is ever deleted: it is renamed."""
         folder = checkpoints.latest(self.run_dir)
         if folder is not None and resume:
-            old = checkpoints.load_config(folder)
-            changed = [
-                line
-                for part in ("model", "loss", "data")
-                for line in changed_fields(getattr(old, part), getattr(self.config, part), part)
-                if not line.startswith(("data.workers", "model.score:"))  # neither changes what is learned
-            ]
-            changed += [
-                line
-                for line in changed_fields(old.train, self.config.train, "train")
-                if line.startswith(("train.seed:", "train.init_from:"))
-            ]
+            changed = changed_fields(checkpoints.load_config(folder), self.config, may_differ=MAY_DIFFER)
             if changed:
                 raise ValueError(
-                    f"run {self.run_dir} exists with another configuration ({'; '.join(changed)}); "
+                    f"run {self.run_dir} exists with another configuration ({'; '.join(map(str, changed))}); "
                     "give this run another --name, or --no-resume to start it anew (the old folder is renamed)"
                 )
         elif self.run_dir.exists() and self.accelerator.is_main_process:
