@@ -82,8 +82,7 @@ def postprocess(prediction: Prediction, batch: Batch, config: ModelConfig) -> li
 
     Raises FloatingPointError that names the image if scores or mask logits are not finite: such a model finds nothing.
     """
-    scores_BQC = class_scores(prediction.class_logits_LBRC[-1].float(), config)
-    scores_BQC = scores_BQC[:, : prediction.queries]
+    scores_BQC = class_scores(prediction.object_rows.class_logits_LBRC[-1].float(), config)
     pairs = scores_BQC.shape[1] * scores_BQC.shape[2]
     scores_BN, pair_BN = scores_BQC.flatten(1).topk(min(config.detections, pairs), dim=1)
     padded = batch.image_BCHW.shape[-2:]
