@@ -158,7 +158,7 @@ def test_aligned_queries_do_depend_on_the_ground_truth() -> None:
     outputs = []
     for masks in (batch, replace(batch, masks_GHW=tiny.batch(seed=5).masks_GHW)):
         torch.manual_seed(0)
-        outputs.append(model(masks).class_logits_LBRC[-1, :, 6:])
+        outputs.append(model(masks).aligned_rows.class_logits_LBRC[-1])
     assert (outputs[0] - outputs[1]).abs().max() > 1e-3
 
 
@@ -190,5 +190,5 @@ def test_a_batch_without_instances_trains() -> None:
 def test_learned_position_is_a_switch() -> None:
     assert tiny.model().query_decoder.aligned_position is None
     model = tiny.model(aligned_queries=replace(tiny.ALIGNED, learned_position=True)).train()
-    model(tiny.batch()).class_logits_LBRC[:, :, 6:].sum().backward()
+    model(tiny.batch()).aligned_rows.class_logits_LBRC.sum().backward()
     assert model.query_decoder.aligned_position.grad.any()

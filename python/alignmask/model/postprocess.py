@@ -15,7 +15,7 @@ from alignmask.config import ModelConfig, ScoreMode
 from alignmask.data.batch import Batch
 from alignmask.model.heads import Prediction
 
-# Masks are upsampled so many pixels at a time: a hundred masks of 1024 x 1024 take 400 MB as logits, several times over.
+# Number of pixels to upsample at once: the logits of a hundred masks of 1024 x 1024 take 400 MB, and several copies exist.
 CHUNK = 16 * 2**20
 
 
@@ -33,7 +33,7 @@ class Instances:
     """float32: x1, y1, x2, y2 in pixels, around the mask."""
     class_scores_N: Tensor
     mask_scores_N: Tensor
-    """The class score, and the mean probability of the mask's pixels: either way of scoring can be had from these."""
+    """The class score, and the mean probability of the mask's pixels: every score mode can be computed from these."""
 
     def __len__(self) -> int:
         return self.scores_N.shape[0]
@@ -78,7 +78,7 @@ def combine_scores(class_scores: Tensor, mask_scores: Tensor, mode: ScoreMode) -
 
 
 def postprocess(prediction: Prediction, batch: Batch, config: ModelConfig) -> list[Instances]:
-    """The best (query, class) pairs of every image. Only their masks are made; a pair with an empty mask is dropped.
+    """The best (query, class) pairs of every image. Only their masks are computed; a pair with an empty mask is dropped.
 
     Raises FloatingPointError that names the image if scores or mask logits are not finite: such a model finds nothing.
     """

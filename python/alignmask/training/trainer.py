@@ -49,8 +49,8 @@ from alignmask.training.signals import Stopped, StopSignals
 def train(config: Config, resume: bool = True) -> Path:
     """Train, evaluate, keep the best checkpoint; returns the run's folder.
 
-    An existing run of the same name is continued from its newest checkpoint; with `resume=False` its folder is renamed.
-    Raises FloatingPointError for a loss that is not finite, ValueError where config and data disagree, Stopped after Ctrl-C.
+    An existing run of the same name is continued from its newest checkpoint; with `resume=False` its folder is renamed instead.
+    Raises FloatingPointError if a loss is not finite, ValueError if config and data disagree, Stopped after Ctrl-C.
     """
     return Trainer(config, resume).run()
 
@@ -91,7 +91,7 @@ class Trainer:
         optimizer = build_optimizer(model, t)
         self.ema = ModelEmaV3(model, decay=t.ema, use_warmup=True) if t.ema else None
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        # `prepare` makes half precision a part of the model, and so of its evaluation: `train_step` asks for it instead.
+        # `prepare` would make half precision a part of the model, and so of its evaluation. `train_step` uses autocast instead.
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         if self.ema is not None:
             self.ema.to(self.accelerator.device)
@@ -206,7 +206,9 @@ class Trainer:
         weights = self.ema.module if self.ema is not None else self.accelerator.unwrap_model(self.model)
         self.log.say(f"evaluating on {len(self.val_data)} images ...")
         weights.eval()
-        if self.accelerator.num_processes > 1:  # processes agree on parameters, but BatchNorm saw each one's own images
+        if (
+            self.accelerator.num_processes > 1
+        ):  # parameters are equal, but BatchNorm's statistics are of each process's own images
             for buffer in weights.buffers():
                 torch.distributed.broadcast(buffer, 0)
         result = evaluate_model(
@@ -324,7 +326,7 @@ class Trainer:
 
 
 def seed_of(*numbers: int) -> int:
-    """One seed from several numbers, such that neighbours have nothing in common."""
+    """One seed from several numbers. Seeds of neighbouring numbers are unrelated."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
