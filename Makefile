@@ -10,9 +10,9 @@ PIP_ARGS ?=
 PROCESSES ?= logical
 bin := $(VENV)/bin
 stamp := $(VENV)/.installed
-native := CMakeLists.txt $(wildcard cmake/*.cmake core/*/* bindings/*)
-cpp := $(wildcard core/*/*.h core/*/*.cpp core/*/*.cuh core/*/*.cu bindings/*.h bindings/*.cpp tests/native/*.cpp tests/sanitize/*.cpp \
-         tests/simt/*.h tests/simt/*.cpp tests/simt/*.cuh)
+native := CMakeLists.txt $(wildcard cmake/*.cmake core/*/* core/*/*/* bindings/*)
+cpp := $(wildcard $(foreach ending,h cpp cuh cu,core/*/*.$(ending) core/*/*/*.$(ending) bindings/*.$(ending) tests/native/*.$(ending) \
+         tests/sanitize/*.$(ending) tests/simt/*.$(ending)))
 
 .PHONY: help setup simt sanitize sanitize-simt demo test test-all lint format bench native-test cuda-check roofline test-gpu gpu-report mutate clean
 

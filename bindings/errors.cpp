@@ -2,7 +2,7 @@
 
 #include <cstdio>
 
-#include "../core/common/check.h"
+#include "common/check.h"
 #include "ops.h"
 
 namespace py = pybind11;

@@ -3,8 +3,8 @@
 
 #include <memory>
 
-#include "../core/common/cuda_build.h"
-#include "../core/common/launcher.h"
+#include "common/launch/cuda_build.h"
+#include "common/launch/external_launcher.h"
 #include "ops.h"
 
 namespace py = pybind11;

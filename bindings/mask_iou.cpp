@@ -1,4 +1,4 @@
-#include "../core/mask_iou/mask_iou.h"
+#include "mask_iou/mask_iou.h"
 
 #include "ops.h"
 #include "scalar_arg.h"

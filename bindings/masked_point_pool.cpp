@@ -1,4 +1,4 @@
-#include "../core/masked_point_pool/masked_point_pool.h"
+#include "masked_point_pool/masked_point_pool.h"
 
 #include "ops.h"
 #include "scalar_arg.h"

@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "../core/common/check.h"
-#include "../core/common/dispatch.h"
+#include "common/check.h"
+#include "common/cpu/dispatch.h"
 #include "ops.h"
 
 namespace py = pybind11;

@@ -1,6 +1,6 @@
-#include "../core/ms_deform_attn/ms_deform_attn.h"
+#include "ms_deform_attn/ms_deform_attn.h"
 
-#include "../core/common/check.h"
+#include "common/check.h"
 #include "ops.h"
 #include "scalar_arg.h"
 #include "tensor_arg.h"

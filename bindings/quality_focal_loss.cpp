@@ -1,4 +1,4 @@
-#include "../core/quality_focal_loss/quality_focal_loss.h"
+#include "quality_focal_loss/quality_focal_loss.h"
 
 #include "ops.h"
 #include "scalar_arg.h"

@@ -3,7 +3,7 @@
 #include <limits>
 #include <string>
 
-#include "../core/common/check.h"
+#include "common/check.h"
 
 namespace py = pybind11;
 

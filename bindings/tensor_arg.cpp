@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "../core/common/check.h"
+#include "common/check.h"
 #include "scalar_arg.h"
 
 namespace py = pybind11;

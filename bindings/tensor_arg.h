@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "../core/common/tensor_view.h"
+#include "common/tensor_view.h"
 #include "dlpack.h"
 
 namespace alignmask {

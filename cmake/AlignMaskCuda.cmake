@@ -90,10 +90,10 @@ endif()
 # Who runs launches: the CUDA runtime, or nobody in this build.
 function(alignmask_add_launches target)
   if(NOT ALIGNMASK_WITH_CUDA)
-    set(file ${PROJECT_SOURCE_DIR}/core/common/launch_none.cpp)
+    set(file ${PROJECT_SOURCE_DIR}/core/common/launch/runtime_none.cpp)
     set(definitions "ALIGNMASK_CUDA_WHY_NOT=\"${ALIGNMASK_CUDA_WHY_NOT}\"")
   else()
-    set(file ${PROJECT_SOURCE_DIR}/core/common/launch_cuda.cpp)
+    set(file ${PROJECT_SOURCE_DIR}/core/common/launch/runtime.cpp)
     list(JOIN CMAKE_CUDA_ARCHITECTURES " " architectures)
     set(definitions "ALIGNMASK_CUDA_ARCHITECTURES=\"${architectures}\""
                     "ALIGNMASK_CUDA_COMPILER=\"nvcc ${ALIGNMASK_CUDA_VERSION}\"")

@@ -1,9 +1,9 @@
 # alignmask_add_op(<name>): adds an op's files to the core, found by convention in core/<name>/.
 #
 #   <name>.cpp         validates and dispatches; compiled once
-#   <name>_launch.cpp  works out which kernels a call on a GPU runs; compiled once
-#   <name>.cu          the kernels for GPUs; compiled once, where CUDA is built
-#   <name>_cpu.cpp     the CPU schedule; compiled once per instruction set, in a namespace of that name
+#   cpu/kernels.cpp    the CPU kernels; compiled once per instruction set, in a namespace of that name
+#   cuda/launches.cpp  computes which CUDA kernels a call runs; compiled once
+#   cuda/kernels.cu    the CUDA kernels; compiled once, where CUDA is built
 
 set(ALIGNMASK_WARNINGS -Wall -Wextra -Wno-psabi -Wno-ignored-attributes)
 
@@ -23,15 +23,16 @@ endif()
 function(alignmask_add_op name)
   set(folder ${PROJECT_SOURCE_DIR}/core/${name})
   target_sources(alignmask_core PRIVATE ${folder}/${name}.cpp)
-  if(EXISTS ${folder}/${name}_launch.cpp)
-    target_sources(alignmask_core PRIVATE ${folder}/${name}_launch.cpp)
+  if(EXISTS ${folder}/cuda/launches.cpp)
+    target_sources(alignmask_core PRIVATE ${folder}/cuda/launches.cpp)
   endif()
-  if(ALIGNMASK_WITH_CUDA AND EXISTS ${folder}/${name}.cu)
-    target_sources(alignmask_core PRIVATE ${folder}/${name}.cu)
+  if(ALIGNMASK_WITH_CUDA AND EXISTS ${folder}/cuda/kernels.cu)
+    target_sources(alignmask_core PRIVATE ${folder}/cuda/kernels.cu)
   endif()
   foreach(isa IN LISTS ALIGNMASK_ISAS)
     set(object alignmask_${name}_${isa})
-    add_library(${object} OBJECT ${folder}/${name}_cpu.cpp)
+    add_library(${object} OBJECT ${folder}/cpu/kernels.cpp)
+    target_include_directories(${object} PRIVATE ${PROJECT_SOURCE_DIR}/core)
     target_compile_definitions(${object} PRIVATE ALIGNMASK_ISA=${isa})
     target_compile_options(${object} PRIVATE ${ALIGNMASK_WARNINGS} ${ALIGNMASK_CPU_FLAGS} ${ALIGNMASK_ISA_FLAGS_${isa}})
     if(ALIGNMASK_X86)

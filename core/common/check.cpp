@@ -8,7 +8,7 @@
 #include <sstream>
 #include <utility>
 
-#include "strided_copy.h"
+#include "common/cpu/strided_copy.h"
 
 namespace alignmask {
 

@@ -2,10 +2,10 @@
 
 #include <string>
 
-#include "../common/check.h"
-#include "../common/dispatch.h"
-#include "../common/launch.h"
-#include "mask_iou_launch.h"
+#include "common/check.h"
+#include "common/cpu/dispatch.h"
+#include "common/launch/launch.h"
+#include "mask_iou/cuda/launches.h"
 
 namespace alignmask {
 

@@ -8,7 +8,7 @@
 // B images, Q predictions per image of h x w, G targets of H x W.
 #pragma once
 
-#include "../common/tensor_view.h"
+#include "common/tensor_view.h"
 
 namespace alignmask {
 

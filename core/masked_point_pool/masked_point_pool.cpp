@@ -2,10 +2,10 @@
 
 #include <string>
 
-#include "../common/check.h"
-#include "../common/dispatch.h"
-#include "../common/launch.h"
-#include "masked_point_pool_launch.h"
+#include "common/check.h"
+#include "common/cpu/dispatch.h"
+#include "common/launch/launch.h"
+#include "masked_point_pool/cuda/launches.h"
 
 namespace alignmask {
 

@@ -10,7 +10,7 @@
 // B images, C channels, H x W features, G instances of h x w, T sets of K points.
 #pragma once
 
-#include "../common/tensor_view.h"
+#include "common/tensor_view.h"
 
 namespace alignmask {
 

@@ -17,7 +17,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../common/tensor_view.h"
+#include "common/tensor_view.h"
 
 namespace alignmask {
 

@@ -2,10 +2,10 @@
 
 #include <cmath>
 
-#include "../common/check.h"
-#include "../common/dispatch.h"
-#include "../common/launch.h"
-#include "quality_focal_loss_launch.h"
+#include "common/check.h"
+#include "common/cpu/dispatch.h"
+#include "common/launch/launch.h"
+#include "quality_focal_loss/cuda/launches.h"
 
 namespace alignmask {
 

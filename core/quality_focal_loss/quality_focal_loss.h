@@ -8,7 +8,7 @@
 // R rows (one query each), C classes.
 #pragma once
 
-#include "../common/tensor_view.h"
+#include "common/tensor_view.h"
 
 namespace alignmask {
 

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "common/check.h"
-#include "common/dispatch.h"
+#include "common/cpu/dispatch.h"
 
 namespace alignmask {
 

@@ -4,7 +4,7 @@
 #include <limits>
 #include <string>
 
-#include "common/parallel_for.h"
+#include "common/cpu/parallel_for.h"
 
 using namespace alignmask;
 

@@ -1,11 +1,11 @@
 // The third way to carry out launches, beside the CUDA runtime and NVRTC: the SIMT runtime. Tensors of the CPU go
 // there.
-#include "../../core/common/launch.h"
+#include "common/launch/launch.h"
 
 #include <set>
 #include <utility>
 
-#include "../../core/common/kernel_tables.h"
+#include "common/launch/kernel_tables.h"
 #include "launched.h"
 #include "runtime.h"
 

@@ -1,7 +1,7 @@
 // A small kernel, right and with each class of mistake: the tests show that the runtime and the sanitizers notice.
 #pragma once
 
-#include "../../core/common/ptx.cuh"
+#include "common/cuda/ptx.cuh"
 
 namespace alignmask {
 

@@ -8,12 +8,12 @@
 #include <string>
 #include <vector>
 
-#include "../../core/common/half.h"
-#include "../../core/mask_iou/mask_iou_launch.h"
-#include "../../core/masked_point_pool/masked_point_pool_launch.h"
-#include "../../core/ms_deform_attn/ms_deform_attn_launch.h"
-#include "../../core/quality_focal_loss/quality_focal_loss_launch.h"
+#include "common/half.h"
+#include "mask_iou/cuda/launches.h"
+#include "masked_point_pool/cuda/launches.h"
+#include "ms_deform_attn/cuda/launches.h"
 #include "planted.h"
+#include "quality_focal_loss/cuda/launches.h"
 #include "runtime.h"
 
 using namespace alignmask;

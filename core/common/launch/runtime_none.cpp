@@ -1,0 +1,21 @@
+// For builds without CUDA: no kernels for devices, other than those that somebody else launches.
+#include "common/check.h"
+#include "cuda_build.h"
+#include "external_launcher.h"
+
+namespace alignmask {
+
+CudaBuild cuda_build() {
+  CudaBuild build;
+  build.why_not = ALIGNMASK_CUDA_WHY_NOT;
+  return build;
+}
+
+bool is_launch_device(Device device) { return device.type == DeviceType::kCUDA; }
+
+void run(const LaunchTarget& target, const std::vector<Launch>& launches) {
+  if (!run_by_launcher(target, launches))
+    throw ValueError(std::string(target.op) + ": no kernel for device " + to_string(target.device) + " in this build");
+}
+
+}  // namespace alignmask
