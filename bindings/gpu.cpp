@@ -25,13 +25,13 @@ py::dict build() {
 }
 
 void set_python_launcher(int index, const py::object& function) {
-  if (function.is_none()) return set_launcher(index, nullptr);
+  if (function.is_none()) return set_external_launcher(index, nullptr);
   // The core copies and drops launchers in threads that do not hold the GIL.
   const std::shared_ptr<py::object> shared(new py::object(function), [](py::object* object) {
     const py::gil_scoped_acquire acquired;
     delete object;
   });
-  set_launcher(index, [shared](const LaunchTarget& target, const std::vector<Launch>& launches) {
+  set_external_launcher(index, [shared](const LaunchTarget& target, const std::vector<Launch>& launches) {
     const py::gil_scoped_acquire acquired;
     py::list list;
     for (const Launch& launch : launches)

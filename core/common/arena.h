@@ -1,28 +1,34 @@
-// A piece of memory that the caller lends for one call, cut into arrays.
+// A piece of memory, cut into arrays.
 #pragma once
 
 #include <cstdint>
 
 namespace alignmask {
 
-class Workspace {
+/// Every array begins at a multiple of kAlignment, as does the memory. Over a null pointer nothing is cut, only
+/// counted: so the same code finds out how much memory is needed.
+template <int kAlignment>
+class Arena {
  public:
-  /// `memory`: aligned to 16 bytes; null to find out how much is needed.
-  explicit Workspace(void* memory) : memory_(static_cast<char*>(memory)) {}
+  explicit Arena(void* memory) : memory_(static_cast<unsigned char*>(memory)) {}
 
-  /// The next array, aligned to 16 bytes.
-  void* take(std::int64_t bytes) {
-    void* const array = memory_ ? memory_ + bytes_ : nullptr;
-    bytes_ += (bytes + 15) / 16 * 16;
-    return array;
+  /// The next array, of `count` elements.
+  template <class T>
+  __attribute__((always_inline)) T* take(std::int64_t count) {
+    unsigned char* const array = memory_ ? memory_ + bytes_ : nullptr;
+    bytes_ += (count * static_cast<std::int64_t>(sizeof(T)) + kAlignment - 1) / kAlignment * kAlignment;
+    return reinterpret_cast<T*>(array);
   }
 
   /// Of all arrays so far.
   std::int64_t bytes() const { return bytes_; }
 
  private:
-  char* memory_;
+  unsigned char* memory_;
   std::int64_t bytes_ = 0;
 };
+
+using ScratchArena = Arena<64>;    ///< of a CPU kernel's Scratch, by cache lines
+using WorkspaceArena = Arena<16>;  ///< of the memory that the caller lends to CUDA kernels
 
 }  // namespace alignmask

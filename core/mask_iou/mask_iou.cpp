@@ -35,7 +35,7 @@ ArgumentCheck check_forward(const MaskIouArgs& args) {
 
 void mask_iou_forward(const MaskIouArgs& args) {
   const ArgumentCheck check = check_forward(args);
-  if (is_launch_device(check.device())) {
+  if (uses_cuda_kernels(check.device())) {
     check.workspace(args.workspace, mask_iou_forward_workspace_bytes(args));
     return run({"mask_iou", check.device(), args.stream, &check}, mask_iou_forward_launches(args));
   }
@@ -43,7 +43,7 @@ void mask_iou_forward(const MaskIouArgs& args) {
 }
 
 std::int64_t mask_iou_forward_workspace(const MaskIouArgs& args) {
-  return is_launch_device(check_forward(args).device()) ? mask_iou_forward_workspace_bytes(args) : 0;
+  return uses_cuda_kernels(check_forward(args).device()) ? mask_iou_forward_workspace_bytes(args) : 0;
 }
 
 }  // namespace alignmask

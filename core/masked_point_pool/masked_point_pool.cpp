@@ -48,7 +48,7 @@ void masked_point_pool_forward(const MaskedPointPoolArgs& args) {
   if (!args.weight.present) check.fail_type("weight is missing");
   check.output("pooled", args.pooled, "GTC", {args.features.dtype});
   check.output("weight", args.weight, "GT", {arithmetic_dtype(args.features.dtype)});
-  if (is_launch_device(check.device()))
+  if (uses_cuda_kernels(check.device()))
     return run({"masked_point_pool", check.device(), args.stream, &check}, masked_point_pool_forward_launches(args));
   ALIGNMASK_ON_CPU(masked_point_pool_forward_cpu, args);
 }
@@ -76,7 +76,7 @@ ArgumentCheck check_backward(const MaskedPointPoolArgs& args) {
 
 void masked_point_pool_backward(const MaskedPointPoolArgs& args) {
   const ArgumentCheck check = check_backward(args);
-  if (is_launch_device(check.device())) {
+  if (uses_cuda_kernels(check.device())) {
     check.workspace(args.workspace, masked_point_pool_backward_workspace_bytes(args));
     return run({"masked_point_pool", check.device(), args.stream, &check}, masked_point_pool_backward_launches(args));
   }
@@ -84,7 +84,7 @@ void masked_point_pool_backward(const MaskedPointPoolArgs& args) {
 }
 
 std::int64_t masked_point_pool_backward_workspace(const MaskedPointPoolArgs& args) {
-  return is_launch_device(check_backward(args).device()) ? masked_point_pool_backward_workspace_bytes(args) : 0;
+  return uses_cuda_kernels(check_backward(args).device()) ? masked_point_pool_backward_workspace_bytes(args) : 0;
 }
 
 }  // namespace alignmask

@@ -88,7 +88,7 @@ void ms_deform_attn_forward(const MSDeformAttnArgs& args) {
   if (!args.out.present) check.fail_type("out is missing");
   check.output("out", args.out, "BQE", {args.value.dtype});
   check_channels(check, "out", args.out);
-  if (is_launch_device(check.device())) return run(launch_target(check, args), ms_deform_attn_forward_launches(args));
+  if (uses_cuda_kernels(check.device())) return run(launch_target(check, args), ms_deform_attn_forward_launches(args));
   ALIGNMASK_ON_CPU(ms_deform_attn_forward_cpu, args);
 }
 
@@ -111,7 +111,7 @@ ArgumentCheck check_backward(const MSDeformAttnArgs& args) {
 
 void ms_deform_attn_backward(const MSDeformAttnArgs& args) {
   ArgumentCheck check = check_backward(args);
-  if (is_launch_device(check.device())) {
+  if (uses_cuda_kernels(check.device())) {
     check.workspace(args.workspace, ms_deform_attn_backward_workspace_bytes(args));
     return run(launch_target(check, args), ms_deform_attn_backward_launches(args));
   }
@@ -120,7 +120,7 @@ void ms_deform_attn_backward(const MSDeformAttnArgs& args) {
 
 std::int64_t ms_deform_attn_backward_workspace(const MSDeformAttnArgs& args) {
   const ArgumentCheck check = check_backward(args);
-  return is_launch_device(check.device()) ? ms_deform_attn_backward_workspace_bytes(args) : 0;
+  return uses_cuda_kernels(check.device()) ? ms_deform_attn_backward_workspace_bytes(args) : 0;
 }
 
 }  // namespace alignmask

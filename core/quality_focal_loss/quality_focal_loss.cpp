@@ -24,7 +24,7 @@ void quality_focal_loss_forward(const QualityFocalLossArgs& args) {
   check.output("loss", args.loss, "R", {args.logits.dtype});
   check.output("grad_logits", args.grad_logits, "RC", {arithmetic_dtype(args.logits.dtype)});
   check.in_range("label", args.label, -1, check.size('C'));
-  if (is_launch_device(check.device()))
+  if (uses_cuda_kernels(check.device()))
     return run({"quality_focal_loss", check.device(), args.stream, &check}, quality_focal_loss_forward_launches(args));
   ALIGNMASK_ON_CPU(quality_focal_loss_forward_cpu, args);
 }

@@ -27,7 +27,7 @@ std::set<std::string> all_kernels() {
 
 std::set<std::string> launched_kernels() { return std::exchange(seen, {}); }
 
-bool is_launch_device(Device device) { return device.type == DeviceType::kCPU; }
+bool uses_cuda_kernels(Device device) { return device.type == DeviceType::kCPU; }
 
 void record_launches(std::vector<Launch>* to) { recording = to; }
 

@@ -38,22 +38,4 @@ class Scratch {
   void* data_;
 };
 
-/// Cuts memory into arrays, each at the start of a cache line. Over a null pointer it only counts.
-class Cutter {
- public:
-  explicit Cutter(void* memory) : memory_(static_cast<unsigned char*>(memory)) {}
-
-  template <class T>
-  __attribute__((always_inline)) T* cut(std::int64_t count) {
-    unsigned char* const array = memory_ ? memory_ + bytes_ : nullptr;
-    bytes_ += (count * static_cast<std::int64_t>(sizeof(T)) + 63) / 64 * 64;
-    return reinterpret_cast<T*>(array);
-  }
-  std::int64_t bytes() const { return bytes_; }
-
- private:
-  unsigned char* memory_;
-  std::int64_t bytes_ = 0;
-};
-
 }  // namespace alignmask

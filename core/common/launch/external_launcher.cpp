@@ -8,29 +8,29 @@ namespace alignmask {
 
 namespace {
 
-struct Launchers {
+struct ExternalLaunchers {
   std::mutex mutex;
-  std::map<int, Launcher> of_device;
+  std::map<int, ExternalLauncher> of_device;
 };
 
 /// Never destroyed: a launcher may belong to an interpreter that ends earlier than this library.
-Launchers& launchers() {
-  static Launchers& all = *new Launchers;
+ExternalLaunchers& launchers() {
+  static ExternalLaunchers& all = *new ExternalLaunchers;
   return all;
 }
 
 }  // namespace
 
-void set_launcher(int index, Launcher launcher) {
-  Launchers& all = launchers();
+void set_external_launcher(int index, ExternalLauncher launcher) {
+  ExternalLaunchers& all = launchers();
   const std::lock_guard<std::mutex> lock(all.mutex);
   std::swap(all.of_device[index], launcher);
 }
 
-bool run_by_launcher(const LaunchTarget& target, const std::vector<Launch>& launches) {
-  Launcher launcher;
+bool run_externally(const LaunchTarget& target, const std::vector<Launch>& launches) {
+  ExternalLauncher launcher;
   {
-    Launchers& all = launchers();
+    ExternalLaunchers& all = launchers();
     const std::lock_guard<std::mutex> lock(all.mutex);
     const auto found = all.of_device.find(target.device.index);
     if (found == all.of_device.end() || !found->second) return false;

@@ -60,7 +60,7 @@ struct LaunchTarget {
 std::string describe(const LaunchTarget& target);
 
 /// Do tensors on this device go to kernels for devices (else to those for the CPU)?
-bool is_launch_device(Device device);
+bool uses_cuda_kernels(Device device);
 
 /// Enqueues the launches one after the other. Throws ValueError where this build has no way to do so.
 void run(const LaunchTarget& target, const std::vector<Launch>& launches);

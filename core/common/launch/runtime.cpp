@@ -94,10 +94,10 @@ CudaBuild cuda_build() {
   return build;
 }
 
-bool is_launch_device(Device device) { return device.type == DeviceType::kCUDA; }
+bool uses_cuda_kernels(Device device) { return device.type == DeviceType::kCUDA; }
 
 void run(const LaunchTarget& target, const std::vector<Launch>& launches) {
-  if (launches.empty() || run_by_launcher(target, launches)) return;
+  if (launches.empty() || run_externally(target, launches)) return;
   const CurrentDevice current(target);
   for (const Launch& launch : launches) {
     const KernelFunction kernel = find_kernel(launch.kernel);

@@ -11,10 +11,10 @@ CudaBuild cuda_build() {
   return build;
 }
 
-bool is_launch_device(Device device) { return device.type == DeviceType::kCUDA; }
+bool uses_cuda_kernels(Device device) { return device.type == DeviceType::kCUDA; }
 
 void run(const LaunchTarget& target, const std::vector<Launch>& launches) {
-  if (!run_by_launcher(target, launches))
+  if (!run_externally(target, launches))
     throw ValueError(std::string(target.op) + ": no kernel for device " + to_string(target.device) + " in this build");
 }
 

@@ -9,6 +9,7 @@
 #include <limits>
 #include <vector>
 
+#include "common/arena.h"
 #include "common/cpu/bits.h"
 #include "common/cpu/dispatch.h"
 #include "common/cpu/instances.h"
@@ -242,24 +243,24 @@ struct Forward {
     return most;
   }
 
-  Buffers cut_buffers(Cutter cutter, std::int64_t* bytes = nullptr) const {
+  Buffers cut_buffers(ScratchArena arena, std::int64_t* bytes = nullptr) const {
     Buffers buffers;
-    buffers.bytes = cutter.cut<std::uint8_t>(padded_width());
-    buffers.bits = cutter.cut<std::uint64_t>(kQueries * band_rows * row_words);
-    buffers.both = cutter.cut<std::int64_t>(kQueries * most_targets());
-    buffers.rows = cutter.cut<F>(2 * padded_width());
-    buffers.blended = cutter.cut<F>(padded_width() + 2);
-    if (bytes) *bytes = cutter.bytes();
+    buffers.bytes = arena.take<std::uint8_t>(padded_width());
+    buffers.bits = arena.take<std::uint64_t>(kQueries * band_rows * row_words);
+    buffers.both = arena.take<std::int64_t>(kQueries * most_targets());
+    buffers.rows = arena.take<F>(2 * padded_width());
+    buffers.blended = arena.take<F>(padded_width() + 2);
+    if (bytes) *bytes = arena.bytes();
     return buffers;
   }
-  Buffers buffers_of(int worker) const { return cut_buffers(Cutter(memory + worker * buffer_bytes)); }
+  Buffers buffers_of(int worker) const { return cut_buffers(ScratchArena(memory + worker * buffer_bytes)); }
 
   void run() {
     if (W == 0) H = 0;
     const std::int64_t tasks = B * ((Q + kQueries - 1) / kQueries);
     const int threads = threads_for(static_cast<double>(B) * static_cast<double>(Q * H * W), kPixelsPerThread,
                                     std::max(G, tasks), args.threads);
-    cut_buffers(Cutter(nullptr), &buffer_bytes);
+    cut_buffers(ScratchArena(nullptr), &buffer_bytes);
     const Scratch buffer_memory(static_cast<std::size_t>(threads * buffer_bytes));
     const Scratch bits_memory(static_cast<std::size_t>(G * H * row_words) * sizeof(std::uint64_t));
     memory = static_cast<unsigned char*>(buffer_memory.data());

@@ -82,20 +82,19 @@ Plan plan_forward(const MaskIouArgs& args, void* memory) {
   const bool by_cells = params.factor == kIouCellFactor && params.queries >= kIouCellQueries;
   if (by_cells) params.row_words = params.width / kIouCellsOfWord + 1;  // one cell more than columns
 
-  Workspace workspace(memory);
+  WorkspaceArena workspace(memory);
   const std::int64_t G = params.target_count, Q = params.queries, B = params.images;
   const std::int64_t counts = G + B * Q + G * Q;
-  auto* const count = static_cast<unsigned long long*>(workspace.take(counts * 8));
+  auto* const count = workspace.take<unsigned long long>(counts);
   params.target_area = count;
   params.prediction_area = count ? count + G : nullptr;
   params.both = count ? count + G + B * Q : nullptr;
   if (by_cells) {
     const std::int64_t words = (G + 1) * (params.height + std::int64_t{1}) * params.row_words;
-    params.planes = static_cast<unsigned int*>(workspace.take(words * kIouPlaneWords * 4));
-    params.pixels = static_cast<unsigned short*>(workspace.take(words * 32 * 2));
+    params.planes = workspace.take<unsigned int>(words * kIouPlaneWords);
+    params.pixels = workspace.take<unsigned short>(words * 32);
   } else {
-    params.bits =
-        static_cast<unsigned int*>(workspace.take(G * params.target_height * std::int64_t{params.row_words} * 4));
+    params.bits = workspace.take<unsigned int>(G * params.target_height * std::int64_t{params.row_words});
   }
   plan.workspace_bytes = workspace.bytes();
 

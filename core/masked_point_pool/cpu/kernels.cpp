@@ -76,7 +76,7 @@ struct Pass {
                             std::max<std::int64_t>(tasks, 1), args.threads)),
         plan(args, threads) {
     for (std::int64_t b = 0; b < B; ++b) most_slots = std::max(most_slots, T * plan.instances().count(b));
-    cut(Cutter(nullptr), &worker_bytes);
+    cut(ScratchArena(nullptr), &worker_bytes);
   }
 
   /// A worker's memory.
@@ -86,16 +86,16 @@ struct Pass {
     F* outside;  // [kWidth]: zeros where nothing is read, or a place for what belongs nowhere
   };
 
-  Buffers cut(Cutter cutter, std::int64_t* bytes = nullptr) const {
+  Buffers cut(ScratchArena arena, std::int64_t* bytes = nullptr) const {
     Buffers buffers;
-    buffers.slots = cutter.cut<F>(most_slots * kWidth);
-    buffers.rows = cutter.cut<F>(2 * W * kWidth);
-    buffers.outside = cutter.cut<F>(kWidth);
-    if (bytes) *bytes = cutter.bytes();
+    buffers.slots = arena.take<F>(most_slots * kWidth);
+    buffers.rows = arena.take<F>(2 * W * kWidth);
+    buffers.outside = arena.take<F>(kWidth);
+    if (bytes) *bytes = arena.bytes();
     return buffers;
   }
   Buffers buffers_of(int worker) const {
-    const Buffers buffers = cut(Cutter(memory + worker * worker_bytes));
+    const Buffers buffers = cut(ScratchArena(memory + worker * worker_bytes));
     std::fill_n(buffers.outside, kWidth, F(0));
     return buffers;
   }

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "common/arena.h"
 #include "common/cpu/bits.h"
 #include "common/cpu/instances.h"
 #include "common/cpu/parallel_for.h"
@@ -101,17 +102,17 @@ class Plan {
  private:
   /// Cuts the memory into the plan's arrays; returns the bytes.
   std::int64_t cut(void* memory) {
-    Cutter cutter(memory);
+    ScratchArena arena(memory);
     const std::int64_t B = args_.features.shape[0], points = T_ * K_;
-    order_ = cutter.cut<std::int32_t>(B * points);
-    other_order_ = cutter.cut<std::int32_t>(B * points);
-    rows_ = cutter.cut<std::int32_t>(B * points);
-    columns_ = cutter.cut<std::int32_t>(B * points);
-    first_ = cutter.cut<std::int64_t>(B * buckets());
-    counts_ = cutter.cut<std::int64_t>(B * chunks_);
-    boxes_ = cutter.cut<MaskBox>(args_.owner.shape[0]);
-    planned_ = cutter.cut<PlannedPoint<F>>(B * chunks_ * kChunkPoints);
-    return cutter.bytes();
+    order_ = arena.take<std::int32_t>(B * points);
+    other_order_ = arena.take<std::int32_t>(B * points);
+    rows_ = arena.take<std::int32_t>(B * points);
+    columns_ = arena.take<std::int32_t>(B * points);
+    first_ = arena.take<std::int64_t>(B * buckets());
+    counts_ = arena.take<std::int64_t>(B * chunks_);
+    boxes_ = arena.take<MaskBox>(args_.owner.shape[0]);
+    planned_ = arena.take<PlannedPoint<F>>(B * chunks_ * kChunkPoints);
+    return arena.bytes();
   }
 
   Hit<F>* hits_of(std::int64_t b, std::int64_t chunk) const {

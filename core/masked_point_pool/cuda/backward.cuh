@@ -26,7 +26,7 @@ ALIGNMASK_KERNEL(kPoolThreads, sizeof(T) == 8 ? 2 : 4)
 masked_point_pool_backward(ALIGNMASK_PARAMS MaskedPointPoolParams params) {
   using F = Arithmetic<T>;
   constexpr int kEach = kPoolChannelsPerLane;
-  ALIGNMASK_SHARED(FeatureTaps<F>, taps, kPoolThreads);
+  ALIGNMASK_SHARED(BilinearTaps<F>, taps, kPoolThreads);
   ALIGNMASK_SHARED(F, hits, kPoolInstances * kPoolThreads);
   ALIGNMASK_SHARED(int, found, kPoolInstances);
   ALIGNMASK_SHARED(F, scales, kPoolInstances);
@@ -82,11 +82,11 @@ masked_point_pool_backward(ALIGNMASK_PARAMS MaskedPointPoolParams params) {
           if (channel < params.channels) gradient[j] += hit * to_arithmetic(pooled[channel * params.pooled_strides[2]]);
         }
       }
-      const FeatureTaps<F>& tap = taps[point];
+      const BilinearTaps<F>& tap = taps[point];
 #pragma unroll 1
       for (int i = 0; i < 4; ++i) {
-        if (tap.pixel[i] < 0) continue;
-        F* const to = sums + static_cast<Int64>(tap.pixel[i]) * params.channels;
+        if (tap.indices.corner[i] < 0) continue;
+        F* const to = sums + static_cast<Int64>(tap.indices.corner[i]) * params.channels;
         const F weight = tap.weight[i];
         if constexpr (sizeof(F) == 4) {
           if (adds_vectors<F>(params)) {

@@ -22,7 +22,7 @@ ALIGNMASK_KERNEL(kPoolThreads, sizeof(T) == 8 ? 2 : 4)
 masked_point_pool_forward(ALIGNMASK_PARAMS MaskedPointPoolParams params) {
   using F = Arithmetic<T>;
   constexpr int kChannels = kWarp * kVector;
-  ALIGNMASK_SHARED(FeatureTaps<F>, taps, kPoolThreads);
+  ALIGNMASK_SHARED(BilinearTaps<F>, taps, kPoolThreads);
   ALIGNMASK_SHARED(F, sums, kPoolWarps * kChannels);
   ALIGNMASK_SHARED(F, weights, kPoolWarps);
 
@@ -35,7 +35,7 @@ masked_point_pool_forward(ALIGNMASK_PARAMS MaskedPointPoolParams params) {
   const bool has_channels = channel < params.channels;
   const T* const features = static_cast<const T*>(params.features) + larger(image, 0) * params.features_strides[0] +
                             channel * (kVector > 1 ? Int64{1} : params.features_strides[1]);
-  FeatureTaps<F>* const mine = taps + warp * kWarp;
+  BilinearTaps<F>* const mine = taps + warp * kWarp;
 
   F sum[kVector] = {}, weight = 0;
   const int count = image >= 0 ? params.points_per_set : 0;
@@ -49,7 +49,7 @@ masked_point_pool_forward(ALIGNMASK_PARAMS MaskedPointPoolParams params) {
     const UInt32 covered = __ballot_sync(kFullWarp, hit != 0);
     if (!covered) continue;
     if (hit != 0) {
-      FeatureTaps<F> found = feature_taps(params, x, y);
+      BilinearTaps<F> found = feature_taps(params, x, y);
       for (int k = 0; k < 4; ++k) found.weight[k] *= hit;
       mine[__popc(covered & ((1u << lane) - 1))] = found;
     }
@@ -57,11 +57,11 @@ masked_point_pool_forward(ALIGNMASK_PARAMS MaskedPointPoolParams params) {
     const int hits = __popc(covered);
 #pragma unroll 1
     for (int i = 0; i < hits; ++i) {
-      const FeatureTaps<F> point = mine[i];
+      const BilinearTaps<F> point = mine[i];
       Packed<T, kVector> corner[4];
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        const int pixel = has_channels ? point.pixel[k] : -1;
+        const int pixel = has_channels ? point.indices.corner[k] : -1;
         corner[k] = load<T, kVector>(pixel_at<(kVector > 1)>(params, features, pixel), pixel);
       }
 #pragma unroll

@@ -99,10 +99,10 @@ Backward plan_backward(const MaskedPointPoolArgs& args, void* memory) {
     return plan;
   }
 
-  Workspace workspace(memory);
+  WorkspaceArena workspace(memory);
   const bool in_place =
       is_arithmetic(dtype) && is_channels_last(gradient) && is_aligned(gradient, 0, 16 / static_cast<int>(bytes));
-  params.sums = in_place ? gradient.data : workspace.take(elements * bytes);
+  params.sums = in_place ? gradient.data : workspace.take<unsigned char>(elements * bytes);
   params.vector_sums = params.channels % 4 == 0;
   plan.launches.push_back(fill_zero_launch(params.sums, elements * bytes));
   if (params.instances > 0 && params.sets > 0 && params.points_per_set > 0) {

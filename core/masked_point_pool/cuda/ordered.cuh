@@ -31,9 +31,9 @@ masked_point_pool_ordered_backward(ALIGNMASK_PARAMS MaskedPointPoolParams params
     const int set = params.by_points.quotient(index);
     read_point<T>(params, image, set, index - set * params.points_per_set, x, y);
   };
-  const auto reaches = [](const FeatureTaps<F>& tap, int first, int end) {
+  const auto reaches = [](const BilinearTaps<F>& tap, int first, int end) {
     bool some = false;
-    for (int i = 0; i < 4; ++i) some = some || (tap.pixel[i] >= first && tap.pixel[i] < end);
+    for (int i = 0; i < 4; ++i) some = some || (tap.indices.corner[i] >= first && tap.indices.corner[i] < end);
     return some;
   };
 
@@ -65,7 +65,7 @@ masked_point_pool_ordered_backward(ALIGNMASK_PARAMS MaskedPointPoolParams params
     for (int i = 0; i < queued; ++i) {
       F x, y;
       read(queue[i], x, y);
-      const FeatureTaps<F> tap = feature_taps(params, x, y);
+      const BilinearTaps<F> tap = feature_taps(params, x, y);
       if (!reaches(tap, own_first, own_end)) continue;  // the same for all lanes
       const int set = params.by_points.quotient(queue[i]);
       const PointOnMap<F, int> on_masks = point_on_masks(params, x, y);
@@ -87,8 +87,8 @@ masked_point_pool_ordered_backward(ALIGNMASK_PARAMS MaskedPointPoolParams params
       }
 #pragma unroll
       for (int corner = 0; corner < 4; ++corner)
-        if (tap.pixel[corner] >= own_first && tap.pixel[corner] < own_end)
-          own[(tap.pixel[corner] - own_first) * kPoolOrderedChannels] += tap.weight[corner] * gradient;
+        if (tap.indices.corner[corner] >= own_first && tap.indices.corner[corner] < own_end)
+          own[(tap.indices.corner[corner] - own_first) * kPoolOrderedChannels] += tap.weight[corner] * gradient;
     }
   }
 

@@ -1,6 +1,7 @@
 // What the kernels of masked_point_pool share: points, masks at points, features around points, instances of an image.
 #pragma once
 
+#include "common/cuda/bilinear_taps.cuh"
 #include "common/cuda/vector.cuh"
 #include "common/cuda/warp.cuh"
 #include "masked_point_pool/formula.h"
@@ -41,23 +42,12 @@ ALIGNMASK_DEVICE PointOnMap<F, int> point_on_masks(const MaskedPointPoolParams& 
   return PointOnMap<F, int>::of(x, y, params.mask_width, params.mask_height);
 }
 
-/// The four pixels of the features around a point: index y · W + x, -1 where there is none, and weight.
+/// The four pixels of the features around a point.
 template <class F>
-struct alignas(16) FeatureTaps {
-  int pixel[4];
-  F weight[4];
-};
-
-template <class F>
-ALIGNMASK_DEVICE FeatureTaps<F> feature_taps(const MaskedPointPoolParams& params, F x, F y) {
+ALIGNMASK_DEVICE BilinearTaps<F> feature_taps(const MaskedPointPoolParams& params, F x, F y) {
   const auto point = PointOnMap<F, int>::of(x, y, params.width, params.height);
-  const Corners<F> weight = corner_weights(point.x_part, point.y_part);
-  const bool left = point.inside && point.x >= 0, right = point.inside && point.x + 1 < params.width;
-  const bool top = point.y >= 0, bottom = point.y + 1 < params.height;
-  const int pixel = point.y * params.width + point.x;
-  return {{top && left ? pixel : -1, top && right ? pixel + 1 : -1, bottom && left ? pixel + params.width : -1,
-           bottom && right ? pixel + params.width + 1 : -1},
-          {weight.top_left, weight.top_right, weight.bottom_left, weight.bottom_right}};
+  return bilinear_taps(corner_indices(point.inside, point.x, point.y, params.width, params.height, 0),
+                       corner_weights(point.x_part, point.y_part));
 }
 
 /// `channel` of pixel 0 -> of `pixel` (somewhere, if that is -1). kDense: the stride of a row is W times that of a

@@ -26,7 +26,7 @@ class Backward {
       prefer_large_pages(*gradient);
     const std::int64_t tasks = sizes_.B * sizes_.N;
     const int threads = threads_for(2 * sizes_.work, kWorkPerThread, std::max<std::int64_t>(tasks, 1), args_.threads);
-    Cutter worker(nullptr);
+    ScratchArena worker(nullptr);
     cut(worker);
     const Scratch workers(static_cast<std::size_t>(worker.bytes() * threads));
     workers_ = static_cast<unsigned char*>(workers.data());
@@ -50,23 +50,23 @@ class Backward {
     F *value, *grad_value;  // [S + 1, padded D]; the last token is the one that taps outside a level use
   };
 
-  Worker cut(Cutter& cutter) const {
+  Worker cut(ScratchArena& arena) const {
     Worker worker;
-    worker.row = tables_.points.cut_row(cutter);
-    worker.taps = cutter.cut<Taps<F, F>>(tables_.points.padded() / kPointLanes<F>);
-    worker.packs = cutter.cut<PointPack<F>>(tables_.points.padded() / kPointLanes<F>);
-    worker.dots = cutter.cut<F>(4 * tables_.points.padded());
-    worker.grad_out = cutter.cut<F>(sizes_.padded_D);
-    worker.value = cutter.cut<F>((sizes_.S + 1) * sizes_.padded_D);
-    worker.grad_value = cutter.cut<F>((sizes_.S + 1) * sizes_.padded_D);
+    worker.row = tables_.points.cut_row(arena);
+    worker.taps = arena.take<Taps<F, F>>(tables_.points.padded() / kPointLanes<F>);
+    worker.packs = arena.take<PointPack<F>>(tables_.points.padded() / kPointLanes<F>);
+    worker.dots = arena.take<F>(4 * tables_.points.padded());
+    worker.grad_out = arena.take<F>(sizes_.padded_D);
+    worker.value = arena.take<F>((sizes_.S + 1) * sizes_.padded_D);
+    worker.grad_value = arena.take<F>((sizes_.S + 1) * sizes_.padded_D);
     return worker;
   }
 
   static void own_head(void* context, std::int64_t task, int worker_index) {
     const Backward& self = *static_cast<const Backward*>(context);
     const Sizes<kWidth>& sizes = self.sizes_;
-    Cutter cutter(self.workers_ + worker_index * self.worker_bytes_);
-    const Worker worker = self.cut(cutter);
+    ScratchArena arena(self.workers_ + worker_index * self.worker_bytes_);
+    const Worker worker = self.cut(arena);
     const std::int64_t b = task / sizes.N, n = task % sizes.N, slice = sizes.S * sizes.padded_D;
     if (self.need_points_) {
       pack(self.args_.value, b, n, sizes.padded_D, worker.value);
@@ -75,8 +75,8 @@ class Backward {
     if (self.need_value_) std::fill_n(worker.grad_value, slice + sizes.padded_D, F(0));
     std::fill_n(worker.grad_out, sizes.padded_D, F(0));
     std::fill_n(worker.dots, 4 * self.tables_.points.padded(), F(0));
-    const Points<F> points = self.tables_.points;  // copies, which no store can change: they stay in registers
-    const Tokens<F, F> tokens = self.tables_.tokens;
+    const PointReader<F> points = self.tables_.points;  // copies, which no store can change: they stay in registers
+    const TapPlanner<F, F> tokens = self.tables_.tokens;
     for (std::int64_t q = 0; q < sizes.Q; ++q) {
       if (q + kPrefetchQueriesOfHead < sizes.Q) {
         points.prefetch(b, q + kPrefetchQueriesOfHead, n);
@@ -87,8 +87,8 @@ class Backward {
     if (self.need_value_) copy_out(worker.grad_value, sizes.padded_D, tokens_of(self.args_.grad_value, b, n));
   }
 
-  ALIGNMASK_HOST_DEVICE void query(std::int64_t b, std::int64_t q, std::int64_t n, const Points<F>& points,
-                                   const Tokens<F, F>& tokens, const Worker& worker) const {
+  ALIGNMASK_HOST_DEVICE void query(std::int64_t b, std::int64_t q, std::int64_t n, const PointReader<F>& points,
+                                   const TapPlanner<F, F>& tokens, const Worker& worker) const {
     constexpr int kLanes = kPointLanes<F>;
     points.start_query(b, q, worker.row);
     const auto head = points.start_head(b, q, n, worker.row);
@@ -137,7 +137,7 @@ class Backward {
   }
 
   /// From the dots to the gradients of the points.
-  ALIGNMASK_HOST_DEVICE static void finish_points(const Points<F>& points, const Worker& worker) {
+  ALIGNMASK_HOST_DEVICE static void finish_points(const PointReader<F>& points, const Worker& worker) {
     using Lanes = PointLanes<F>;
     constexpr int kLanes = kPointLanes<F>;
     const PointRow<F>& row = worker.row;

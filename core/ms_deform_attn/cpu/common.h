@@ -83,21 +83,21 @@ template <class F, class T>
 struct Tables {
   Tables(const MSDeformAttnArgs& args, std::int64_t token_stride)
       : memory(static_cast<std::size_t>(bytes(args))),
-        cutter(memory.data()),
-        points(args, cutter),
-        tokens(args, points, token_stride, cutter) {}
+        arena(memory.data()),
+        points(args, arena),
+        tokens(args, points, token_stride, arena) {}
 
   static std::int64_t bytes(const MSDeformAttnArgs& args) {
-    Cutter counter(nullptr);
-    const Points<F> points(args, counter);
-    Tokens<F, T>(args, points, 0, counter);
+    ScratchArena counter(nullptr);
+    const PointReader<F> points(args, counter);
+    TapPlanner<F, T>(args, points, 0, counter);
     return counter.bytes();
   }
 
   Scratch memory;
-  Cutter cutter;
-  Points<F> points;
-  Tokens<F, T> tokens;
+  ScratchArena arena;
+  PointReader<F> points;
+  TapPlanner<F, T> tokens;
 };
 
 }  // namespace

@@ -30,7 +30,7 @@ class Forward {
     if (sizes_.B * sizes_.N * sizes_.Q == 0) return;
     prefer_large_pages(args_.out);
     threads_ = threads_for(sizes_.work, kWorkPerThread, sizes_.B * sizes_.Q, args_.threads);
-    Cutter worker(nullptr);
+    ScratchArena worker(nullptr);
     cut(worker);
     const Scratch workers(static_cast<std::size_t>(worker.bytes() * threads_)),
         zeros(static_cast<std::size_t>(sizes_.padded_D) * sizeof(T));
@@ -56,11 +56,11 @@ class Forward {
     F* out;
   };
 
-  Worker cut(Cutter& cutter) const {
+  Worker cut(ScratchArena& arena) const {
     Worker worker;
-    worker.row = tables_.points.cut_row(cutter);
-    worker.taps = cutter.cut<Taps<F, T>>(tables_.points.padded() / kPointLanes<F>);
-    worker.out = cutter.cut<F>(sizes_.padded_D);
+    worker.row = tables_.points.cut_row(arena);
+    worker.taps = arena.take<Taps<F, T>>(tables_.points.padded() / kPointLanes<F>);
+    worker.out = arena.take<F>(sizes_.padded_D);
     return worker;
   }
 
@@ -84,11 +84,11 @@ class Forward {
 
   static void sample_share(void* context, std::int64_t task, int worker_index) {
     const Forward& self = *static_cast<const Forward*>(context);
-    Cutter cutter(self.workers_ + worker_index * self.worker_bytes_);
-    const Worker worker = self.cut(cutter);
+    ScratchArena arena(self.workers_ + worker_index * self.worker_bytes_);
+    const Worker worker = self.cut(arena);
     const std::int64_t b = self.b0_ + task / self.shares_, share = task % self.shares_, Q = self.sizes_.Q;
-    const Points<F> points = self.tables_.points;  // copies, which no store can change: they stay in registers
-    const Tokens<F, T> tokens = self.tables_.tokens;
+    const PointReader<F> points = self.tables_.points;  // copies, which no store can change: they stay in registers
+    const TapPlanner<F, T> tokens = self.tables_.tokens;
     for (std::int64_t q = Q * share / self.shares_; q < Q * (share + 1) / self.shares_; ++q) {
       if (q + kPrefetchQueries < Q) self.prefetch(b, q + kPrefetchQueries, points);
       points.start_query(b, q, worker.row);
@@ -96,7 +96,7 @@ class Forward {
     }
   }
 
-  ALIGNMASK_HOST_DEVICE void prefetch(std::int64_t b, std::int64_t q, const Points<F>& points) const {
+  ALIGNMASK_HOST_DEVICE void prefetch(std::int64_t b, std::int64_t q, const PointReader<F>& points) const {
     for (std::int64_t n = n0_; n < n1_; ++n) {
       points.prefetch(b, q, n);
       out_.prefetch(b, q, n);
@@ -109,8 +109,8 @@ class Forward {
     return packed_ + (n - n0_) * sizes_.S * sizes_.padded_D;
   }
 
-  ALIGNMASK_HOST_DEVICE void query(std::int64_t b, std::int64_t q, std::int64_t n, const Points<F>& points,
-                                   const Tokens<F, T>& tokens, const Worker& worker) const {
+  ALIGNMASK_HOST_DEVICE void query(std::int64_t b, std::int64_t q, std::int64_t n, const PointReader<F>& points,
+                                   const TapPlanner<F, T>& tokens, const Worker& worker) const {
     constexpr int kLanes = kPointLanes<F>;
     const auto head = points.start_head(b, q, n, worker.row);
     const T* const values = slice(b, n);

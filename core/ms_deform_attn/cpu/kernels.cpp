@@ -9,7 +9,7 @@
 // tokens of one head side by side take an eighth (with 8 heads) of the pages and cache lines that they take in the
 // tensors.
 //
-// For each (query, head): its points as positions and weights (Points), planned into taps (Tokens), a pack of
+// For each (query, head): its points as positions and weights (PointReader), planned into taps (TapPlanner), a pack of
 // points at a time; then tap by tap over the channels, kWidth of them in registers.
 #include <cstdlib>
 

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "common/arena.h"
 #include "common/cpu/parallel_for.h"
 #include "common/cpu/simd.h"
 #include "common/cpu/strided_copy.h"
@@ -89,13 +90,13 @@ class PointTensor {
 };
 
 template <class F>
-class Points {
+class PointReader {
  public:
   static constexpr int kLanes = kPointLanes<F>;
   using Lanes = PointLanes<F>;
 
-  /// The tables of levels lie in `cutter`; over a null pointer it only counts.
-  Points(const MSDeformAttnArgs& args, Cutter& cutter)
+  /// The tables of levels lie in `arena`; over a null pointer it only counts.
+  PointReader(const MSDeformAttnArgs& args, ScratchArena& arena)
       : reference_(&args.reference),
         locations_(args.locations),
         weights_(args.weights),
@@ -111,7 +112,7 @@ class Points {
         last_numbers_(static_cast<int>(count_ - last_)),
         second_form_(args.reference.present),
         empty_levels_(false) {
-    for (F** array : {&width_, &height_, &scale_x_, &scale_y_, &padding_}) *array = cutter.cut<F>(padded_);
+    for (F** array : {&width_, &height_, &scale_x_, &scale_y_, &padding_}) *array = arena.take<F>(padded_);
     for (const MSDeformAttnLevel& level : args.levels)
       empty_levels_ = empty_levels_ || level.width == 0 || level.height == 0;
     if (!width_) return;
@@ -137,12 +138,12 @@ class Points {
   ALIGNMASK_HOST_DEVICE Lanes scale_x(std::int64_t first) const { return load<Lanes>(scale_x_ + first); }
   ALIGNMASK_HOST_DEVICE Lanes scale_y(std::int64_t first) const { return load<Lanes>(scale_y_ + first); }
 
-  PointRow<F> cut_row(Cutter& cutter) const {
+  PointRow<F> cut_row(ScratchArena& arena) const {
     PointRow<F> row;
     for (F** array :
          {&row.origin_x, &row.origin_y, &row.numbers, &row.weight, &row.grad_x, &row.grad_y, &row.grad_weight})
-      *array = cutter.cut<F>(padded_);
-    row.pairs = cutter.cut<F>(2 * padded_);
+      *array = arena.take<F>(padded_);
+    row.pairs = arena.take<F>(2 * padded_);
     return row;
   }
 

@@ -18,13 +18,13 @@ struct Taps {
 
 /// The tokens of any (image, head): where the levels of all points start, and how far their rows are apart.
 template <class F, class T>
-class Tokens {
+class TapPlanner {
  public:
-  /// `stride`: elements between tokens. The tables lie in `cutter`; over a null pointer it only counts.
-  Tokens(const MSDeformAttnArgs& args, const Points<F>& points, std::int64_t stride, Cutter& cutter)
+  /// `stride`: elements between tokens. The tables lie in `arena`; over a null pointer it only counts.
+  TapPlanner(const MSDeformAttnArgs& args, const PointReader<F>& points, std::int64_t stride, ScratchArena& arena)
       : token_(stride * static_cast<std::int64_t>(sizeof(T))) {
-    for (std::int64_t** array : {&first_, &row_, &width_, &height_}) *array = cutter.cut<std::int64_t>(points.padded());
-    columns_ = cutter.cut<std::int32_t>(points.padded());
+    for (std::int64_t** array : {&first_, &row_, &width_, &height_}) *array = arena.take<std::int64_t>(points.padded());
+    columns_ = arena.take<std::int32_t>(points.padded());
     if (!first_) return;
     std::int64_t tokens = 0, i = 0;
     for (const MSDeformAttnLevel& level : args.levels) {
@@ -42,7 +42,7 @@ class Tokens {
 
   /// Plans kLanes points from `i` on, and leaves in `pack` how far they are past their top left token. `slice`: the
   /// first token; `zeros`: the token of taps outside. A NaN position keeps its NaN; infinity is outside.
-  ALIGNMASK_HOST_DEVICE void plan(const Points<F>& points, std::int64_t i, const T* slice, const T* zeros,
+  ALIGNMASK_HOST_DEVICE void plan(const PointReader<F>& points, std::int64_t i, const T* slice, const T* zeros,
                                   PointPack<F>* pack, Taps<F, T>* taps) const {
     constexpr int kLanes = kPointLanes<F>;
     using Lanes = PointLanes<F>;

@@ -26,7 +26,7 @@ class OutGradient {
   }
 
   /// This lane's part of <gradient, value> at each of the tokens; `value` is at this lane's first channel.
-  ALIGNMASK_DEVICE Corners<F> dots(const T* value, const Tokens& tokens) const {
+  ALIGNMASK_DEVICE Corners<F> dots(const T* value, const CornerIndices& tokens) const {
     Packed<T, kVector> corner[4];
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
@@ -114,8 +114,8 @@ ms_deform_attn_backward(ALIGNMASK_PARAMS MSDeformAttnParams params) {
   ALIGNMASK_SHARED(HeadState<F>, states, kGroups);
 
   const int lane = threadIdx.x % kLanes, group = threadIdx.x / kLanes;
-  const Points<T, kLanes, (kVector > 1)> points(params, static_cast<Int64>(blockIdx.x) * kGroups + group, states[group],
-                                                lane);
+  const HeadPoints<T, kLanes, (kVector > 1)> points(params, static_cast<Int64>(blockIdx.x) * kGroups + group,
+                                                    states[group], lane);
   const QueryHead& at = states[group].at;
   if (!params.grad_locations && !params.pixel_gradient && !params.grad_weights) return;
 

@@ -21,16 +21,13 @@ ms_deform_attn_forward(ALIGNMASK_PARAMS MSDeformAttnParams params) {
   constexpr int kGroups = kAttentionThreads / kLanes;
   constexpr int kChunk = kLanes < 4 ? 4 : kLanes;
   using Rows = PointRows<kLanes, kChunk>;
-  struct alignas(16) Tap {
-    Tokens tokens;
-    F weight[4];
-  };
+  using Tap = BilinearTaps<F>;
   ALIGNMASK_SHARED(Tap, taps, Rows::kEntries);
   ALIGNMASK_SHARED(HeadState<F>, states, kGroups);
 
   const int lane = threadIdx.x % kLanes, group = threadIdx.x / kLanes;
-  const Points<T, kLanes, (kVector > 1)> points(params, static_cast<Int64>(blockIdx.x) * kGroups + group, states[group],
-                                                lane);
+  const HeadPoints<T, kLanes, (kVector > 1)> points(params, static_cast<Int64>(blockIdx.x) * kGroups + group,
+                                                    states[group], lane);
   const QueryHead& at = states[group].at;
   const T* value =
       static_cast<const T*>(params.value) + at.image * params.value_strides[0] + at.head * params.value_strides[2];
@@ -45,8 +42,7 @@ ms_deform_attn_forward(ALIGNMASK_PARAMS MSDeformAttnParams params) {
       __syncwarp();  // nobody reads the chunk before
       for (int i = lane; i < kChunk; i += kLanes) {
         const PlacedPoint<F> point = points.place(first_point + i);
-        const Corners<F> weight = attention_tap_weights(point.x, point.y, point.weight);
-        row[i] = {point.tokens, {weight.top_left, weight.top_right, weight.bottom_left, weight.bottom_right}};
+        row[i] = bilinear_taps(point.tokens, attention_tap_weights(point.x, point.y, point.weight));
       }
       __syncwarp();
       const int count = smaller(kChunk, points.count() - first_point);
@@ -56,7 +52,7 @@ ms_deform_attn_forward(ALIGNMASK_PARAMS MSDeformAttnParams params) {
         Packed<T, kVector> corner[4];
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-          const int token = has_channels ? tap.tokens.corner[k] : -1;
+          const int token = has_channels ? tap.indices.corner[k] : -1;
           corner[k] = load<T, kVector>(token_at<(kVector > 1)>(params, mine, token), token);
         }
 #pragma unroll

@@ -118,7 +118,7 @@ struct Backward {
 Backward plan_backward(const MSDeformAttnArgs& args, void* memory) {
   MSDeformAttnParams params = params_for(args);
   std::vector<Launch> launches, last;
-  Workspace workspace(memory);
+  WorkspaceArena workspace(memory);
   const DType dtype = args.value.dtype;
   const std::int64_t bytes = dtype == DType::kFloat64 ? 8 : 4;  // of the arithmetic type
   const std::string type = std::string("<") + kernel_type(dtype) + ">";
@@ -135,7 +135,8 @@ Backward plan_backward(const MSDeformAttnArgs& args, void* memory) {
     copy_strides(args.grad_weights, params.grad_weights_strides);
     if (args.reference.present) {
       const bool in_place = is_arithmetic(args.grad_weights.dtype);
-      params.kept_gradients = in_place ? params.grad_weights : workspace.take(args.weights.elements() * bytes);
+      params.kept_gradients =
+          in_place ? params.grad_weights : workspace.take<unsigned char>(args.weights.elements() * bytes);
       in_place ? copy_strides(args.grad_weights, params.kept_strides)
                : contiguous_strides(args.weights, params.kept_strides);
     }
@@ -147,7 +148,7 @@ Backward plan_backward(const MSDeformAttnArgs& args, void* memory) {
       summing.pixel_gradient = args.grad_locations.data;
       copy_strides(args.grad_locations, summing.pixel_gradient_strides);
     } else {
-      summing.pixel_gradient = params.pixel_gradient = workspace.take(args.locations.elements() * bytes);
+      summing.pixel_gradient = params.pixel_gradient = workspace.take<unsigned char>(args.locations.elements() * bytes);
       contiguous_strides(args.locations, summing.pixel_gradient_strides);
       contiguous_strides(args.locations, params.pixel_gradient_strides);
     }
@@ -163,7 +164,7 @@ Backward plan_backward(const MSDeformAttnArgs& args, void* memory) {
   if (args.grad_value.present && value_elements > 0) {
     params.grad_value = args.grad_value.data;
     copy_strides(args.grad_value, params.grad_value_strides);
-    if (args.reference.present) params.softmax = workspace.take(2 * params.query_heads * bytes);
+    if (args.reference.present) params.softmax = workspace.take<unsigned char>(2 * params.query_heads * bytes);
     const std::int64_t slices = std::int64_t{params.images} * params.heads;
     if (args.deterministic) {
       checked_int(static_cast<std::int64_t>(params.queries) * params.points + kAttentionThreads, kOp, "Q·P");
@@ -174,7 +175,7 @@ Backward plan_backward(const MSDeformAttnArgs& args, void* memory) {
     } else {
       const bool in_place =
           is_arithmetic(dtype) && is_contiguous(args.grad_value) && is_aligned(args.grad_value, 0, 16 / (int)bytes);
-      params.value_sums = in_place ? args.grad_value.data : workspace.take(value_elements * bytes);
+      params.value_sums = in_place ? args.grad_value.data : workspace.take<unsigned char>(value_elements * bytes);
       contiguous_strides(args.value, params.sums_strides);
       params.sums_token_bytes = checked_int(params.sums_strides[1] * bytes, kOp, "N·D in bytes");
       launches.push_back(fill_zero_launch(params.value_sums, value_elements * bytes));

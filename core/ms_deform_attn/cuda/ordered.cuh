@@ -45,13 +45,13 @@ ms_deform_attn_ordered_value_gradient(ALIGNMASK_PARAMS MSDeformAttnParams params
   const auto place = [&](int index, bool with_weight) {
     at.query = params.by_points.quotient(index);
     HeadState<F> state = {};
-    const Points<T, 1, false> points(params, at, state);
+    const HeadPoints<T, 1, false> points(params, at, state);
     const int point = level * params.points + (index - at.query * params.points);
     F x, y;
     points.pixel(point, level, x, y);
     return place_point(params, level, x, y, with_weight ? points.weight(point, level) : F{0});
   };
-  const auto reaches = [](const Tokens& tokens, int first, int end) {
+  const auto reaches = [](const CornerIndices& tokens, int first, int end) {
     bool some = false;
     for (int k = 0; k < 4; ++k) some = some || (tokens.corner[k] >= first && tokens.corner[k] < end);
     return some;

@@ -5,6 +5,7 @@
 // location is read and a level's geometry is computed once per query and head, not once per channel.
 #pragma once
 
+#include "common/cuda/bilinear_taps.cuh"
 #include "common/cuda/vector.cuh"
 #include "common/cuda/warp.cuh"
 #include "ms_deform_attn/formula.h"
@@ -35,15 +36,10 @@ ALIGNMASK_DEVICE QueryHead query_head(const MSDeformAttnParams& params, Int64 in
           exists};
 }
 
-/// The four tokens around a point; -1: there is none, it counts as zero.
-struct Tokens {
-  int corner[4];
-};
-
 /// A point as the lanes need it. NaN coordinates stay NaN, and have no tokens.
 template <class F>
 struct alignas(16) PlacedPoint {
-  Tokens tokens;
+  CornerIndices tokens;
   F x, y;  ///< past the top left token
   F weight;
   F weight_gradient;
@@ -56,14 +52,8 @@ ALIGNMASK_DEVICE PlacedPoint<F> place_point(const MSDeformAttnParams& params, in
   const bool inside = x >= -1 && x < static_cast<F>(width) && y >= -1 && y < static_cast<F>(height);
   const F low_x = inside ? floor_of(x) : 0, low_y = inside ? floor_of(y) : 0;
   const int left = static_cast<int>(low_x), top = static_cast<int>(low_y);
-  const int token = params.first_token[level] + top * width + left;
-  const bool has_left = inside && left >= 0, has_right = inside && left + 1 < width;
-  const bool has_top = top >= 0, has_bottom = top + 1 < height;
   PlacedPoint<F> point;
-  point.tokens.corner[0] = has_top && has_left ? token : -1;
-  point.tokens.corner[1] = has_top && has_right ? token + 1 : -1;
-  point.tokens.corner[2] = has_bottom && has_left ? token + width : -1;
-  point.tokens.corner[3] = has_bottom && has_right ? token + width + 1 : -1;
+  point.tokens = corner_indices(inside, left, top, width, height, params.first_token[level]);
   point.x = inside || x != x ? x - low_x : 0;  // infinity is outside, and must not meet a zero
   point.y = inside || y != y ? y - low_y : 0;
   point.weight = weight;
@@ -101,12 +91,12 @@ struct HeadState {
 /// Points of one (image, head, query): their places, weights and gradients. kPacked: L, P and the coordinates lie
 /// together. kLanes: in a group that works on them together; all of them come to the constructor.
 template <class T, int kLanes, bool kPacked>
-class Points {
+class HeadPoints {
  public:
   using F = Arithmetic<T>;
 
   /// `index`: of the group. `state`: the group's own.
-  ALIGNMASK_DEVICE Points(const MSDeformAttnParams& params, Int64 index, HeadState<F>& state, int lane)
+  ALIGNMASK_DEVICE HeadPoints(const MSDeformAttnParams& params, Int64 index, HeadState<F>& state, int lane)
       : params_(params),
         state_(state) {
     if (lane == 0) begin_at(query_head(params, index));
@@ -122,7 +112,7 @@ class Points {
   }
 
   /// For single threads, which cannot find the softmax of a query: it has been written before.
-  ALIGNMASK_DEVICE Points(const MSDeformAttnParams& params, const QueryHead& at, HeadState<F>& state)
+  ALIGNMASK_DEVICE HeadPoints(const MSDeformAttnParams& params, const QueryHead& at, HeadState<F>& state)
       : params_(params),
         state_(state) {
     begin_at(at);

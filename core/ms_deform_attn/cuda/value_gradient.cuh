@@ -167,7 +167,7 @@ ms_deform_attn_value_gradient(ALIGNMASK_PARAMS MSDeformAttnParams params) {
       if (thread < kPoints && index < level_points && tile.has(static_cast<UInt32>(query), params.queries)) {
         at.query = tile.query(static_cast<UInt32>(query));
         HeadState<F> state = {};
-        const Points<T, 1, kPacked> points(params, at, state);
+        const HeadPoints<T, 1, kPacked> points(params, at, state);
         point = points.place(level * params.points + index - query * params.points);
       }
       int entered[4];  // the slot of each corner, and, in the lower half, how many came before it; -1: none
