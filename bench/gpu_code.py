@@ -84,12 +84,12 @@ class Kernel:
 
 def ops() -> list[str]:
     """Those with kernels for GPUs."""
-    return sorted(path.parent.parent.name for path in SOURCES.glob("*/cuda/kernels.h"))
+    return sorted(path.parent.parent.name for path in SOURCES.glob("*/cuda/kernels.cuh"))
 
 
 def kernel_names(op: str) -> list[str]:
-    """As core/<op>/cuda/kernels.h lists them."""
-    text = (SOURCES / op / "cuda" / "kernels.h").read_text()
+    """As core/<op>/cuda/kernels.cuh lists them."""
+    text = (SOURCES / op / "cuda" / "kernels.cuh").read_text()
     names = re.findall(r"\bX\((\w+<.*?>|\w+)\)", text)
     return [re.sub(r",\s*", ", ", name) for name in names]
 

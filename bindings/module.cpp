@@ -41,8 +41,5 @@ PYBIND11_MODULE(_core, module) {
       py::arg("name"), "For tests and measurements.");
 
   bind_gpu(module);
-  bind_mask_iou(module);
-  bind_masked_point_pool(module);
-  bind_ms_deform_attn(module);
-  bind_quality_focal_loss(module);
+  bind_ops(module);
 }

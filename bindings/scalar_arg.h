@@ -25,6 +25,20 @@ bool bool_arg(const char* op, const char* name, pybind11::handle object);
 /// A sequence of integers, else TypeError; ValueError if one does not fit in 64 bits, or if there are very many.
 std::vector<std::int64_t> ints_arg(const char* op, const char* name, pybind11::handle object);
 
+// By the type of what is filled.
+inline void read_arg(const char* op, const char* name, pybind11::handle object, int& to) {
+  to = int_arg(op, name, object);
+}
+inline void read_arg(const char* op, const char* name, pybind11::handle object, double& to) {
+  to = number_arg(op, name, object);
+}
+inline void read_arg(const char* op, const char* name, pybind11::handle object, bool& to) {
+  to = bool_arg(op, name, object);
+}
+inline void read_arg(const char* op, const char* name, pybind11::handle object, void*& to) {
+  to = stream_arg(op, name, object);
+}
+
 /// Turns the Python exception that is being handled into a `Error` of op and argument, unless it is none of Python's
 /// Exceptions: an interrupt must get through.
 template <class Error>

@@ -1,5 +1,5 @@
-// The only place that reads a Python tensor: torch tensors, NumPy arrays and whatever speaks the buffer protocol or
-// DLPack. No copies.
+// The only class that reads a Python tensor: torch tensors, NumPy arrays and whatever speaks the buffer protocol or
+// DLPack, in a file each. No copies.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -11,6 +11,9 @@
 #include "dlpack.h"
 
 namespace alignmask {
+
+/// Is it a torch.Tensor? (Not if torch has not been imported.)
+bool is_torch_tensor(pybind11::handle object);
 
 /// Borrows the memory of a Python tensor while it lives; construct and destroy it with the GIL held.
 class TensorArg {

@@ -22,7 +22,7 @@ def jobs() -> list[tuple[str, str]]:
     from alignmask.ops import _gpu
 
     found = []
-    for path in sorted(Path(_gpu.sources(_core)).glob("*/cuda/kernels.h")):
+    for path in sorted(Path(_gpu.sources(_core)).glob("*/cuda/kernels.cuh")):
         names = re.findall(r"\bX\((\w+<.*?>|\w+)\)", path.read_text())
         found += [(path.parent.parent.name, re.sub(r",\s*", ", ", name)) for name in names]
     return found

@@ -8,8 +8,6 @@
 #include <sstream>
 #include <utility>
 
-#include "common/cpu/strided_copy.h"
-
 namespace alignmask {
 
 std::string to_string(double value) {
@@ -250,7 +248,7 @@ void ArgumentCheck::in_range(const char* name, const TensorView& tensor, std::in
   if (tensor.device.type != DeviceType::kCPU) return;
   const std::int64_t count = tensor.strides[0] == 0 ? std::min<std::int64_t>(tensor.shape[0], 1) : tensor.shape[0];
   for (std::int64_t i = 0; i < count; ++i) {
-    const std::int64_t value = ALIGNMASK_ISA::int_at(tensor, i * tensor.strides[0]);
+    const std::int64_t value = int_at(tensor, i * tensor.strides[0]);
     if (value < low || value >= high)
       fail_value(std::string(name) + "[" + std::to_string(i) + "] = " + std::to_string(value) + " is outside [" +
                  std::to_string(low) + ", " + std::to_string(high - 1) + "]");

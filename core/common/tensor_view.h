@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "target.h"
+
 namespace alignmask {
 
 enum class DType : std::uint8_t { kFloat32, kFloat64, kFloat16, kBFloat16, kInt64, kInt32, kUInt8, kBool };
@@ -51,6 +53,12 @@ constexpr int element_bytes(DType dtype) {
       return 1;
   }
   return 0;
+}
+
+/// Element of a tensor of int64 or int32.
+ALIGNMASK_HOST_DEVICE std::int64_t int_at(const TensorView& tensor, std::int64_t offset) {
+  return tensor.dtype == DType::kInt64 ? static_cast<const std::int64_t*>(tensor.data)[offset]
+                                       : static_cast<const std::int32_t*>(tensor.data)[offset];
 }
 
 }  // namespace alignmask

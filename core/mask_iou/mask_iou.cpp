@@ -14,7 +14,7 @@ ALIGNMASK_FOR_EACH_ISA(void mask_iou_forward_cpu(const MaskIouArgs& args);)
 namespace {
 
 ArgumentCheck check_forward(const MaskIouArgs& args) {
-  ArgumentCheck check("mask_iou");
+  ArgumentCheck check(MaskIouArgs::op());
   check.input("predictions", args.predictions, "BQhw", kFloats);
   check.input("owner", args.owner, "G", kInts);
   check.input("targets", args.targets, "GHW", kMasks);
@@ -37,7 +37,7 @@ void mask_iou_forward(const MaskIouArgs& args) {
   const ArgumentCheck check = check_forward(args);
   if (uses_cuda_kernels(check.device())) {
     check.workspace(args.workspace, mask_iou_forward_workspace_bytes(args));
-    return run({"mask_iou", check.device(), args.stream, &check}, mask_iou_forward_launches(args));
+    return run({args.op(), check.device(), args.stream, &check}, mask_iou_forward_launches(args));
   }
   ALIGNMASK_ON_CPU(mask_iou_forward_cpu, args);
 }

@@ -13,6 +13,8 @@
 namespace alignmask {
 
 struct MaskIouArgs {
+  static const char* op() { return "mask_iou"; }
+
   TensorView predictions;  ///< [B, Q, h, w]  float16, bfloat16, float32 or float64; any strides, as all below
   TensorView targets;      ///< [G, H, W]     bool or uint8
   TensorView owner;        ///< [G]           int64 or int32, in [0, B)

@@ -41,7 +41,7 @@ void check_inputs(ArgumentCheck& check, const char* features, const MaskedPointP
 }  // namespace
 
 void masked_point_pool_forward(const MaskedPointPoolArgs& args) {
-  ArgumentCheck check("masked_point_pool");
+  ArgumentCheck check(MaskedPointPoolArgs::op());
   check.input("features", args.features, "BCHW", kFloats);
   check_inputs(check, "features", args);
   if (!args.pooled.present) check.fail_type("pooled is missing");
@@ -49,7 +49,7 @@ void masked_point_pool_forward(const MaskedPointPoolArgs& args) {
   check.output("pooled", args.pooled, "GTC", {args.features.dtype});
   check.output("weight", args.weight, "GT", {arithmetic_dtype(args.features.dtype)});
   if (uses_cuda_kernels(check.device()))
-    return run({"masked_point_pool", check.device(), args.stream, &check}, masked_point_pool_forward_launches(args));
+    return run({args.op(), check.device(), args.stream, &check}, masked_point_pool_forward_launches(args));
   ALIGNMASK_ON_CPU(masked_point_pool_forward_cpu, args);
 }
 
@@ -63,7 +63,7 @@ MaskedPointPoolArgs sized_by_gradient(const MaskedPointPoolArgs& args) {
 }
 
 ArgumentCheck check_backward(const MaskedPointPoolArgs& args) {
-  ArgumentCheck check("masked_point_pool");
+  ArgumentCheck check(MaskedPointPoolArgs::op());
   if (!args.grad_features.present) check.fail_type("grad_features is missing");
   check.output("grad_features", args.grad_features, "BCHW", kFloats);
   check_inputs(check, "grad_features", sized_by_gradient(args));
@@ -78,7 +78,7 @@ void masked_point_pool_backward(const MaskedPointPoolArgs& args) {
   const ArgumentCheck check = check_backward(args);
   if (uses_cuda_kernels(check.device())) {
     check.workspace(args.workspace, masked_point_pool_backward_workspace_bytes(args));
-    return run({"masked_point_pool", check.device(), args.stream, &check}, masked_point_pool_backward_launches(args));
+    return run({args.op(), check.device(), args.stream, &check}, masked_point_pool_backward_launches(args));
   }
   ALIGNMASK_ON_CPU(masked_point_pool_backward_cpu, sized_by_gradient(args));
 }

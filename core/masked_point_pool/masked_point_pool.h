@@ -15,6 +15,8 @@
 namespace alignmask {
 
 struct MaskedPointPoolArgs {
+  static const char* op() { return "masked_point_pool"; }
+
   TensorView features;  ///< forward: [B, C, H, W], float16, bfloat16, float32 or float64; any strides, as all below
   TensorView masks;     ///< [G, h, w]     bool or uint8
   TensorView owner;     ///< [G]           int64 or int32, in [0, B)

@@ -14,27 +14,20 @@ ALIGNMASK_FOR_EACH_ISA(void ms_deform_attn_backward_cpu(const MSDeformAttnArgs& 
 
 namespace {
 
+using Form = MSDeformAttnArgs::Form;
+
 constexpr std::int64_t kMaxLevelTokens = (std::int64_t{1} << 31) - 2;  // indices of tokens are 32-bit
 constexpr std::int64_t kMaxChannels = std::int64_t{1} << 27;           // so are the bytes of a packed token
 
-/// What the caller calls the arguments of the two forms.
-struct Names {
-  const char *op, *locations, *weights, *grad_locations, *grad_weights;
-};
-
-Names names(const MSDeformAttnArgs& args) {
-  if (args.reference.present)
-    return {"ms_deform_attn_from_offsets", "offsets", "logits", "grad_offsets", "grad_logits"};
-  return {"ms_deform_attn", "locations", "weights", "grad_locations", "grad_weights"};
-}
-
 ArgumentCheck check_inputs(const MSDeformAttnArgs& args) {
-  const Names name = names(args);
+  const auto& name = args.names();
   ArgumentCheck check(name.op);
-  check.input("value", args.value, "BSND", {DType::kFloat32, DType::kFloat64, DType::kFloat16, DType::kBFloat16});
+  check.input("value", args.value, "BSND", kFloats);
   const DType dtype = args.value.dtype;
-  const DType arithmetic = dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
-  if (args.reference.present) check.input("reference", args.reference, "BQL2", {dtype, arithmetic});
+  const DType arithmetic = arithmetic_dtype(dtype);
+  if (args.form == Form::kOffsets) check.input("reference", args.reference, "BQL2", {dtype, arithmetic});
+  if (args.form == Form::kLocations && args.reference.present)
+    check.fail_value("reference is given, but locations instead of offsets");
   check.input(name.locations, args.locations, "BQNLP2", {dtype, arithmetic});
   check.input(name.weights, args.weights, "BQNLP", {dtype, arithmetic});
   if (check.size('D') > kMaxChannels)
@@ -78,7 +71,7 @@ void check_channels(const ArgumentCheck& check, const char* name, const TensorVi
 }
 
 LaunchTarget launch_target(const ArgumentCheck& check, const MSDeformAttnArgs& args) {
-  return {names(args).op, check.device(), args.stream, &check};
+  return {args.op(), check.device(), args.stream, &check};
 }
 
 }  // namespace
@@ -99,9 +92,9 @@ ArgumentCheck check_backward(const MSDeformAttnArgs& args) {
   check.input("grad_out", args.grad_out, "BQE", {args.value.dtype});
   check_channels(check, "grad_out", args.grad_out);
   check.output("grad_value", args.grad_value, "BSND", {args.value.dtype});
-  check.output(names(args).grad_locations, args.grad_locations, "BQNLP2", {args.locations.dtype});
-  check.output(names(args).grad_weights, args.grad_weights, "BQNLP", {args.weights.dtype});
-  if (args.grad_reference.present && !args.reference.present)
+  check.output(args.names().grad_locations, args.grad_locations, "BQNLP2", {args.locations.dtype});
+  check.output(args.names().grad_weights, args.grad_weights, "BQNLP", {args.weights.dtype});
+  if (args.form == Form::kLocations && args.grad_reference.present)
     check.fail_value("grad_reference is given, but no reference");
   check.output("grad_reference", args.grad_reference, "BQL2", {args.reference.dtype});
   return check;

@@ -3,7 +3,7 @@
 //   out[b, q, n·D + d] = Σ_l Σ_p weights[b, q, n, l, p] · sample(value of level l, head n, channel d; locations[b, q,
 //   n, l, p])
 //
-// Second form, with reference points: the kernel gets raw offsets and logits, and computes
+// In the form with offsets (and reference points), the kernel gets raw offsets and logits, and computes
 //
 //   locations[b, q, n, l, p] = reference[b, q, l] + offsets[b, q, n, l, p] / (width, height) of level l
 //   weights[b, q, n] = softmax of logits[b, q, n] over all levels and points
@@ -26,21 +26,40 @@ struct MSDeformAttnLevel {
 };
 
 struct MSDeformAttnArgs {
+  /// What the caller gives: where to sample and with which weights, or what both are computed from.
+  enum class Form { kLocations, kOffsets };
+
+  /// What errors call the op, and the arguments whose meaning depends on the form.
+  struct Names {
+    const char *op, *locations, *weights, *grad_locations, *grad_weights;
+  };
+  const Names& names() const {
+    static constexpr Names kNames[] = {
+        {"ms_deform_attn", "locations", "weights", "grad_locations", "grad_weights"},
+        {"ms_deform_attn_from_offsets", "offsets", "logits", "grad_offsets", "grad_logits"},
+    };
+    return kNames[static_cast<int>(form)];
+  }
+  const char* op() const { return names().op; }
+
+  Form form = Form::kLocations;
+
   TensorView value;      ///< [B, S, N, D]          float16, bfloat16, float32 or float64; any strides, as all below
   TensorView locations;  ///< [B, Q, N, L, P, 2]    dtype of value, or float32 beside half precision
   TensorView weights;    ///< [B, Q, N, L, P]       likewise
-  TensorView reference;  ///< [B, Q, L, 2]          likewise. Absent: first form. Present: second form; then `locations`
-                         ///< holds offsets in pixels of their level, and `weights` logits
+  TensorView reference;  ///< [B, Q, L, 2]          likewise. kOffsets only: then `locations` holds offsets in pixels of
+                         ///< their level, and `weights` logits
   std::vector<MSDeformAttnLevel> levels;  ///< level after level in S, rows before columns
 
   TensorView out;  ///< forward: [B, Q, N·D], dtype of value
 
   TensorView grad_out;  ///< backward, input: [B, Q, N·D], dtype of value
-  TensorView
-      grad_value;  ///< backward, outputs: shape and dtype of what they are the gradient of; absent if not needed;
-  TensorView grad_locations;  ///< all their elements are written
+  // Backward, outputs: shape and dtype of what they are the gradient of. Absent if not needed; all elements are
+  // written.
+  TensorView grad_value;
+  TensorView grad_locations;
   TensorView grad_weights;
-  TensorView grad_reference;  ///< second form only
+  TensorView grad_reference;  ///< kOffsets only
 
   int threads = 1;         ///< CPU: at most so many threads; the result does not depend on it
   void* stream = nullptr;  ///< CUDA: the stream to work on

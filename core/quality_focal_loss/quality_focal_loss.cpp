@@ -12,7 +12,7 @@ namespace alignmask {
 ALIGNMASK_FOR_EACH_ISA(void quality_focal_loss_forward_cpu(const QualityFocalLossArgs& args);)
 
 void quality_focal_loss_forward(const QualityFocalLossArgs& args) {
-  ArgumentCheck check("quality_focal_loss");
+  ArgumentCheck check(QualityFocalLossArgs::op());
   check.input("logits", args.logits, "RC", kFloats);
   check.input("label", args.label, "R", kInts);
   check.input("iou", args.iou, "R", kFloats);
@@ -25,7 +25,7 @@ void quality_focal_loss_forward(const QualityFocalLossArgs& args) {
   check.output("grad_logits", args.grad_logits, "RC", {arithmetic_dtype(args.logits.dtype)});
   check.in_range("label", args.label, -1, check.size('C'));
   if (uses_cuda_kernels(check.device()))
-    return run({"quality_focal_loss", check.device(), args.stream, &check}, quality_focal_loss_forward_launches(args));
+    return run({args.op(), check.device(), args.stream, &check}, quality_focal_loss_forward_launches(args));
   ALIGNMASK_ON_CPU(quality_focal_loss_forward_cpu, args);
 }
 

@@ -13,6 +13,8 @@
 namespace alignmask {
 
 struct QualityFocalLossArgs {
+  static const char* op() { return "quality_focal_loss"; }
+
   TensorView logits;  ///< [R, C]  float16, bfloat16, float32 or float64; any strides, as all below
   TensorView label;   ///< [R]     int64 or int32, in [-1, C)
   TensorView iou;     ///< [R]     any of the dtypes of logits

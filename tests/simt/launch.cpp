@@ -5,7 +5,7 @@
 #include <set>
 #include <utility>
 
-#include "common/launch/kernel_tables.h"
+#include "common/launch/kernel_table.h"
 #include "launched.h"
 #include "runtime.h"
 

@@ -63,10 +63,7 @@ std::vector<py::tuple> record(const py::object& call) {
 
 PYBIND11_MODULE(_simt, module) {
   alignmask::bind_errors();
-  alignmask::bind_mask_iou(module);
-  alignmask::bind_masked_point_pool(module);
-  alignmask::bind_ms_deform_attn(module);
-  alignmask::bind_quality_focal_loss(module);
+  alignmask::bind_ops(module);
   module.def("cpu_instruction_set", [] { return "simt"; });
 
   py::register_exception<simt::Error>(module, "Error", PyExc_RuntimeError);

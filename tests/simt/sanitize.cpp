@@ -104,6 +104,7 @@ Tensor workspace_of(std::int64_t bytes) { return Tensor(DType::kUInt8, {bytes});
 void run_ms_deform_attn(DType dtype, std::int64_t D, bool deterministic) {
   const std::int64_t B = 1, N = 2, Q = deterministic ? 70 : 5, P = 5;
   MSDeformAttnArgs args;
+  args.form = MSDeformAttnArgs::Form::kOffsets;
   args.levels = {{3, 4}, {2, 5}};
   const auto L = static_cast<std::int64_t>(args.levels.size()), S = std::int64_t{22};
   Tensor value(dtype, {B, S, N, D}), offsets(dtype, {B, Q, N, L, P, 2}), logits(dtype, {B, Q, N, L, P}),

@@ -109,12 +109,6 @@ ALIGNMASK_HOST_DEVICE F float_at(const TensorView& tensor, std::int64_t offset) 
   }
 }
 
-/// Element of a tensor of int64 or int32.
-inline std::int64_t int_at(const TensorView& tensor, std::int64_t offset) {
-  return tensor.dtype == DType::kInt64 ? static_cast<const std::int64_t*>(tensor.data)[offset]
-                                       : static_cast<const std::int32_t*>(tensor.data)[offset];
-}
-
 /// Rows that are worked on together where the other side has columns in memory: a cache line of them is used at once.
 constexpr std::int64_t kTransposedRows = 16;
 

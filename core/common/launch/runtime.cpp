@@ -11,7 +11,7 @@
 #include "common/check.h"
 #include "cuda_build.h"
 #include "external_launcher.h"
-#include "kernel_tables.h"
+#include "kernel_table.h"
 
 namespace alignmask {
 

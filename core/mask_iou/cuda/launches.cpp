@@ -10,8 +10,6 @@ namespace alignmask {
 
 namespace {
 
-constexpr const char* kOp = "mask_iou";
-
 struct Plan {
   std::vector<Launch> launches;
   std::int64_t workspace_bytes = 0;
@@ -20,8 +18,8 @@ struct Plan {
 /// Rows (or gaps) in a band: about as many pixels' rows as a block should read, and never 2^32 pixels.
 int band_rows(std::int64_t factor, std::int64_t width) {
   const std::int64_t rows = std::max<std::int64_t>(1, kIouBandRows / factor);
-  return checked_int(std::max<std::int64_t>(1, std::min(rows, (std::int64_t{1} << 32) / (factor * width + 1))), kOp,
-                     "rows");
+  return checked_int(std::max<std::int64_t>(1, std::min(rows, (std::int64_t{1} << 32) / (factor * width + 1))),
+                     MaskIouArgs::op(), "rows");
 }
 
 /// Packing and counting, pixel by pixel.
@@ -44,7 +42,7 @@ void add_pixels(const MaskIouArgs& args, MaskIouParams params, std::vector<Launc
 void add_cells(const MaskIouArgs& args, MaskIouParams params, std::vector<Launch>& launches) {
   const std::int64_t B = params.images, Q = params.queries, G = params.target_count;
   const std::int64_t rows = params.height + std::int64_t{1};
-  checked_int(rows * params.row_words * 32, kOp, "cells");
+  checked_int(rows * params.row_words * 32, MaskIouArgs::op(), "cells");
   const bool aligned = args.targets.strides[2] == 1 && is_aligned(args.targets, 2, kIouCellFactor);
   launches.push_back(make_launch(std::string("mask_iou_pack_cells<") + (aligned ? "true>" : "false>"),
                                  blocks_for((G + 1) * rows, kIouWarps), kIouThreads, params));
@@ -69,13 +67,13 @@ Plan plan_forward(const MaskIouArgs& args, void* memory) {
   params.owner_stride = args.owner.strides[0];
   copy_strides(args.iou, params.iou_strides);
   params.owner_wide = args.owner.dtype == DType::kInt64;
-  params.images = checked_int(args.predictions.shape[0], kOp, "B");
-  params.queries = checked_int(args.predictions.shape[1], kOp, "Q");
-  params.height = checked_int(args.predictions.shape[2], kOp, "h");
-  params.width = checked_int(args.predictions.shape[3], kOp, "w");
-  params.target_count = checked_int(args.targets.shape[0], kOp, "G");
-  params.target_height = checked_int(args.targets.shape[1], kOp, "H");
-  params.target_width = checked_int(args.targets.shape[2], kOp, "W");
+  params.images = checked_int(args.predictions.shape[0], MaskIouArgs::op(), "B");
+  params.queries = checked_int(args.predictions.shape[1], MaskIouArgs::op(), "Q");
+  params.height = checked_int(args.predictions.shape[2], MaskIouArgs::op(), "h");
+  params.width = checked_int(args.predictions.shape[3], MaskIouArgs::op(), "w");
+  params.target_count = checked_int(args.targets.shape[0], MaskIouArgs::op(), "G");
+  params.target_height = checked_int(args.targets.shape[1], MaskIouArgs::op(), "H");
+  params.target_width = checked_int(args.targets.shape[2], MaskIouArgs::op(), "W");
   params.factor = params.height > 0 ? params.target_height / params.height : 1;
   params.row_words = params.target_width / 32 + (params.target_width % 32 != 0);
   params.threshold = args.threshold;

@@ -11,8 +11,6 @@ namespace alignmask {
 
 namespace {
 
-constexpr const char* kOp = "masked_point_pool";
-
 /// Between pixels of features; 0 if they do not fit.
 int pixel_bytes(const TensorView& features) {
   const std::int64_t bytes = features.strides[3] * element_bytes(features.dtype);
@@ -36,17 +34,17 @@ MaskedPointPoolParams params_for(const MaskedPointPoolArgs& args, const TensorVi
   params.points_wide = is_arithmetic(args.points.dtype);
   params.divide_by_points = args.divide_by_points;
 
-  params.images = checked_int(features.shape[0], kOp, "B");
-  params.channels = checked_int(features.shape[1], kOp, "C");
-  params.height = checked_int(features.shape[2], kOp, "H");
-  params.width = checked_int(features.shape[3], kOp, "W");
-  checked_int(features.shape[2] * features.shape[3] + pool_ordered_tile(4), kOp, "H·W");
-  params.instances = checked_int(args.masks.shape[0], kOp, "G");
-  params.mask_height = checked_int(args.masks.shape[1], kOp, "h");
-  params.mask_width = checked_int(args.masks.shape[2], kOp, "w");
-  params.sets = checked_int(args.points.shape[1], kOp, "T");
-  params.points_per_set = checked_int(args.points.shape[2], kOp, "K");
-  checked_int(args.points.shape[1] * args.points.shape[2] + kPoolThreads, kOp, "T·K");
+  params.images = checked_int(features.shape[0], MaskedPointPoolArgs::op(), "B");
+  params.channels = checked_int(features.shape[1], MaskedPointPoolArgs::op(), "C");
+  params.height = checked_int(features.shape[2], MaskedPointPoolArgs::op(), "H");
+  params.width = checked_int(features.shape[3], MaskedPointPoolArgs::op(), "W");
+  checked_int(features.shape[2] * features.shape[3] + pool_ordered_tile(4), MaskedPointPoolArgs::op(), "H·W");
+  params.instances = checked_int(args.masks.shape[0], MaskedPointPoolArgs::op(), "G");
+  params.mask_height = checked_int(args.masks.shape[1], MaskedPointPoolArgs::op(), "h");
+  params.mask_width = checked_int(args.masks.shape[2], MaskedPointPoolArgs::op(), "w");
+  params.sets = checked_int(args.points.shape[1], MaskedPointPoolArgs::op(), "T");
+  params.points_per_set = checked_int(args.points.shape[2], MaskedPointPoolArgs::op(), "K");
+  checked_int(args.points.shape[1] * args.points.shape[2] + kPoolThreads, MaskedPointPoolArgs::op(), "T·K");
   params.by_width = FastDivide(static_cast<unsigned>(std::max(params.width, 1)));
   params.by_points = FastDivide(static_cast<unsigned>(std::max(params.points_per_set, 1)));
   return params;

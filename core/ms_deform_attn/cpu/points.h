@@ -30,7 +30,7 @@ template <class F>
 struct PointRow {
   F *origin_x, *origin_y;  ///< position = what the caller passes · scale + origin
   F *pairs, *numbers;      ///< buffers for the caller's locations and weights where they cannot be used in place
-  F* weight;               ///< second form: after the softmax
+  F* weight;               ///< with offsets: after the softmax
   F *grad_x, *grad_y;      ///< gradients of what the caller passes
   F* grad_weight;          ///< gradient of the attention weight
 };
@@ -110,7 +110,7 @@ class PointReader {
         last_pairs_(static_cast<int>(2 * (count_ - last_))),
         last_more_pairs_(static_cast<int>(2 * (count_ - last_) - kLanes)),
         last_numbers_(static_cast<int>(count_ - last_)),
-        second_form_(args.reference.present),
+        from_offsets_(args.form == MSDeformAttnArgs::Form::kOffsets),
         empty_levels_(false) {
     for (F** array : {&width_, &height_, &scale_x_, &scale_y_, &padding_}) *array = arena.take<F>(padded_);
     for (const MSDeformAttnLevel& level : args.levels)
@@ -121,8 +121,8 @@ class PointReader {
       const MSDeformAttnLevel level = real ? args.levels[static_cast<std::size_t>(i / P_)] : MSDeformAttnLevel{0, 0};
       width_[i] = static_cast<F>(level.width);
       height_[i] = static_cast<F>(level.height);
-      scale_x_[i] = second_form_ ? F(1) : width_[i];
-      scale_y_[i] = second_form_ ? F(1) : height_[i];
+      scale_x_[i] = from_offsets_ ? F(1) : width_[i];
+      scale_y_[i] = from_offsets_ ? F(1) : height_[i];
       padding_[i] = real ? F(0) : -static_cast<F>(__builtin_inff());
     }
   }
@@ -149,8 +149,8 @@ class PointReader {
 
   /// Before read() of this query: what its heads share.
   ALIGNMASK_HOST_DEVICE void start_query(std::int64_t b, std::int64_t q, const PointRow<F>& row) const {
-    const bool one_place = !second_form_ || reference_->strides[2] == 0;
-    const Place place = second_form_ && L_ > 0 ? reference_place(b, q, 0) : Place{0, 0};
+    const bool one_place = !from_offsets_ || reference_->strides[2] == 0;
+    const Place place = from_offsets_ && L_ > 0 ? reference_place(b, q, 0) : Place{0, 0};
     // Beyond the last point, where width and height are 0, an infinite place must not make a NaN.
     for (std::int64_t i = 0; i < padded_; i += kLanes) {
       const Lanes w = width(i), h = height(i);
@@ -172,12 +172,12 @@ class PointReader {
     const F *pairs, *numbers;
   };
 
-  /// Before pack() of this head: finds its numbers; second form: fills row.weight.
+  /// Before pack() of this head: finds its numbers; with offsets: fills row.weight.
   ALIGNMASK_HOST_DEVICE Head start_head(std::int64_t b, std::int64_t q, std::int64_t n, const PointRow<F>& row) const {
     const Head head = {locations_.place(b, q, n, row.pairs), weights_.place(b, q, n, row.numbers)};
     if (!locations_.in_place()) locations_.load(b, q, n, row.pairs);
     if (!weights_.in_place()) weights_.load(b, q, n, row.numbers);
-    if (second_form_) softmax(head.numbers, row.weight);
+    if (from_offsets_) softmax(head.numbers, row.weight);
     return head;
   }
 
@@ -192,7 +192,7 @@ class PointReader {
     }
     pack.x = pack.x * scale_x(i) + load<Lanes>(row.origin_x + i);
     pack.y = pack.y * scale_y(i) + load<Lanes>(row.origin_y + i);
-    pack.weight = second_form_ ? load<Lanes>(row.weight + i) : numbers(head.numbers, i);
+    pack.weight = from_offsets_ ? load<Lanes>(row.weight + i) : numbers(head.numbers, i);
     if (empty_levels_) leave_empty_levels(i, &pack);
     return pack;
   }
@@ -200,7 +200,7 @@ class PointReader {
   /// Turns the gradient of the attention weights into that of what the caller passed, and writes all to his tensors.
   ALIGNMASK_HOST_DEVICE void write_gradients(std::int64_t b, std::int64_t q, std::int64_t n,
                                              const PointRow<F>& row) const {
-    if (second_form_) softmax_gradient(row);
+    if (from_offsets_) softmax_gradient(row);
     F* pairs = grad_locations_.place(b, q, n, row.pairs);
     F* numbers = grad_weights_.place(b, q, n, row.numbers);
     for (std::int64_t i = 0; i < padded_; i += kLanes) {
@@ -290,7 +290,7 @@ class PointReader {
   PointTensor<F> locations_, weights_, grad_locations_, grad_weights_;
   std::int64_t L_, P_, count_, padded_, last_;  // last_: the last pack of points, which may be incomplete
   FirstLanes<F, kLanes> last_pairs_, last_more_pairs_, last_numbers_;
-  bool second_form_, empty_levels_;
+  bool from_offsets_, empty_levels_;
   F *width_, *height_, *scale_x_, *scale_y_;
   F* padding_;  // added to logits: beyond the last point, exp() of it is 0
 };

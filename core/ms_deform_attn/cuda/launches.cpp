@@ -12,8 +12,6 @@ namespace alignmask {
 
 namespace {
 
-constexpr const char* kOp = "ms_deform_attn";
-
 /// Strides of a [B, Q, N·D] tensor, seen as [B, Q, N, D].
 void copy_head_strides(const TensorView& tensor, int channels, long long* to) {
   to[0] = tensor.strides[0];
@@ -51,15 +49,15 @@ MSDeformAttnParams params_for(const MSDeformAttnArgs& args) {
   const std::int64_t B = value.shape[0], S = value.shape[1], N = value.shape[2], Q = locations.shape[1],
                      L = locations.shape[3], P = locations.shape[4];
   if (L > MSDeformAttnParams::kMaxLevels)
-    throw ValueError("ms_deform_attn: L = " + std::to_string(L) + " levels are more than the " +
-                     std::to_string(MSDeformAttnParams::kMaxLevels) + " that a kernel can be told of");
-  checked_int(S + kAttentionThreads, kOp, "S");
-  checked_int(B * N, kOp, "B·N");
-  checked_int(L * P, kOp, "L·P");
+    throw ValueError(std::string(args.op()) + ": L = " + std::to_string(L) + " levels, at most " +
+                     std::to_string(MSDeformAttnParams::kMaxLevels) + " are supported on this device");
+  checked_int(S + kAttentionThreads, args.op(), "S");
+  checked_int(B * N, args.op(), "B·N");
+  checked_int(L * P, args.op(), "L·P");
   params.value = value.data;
   params.locations = locations.data;
   params.weights = weights.data;
-  params.reference = reference.present ? reference.data : nullptr;
+  params.reference = args.form == MSDeformAttnArgs::Form::kOffsets ? reference.data : nullptr;
   copy_strides(value, params.value_strides);
   params.value_token_bytes = token_bytes(value);
   copy_strides(locations, params.locations_strides);
@@ -70,10 +68,10 @@ MSDeformAttnParams params_for(const MSDeformAttnArgs& args) {
   params.reference_wide = is_arithmetic(reference.dtype);
 
   params.query_heads = B * N * Q;
-  params.images = checked_int(B, kOp, "B");
-  params.queries = checked_int(Q, kOp, "Q");
-  params.heads = checked_int(N, kOp, "N");
-  params.channels = checked_int(value.shape[3], kOp, "D");
+  params.images = checked_int(B, args.op(), "B");
+  params.queries = checked_int(Q, args.op(), "Q");
+  params.heads = checked_int(N, args.op(), "N");
+  params.channels = checked_int(value.shape[3], args.op(), "D");
   params.levels = static_cast<int>(L);
   params.points = static_cast<int>(P);
   params.by_queries = FastDivide(static_cast<unsigned>(std::max(params.queries, 1)));
@@ -133,7 +131,7 @@ Backward plan_backward(const MSDeformAttnArgs& args, void* memory) {
   if (args.grad_weights.present) {
     params.grad_weights = args.grad_weights.data;
     copy_strides(args.grad_weights, params.grad_weights_strides);
-    if (args.reference.present) {
+    if (args.form == MSDeformAttnArgs::Form::kOffsets) {
       const bool in_place = is_arithmetic(args.grad_weights.dtype);
       params.kept_gradients =
           in_place ? params.grad_weights : workspace.take<unsigned char>(args.weights.elements() * bytes);
@@ -164,10 +162,11 @@ Backward plan_backward(const MSDeformAttnArgs& args, void* memory) {
   if (args.grad_value.present && value_elements > 0) {
     params.grad_value = args.grad_value.data;
     copy_strides(args.grad_value, params.grad_value_strides);
-    if (args.reference.present) params.softmax = workspace.take<unsigned char>(2 * params.query_heads * bytes);
+    if (args.form == MSDeformAttnArgs::Form::kOffsets)
+      params.softmax = workspace.take<unsigned char>(2 * params.query_heads * bytes);
     const std::int64_t slices = std::int64_t{params.images} * params.heads;
     if (args.deterministic) {
-      checked_int(static_cast<std::int64_t>(params.queries) * params.points + kAttentionThreads, kOp, "Q·P");
+      checked_int(static_cast<std::int64_t>(params.queries) * params.points + kAttentionThreads, args.op(), "Q·P");
       const std::int64_t channel_blocks = (params.channels + kOrderedChannels - 1) / kOrderedChannels;
       last.push_back(make_launch("ms_deform_attn_ordered_value_gradient" + type,
                                  blocks_for(params.ordered_tiles * channel_blocks * slices, 1), kAttentionThreads,
@@ -177,7 +176,7 @@ Backward plan_backward(const MSDeformAttnArgs& args, void* memory) {
           is_arithmetic(dtype) && is_contiguous(args.grad_value) && is_aligned(args.grad_value, 0, 16 / (int)bytes);
       params.value_sums = in_place ? args.grad_value.data : workspace.take<unsigned char>(value_elements * bytes);
       contiguous_strides(args.value, params.sums_strides);
-      params.sums_token_bytes = checked_int(params.sums_strides[1] * bytes, kOp, "N·D in bytes");
+      params.sums_token_bytes = checked_int(params.sums_strides[1] * bytes, args.op(), "N·D in bytes");
       launches.push_back(fill_zero_launch(params.value_sums, value_elements * bytes));
       if (has_points)
         last.push_back(make_launch(
