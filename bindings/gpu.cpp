@@ -1,4 +1,4 @@
-// What the build has for GPUs, and the door for launches that Python carries out.
+// What the build has for GPUs, and launches that Python carries out.
 #include <pybind11/pybind11.h>
 
 #include <memory>
@@ -52,7 +52,7 @@ void set_python_launcher(int index, const py::object& function) {
 
 void bind_gpu(py::module_& module) {
   module.def("cuda_build", build,
-             "Kernels for GPUs in this build: architectures (empty: none), why_not, compiler, and the CUDA versions of "
+             "CUDA kernels in this build: architectures (empty: none), why_not, compiler, and the CUDA versions of "
              "the runtime inside and of the machine's driver (0: none).");
   module.def("set_launcher", set_python_launcher, py::arg("index"), py::arg("launch"),
              "Let launch(op, index, stream, [(kernel, blocks, threads, params), ...]) carry out the launches for GPU "

@@ -151,13 +151,13 @@ void def_op(pybind11::module_& module, const char* name, void (*run)(const Args&
   };
   const std::string workspace_name = std::string(name) + "_workspace";
   const std::string about_workspace = doc + " workspace: as many bytes as " + workspace_name +
-                                      " says, or a function that returns as many as it is asked for.";
+                                      " says, or a function that returns the number it is given.";
   module.def(name, function, about_workspace.c_str(), arguments.in_python()...);
   const auto workspace_bytes = [bytes, list = std::tuple(arguments...)](Handle<Arguments>... objects) {
     return bytes(OpCall<Args, Arguments...>(list, {objects...}).args);
   };
   const std::string about =
-      std::string("Bytes of workspace that ") + name + " wants for these arguments; none on the CPU.";
+      std::string("Bytes of workspace that ") + name + " needs for these arguments; none on the CPU.";
   module.def(workspace_name.c_str(), workspace_bytes, about.c_str(), arguments.in_python()...);
 }
 

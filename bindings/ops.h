@@ -30,7 +30,7 @@ void without_gil(const char* op, const Kernel& kernel) {
   }
 }
 
-/// Kernels for GPUs: what the build has, who launches them.
+/// CUDA kernels: what the build has, and who launches them.
 void bind_gpu(pybind11::module_& module);
 
 /// Calls bind_<op>() of every op; CMake generates it.

@@ -32,7 +32,7 @@ std::int64_t integer(const char* op, const char* name, py::handle object) {
     if (overflow) fail<ValueError>(op, name, "must fit in 64 bits, got a larger integer");
     return value;
   } catch (py::error_already_set& error) {
-    refuse<TypeError>(op, name, "is no integer", error);
+    refuse<TypeError>(op, name, "is not an integer", error);
   }
 }
 
@@ -58,7 +58,7 @@ double number_arg(const char* op, const char* name, py::handle object) {
   if (!PyErr_Occurred()) return value;
   py::error_already_set error;
   if (error.matches(PyExc_OverflowError)) refuse<ValueError>(op, name, "is too large", error);
-  refuse<TypeError>(op, name, "is no number", error);
+  refuse<TypeError>(op, name, "is not a number", error);
 }
 
 bool bool_arg(const char* op, const char* name, py::handle object) {

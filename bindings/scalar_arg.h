@@ -10,10 +10,10 @@
 
 namespace alignmask {
 
-/// An integer (whatever has __index__). TypeError if it is none, ValueError if it does not fit in 32 bits.
+/// An integer (whatever has __index__). TypeError if it is not one, ValueError if it does not fit in 32 bits.
 int int_arg(const char* op, const char* name, pybind11::handle object);
 
-/// A CUDA stream: its address, an integer; 0 is the default stream. TypeError or ValueError likewise.
+/// A CUDA stream: its address, an integer; 0 is the default stream. TypeError or ValueError as above.
 void* stream_arg(const char* op, const char* name, pybind11::handle object);
 
 /// A number (whatever has __float__ or __index__), else TypeError; ValueError if it is beyond double precision.
@@ -39,8 +39,8 @@ inline void read_arg(const char* op, const char* name, pybind11::handle object, 
   to = stream_arg(op, name, object);
 }
 
-/// Turns the Python exception that is being handled into a `Error` of op and argument, unless it is none of Python's
-/// Exceptions: an interrupt must get through.
+/// Turns the Python exception that is being handled into an `Error` of op and argument, unless it is not one of
+/// Python's Exceptions: an interrupt must get through.
 template <class Error>
 [[noreturn]] void refuse(const char* op, const char* name, const std::string& what,
                          pybind11::error_already_set& error) {

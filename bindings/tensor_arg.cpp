@@ -78,7 +78,7 @@ bool TensorArg::read_buffer(py::handle object) {
   for (int i = 0; i < buffer->ndim; ++i) {
     shape[i] = buffer->shape[i];
     if (!buffer->strides) continue;  // contiguous: ctypes' arrays
-    if (buffer->strides[i] % buffer->itemsize) fail_value("has strides that are no multiple of its element size");
+    if (buffer->strides[i] % buffer->itemsize) fail_value("has strides that are not multiples of its element size");
     strides[i] = buffer->strides[i] / buffer->itemsize;
   }
   take_shape(buffer->ndim, shape, buffer->strides ? strides : nullptr);

@@ -18,8 +18,8 @@ bool is_torch_tensor(pybind11::handle object);
 /// Borrows the memory of a Python tensor while it lives; construct and destroy it with the GIL held.
 class TensorArg {
  public:
-  /// Throws TypeError if `object` is no tensor, ValueError if its data type, device or rank is not supported or it does
-  /// not show its memory; both name `op` and `name`. None gives an absent view. What a torch tensor, a buffer or a
+  /// Throws TypeError if `object` is not a tensor, ValueError if its data type, device or rank is not supported or it
+  /// does not show its memory; both name `op` and `name`. None gives an absent view. What a torch tensor, a buffer or a
   /// DLPack capsule then says about its memory is believed.
   TensorArg(const char* op, const char* name, pybind11::handle object);
   TensorArg(const TensorArg&) = delete;
@@ -46,7 +46,7 @@ class TensorArg {
 };
 
 /// Memory for a kernel's temporaries: a tensor or, so that a call need not be made twice, a function that returns one.
-/// The function is told how many bytes are wanted, and is not called for none. Tensors that were read before must not
+/// The function gets the number of bytes, and is not called for none. Tensors that were read before must not
 /// change their memory meanwhile.
 class WorkspaceArg {
  public:

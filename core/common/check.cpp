@@ -61,7 +61,7 @@ std::uint64_t magnitude(std::int64_t stride) {
   return stride < 0 ? -static_cast<std::uint64_t>(stride) : static_cast<std::uint64_t>(stride);
 }
 
-/// Does the way from a tensor's first to its last place in memory fit in 63 bits of bytes?
+/// Is the distance between a tensor's first and last place in memory less than 2^63 bytes?
 bool spans_memory(const TensorView& tensor) {
   std::uint64_t bytes = static_cast<std::uint64_t>(element_bytes(tensor.dtype));
   constexpr std::uint64_t kMost = std::numeric_limits<std::int64_t>::max();

@@ -26,7 +26,7 @@ inline constexpr std::initializer_list<DType> kFloats = {DType::kFloat32, DType:
 inline constexpr std::initializer_list<DType> kMasks = {DType::kBool, DType::kUInt8};
 inline constexpr std::initializer_list<DType> kInts = {DType::kInt64, DType::kInt32};
 
-/// What arithmetic and accumulation use beside tensors of `dtype`.
+/// Type of arithmetic and accumulation on tensors of `dtype`.
 constexpr DType arithmetic_dtype(DType dtype) { return dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32; }
 
 std::string to_string(DType dtype);

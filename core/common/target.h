@@ -1,4 +1,4 @@
-// What the compiler and its target can do. Free of host includes, so that kernels for devices may use it.
+// What the compiler and its target can do. Free of host includes, so that CUDA kernels may include it.
 #pragma once
 
 #if defined(__CUDACC__)

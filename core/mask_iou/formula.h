@@ -31,7 +31,7 @@ ALIGNMASK_HOST_DEVICE F blend(F low, F high, F part) {
 /// which is above `below`, none is. The values may be infinite or NaN, and blends be blended once more; `part` is
 /// neither 0 nor 1, for infinity times zero would be NaN.
 ///
-/// Because: products with constants and sums stay in order when they are rounded, so that values above x blend to no
+/// Proof: products with constants and sums stay in order when they are rounded, so that values above x blend to no
 /// less than x blended with itself. That differs from x by rounding, twice at most 5/2 units in the last place, of
 /// which the bounds leave eight. Products below the normal numbers lose more; the smallest normal number makes up for
 /// them.

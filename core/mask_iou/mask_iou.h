@@ -23,7 +23,7 @@ struct MaskIouArgs {
 
   TensorView iou;  ///< output: [G, Q], float32, or float64 beside float64
 
-  int threads = 1;         ///< at most so many CPU threads; the result does not depend on it
+  int threads = 1;         ///< at most this many CPU threads; the result does not depend on it
   void* stream = nullptr;  ///< CUDA: the stream to work on
   TensorView workspace;    ///< CUDA: uint8, as many as mask_iou_forward_workspace() says, aligned to 16 bytes, in use
                            ///< until the stream has done the work
@@ -33,7 +33,7 @@ struct MaskIouArgs {
 /// overlap inputs. On CUDA, owner is not looked at: an entry out of range is treated as a target without predictions.
 void mask_iou_forward(const MaskIouArgs& args);
 
-/// Bytes of workspace that mask_iou_forward() wants for these arguments. Throws likewise.
+/// Bytes of workspace that mask_iou_forward() needs for these arguments. Throws as that does.
 std::int64_t mask_iou_forward_workspace(const MaskIouArgs& args);
 
 }  // namespace alignmask

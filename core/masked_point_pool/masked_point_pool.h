@@ -1,7 +1,8 @@
 // Point sampling and masked average pooling (Eq. 1 up to GAP).
 //
-//   weight[g, t] = Σ_k hit,  pooled[g, t, c] = Σ_k hit · sample(features of image owner[g], channel c; point k) /
-//   divisor hit = sample(mask g; point k), point k = points[owner[g], t, k]
+//   weight[g, t] = Σ_k hit
+//   pooled[g, t, c] = Σ_k hit · sample(features of image owner[g], channel c; point k) / divisor
+//   hit = sample(mask g; point k),  point k = points[owner[g], t, k]
 //
 // sample: bilinear at (x, y) normalised to [0, 1] over the map, align_corners=False, zero outside; a mask's non-zero
 // bytes count as 1. divisor: weight[g, t], or K; where weight is 0, pooled is 0. A NaN point makes NaN of all that its
@@ -30,7 +31,7 @@ struct MaskedPointPoolArgs {
   TensorView grad_pooled;    ///< backward, input: [G, T, C], dtype of features
   TensorView grad_features;  ///< backward, output: [B, C, H, W], dtype of features; all its elements are written
 
-  int threads = 1;         ///< at most so many CPU threads; the result does not depend on it
+  int threads = 1;         ///< at most this many CPU threads; the result does not depend on it
   void* stream = nullptr;  ///< CUDA: the stream to work on
 
   bool deterministic = false;  ///< CUDA: backward adds in a fixed order (the CPU always does)
@@ -43,7 +44,7 @@ struct MaskedPointPoolArgs {
 void masked_point_pool_forward(const MaskedPointPoolArgs& args);
 void masked_point_pool_backward(const MaskedPointPoolArgs& args);
 
-/// Bytes of workspace that masked_point_pool_backward() wants for these arguments. Throws likewise.
+/// Bytes of workspace that masked_point_pool_backward() needs for these arguments. Throws as that does.
 std::int64_t masked_point_pool_backward_workspace(const MaskedPointPoolArgs& args);
 
 }  // namespace alignmask

@@ -1,7 +1,7 @@
 // Multi-scale deformable attention.
 //
-//   out[b, q, n·D + d] = Σ_l Σ_p weights[b, q, n, l, p] · sample(value of level l, head n, channel d; locations[b, q,
-//   n, l, p])
+//   out[b, q, n·D + d] = Σ_l Σ_p weights[b, q, n, l, p] · sample(value of level l, head n, channel d;
+//                                                               locations[b, q, n, l, p])
 //
 // In the form with offsets (and reference points), the kernel gets raw offsets and logits, and computes
 //
@@ -61,7 +61,7 @@ struct MSDeformAttnArgs {
   TensorView grad_weights;
   TensorView grad_reference;  ///< kOffsets only
 
-  int threads = 1;         ///< CPU: at most so many threads; the result does not depend on it
+  int threads = 1;         ///< CPU: at most this many threads; the result does not depend on it
   void* stream = nullptr;  ///< CUDA: the stream to work on
 
   bool deterministic = false;  ///< CUDA: backward adds in a fixed order (the CPU always does)
@@ -74,7 +74,7 @@ struct MSDeformAttnArgs {
 void ms_deform_attn_forward(const MSDeformAttnArgs& args);
 void ms_deform_attn_backward(const MSDeformAttnArgs& args);
 
-/// Bytes of workspace that ms_deform_attn_backward() wants for these arguments. Throws likewise.
+/// Bytes of workspace that ms_deform_attn_backward() needs for these arguments. Throws as that does.
 std::int64_t ms_deform_attn_backward_workspace(const MSDeformAttnArgs& args);
 
 }  // namespace alignmask

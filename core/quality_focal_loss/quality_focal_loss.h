@@ -25,7 +25,7 @@ struct QualityFocalLossArgs {
   TensorView loss;         ///< output: [R], dtype of logits
   TensorView grad_logits;  ///< output: [R, C], d loss[r] / d logits[r, c] in float32, or float64 beside float64;
                            ///< absent if not needed
-  int threads = 1;         ///< at most so many CPU threads; the result does not depend on it
+  int threads = 1;         ///< at most this many CPU threads; the result does not depend on it
   void* stream = nullptr;  ///< CUDA: the stream to work on
 };
 

@@ -1,4 +1,4 @@
-// The C++ interface of mask_iou on cases that are worked out by hand, and its argument checks.
+// The C++ interface of mask_iou on cases that are computed by hand, and its argument checks.
 #include "mask_iou/mask_iou.h"
 
 #include "native.h"

@@ -1,4 +1,4 @@
-// The C++ interface of masked_point_pool on a case that is worked out by hand, and its argument checks.
+// The C++ interface of masked_point_pool on a case that is computed by hand, and its argument checks.
 #include "masked_point_pool/masked_point_pool.h"
 
 #include "native.h"

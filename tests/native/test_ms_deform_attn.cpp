@@ -1,4 +1,4 @@
-// The C++ interface of ms_deform_attn on one case that is worked out by hand, and its argument checks.
+// The C++ interface of ms_deform_attn on one case that is computed by hand, and its argument checks.
 //
 // One image, one head, two channels, one level of 2 x 2 tokens:      channel 0: 1 2    channel 1: 10 20
 //                                                                               3 4               30 40
@@ -66,7 +66,8 @@ void test_values() {
 }
 
 template <class Error>
-void expect_error(const char* message, const std::function<void(Case<float>&)>& change) {
+void expect_error(const char* message, const std::function<void(Case<float>&)>& change,
+                  const char* op = "ms_deform_attn") {
   Case<float> c;
   c.args.out = c.out.view();
   change(c);
@@ -74,7 +75,7 @@ void expect_error(const char* message, const std::function<void(Case<float>&)>& 
     ms_deform_attn_forward(c.args);
     expect(false, std::string("no error: ") + message);
   } catch (const Error& error) {
-    expect(error.what() == std::string("ms_deform_attn: ") + message, error.what());
+    expect(error.what() == std::string(op) + ": " + message, error.what());
   }
   expect(std::isnan(c.out.data[0]), std::string("out was written in spite of: ") + message);
 }
@@ -98,6 +99,11 @@ void test_errors() {
   expect_error<ValueError>("out is an output, but its memory is read-only", [](C& c) { c.args.out.read_only = true; });
   expect_error<ValueError>("out is an output, but several of its elements share one place in memory",
                            [](C& c) { c.args.out.strides[2] = 0; });
+  expect_error<TypeError>(
+      "reference is missing", [](C& c) { c.args.form = MSDeformAttnArgs::Form::kOffsets; },
+      "ms_deform_attn_from_offsets");
+  expect_error<ValueError>("reference is given, but locations instead of offsets",
+                           [](C& c) { c.args.reference = c.locations.view(); });
   expect_error<ValueError>("value has no memory", [](C& c) { c.args.value.data = nullptr; });
   expect_error<ValueError>("value is not aligned to its element size in memory",
                            [](C& c) { c.args.value.data = static_cast<char*>(c.args.value.data) + 1; });

@@ -1,4 +1,4 @@
-// The C++ interface of quality_focal_loss on a case that is worked out by hand, and its argument checks.
+// The C++ interface of quality_focal_loss on a case that is computed by hand, and its argument checks.
 #include "quality_focal_loss/quality_focal_loss.h"
 
 #include "native.h"

@@ -1,4 +1,4 @@
-// alignmask._core with the kernels for GPUs in place of those for the CPU, and the switches of the SIMT runtime.
+// alignmask._core with the CUDA kernels in place of the CPU kernels, and the switches of the SIMT runtime.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

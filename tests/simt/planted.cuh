@@ -15,8 +15,8 @@ enum class Bug {
   kShortShuffleMask,     // a shuffle's mask names half of the lanes that take part
   kBallotOfTheDeparted,  // a ballot's mask names lanes that have left
   kDivergentBarrier,     // half of the threads go round the barrier
-  kReadBeforeWrite,      // shared memory is read that nobody wrote
-  kMisaligned,           // a vector is read from an address that is no multiple of it
+  kReadBeforeWrite,      // shared memory is read that no thread wrote
+  kMisaligned,           // a vector is read from an address that is not a multiple of it
 };
 
 struct PlantedParams {

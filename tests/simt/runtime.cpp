@@ -219,7 +219,7 @@ void run_block(unsigned block) {
   m.scheduler.switch_to(m.current->fiber);
   if (m.error) std::rethrow_exception(std::exchange(m.error, nullptr));
   for (unsigned i = 0; i < m.threads; ++i)
-    if (m.thread[i].state != State::kGone) throw Error(where() + "nobody can go on: " + who_waits());
+    if (m.thread[i].state != State::kGone) throw Error(where() + "no thread can go on: " + who_waits());
   for (int a = 0; a < m.shared_count; ++a)
     for (std::size_t i = 0; i < kGuardBytes; ++i)
       if (m.shared[a].memory[m.shared[a].bytes + i] != '\xff')

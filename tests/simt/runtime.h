@@ -1,10 +1,10 @@
 // A CUDA grid on the host: one fiber per thread of a block, blocks one after another.
 //
-// Stricter than a GPU, so that mistakes show: shared memory starts as NaN in every block, and nobody may write behind
-// its end; the threads' order can be turned round or shuffled, which brings a missing barrier to light; every thread of
-// a block must reach every barrier, every lane that a mask names must reach the warp operation, and a lane can only be
-// read if the mask names it. Under the thread sanitizer, only barriers order memory: shuffles and ballots do not. Under
-// the address sanitizer, tensors and shared arrays end where they end.
+// Stricter than a GPU, so that mistakes show: shared memory starts as NaN in every block, and no thread may write
+// behind its end; the threads' order can be turned round or shuffled, which brings a missing barrier to light; every
+// thread of a block must reach every barrier, every lane that a mask names must reach the warp operation, and a lane
+// can only be read if the mask names it. Under the thread sanitizer, only barriers order memory: shuffles and ballots
+// do not. Under the address sanitizer, tensors and shared arrays end where they end.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,4 @@
-// The kernels for GPUs under a sanitizer, without Python: `sanitize ops` runs all of them on tensors that end where
+// The CUDA kernels under a sanitizer, without Python: `sanitize ops` runs all of them on tensors that end where
 // they end, `sanitize bug <name>` runs a planted bug. Fails if an output is not written or not finite.
 #include <cmath>
 #include <cstdio>

@@ -14,8 +14,8 @@ namespace alignmask {
 namespace {
 
 #if defined(ALIGNMASK_X86)
-/// What cmake/AlignMaskOps.cmake lets the compiler use for `avx2`. Not every compiler's __builtin_cpu_supports knows
-/// F16C, LZCNT and MOVBE.
+/// The instructions that cmake/AlignMaskOps.cmake lets the compiler use for `avx2`. Not every compiler's
+/// __builtin_cpu_supports knows F16C, LZCNT and MOVBE.
 bool runs_x86_64_v3() {
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("bmi") ||
       !__builtin_cpu_supports("bmi2"))

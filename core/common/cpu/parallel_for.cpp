@@ -21,10 +21,11 @@ namespace alignmask {
 
 namespace {
 
-// Threads beyond a few per processor gain nothing, but cost memory, and OpenMP ends the process if it cannot start one.
+// Threads beyond a few per processor gain nothing, but cost memory, and OpenMP ends the process if it cannot start
+// them.
 constexpr int kThreadsPerProcessor = 4;
 
-/// Does this process have a single thread? Then nobody has started OpenMP's pool. Where that cannot be known: no.
+/// Does this process have a single thread? Then OpenMP's pool has not been started. No, where that cannot be known.
 bool has_one_thread() {
 #if defined(__linux__)
   DIR* threads = opendir("/proc/self/task");
@@ -40,7 +41,7 @@ bool has_one_thread() {
 
 std::atomic<bool> pool_may_run{false}, pool_lost{false};
 
-// From the start of the program: the pool may be another library's doing.
+// From the start of the program: another library may have started the pool.
 [[maybe_unused]] const int watching_forks =
     pthread_atfork([] { pool_may_run = !has_one_thread(); }, nullptr, [] { pool_lost = pool_lost || pool_may_run; });
 
@@ -57,7 +58,7 @@ int most_threads() {
 
 int threads_for(double work, std::int64_t work_per_thread, std::int64_t tasks, int threads) {
 #if defined(ALIGNMASK_PLAIN_THREADS)
-  work_per_thread = 1;  // small tests, too, shall race
+  work_per_thread = 1;  // so that small tests race, too
 #endif
   const double most = std::min(work / static_cast<double>(work_per_thread), static_cast<double>(tasks));
   return static_cast<int>(std::clamp<double>(most, 1, std::clamp(threads, 1, most_threads())));

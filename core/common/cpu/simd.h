@@ -114,7 +114,7 @@ ALIGNMASK_HOST_DEVICE void split_pairs(P first, P second, P* a, P* b) {
   }
 }
 
-/// The way back.
+/// The inverse.
 template <class P>
 ALIGNMASK_HOST_DEVICE void join_pairs(P a, P b, P* first, P* second) {
   constexpr int kLanes = sizeof(P) / sizeof(a[0]);

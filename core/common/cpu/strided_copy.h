@@ -25,8 +25,8 @@ inline void convert_contiguous(const From* from, To* to, std::int64_t count) {
 }
 
 #if defined(__F16C__)
-// The compiler does not vectorise these conversions by itself. Whole registers: who reads the copy by whole registers
-// would wait for two stores of half of one.
+// The compiler does not vectorise these conversions by itself. Whole registers, since reading
+// back a register that was stored in two halves stalls.
 inline void convert_contiguous(const Half* from, float* to, std::int64_t count) {
   std::int64_t i = 0;
 #if defined(__AVX512F__)
@@ -79,7 +79,7 @@ inline bool contiguous(const TensorView& tensor, int dim) {
   return together(tensor, dim) && tensor.dtype == (sizeof(F) == 8 ? DType::kFloat64 : DType::kFloat32);
 }
 
-/// Asks for the memory of `count` elements from `offset` on.
+/// Prefetches `count` elements from `offset` on.
 inline void prefetch_elements(const TensorView& tensor, std::int64_t offset, std::int64_t count) {
   const auto bytes = static_cast<std::int64_t>(element_bytes(tensor.dtype));
   const char* const from = static_cast<const char*>(tensor.data) + offset * bytes;

@@ -45,7 +45,7 @@ write_gradient(ALIGNMASK_PARAMS WriteGradientParams params) {
   from_arithmetic(static_cast<const Arithmetic<T>*>(params.sums)[index], static_cast<T*>(params.gradient)[at]);
 }
 
-/// Likewise in half precision, where the gradient is as contiguous as the sums are, and aligned to 16 bytes: a thread
+/// As above in half precision, where the gradient is as contiguous as the sums are, and aligned to 16 bytes: a thread
 /// writes 16 bytes.
 template <class T>
 ALIGNMASK_KERNEL(kElementwiseThreads, 8)

@@ -1,4 +1,4 @@
-// What the kernels of gradient.cuh are told.
+// Parameters of the kernels of gradient.cuh.
 #pragma once
 
 #include "fast_divide.h"

@@ -1,4 +1,4 @@
-// What CUDA C++ has no portable word for. The only file with PTX; every function also says in C++ what it does.
+// What CUDA C++ cannot express portably. The only file with PTX; every function also says in C++ what it does.
 #pragma once
 
 #include "device.cuh"
@@ -84,7 +84,7 @@ ALIGNMASK_DEVICE void hide_origin(Words<kWords>& words) {
 }
 
 /// The same number, about which the compiler knows nothing: what is computed from it in a loop stays in the loop, where
-/// registers are dearer than instructions.
+/// registers are scarcer than instructions.
 ALIGNMASK_DEVICE int recomputed(int x) {
   asm volatile("" : "+r"(x));
   return x;
@@ -157,7 +157,7 @@ ALIGNMASK_DEVICE BFloat16 to_bfloat16(float x) {
   return result;
 }
 
-/// *to += x, in global memory; nobody asks for the result. The order among threads is open.
+/// *to += x, in global memory; the result is not returned. The order among threads is not defined.
 ALIGNMASK_DEVICE void atomic_add(float* to, float x) {
 #if defined(ALIGNMASK_SIMT)
   atomicAdd(to, x);
@@ -185,7 +185,7 @@ ALIGNMASK_DEVICE bool has_vector_atomics() {
 #endif
 }
 
-/// Likewise for 2 or 4 neighbouring floats, aligned to their size together.
+/// As above, for 2 or 4 neighbouring floats, aligned to their size together.
 template <int kCount>
 ALIGNMASK_DEVICE void atomic_add(float* to, const float (&x)[kCount]) {
   static_assert(kCount == 2 || kCount == 4, "no such instruction");

@@ -87,7 +87,7 @@ ALIGNMASK_DEVICE Arithmetic<T> load_either(const void* tensor, Int64 index, bool
   }
 }
 
-/// Reads elements `index` and `index` + 1 likewise, at once; they are aligned together.
+/// Reads elements `index` and `index` + 1 in the same way, at once; they are aligned together.
 template <class T>
 ALIGNMASK_DEVICE void load_pair(const void* tensor, Int64 index, bool wide, Arithmetic<T> (&to)[2]) {
   using F = Arithmetic<T>;

@@ -17,7 +17,7 @@ ALIGNMASK_DEVICE F infinity() {
   return static_cast<F>(bits_to_float(0x7f800000u));
 }
 
-/// x of all lanes of the group, joined pairwise: every lane gets the result, the same in each.
+/// x of all lanes of the group, combined pairwise: every lane gets the result, the same in each.
 template <int kLanes, class F, class Join>
 ALIGNMASK_DEVICE F reduce(F x, Join join) {
   for (int step = kLanes / 2; step > 0; step /= 2) x = join(x, __shfl_xor_sync(kFullWarp, x, step));

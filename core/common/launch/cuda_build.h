@@ -1,4 +1,4 @@
-// What this build brings along for GPUs.
+// What this build contains for GPUs.
 #pragma once
 
 #include <string>

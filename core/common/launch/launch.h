@@ -1,5 +1,5 @@
-// Kernel launches as data. An op's cuda/launches.cpp computes once which kernels run with which parameters; who runs
-// them (the CUDA runtime, NVRTC through Python, the host SIMT runtime of the tests) only carries them out.
+// Kernel launches as data. An op's cuda/launches.cpp computes once which kernels run with which parameters; the
+// CUDA runtime, NVRTC through Python, or the host SIMT runtime of the tests only carries them out.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@ struct Launch {
   std::vector<unsigned char> params;  ///< the kernel's only argument, a struct that it gets by value
 };
 
-/// `items` shared out to blocks of `items_per_block`. Throws std::length_error if a grid cannot be that large.
+/// `items` divided among blocks of `items_per_block`. Throws std::length_error if a grid cannot be that large.
 unsigned blocks_for(std::int64_t items, std::int64_t items_per_block);
 
 template <class Params>
@@ -56,13 +56,13 @@ struct LaunchTarget {
   const ArgumentCheck* check = nullptr;  ///< knows the sizes, for errors
 };
 
-/// "ms_deform_attn on cuda:0 (B = 2, ...)", for errors.
+/// "<op> on cuda:0 (B = 2, ...)", for errors.
 std::string describe(const LaunchTarget& target);
 
-/// Do tensors on this device go to kernels for devices (else to those for the CPU)?
+/// Do tensors on this device go to CUDA kernels (else to CPU kernels)?
 bool uses_cuda_kernels(Device device);
 
-/// Enqueues the launches one after the other. Throws ValueError where this build has no way to do so.
+/// Enqueues the launches one after the other. Throws ValueError where this build cannot.
 void run(const LaunchTarget& target, const std::vector<Launch>& launches);
 
 }  // namespace alignmask

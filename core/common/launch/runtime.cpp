@@ -42,7 +42,7 @@ struct Driver {
 };
 
 /// Makes a device current in this thread while it lives. Through contexts, not cudaSetDevice: putting the former device
-/// back by number would create a context, hundreds of megabytes, on a GPU that nobody uses.
+/// back by number would create a context, hundreds of megabytes, on a GPU that is not used.
 class CurrentDevice {
  public:
   explicit CurrentDevice(const LaunchTarget& target) try {
@@ -106,7 +106,7 @@ void run(const LaunchTarget& target, const std::vector<Launch>& launches) {
     const cudaError_t error = cudaLaunchKernel(kernel, dim3(launch.blocks), dim3(launch.threads), arguments, 0,
                                                static_cast<cudaStream_t>(target.stream));
     if (error != cudaSuccess) {
-      cudaGetLastError();  // ours is reported: it shall not turn up in somebody else's next check
+      cudaGetLastError();  // it is reported here, and must not turn up in the next check of other code
       throw std::runtime_error(describe(target, launch) + cudaGetErrorString(error));
     }
   }

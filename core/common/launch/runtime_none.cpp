@@ -1,4 +1,4 @@
-// For builds without CUDA: no kernels for devices, other than those that somebody else launches.
+// For builds without CUDA: only an external launcher can carry launches out.
 #include "common/check.h"
 #include "cuda_build.h"
 #include "external_launcher.h"

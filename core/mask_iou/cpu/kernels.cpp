@@ -1,10 +1,10 @@
-// CPU schedule. Targets are packed into bits once. Then a thread takes a few predictions of an image and, band of rows
-// after band of rows, packs their bits and counts those they share with every target that reaches into the band. The
-// predictions are read once, and neither they nor their upsampled form are ever stored.
+// The CPU kernels. Targets are packed into bits once. Then a thread takes a few predictions of an image and, band of
+// rows after band of rows, packs their bits and counts those they share with every target that reaches into the band.
+// The predictions are read once, and neither they nor their upsampled form are ever stored.
 //
 // An upsampled row is laid out phase by phase: its pixels phase, phase + factor, phase + 2 factor, ... in one run of
-// bits. So each run is computed from whole vectors of source pixels. Targets are packed in the same order, and counting
-// does not mind it.
+// bits. So each run is computed from whole vectors of source pixels. Targets are packed in the same order, which makes
+// no difference to their counts.
 #include <algorithm>
 #include <limits>
 #include <vector>
@@ -25,7 +25,7 @@ namespace {
 
 constexpr std::int64_t kQueries = 8;  // worked on together, so that a target's bits are read once for all of them
 constexpr std::int64_t kPixelsPerThread = 200'000;  // below, another thread does not pay
-constexpr int kAhead = 8192;              // bytes of a prediction that are asked for before their turn; less is slower
+constexpr int kAhead = 8192;                        // bytes of a prediction that are prefetched; less is slower
 constexpr std::int64_t kBandWords = 512;  // of one prediction: with the others' they stay in the first-level cache
 
 struct Target {

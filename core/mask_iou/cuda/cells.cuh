@@ -2,14 +2,14 @@
 //
 // A cell is what lies between four neighbouring logits of a prediction: 4 x 4 pixels, blended of these four. Where all
 // of them are above the threshold, so is every pixel between, and where none is, none is. Then it is enough to know how
-// many of the cell's pixels each target has; only mixed cells are looked at pixel by pixel. Cells at the border reach
-// out of the image: their logits outside are the outermost ones, their pixels outside count nowhere.
+// many of the cell's pixels each target has; only mixed cells are counted pixel by pixel. Cells at the border reach
+// beyond the image: their logits outside are the outermost ones, their pixels outside are not counted.
 //
 // Predictions have (h + 1) x (w + 1) cells. The 32 columns of a warp have 31 cells between them, which make a word:
 // lane i reads column word · 31 + i - 1, and bit i is the cell to its left; bit 0 stays empty. A word of a target has
 // - planes: digit p of a cell's number of pixels, in binary, is the cell's bit of plane p;
 // - pixels: for bit i of the word, 16 bits: pixel (y, x) of the cell is bit 4 y + x.
-// Behind the last target comes the image as one more, of which every pixel is set: it counts areas.
+// Behind the last target comes the whole image as another one, with every pixel set: it counts areas.
 #pragma once
 
 #include "common/cuda/vector.cuh"
@@ -218,7 +218,8 @@ struct CellCounter {
   }
 };
 
-/// The last tile of an image starts earlier, so that it has as many predictions, and leaves out what others count.
+/// The last tile of an image starts earlier, so that it has the full number of predictions, and skips those that the
+/// tile before it counts.
 struct CellTile : IouTile {
   int counted;  // by the tile before
 };

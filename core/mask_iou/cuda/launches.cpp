@@ -38,7 +38,7 @@ void add_pixels(const MaskIouArgs& args, MaskIouParams params, std::vector<Launc
       blocks_for(blocks, 1), kIouThreads, params));
 }
 
-/// Likewise, by cells.
+/// Packing and counting, by cells.
 void add_cells(const MaskIouArgs& args, MaskIouParams params, std::vector<Launch>& launches) {
   const std::int64_t B = params.images, Q = params.queries, G = params.target_count;
   const std::int64_t rows = params.height + std::int64_t{1};

@@ -1,4 +1,4 @@
-// Which kernels a call on a GPU runs, with which parameters.
+// Which CUDA kernels a call runs, with which parameters.
 #pragma once
 
 #include <vector>
@@ -11,7 +11,7 @@ namespace alignmask {
 /// Expects valid arguments. Throws ValueError if sizes are beyond what the kernels can count.
 std::vector<Launch> mask_iou_forward_launches(const MaskIouArgs& args);
 
-/// Bytes of workspace that the launches want.
+/// Bytes of workspace that the launches need.
 std::int64_t mask_iou_forward_workspace_bytes(const MaskIouArgs& args);
 
 }  // namespace alignmask

@@ -1,4 +1,4 @@
-// What the kernels of mask_iou are told. Filled on the host, read on the device.
+// Parameters of the CUDA kernels of mask_iou. Filled on the host, read on the device.
 //
 // B images, Q predictions per image of h x w, G targets of H x W.
 #pragma once

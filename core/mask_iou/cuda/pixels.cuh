@@ -1,5 +1,5 @@
-// Mask IoU on the GPU: targets are packed into bits once; predictions become bits in registers, 32 pixels by one
-// ballot, upsampled on the way if need be, and are counted against the targets at once. All counts are integers, so
+// Mask IoU in CUDA: targets are packed into bits once; predictions become bits in registers, 32 pixels by one
+// ballot, upsampled first if need be, and are counted against the targets at once. All counts are integers, so
 // that the order of additions does not matter. Upsampling by kIouCellFactor goes by cells instead (cells.cuh).
 #pragma once
 
@@ -69,8 +69,8 @@ constexpr int kIouCountBlocks = 4;
 /// Upsampling: the warp walks down the gaps between rows of the predictions. Along the rows a lane blends once per row;
 /// across a gap, once per pixel.
 ///
-/// Eight queries share a target's bits and have eight (sixteen) loads under way. Half of the threads that a
-/// multiprocessor can hold (64 registers each) then are far more than it takes to keep the memory busy.
+/// Eight queries share a target's bits and have eight (sixteen) loads in flight. Half of the threads that a
+/// multiprocessor can hold (64 registers each) are then far more than are needed to keep the memory busy.
 template <class T, bool kUpsamples>
 ALIGNMASK_KERNEL(kIouThreads, sizeof(T) == 8 ? 2 : kIouCountBlocks)
 mask_iou_count(ALIGNMASK_PARAMS MaskIouParams params) {

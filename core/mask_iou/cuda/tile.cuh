@@ -1,4 +1,4 @@
-// What a block of mask_iou counts, and what it does with the sums.
+// What a block of mask_iou counts, and where it adds the sums.
 #pragma once
 
 #include "common/cuda/ptx.cuh"
@@ -17,7 +17,8 @@ ALIGNMASK_DEVICE UInt32 nonzero_bytes(UInt32 bytes) {
 }
 
 /// What the lanes of a warp count: the first the image's pixels (as one more target, behind the last), the others those
-/// of the image's targets number chunk · kIouTargets and following; where there are no more, the image's, in vain.
+/// of the image's targets number chunk · kIouTargets and following; where there are no more, of the image's, and the
+/// caller ignores them.
 ALIGNMASK_DEVICE void find_targets(const MaskIouParams& params, int image, int chunk, int lane, int* found) {
   found[lane] = params.target_count;
   __syncwarp();

@@ -1,7 +1,7 @@
-// CPU schedule. The points of an image are sorted by the feature row they fall on and sampled from the masks (Plan).
+// The CPU kernels. The points of an image are sorted by the feature row they fall on and sampled from the masks (Plan).
 // Then a task takes a block of channels of an image and sweeps over the points from top to bottom: features stream
 // through the caches once, and every channel's sums have one owner and one order, whatever the number of threads. The
-// backward pass sweeps likewise and adds into the gradient's rows.
+// backward pass sweeps in the same way and adds into the gradient's rows.
 //
 // Channels-last features are read, and their gradient is written, in place. Of any other layout or data type, the two
 // rows that a sweep is at are copied.
@@ -83,7 +83,7 @@ struct Pass {
   struct Buffers {
     F* slots;    // [T · M, kWidth]: sums, or gradients of pooled
     F* rows;     // [2, W, kWidth]
-    F* outside;  // [kWidth]: zeros where nothing is read, or a place for what belongs nowhere
+    F* outside;  // [kWidth]: zeros where nothing is read, or a place for gradients that are dropped
   };
 
   Buffers cut(ScratchArena arena, std::int64_t* bytes = nullptr) const {

@@ -31,7 +31,7 @@ struct PlannedPoint {
   std::int32_t hits;   ///< how many
 };
 
-/// The box around a mask's set pixels. Most points miss most boxes, and then the mask need not be looked at.
+/// The box around a mask's set pixels. Most points miss most boxes, and then the mask need not be read.
 struct MaskBox {
   std::int64_t first_row = 0, end_row = 0, first_column = 0, end_column = 0;
 
@@ -75,7 +75,7 @@ class Plan {
         chunks_((T_ * K_ + kChunkPoints - 1) / kChunkPoints),
         instances_(args.owner, args.features.shape[0]),
         memory_(static_cast<std::size_t>(cut(nullptr))),
-        // Room for every pair of a point and an instance; only what is used costs.
+        // Room for every pair of a point and an instance; untouched pages cost nothing.
         hit_memory_(static_cast<std::size_t>(args.owner.shape[0] * chunks_ * kChunkPoints) * sizeof(Hit<F>), true),
         hits_(static_cast<Hit<F>*>(hit_memory_.data())) {
     cut(memory_.data());

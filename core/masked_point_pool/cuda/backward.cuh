@@ -1,4 +1,4 @@
-// Point sampling and masked average pooling on the GPU: the gradient of features, by atomics.
+// Point sampling and masked average pooling in CUDA: the gradient of features, by atomics.
 #pragma once
 
 #include "points.cuh"
@@ -102,7 +102,7 @@ masked_point_pool_backward(ALIGNMASK_PARAMS MaskedPointPoolParams params) {
             atomic_add(to + lane + j * kWarp, weight * gradient[j]);
       }
     }
-    __syncthreads();  // everybody is done with these instances
+    __syncthreads();  // all threads are done with these instances
   }
 }
 

@@ -1,4 +1,4 @@
-// Point sampling and masked average pooling on the GPU: the forward kernel.
+// Point sampling and masked average pooling in CUDA: the forward kernel.
 #pragma once
 
 #include "points.cuh"
@@ -16,7 +16,7 @@ namespace alignmask {
 /// kVector > 1: channels lie together (channels last), aligned, and rows without gaps. kVector = 1: any strides.
 ///
 /// Four blocks on a multiprocessor, at most 64 registers: half of the threads that there can be, each with the four
-/// loads of a point on the way.
+/// loads of a point in flight.
 template <class T, int kVector>
 ALIGNMASK_KERNEL(kPoolThreads, sizeof(T) == 8 ? 2 : 4)
 masked_point_pool_forward(ALIGNMASK_PARAMS MaskedPointPoolParams params) {
@@ -72,7 +72,7 @@ masked_point_pool_forward(ALIGNMASK_PARAMS MaskedPointPoolParams params) {
         for (int j = 0; j < kVector; ++j) sum[j] += point.weight[k] * number[j];
       }
     }
-    __syncwarp();  // nobody reads these points any more
+    __syncwarp();  // no lane reads these points any more
   }
 
   weight = reduce<kWarp>(weight, [](F a, F b) { return a + b; });

@@ -1,4 +1,4 @@
-// Which kernels a call on a GPU runs, with which parameters.
+// Which CUDA kernels a call runs, with which parameters.
 #pragma once
 
 #include <vector>
@@ -12,7 +12,7 @@ namespace alignmask {
 std::vector<Launch> masked_point_pool_forward_launches(const MaskedPointPoolArgs& args);
 std::vector<Launch> masked_point_pool_backward_launches(const MaskedPointPoolArgs& args);
 
-/// Bytes of workspace that the backward launches want.
+/// Bytes of workspace that the backward launches need.
 std::int64_t masked_point_pool_backward_workspace_bytes(const MaskedPointPoolArgs& args);
 
 }  // namespace alignmask

@@ -1,4 +1,4 @@
-// Point sampling and masked average pooling on the GPU: the gradient of features with a fixed order of additions.
+// Point sampling and masked average pooling in CUDA: the gradient of features with a fixed order of additions.
 #pragma once
 
 #include "points.cuh"

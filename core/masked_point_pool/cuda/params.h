@@ -1,4 +1,4 @@
-// What the kernels of masked_point_pool are told. Filled on the host, read on the device.
+// Parameters of the CUDA kernels of masked_point_pool. Filled on the host, read on the device.
 //
 // B images, C channels, H x W features, G instances of h x w, T sets of K points.
 #pragma once

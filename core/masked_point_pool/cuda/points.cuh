@@ -60,8 +60,8 @@ ALIGNMASK_DEVICE T* pixel_at(const MaskedPointPoolParams& params, T* channel, in
   return channel + row * params.features_strides[2] + (pixel - row * params.width) * params.features_strides[3];
 }
 
-/// What the gradient of an instance's pooled features is multiplied with, but for hits: 1 / divisor, 0 where there is
-/// no gradient because no point hit the mask.
+/// Factor of the gradient of an instance's pooled features, beside the hits: 1 / divisor, or 0 where no point hit the
+/// mask, so that there is no gradient.
 template <class F>
 ALIGNMASK_DEVICE F gradient_scale(const MaskedPointPoolParams& params, int instance, int set) {
   const F weight =
@@ -70,8 +70,8 @@ ALIGNMASK_DEVICE F gradient_scale(const MaskedPointPoolParams& params, int insta
   return 1 / (params.divide_by_points ? static_cast<F>(params.points_per_set) : weight);
 }
 
-/// A warp's: up to kMost instances of an image from instance `first` on. Returns where to go on, or -1 if there are no
-/// more. `found`: shared memory; lanes may read it after the next barrier.
+/// For a whole warp: finds up to kMost instances of an image from instance `first` on. Returns where to go on, or -1 if
+/// there are no more. `found`: shared memory; lanes may read it after the next barrier.
 template <int kMost>
 ALIGNMASK_DEVICE int find_instances(const MaskedPointPoolParams& params, int image, int first, int* found, int* count) {
   const int lane = threadIdx.x % kWarp;

@@ -1,4 +1,4 @@
-// The backward pass on the CPU; kernels.cpp describes the schedule.
+// The backward pass on the CPU; see kernels.cpp.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +8,7 @@
 namespace alignmask::ALIGNMASK_ISA {
 namespace {
 
-constexpr std::int64_t kPrefetchQueriesOfHead = 8;  // how far ahead memory is asked for
+constexpr std::int64_t kPrefetchQueriesOfHead = 8;  // how far ahead memory is prefetched
 
 template <class F, int kWidth>
 class Backward {

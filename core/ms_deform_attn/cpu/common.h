@@ -1,4 +1,4 @@
-// What both passes of the CPU schedule need: sizes, rows of channels, tables.
+// What both CPU passes need: sizes, rows of channels, tables.
 #pragma once
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// The forward pass on the CPU; kernels.cpp describes the schedule.
+// The forward pass on the CPU; see kernels.cpp.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@ namespace alignmask::ALIGNMASK_ISA {
 namespace {
 
 constexpr std::int64_t kPackedBytes = 16 * 1024 * 1024;  // values copied at a time, if they cannot be used in place
-constexpr std::int64_t kPrefetchQueries = 2;             // how far ahead memory is asked for
+constexpr std::int64_t kPrefetchQueries = 2;             // how far ahead memory is prefetched
 
 /// T: what value holds where it is sampled.
 template <class F, class T, int kWidth>

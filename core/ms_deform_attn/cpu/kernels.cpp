@@ -1,8 +1,9 @@
-// CPU schedule.
+// The CPU kernels.
 //
-// Forward: threads share out the queries; each goes through all heads of a query before the next, so that the points,
-// weights and the output stream by in the order in which they lie in memory. Values are sampled where they are, in half
-// precision, too, if a token's channels lie together and fill whole vectors; else a few heads at a time are copied out.
+// Forward: the queries are divided among threads; each goes through all heads of a query before the next, so that the
+// points, weights and the output stream by in the order in which they lie in memory. Values are sampled where they are,
+// in half precision, too, if a token's channels lie together and fill whole vectors; else a few heads at a time are
+// copied out.
 //
 // Backward: one task owns the gradient of one (image, head), and no two threads ever add to one place, so results do
 // not depend on the number of threads. The head's values and their gradient lie packed in scratch memory meanwhile:

@@ -1,5 +1,5 @@
 // The sampling points of one (image, query, head): from the caller's tensors, in either form, to positions in pixels
-// and weights, and the way back for their gradients. L·P points lie in a row, level after level, and are worked on in
+// and weights, and back for their gradients. L·P points lie in a row, level after level, and are worked on in
 // packs of lanes; the row is padded to whole packs.
 #pragma once
 
@@ -63,7 +63,7 @@ class PointTensor {
     each_part(b, q, n,
               [buffer](const StridedRows& part, std::int64_t first) { copy_out(buffer + first, part.columns, part); });
   }
-  /// Asks for the memory; a head's rows lie far apart, where the hardware does not guess.
+  /// Prefetches the row: a head's rows lie far apart, where the hardware does not prefetch.
   void prefetch(std::int64_t b, std::int64_t q, std::int64_t n) const {
     if (together_) prefetch_elements(*tensor_, b * b_ + q * q_ + n * n_, count_);
   }
@@ -197,7 +197,8 @@ class PointReader {
     return pack;
   }
 
-  /// Turns the gradient of the attention weights into that of what the caller passed, and writes all to his tensors.
+  /// Turns the gradient of the attention weights into that of what the caller passed, and writes all to the caller's
+  /// tensors.
   ALIGNMASK_HOST_DEVICE void write_gradients(std::int64_t b, std::int64_t q, std::int64_t n,
                                              const PointRow<F>& row) const {
     if (from_offsets_) softmax_gradient(row);

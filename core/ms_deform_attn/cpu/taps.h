@@ -1,5 +1,5 @@
 // Where points fall among the tokens of one (image, head): four taps each, found without a branch. A tap outside its
-// level points to a token of zeros (whose gradient nobody reads), so the loops over taps need not know.
+// level points to a token of zeros (whose gradient is never read), so the loops over taps need not know.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Multi-scale deformable attention on the GPU: the gradients of points, weights and reference points.
+// Multi-scale deformable attention in CUDA: the gradients of points, weights and reference points.
 #pragma once
 
 #include "points.cuh"
@@ -128,7 +128,7 @@ ms_deform_attn_backward(ALIGNMASK_PARAMS MSDeformAttnParams params) {
   const bool has_softmax = params.reference && params.grad_weights;
   F mean = 0;  // of the weights' gradients, by weight; this lane's part of it
   for (int first_point = 0; first_point < points.count(); first_point += kLanes) {
-    __syncwarp();  // nobody reads the chunk before
+    __syncwarp();  // no lane reads the previous chunk any more
     row[lane] = points.place(first_point + lane);
     __syncwarp();
     const int count = smaller(kLanes, points.count() - first_point);
@@ -149,7 +149,7 @@ ms_deform_attn_backward(ALIGNMASK_PARAMS MSDeformAttnParams params) {
         sums.add(i, point_gradient(dots, point.x, point.y, point.weight, F{1}, F{1}));
       }
       const PointGradient<F> sum = sums.finish();
-      __syncwarp();  // nobody looks at these points any more: their gradients take their place
+      __syncwarp();  // no lane reads these points any more: their gradients take their place
       if (lane < kBatch) {
         row[batch + lane].x = sum.location_x;
         row[batch + lane].y = sum.location_y;

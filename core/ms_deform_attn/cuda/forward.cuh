@@ -1,4 +1,4 @@
-// Multi-scale deformable attention on the GPU: the forward kernel.
+// Multi-scale deformable attention in CUDA: the forward kernel.
 #pragma once
 
 #include "points.cuh"
@@ -12,8 +12,8 @@ namespace alignmask {
 /// are more than lanes), any strides.
 ///
 /// At least half of the threads that a multiprocessor can hold (four blocks of 256, at most 64 registers each; five
-/// with four channels per lane): every lane has the four loads of a point on the way, 64 KB or more together, several
-/// times what the way to the L2 cache takes. More loads per lane would cost threads.
+/// with four channels per lane): every lane has the four loads of a point in flight, 64 KB or more together, several
+/// times what the latency of the L2 cache needs. More loads per lane would cost threads.
 template <class T, int kVector, int kLanes>
 ALIGNMASK_KERNEL(kAttentionThreads, kVector == 4 ? 5 : 4)
 ms_deform_attn_forward(ALIGNMASK_PARAMS MSDeformAttnParams params) {
@@ -39,7 +39,7 @@ ms_deform_attn_forward(ALIGNMASK_PARAMS MSDeformAttnParams params) {
     const T* const mine = value + channel * (kVector > 1 ? Int64{1} : params.value_strides[3]);
     F sum[kVector] = {};
     for (int first_point = 0; first_point < points.count(); first_point += kChunk) {
-      __syncwarp();  // nobody reads the chunk before
+      __syncwarp();  // no lane reads the previous chunk any more
       for (int i = lane; i < kChunk; i += kLanes) {
         const PlacedPoint<F> point = points.place(first_point + i);
         row[i] = bilinear_taps(point.tokens, attention_tap_weights(point.x, point.y, point.weight));

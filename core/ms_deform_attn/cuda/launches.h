@@ -1,4 +1,4 @@
-// Which kernels a call on a GPU runs, with which parameters.
+// Which CUDA kernels a call runs, with which parameters.
 #pragma once
 
 #include <vector>
@@ -12,7 +12,7 @@ namespace alignmask {
 std::vector<Launch> ms_deform_attn_forward_launches(const MSDeformAttnArgs& args);
 std::vector<Launch> ms_deform_attn_backward_launches(const MSDeformAttnArgs& args);
 
-/// Bytes of workspace that the backward launches want.
+/// Bytes of workspace that the backward launches need.
 std::int64_t ms_deform_attn_backward_workspace_bytes(const MSDeformAttnArgs& args);
 
 }  // namespace alignmask

@@ -1,4 +1,4 @@
-// Multi-scale deformable attention on the GPU: the gradient of value with a fixed order of additions.
+// Multi-scale deformable attention in CUDA: the gradient of value with a fixed order of additions.
 #pragma once
 
 #include "points.cuh"
@@ -7,7 +7,7 @@ namespace alignmask {
 
 /// Writes the gradient of value, without atomics: a block owns some tokens of a level, image and head, looks through
 /// all points of that level, and adds up those that reach its tokens, in their order. A point is located once per
-/// block, not once per channel, and most points go at the first comparison; but every block looks at all of them, so
+/// block, not once per channel, and the first comparison rejects most points; but every block looks at all of them, so
 /// the work grows with tokens times points: the price of a fixed order without sorting, which would need more memory.
 template <class T>
 ALIGNMASK_KERNEL(kAttentionThreads, sizeof(T) == 8 ? 2 : 4)

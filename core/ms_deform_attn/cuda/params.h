@@ -1,4 +1,4 @@
-// What the kernels of ms_deform_attn are told. Filled on the host, read on the device.
+// Parameters of the CUDA kernels of ms_deform_attn. Filled on the host, read on the device.
 //
 // B images, S tokens, N heads, D channels per head, Q queries, L levels, P points.
 #pragma once
@@ -44,9 +44,10 @@ struct MSDeformAttnParams {
   long long grad_value_strides[4], grad_locations_strides[6], grad_weights_strides[5], grad_reference_strides[4];
 
   // In the arithmetic type:
-  void* value_sums;      // [B, S, N, D]: where blocks add up the gradient of value
-  void* pixel_gradient;  // [B, Q, N, L, P, 2]: gradient of locations in pixels, on its way to that of reference
-  void* kept_gradients;  // [B, Q, N, L, P]: gradient of weights, on its way to that of logits
+  void* value_sums;  // [B, S, N, D]: where blocks add up the gradient of value
+  void*
+      pixel_gradient;  // [B, Q, N, L, P, 2]: gradient of locations in pixels, from which that of reference is computed
+  void* kept_gradients;  // [B, Q, N, L, P]: gradient of weights, from which that of logits is computed
   void* softmax;         // [B, N, Q, 2]: largest logit, and 1 / sum of exponentials relative to it
   int sums_token_bytes;
   long long sums_strides[4], pixel_gradient_strides[6], kept_strides[5];

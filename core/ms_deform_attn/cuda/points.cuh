@@ -1,7 +1,7 @@
 // Where the sampling points of a query and head fall, shared by the forward and the backward kernels.
 //
 // A group of kLanes lanes of a warp works on one (image, head, query). Its points are taken kChunk at a time: every
-// lane works out one of them and leaves it in shared memory, then all lanes go through the chunk together. So a
+// lane computes one of them and leaves it in shared memory, then all lanes go through the chunk together. So a
 // location is read and a level's geometry is computed once per query and head, not once per channel.
 #pragma once
 
@@ -16,7 +16,7 @@ namespace alignmask {
 using namespace ALIGNMASK_ISA;
 
 /// Which (image, head, query) a group works on. Consecutive groups take consecutive queries of one head: neighbours in
-/// the image look at the same values, which then come from the cache of the multiprocessor.
+/// the image read the same values, which then come from the cache of the multiprocessor.
 struct QueryHead {
   int image, head, query;
   bool exists;  ///< false past the end: such a group repeats the last one, and writes nothing
@@ -79,8 +79,8 @@ ALIGNMASK_DEVICE const T* token_at(const MSDeformAttnParams& params, const T* ch
   return channel + token * params.value_strides[1];
 }
 
-/// What a group keeps in shared memory about its query and head: it is needed now and then, and would take registers
-/// from values on their way.
+/// Per-group state of one (image, head, query), in shared memory. It is read a few times per chunk; in registers it
+/// would reduce the number of loads in flight.
 template <class F>
 struct HeadState {
   QueryHead at;
@@ -89,7 +89,7 @@ struct HeadState {
 };
 
 /// Points of one (image, head, query): their places, weights and gradients. kPacked: L, P and the coordinates lie
-/// together. kLanes: in a group that works on them together; all of them come to the constructor.
+/// together. kLanes: in a group that works on them together; all of them call the constructor.
 template <class T, int kLanes, bool kPacked>
 class HeadPoints {
  public:
@@ -111,7 +111,7 @@ class HeadPoints {
     }
   }
 
-  /// For single threads, which cannot find the softmax of a query: it has been written before.
+  /// For single threads, which cannot compute the softmax of a query: the constructor above has written it before.
   ALIGNMASK_DEVICE HeadPoints(const MSDeformAttnParams& params, const QueryHead& at, HeadState<F>& state)
       : params_(params),
         state_(state) {
@@ -167,7 +167,7 @@ class HeadPoints {
     store_either<T>(gradient, params_.grad_weights, element(params_.grad_weights_strides, point), params_.weights_wide);
   }
 
-  /// Keeps the gradient of a point's weight until that of its logit can be worked out, for the same thread.
+  /// Keeps the gradient of a point's weight until that of its logit can be computed, by the same thread.
   ALIGNMASK_DEVICE F& kept_gradient(int point) const {
     return static_cast<F*>(params_.kept_gradients)[element(params_.kept_strides, point)];
   }
@@ -226,7 +226,7 @@ class HeadPoints {
     return load_either<T>(params_.weights, at, params_.weights_wide);
   }
 
-  /// Every lane looks at its share of the logits, then they put it together.
+  /// Every lane reads its share of the logits, then the lanes combine their results.
   ALIGNMASK_DEVICE void find_softmax(int lane) {
     F largest = -infinity<F>();
 #pragma unroll 1

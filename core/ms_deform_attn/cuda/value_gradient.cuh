@@ -1,11 +1,11 @@
-// Multi-scale deformable attention on the GPU: the gradient of value.
+// Multi-scale deformable attention in CUDA: the gradient of value.
 #pragma once
 
 #include "points.cuh"
 
 namespace alignmask {
 
-/// Neighbouring queries, which look at many of the same values: a square of a level where queries are tokens, else
+/// Neighbouring queries, which read many of the same values: a square of a level where queries are tokens, else
 /// kTileQueries that follow one another, seen as a square, too.
 struct QueryTile {
   int first, stride;  ///< the first query, and how far the rows of the square are apart
@@ -155,7 +155,7 @@ ms_deform_attn_value_gradient(ALIGNMASK_PARAMS MSDeformAttnParams params) {
   const int level_points = kTileQueries * params.points;
   for (int level = 0; level < params.levels; ++level) {
     for (int first = 0; first < level_points; first += kPoints) {
-      __syncthreads();  // nobody reads the points before
+      __syncthreads();  // no thread reads the previous points any more
       for (int i = thread; i < kSlots; i += kAttentionThreads) {
         table[i] = -1;
         counts[i] = 0;
@@ -209,7 +209,7 @@ ms_deform_attn_value_gradient(ALIGNMASK_PARAMS MSDeformAttnParams params) {
       for (int channel = 0; channel < params.channels; channel += kWarp) {
         const bool has_channel = channel + lane < params.channels;
         if (channel != loaded) {
-          __syncthreads();  // nobody reads the channels before
+          __syncthreads();  // no thread reads the previous channels any more
           const T* from = grad_out + tile.query(static_cast<UInt32>(warp)) * params.out_strides[1] +
                           (channel + lane) * params.out_strides[3];
 #pragma unroll 4

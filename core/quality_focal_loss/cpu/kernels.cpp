@@ -1,5 +1,5 @@
-// CPU schedule: blocks of rows go to the threads. Within a row all classes are first treated as negatives, a vector
-// register of logits at a time; the vector that holds the label then gets the label's term in its lane.
+// The CPU kernel. Blocks of rows are divided among threads. Within a row all classes are first treated as negatives, a
+// vector register of logits at a time; the vector that holds the label then gets the label's term in its lane.
 #include <algorithm>
 #include <cmath>
 

@@ -1,4 +1,4 @@
-// Quality focal loss on the GPU.
+// Quality focal loss in CUDA.
 #pragma once
 
 #include "common/cuda/vector.cuh"
@@ -15,8 +15,8 @@ using namespace ALIGNMASK_ISA;
 ///
 /// kVector > 1: the logits of a row lie together, as does their gradient, aligned to 16 bytes; so do all rows.
 ///
-/// The launch bounds ask for half of the threads that a multiprocessor can hold, enough to have the next logits under
-/// way while exponentials are worked out; the kernel gets by with fewer registers than that would leave it.
+/// The launch bounds ask for half of the threads that a multiprocessor can hold, enough to load the next
+/// logits while exponentials are computed; the kernel needs fewer registers than that leaves it.
 template <class T, int kVector, bool kSquare>
 ALIGNMASK_KERNEL(kLossThreads, 4)
 quality_focal_loss_forward(ALIGNMASK_PARAMS QualityFocalLossParams params) {
@@ -24,7 +24,7 @@ quality_focal_loss_forward(ALIGNMASK_PARAMS QualityFocalLossParams params) {
   const int lane = threadIdx.x % kLossLanes;
   Int64 row = static_cast<Int64>(blockIdx.x) * (kLossThreads / kLossLanes) + threadIdx.x / kLossLanes;
   const bool exists = row < params.rows;
-  if (!exists) row = params.rows - 1;  // goes along, and writes nothing
+  if (!exists) row = params.rows - 1;  // participates, and writes nothing
 
   const F gamma = static_cast<F>(params.gamma), theta = static_cast<F>(params.theta);
   const auto power = [](F base, F exponent) { return kSquare ? base * base : power_of(base, exponent); };

@@ -1,4 +1,4 @@
-// Which kernels a call on a GPU runs, with which parameters.
+// Which CUDA kernels a call runs, with which parameters.
 #pragma once
 
 #include <vector>

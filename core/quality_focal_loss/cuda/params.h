@@ -1,4 +1,4 @@
-// What the kernels of quality_focal_loss are told. Filled on the host, read on the device.
+// Parameters of the CUDA kernels of quality_focal_loss. Filled on the host, read on the device.
 //
 // R rows, C classes.
 #pragma once
