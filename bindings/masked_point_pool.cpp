@@ -13,13 +13,16 @@ void bind_masked_point_pool(pybind11::module_& module) {
   const auto on_stream = stream("stream", &Args::stream);
 
   def_op(module, "masked_point_pool_forward", masked_point_pool_forward,
-         "Write pooled and weight; see core/masked_point_pool/masked_point_pool.h.", tensor("pooled", &Args::pooled),
-         weight, tensor("features", &Args::features), masks, owner, points, divide_by_points, threads, on_stream);
-  def_op(module, "masked_point_pool_backward", masked_point_pool_backward, masked_point_pool_backward_workspace,
+         "Write pooled and weight; see core/masked_point_pool/masked_point_pool.h.",
+         tensor("pooled", &Args::pooled), weight, tensor("features", &Args::features), masks, owner,
+         points, divide_by_points, threads, on_stream);
+  def_op(module, "masked_point_pool_backward", masked_point_pool_backward,
+         masked_point_pool_backward_workspace,
          "Write grad_features; see core/masked_point_pool/masked_point_pool.h.",
-         tensor("grad_features", &Args::grad_features), tensor("grad_pooled", &Args::grad_pooled), weight, masks, owner,
-         points, divide_by_points, threads, scalar("deterministic", &Args::deterministic),
-         workspace("workspace", &Args::workspace), on_stream);
+         tensor("grad_features", &Args::grad_features), tensor("grad_pooled", &Args::grad_pooled),
+         weight, masks, owner, points, divide_by_points, threads,
+         scalar("deterministic", &Args::deterministic), workspace("workspace", &Args::workspace),
+         on_stream);
 }
 
 }  // namespace alignmask

@@ -14,11 +14,14 @@ using namespace alignmask;
 
 PYBIND11_MODULE(_core, module) {
   module.doc() =
-      "Kernels of AlignMask. They read torch tensors, NumPy arrays and DLPack tensors in place and write preallocated "
+      "Kernels of AlignMask. They read torch tensors, NumPy arrays and DLPack tensors in place and "
+      "write preallocated "
       "outputs.";
   bind_errors();
 
-  module.def("cpu_instruction_set", [] { return std::string(name(cpu_isa())); }, "Name of the CPU code in use.");
+  module.def(
+      "cpu_instruction_set", [] { return std::string(name(cpu_isa())); },
+      "Name of the CPU code in use.");
   module.def(
       "cpu_instruction_sets",
       [] {
@@ -36,7 +39,8 @@ PYBIND11_MODULE(_core, module) {
         const auto wanted = object.attr("encode")("utf-8", "replace").cast<std::string>();
         for (CpuIsa isa : available_cpu_isas())
           if (wanted == name(isa)) return select_cpu_isa(isa);
-        throw ValueError("select_cpu_instruction_set: no CPU code named '" + wanted + "' for this machine");
+        throw ValueError("select_cpu_instruction_set: no CPU code named '" + wanted +
+                         "' for this machine");
       },
       py::arg("name"), "For tests and measurements.");
 

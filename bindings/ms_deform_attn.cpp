@@ -27,8 +27,10 @@ struct Reference : OptionalTensor<Args> {
 struct LevelShapes : Argument<Args> {
   void read_scalar(pybind11::handle object, Args& args) const {
     const std::vector<std::int64_t> sizes = ints_arg(args.op(), name, object);
-    if (sizes.size() % 2) throw ValueError(std::string(args.op()) + ": " + name + " must hold pairs (h, w)");
-    for (std::size_t i = 0; i < sizes.size(); i += 2) args.levels.push_back({sizes[i], sizes[i + 1]});
+    if (sizes.size() % 2)
+      throw ValueError(std::string(args.op()) + ": " + name + " must hold pairs (h, w)");
+    for (std::size_t i = 0; i < sizes.size(); i += 2)
+      args.levels.push_back({sizes[i], sizes[i + 1]});
   }
 };
 
@@ -46,15 +48,18 @@ void bind_ms_deform_attn(pybind11::module_& module) {
   def_op(module, "ms_deform_attn_forward", ms_deform_attn_forward,
          "Write out. With reference, locations are offsets and weights are logits; see "
          "core/ms_deform_attn/ms_deform_attn.h.",
-         tensor("out", &Args::out), value, level_shapes, locations, weights, threads, reference, on_stream);
-  def_op(module, "ms_deform_attn_backward", ms_deform_attn_backward, ms_deform_attn_backward_workspace,
+         tensor("out", &Args::out), value, level_shapes, locations, weights, threads, reference,
+         on_stream);
+  def_op(module, "ms_deform_attn_backward", ms_deform_attn_backward,
+         ms_deform_attn_backward_workspace,
          "Write the gradients that are not None; see core/ms_deform_attn/ms_deform_attn.h.",
          tensor("grad_value", &Args::grad_value),
          tensor("grad_locations", &Args::grad_locations, of_form<&Names::grad_locations>),
          tensor("grad_weights", &Args::grad_weights, of_form<&Names::grad_weights>),
-         tensor("grad_out", &Args::grad_out), value, level_shapes, locations, weights, threads, reference,
-         optional_tensor("grad_reference", &Args::grad_reference), scalar("deterministic", &Args::deterministic),
-         workspace("workspace", &Args::workspace), on_stream);
+         tensor("grad_out", &Args::grad_out), value, level_shapes, locations, weights, threads,
+         reference, optional_tensor("grad_reference", &Args::grad_reference),
+         scalar("deterministic", &Args::deterministic), workspace("workspace", &Args::workspace),
+         on_stream);
 }
 
 }  // namespace alignmask

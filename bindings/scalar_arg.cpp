@@ -22,7 +22,8 @@ std::string type_name(py::handle object) { return Py_TYPE(object.ptr())->tp_name
 
 /// `object` as an integer of 64 bits.
 std::int64_t integer(const char* op, const char* name, py::handle object) {
-  if (!PyIndex_Check(object.ptr())) fail<TypeError>(op, name, "must be an integer, got " + type_name(object));
+  if (!PyIndex_Check(object.ptr()))
+    fail<TypeError>(op, name, "must be an integer, got " + type_name(object));
   try {
     const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(object.ptr()));
     if (!index) throw py::error_already_set();
@@ -62,19 +63,23 @@ double number_arg(const char* op, const char* name, py::handle object) {
 }
 
 bool bool_arg(const char* op, const char* name, py::handle object) {
-  if (!PyBool_Check(object.ptr())) fail<TypeError>(op, name, "must be True or False, got " + type_name(object));
+  if (!PyBool_Check(object.ptr()))
+    fail<TypeError>(op, name, "must be True or False, got " + type_name(object));
   return object.ptr() == Py_True;
 }
 
 std::vector<std::int64_t> ints_arg(const char* op, const char* name, py::handle object) {
-  if (!PySequence_Check(object.ptr()) || PyUnicode_Check(object.ptr()) || PyBytes_Check(object.ptr()))
+  if (!PySequence_Check(object.ptr()) || PyUnicode_Check(object.ptr()) ||
+      PyBytes_Check(object.ptr()))
     fail<TypeError>(op, name, "must be a list of integers, got " + type_name(object));
   try {
-    std::vector<std::int64_t> values;  // grows as items arrive, and not without end: a length may be a lie
+    // grows as items arrive, and not without end: a length may be a lie
+    std::vector<std::int64_t> values;
     for (const py::handle item : py::reinterpret_borrow<py::object>(object)) {
       if (values.size() == kMostInts)
         fail<ValueError>(op, name, "holds more than " + std::to_string(kMostInts) + " integers");
-      values.push_back(integer(op, (name + ("[" + std::to_string(values.size()) + "]")).c_str(), item));
+      values.push_back(
+          integer(op, (name + ("[" + std::to_string(values.size()) + "]")).c_str(), item));
     }
     return values;
   } catch (py::error_already_set& error) {

@@ -32,8 +32,10 @@ TensorArg::TensorArg(const char* op, const char* name, py::handle object)
       managed_versioned_(nullptr, release_managed) {
   if (object.is_none()) return;
   try {
-    if (!read_buffer(object) && !read_exchange_api(object) && !read_torch_attributes(object) && !read_dlpack(object))
-      fail_type(std::string("must be a tensor (torch, NumPy or DLPack), got ") + Py_TYPE(object.ptr())->tp_name);
+    if (!read_buffer(object) && !read_exchange_api(object) && !read_torch_attributes(object) &&
+        !read_dlpack(object))
+      fail_type(std::string("must be a tensor (torch, NumPy or DLPack), got ") +
+                Py_TYPE(object.ptr())->tp_name);
   } catch (py::error_already_set& error) {
     refuse<ValueError>(op, name, "does not show its memory", error);
   }
@@ -51,7 +53,8 @@ bool TensorArg::read_buffer(py::handle object) {
   buffer_.reset(buffer);
   const std::string format = buffer->format ? buffer->format : "B";
   constexpr const char* kNativeOrder = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? "@=<" : "@=>";
-  const std::string type = format.size() == 2 && std::strchr(kNativeOrder, format[0]) ? format.substr(1) : format;
+  const std::string type =
+      format.size() == 2 && std::strchr(kNativeOrder, format[0]) ? format.substr(1) : format;
   const char code = type.size() == 1 ? type[0] : '\0';
   if (code == 'f') {
     view_.dtype = DType::kFloat32;
@@ -69,8 +72,8 @@ bool TensorArg::read_buffer(py::handle object) {
     fail_value("has the unsupported format '" + format + "'");
   }
   if (buffer->itemsize != element_bytes(view_.dtype))
-    fail_value("has elements of " + std::to_string(buffer->itemsize) + " bytes, which does not fit its format '" +
-               format + "'");
+    fail_value("has elements of " + std::to_string(buffer->itemsize) +
+               " bytes, which does not fit its format '" + format + "'");
   if (buffer->ndim > TensorView::kMaxDims)
     fail_value("has " + std::to_string(buffer->ndim) + " dimensions, at most 8 are supported");
   std::int64_t shape[TensorView::kMaxDims], strides[TensorView::kMaxDims];
@@ -78,7 +81,8 @@ bool TensorArg::read_buffer(py::handle object) {
   for (int i = 0; i < buffer->ndim; ++i) {
     shape[i] = buffer->shape[i];
     if (!buffer->strides) continue;  // contiguous: ctypes' arrays
-    if (buffer->strides[i] % buffer->itemsize) fail_value("has strides that are not multiples of its element size");
+    if (buffer->strides[i] % buffer->itemsize)
+      fail_value("has strides that are not multiples of its element size");
     strides[i] = buffer->strides[i] / buffer->itemsize;
   }
   take_shape(buffer->ndim, shape, buffer->strides ? strides : nullptr);
@@ -89,13 +93,15 @@ bool TensorArg::read_buffer(py::handle object) {
 
 void TensorArg::take_shape(int dims, const std::int64_t* shape, const std::int64_t* strides) {
   if (dims < 0 || (dims > 0 && !shape)) fail_value("has no shape");
-  if (dims > TensorView::kMaxDims) fail_value("has " + std::to_string(dims) + " dimensions, at most 8 are supported");
+  if (dims > TensorView::kMaxDims)
+    fail_value("has " + std::to_string(dims) + " dimensions, at most 8 are supported");
   view_.dims = dims;
   std::uint64_t contiguous = 1;  // unsigned: sizes may be anything until the op has checked them
   for (int i = dims - 1; i >= 0; --i) {
     view_.shape[i] = shape[i];
     // The stride of a dimension of size 1 may be anything, too, and means nothing.
-    view_.strides[i] = strides && shape[i] != 1 ? strides[i] : static_cast<std::int64_t>(contiguous);
+    view_.strides[i] =
+        strides && shape[i] != 1 ? strides[i] : static_cast<std::int64_t>(contiguous);
     contiguous *= static_cast<std::uint64_t>(shape[i]);
   }
 }

@@ -11,8 +11,8 @@ namespace alignmask {
 
 namespace {
 
-/// The exchange API of an object's type, or null. Types that have one are few, and so are torch's, which have none
-/// before 2.11: they are looked up once and kept alive.
+/// The exchange API of an object's type, or null. Types that have one are few, and so are torch's,
+/// which have none before 2.11: they are looked up once and kept alive.
 const DLPackExchangeAPI* exchange_api(py::handle object) {
   PyTypeObject* const type = Py_TYPE(object.ptr());
   static std::vector<std::pair<PyTypeObject*, const DLPackExchangeAPI*>> known;
@@ -24,7 +24,8 @@ const DLPackExchangeAPI* exchange_api(py::handle object) {
   if (!capsule) {
     PyErr_Clear();
   } else if (PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) {
-    api = static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+    api = static_cast<const DLPackExchangeAPI*>(
+        PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
     if (api->header.version.major != 1) api = nullptr;
   }
   if (!api && !is_torch_tensor(object)) return nullptr;
@@ -54,12 +55,13 @@ bool TensorArg::read_dlpack(py::handle object) {
     capsule = object.attr("__dlpack__")();  // an exporter from before version 1
   }
   if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
-    managed_versioned_.reset(
-        static_cast<DLManagedTensorVersioned*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned")));
+    managed_versioned_.reset(static_cast<DLManagedTensorVersioned*>(
+        PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned")));
     PyCapsule_SetName(capsule.ptr(), "used_dltensor_versioned");  // now it is ours to delete
     const auto& version = managed_versioned_->version;
     if (version.major != 1)
-      fail_value("speaks version " + std::to_string(version.major) + " of DLPack; versions 0 and 1 are supported");
+      fail_value("speaks version " + std::to_string(version.major) +
+                 " of DLPack; versions 0 and 1 are supported");
     view_.read_only = managed_versioned_->flags & kDLPackReadOnly;
     take(managed_versioned_->dl_tensor);
   } else if (PyCapsule_IsValid(capsule.ptr(), "dltensor")) {

@@ -5,8 +5,8 @@
 
 namespace alignmask {
 
-/// Every array begins at a multiple of kAlignment, as does the memory. Over a null pointer nothing is cut, only
-/// counted: so the same code finds out how much memory is needed.
+/// Every array begins at a multiple of kAlignment, as does the memory. Over a null pointer nothing
+/// is cut, only counted: so the same code finds out how much memory is needed.
 template <int kAlignment>
 class Arena {
  public:
@@ -16,7 +16,8 @@ class Arena {
   template <class T>
   __attribute__((always_inline)) T* take(std::int64_t count) {
     unsigned char* const array = memory_ ? memory_ + bytes_ : nullptr;
-    bytes_ += (count * static_cast<std::int64_t>(sizeof(T)) + kAlignment - 1) / kAlignment * kAlignment;
+    bytes_ +=
+        (count * static_cast<std::int64_t>(sizeof(T)) + kAlignment - 1) / kAlignment * kAlignment;
     return reinterpret_cast<T*>(array);
   }
 

@@ -1,4 +1,5 @@
-// Element types of tensors, and the arithmetic type of each. Free of host includes: CUDA kernels use it.
+// Element types of tensors, and the arithmetic type of each. Free of host includes: CUDA kernels
+// use it.
 #pragma once
 
 namespace alignmask {

@@ -7,7 +7,16 @@
 
 namespace alignmask {
 
-enum class DType : std::uint8_t { kFloat32, kFloat64, kFloat16, kBFloat16, kInt64, kInt32, kUInt8, kBool };
+enum class DType : std::uint8_t {
+  kFloat32,
+  kFloat64,
+  kFloat16,
+  kBFloat16,
+  kInt64,
+  kInt32,
+  kUInt8,
+  kBool
+};
 
 enum class DeviceType : std::uint8_t { kCPU, kCUDA };
 
@@ -25,7 +34,7 @@ struct TensorView {
   DType dtype = DType::kFloat32;
   Device device;
   int dims = 0;
-  bool present = false;    ///< false: the caller passed nothing (an optional output it does not need)
+  bool present = false;  ///< false: the caller passed nothing (an optional output it does not need)
   bool read_only = false;  ///< true: must not be used as an output
   std::int64_t shape[kMaxDims] = {};
   std::int64_t strides[kMaxDims] = {};  ///< in elements, may be zero or negative

@@ -8,8 +8,8 @@
 
 namespace alignmask::ALIGNMASK_ISA {
 
-/// Output pixel i · factor + phase, for any i, lies between the source pixels i + first and i + first + 1, `part` of
-/// the way. Source pixels outside the map count as the outermost ones.
+/// Output pixel i · factor + phase, for any i, lies between the source pixels i + first and i +
+/// first + 1, `part` of the way. Source pixels outside the map count as the outermost ones.
 template <class F>
 struct UpsamplingPhase {
   int first;
@@ -27,14 +27,14 @@ ALIGNMASK_HOST_DEVICE F blend(F low, F high, F part) {
   return (1 - part) * low + part * high;
 }
 
-/// Where rounding cannot matter: of values above `above`, every blend is above the threshold, and of values none of
-/// which is above `below`, none is. The values may be infinite or NaN, and blends be blended once more; `part` is
-/// neither 0 nor 1, for infinity times zero would be NaN.
+/// Where rounding cannot matter: of values above `above`, every blend is above the threshold, and
+/// of values none of which is above `below`, none is. The values may be infinite or NaN, and blends
+/// be blended once more; `part` is neither 0 nor 1, for infinity times zero would be NaN.
 ///
-/// Proof: products with constants and sums stay in order when they are rounded, so that values above x blend to no
-/// less than x blended with itself. That differs from x by rounding, twice at most 5/2 units in the last place, of
-/// which the bounds leave eight. Products below the normal numbers lose more; the smallest normal number makes up for
-/// them.
+/// Proof: products with constants and sums stay in order when they are rounded, so that values
+/// above x blend to no less than x blended with itself. That differs from x by rounding, twice at
+/// most 5/2 units in the last place, of which the bounds leave eight. Products below the normal
+/// numbers lose more; the smallest normal number makes up for them.
 template <class F>
 struct ThresholdBounds {
   F above, below;
@@ -43,7 +43,8 @@ struct ThresholdBounds {
     constexpr F kMargin = static_cast<F>(sizeof(F) == 8 ? 0x1p-49 : 0x1p-20);
     constexpr F kSmallest = static_cast<F>(sizeof(F) == 8 ? 0x1p-1022 : 0x1p-126);
     const F margin = kMargin * (threshold < 0 ? -threshold : threshold) + kSmallest;
-    return {threshold + margin, threshold == 0 ? threshold : threshold - margin};  // nothing blends zeros to more
+    // nothing blends zeros to more
+    return {threshold + margin, threshold == 0 ? threshold : threshold - margin};
   }
 };
 

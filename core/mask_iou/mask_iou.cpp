@@ -18,11 +18,12 @@ ArgumentCheck check_forward(const MaskIouArgs& args) {
   check.input("predictions", args.predictions, "BQhw", kFloats);
   check.input("owner", args.owner, "G", kInts);
   check.input("targets", args.targets, "GHW", kMasks);
-  const std::int64_t h = check.size('h'), w = check.size('w'), H = check.size('H'), W = check.size('W');
+  const std::int64_t h = check.size('h'), w = check.size('w'), H = check.size('H'),
+                     W = check.size('W');
   if ((H != h || W != w) && (h == 0 || w == 0 || H == 0 || H % h || W % w || H / h != W / w)) {
-    check.fail_value("targets must have the predictions' size (" + std::to_string(h) + ", " + std::to_string(w) +
-                     ") or the same integer multiple of both sides, got (" + std::to_string(H) + ", " +
-                     std::to_string(W) + ")");
+    check.fail_value("targets must have the predictions' size (" + std::to_string(h) + ", " +
+                     std::to_string(w) + ") or the same integer multiple of both sides, got (" +
+                     std::to_string(H) + ", " + std::to_string(W) + ")");
   }
   check.product("BQHW");
   if (!args.iou.present) check.fail_type("iou is missing");
@@ -43,7 +44,8 @@ void mask_iou_forward(const MaskIouArgs& args) {
 }
 
 std::int64_t mask_iou_forward_workspace(const MaskIouArgs& args) {
-  return uses_cuda_kernels(check_forward(args).device()) ? mask_iou_forward_workspace_bytes(args) : 0;
+  return uses_cuda_kernels(check_forward(args).device()) ? mask_iou_forward_workspace_bytes(args)
+                                                         : 0;
 }
 
 }  // namespace alignmask

@@ -16,8 +16,9 @@ namespace {
 
 using Form = MSDeformAttnArgs::Form;
 
-constexpr std::int64_t kMaxLevelTokens = (std::int64_t{1} << 31) - 2;  // indices of tokens are 32-bit
-constexpr std::int64_t kMaxChannels = std::int64_t{1} << 27;           // so are the bytes of a packed token
+constexpr std::int64_t kMaxLevelTokens =
+    (std::int64_t{1} << 31) - 2;                              // indices of tokens are 32-bit
+constexpr std::int64_t kMaxChannels = std::int64_t{1} << 27;  // so are the bytes of a packed token
 
 ArgumentCheck check_inputs(const MSDeformAttnArgs& args) {
   const auto& name = args.names();
@@ -25,19 +26,21 @@ ArgumentCheck check_inputs(const MSDeformAttnArgs& args) {
   check.input("value", args.value, "BSND", kFloats);
   const DType dtype = args.value.dtype;
   const DType arithmetic = arithmetic_dtype(dtype);
-  if (args.form == Form::kOffsets) check.input("reference", args.reference, "BQL2", {dtype, arithmetic});
+  if (args.form == Form::kOffsets)
+    check.input("reference", args.reference, "BQL2", {dtype, arithmetic});
   if (args.form == Form::kLocations && args.reference.present)
     check.fail_value("reference is given, but locations instead of offsets");
   check.input(name.locations, args.locations, "BQNLP2", {dtype, arithmetic});
   check.input(name.weights, args.weights, "BQNLP", {dtype, arithmetic});
   if (check.size('D') > kMaxChannels)
-    check.fail_value("value has D = " + std::to_string(check.size('D')) + " channels per head, at most " +
-                     std::to_string(kMaxChannels) + " are supported");
+    check.fail_value("value has D = " + std::to_string(check.size('D')) +
+                     " channels per head, at most " + std::to_string(kMaxChannels) +
+                     " are supported");
 
   const auto count = static_cast<std::int64_t>(args.levels.size());
   if (count != check.size('L'))
-    check.fail_value("level_shapes lists " + std::to_string(count) + " levels, but " + name.locations +
-                     " has L = " + std::to_string(check.size('L')));
+    check.fail_value("level_shapes lists " + std::to_string(count) + " levels, but " +
+                     name.locations + " has L = " + std::to_string(check.size('L')));
   const auto level = [&](std::int64_t l) {
     const auto [height, width] = args.levels[static_cast<std::size_t>(l)];
     return "(" + std::to_string(height) + ", " + std::to_string(width) + ")";
@@ -49,7 +52,8 @@ ArgumentCheck check_inputs(const MSDeformAttnArgs& args) {
   for (std::int64_t l = 0; l < count; ++l) {
     const auto [height, width] = args.levels[static_cast<std::size_t>(l)];
     if (height < 0 || width < 0) fail(l, " is negative");
-    if (height > kMaxLevelTokens || width > kMaxLevelTokens || (width > 0 && height > kMaxLevelTokens / width))
+    if (height > kMaxLevelTokens || width > kMaxLevelTokens ||
+        (width > 0 && height > kMaxLevelTokens / width))
       fail(l, " has too many tokens for 32-bit indices");
     tokens += height * width;
   }
@@ -66,8 +70,8 @@ void check_channels(const ArgumentCheck& check, const char* name, const TensorVi
   std::int64_t expected = 0;
   const bool overflow = __builtin_mul_overflow(check.size('N'), check.size('D'), &expected);
   if (overflow || tensor.shape[2] != expected)
-    check.fail_value(std::string(name) + " (BQE) must have E = N·D = " + std::to_string(expected) + ", got " +
-                     shape_string(tensor));
+    check.fail_value(std::string(name) + " (BQE) must have E = N·D = " + std::to_string(expected) +
+                     ", got " + shape_string(tensor));
 }
 
 LaunchTarget launch_target(const ArgumentCheck& check, const MSDeformAttnArgs& args) {
@@ -81,7 +85,8 @@ void ms_deform_attn_forward(const MSDeformAttnArgs& args) {
   if (!args.out.present) check.fail_type("out is missing");
   check.output("out", args.out, "BQE", {args.value.dtype});
   check_channels(check, "out", args.out);
-  if (uses_cuda_kernels(check.device())) return run(launch_target(check, args), ms_deform_attn_forward_launches(args));
+  if (uses_cuda_kernels(check.device()))
+    return run(launch_target(check, args), ms_deform_attn_forward_launches(args));
   ALIGNMASK_ON_CPU(ms_deform_attn_forward_cpu, args);
 }
 

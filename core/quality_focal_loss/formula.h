@@ -49,7 +49,8 @@ ALIGNMASK_HOST_DEVICE LossTerm<T> positive_term(T x, T target, T gamma, Power po
   const T bce = target * of.minus_log_s + (1 - target) * of.minus_log_rest;
   const T lower = gamma == 2 ? distance : power(distance, gamma - 1);          // |t - s|^(γ - 1)
   const T side = difference > 0 ? T(1) : difference < 0 ? T(-1) : difference;  // NaN stays
-  return {distance * lower * bce, lower * (gamma * side * of.s * of.rest * bce + distance * difference)};
+  return {distance * lower * bce,
+          lower * (gamma * side * of.s * of.rest * bce + distance * difference)};
 }
 
 /// w_neg of Eq. (2): 1 below θ, then falling to 0 at IoU 1.

@@ -1,5 +1,5 @@
-// The third way to carry out launches, beside the CUDA runtime and NVRTC: the SIMT runtime. Tensors of the CPU go
-// there.
+// The third way to carry out launches, beside the CUDA runtime and NVRTC: the SIMT runtime. Tensors
+// of the CPU go there.
 #include "common/launch/launch.h"
 
 #include <set>

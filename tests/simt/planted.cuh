@@ -1,4 +1,5 @@
-// A small kernel, right and with each class of mistake: the tests show that the runtime and the sanitizers notice.
+// A small kernel, right and with each class of mistake: the tests show that the runtime and the
+// sanitizers notice.
 #pragma once
 
 #include "common/cuda/ptx.cuh"
@@ -53,7 +54,8 @@ planted(ALIGNMASK_PARAMS PlantedParams params) {
     votes[warp] = __popc(ballot);
   }
 
-  if (kBug != Bug::kMissingBarrier && !(kBug == Bug::kDivergentBarrier && thread % 2)) __syncthreads();
+  if (kBug != Bug::kMissingBarrier && !(kBug == Bug::kDivergentBarrier && thread % 2))
+    __syncthreads();
   if (thread == 0) {
     float sum = 0;
     int positive = 0;

@@ -13,7 +13,9 @@ namespace alignmask::ALIGNMASK_ISA {
 
 constexpr int kWordBits = 64;
 
-ALIGNMASK_HOST_DEVICE std::int64_t words_for(std::int64_t bits) { return (bits + kWordBits - 1) / kWordBits; }
+ALIGNMASK_HOST_DEVICE std::int64_t words_for(std::int64_t bits) {
+  return (bits + kWordBits - 1) / kWordBits;
+}
 
 /// Bit i: from[i] is not zero.
 ALIGNMASK_HOST_DEVICE std::uint64_t nonzero_word(const std::uint8_t* from) {
@@ -23,8 +25,8 @@ ALIGNMASK_HOST_DEVICE std::uint64_t nonzero_word(const std::uint8_t* from) {
   std::uint64_t word = 0;
   for (int i = 0; i < 2; ++i) {
     const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + 32 * i));
-    const auto zero =
-        static_cast<std::uint32_t>(_mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes, _mm256_setzero_si256())));
+    const auto zero = static_cast<std::uint32_t>(
+        _mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes, _mm256_setzero_si256())));
     word |= static_cast<std::uint64_t>(~zero) << (32 * i);
   }
   return word;
@@ -32,7 +34,8 @@ ALIGNMASK_HOST_DEVICE std::uint64_t nonzero_word(const std::uint8_t* from) {
   std::uint64_t word = 0;
   for (int i = 0; i < 4; ++i) {
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 16 * i));
-    const auto zero = static_cast<std::uint64_t>(_mm_movemask_epi8(_mm_cmpeq_epi8(bytes, _mm_setzero_si128())));
+    const auto zero =
+        static_cast<std::uint64_t>(_mm_movemask_epi8(_mm_cmpeq_epi8(bytes, _mm_setzero_si128())));
     word |= (~zero & 0xffffu) << (16 * i);
   }
   return word;
@@ -48,9 +51,11 @@ template <class F, int kLanes>
 ALIGNMASK_HOST_DEVICE std::uint64_t greater_bits(Pack<F, kLanes> value, Pack<F, kLanes> threshold) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(value) == 64 && sizeof(F) == 4)
-    return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(value), reinterpret_cast<__m512>(threshold), _CMP_GT_OQ);
+    return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(value), reinterpret_cast<__m512>(threshold),
+                              _CMP_GT_OQ);
   if constexpr (sizeof(value) == 64 && sizeof(F) == 8)
-    return _mm512_cmp_pd_mask(reinterpret_cast<__m512d>(value), reinterpret_cast<__m512d>(threshold), _CMP_GT_OQ);
+    return _mm512_cmp_pd_mask(reinterpret_cast<__m512d>(value),
+                              reinterpret_cast<__m512d>(threshold), _CMP_GT_OQ);
 #endif
   const auto mask = value > threshold;
 #if defined(__AVX__)
@@ -70,14 +75,15 @@ ALIGNMASK_HOST_DEVICE std::uint64_t greater_bits(Pack<F, kLanes> value, Pack<F, 
   return bits;
 }
 
-/// Bits of a whole word: value(i) for i = 0, kLanes, 2 kLanes, ... gives a pack of kLanes values; set where >
-/// threshold.
+/// Bits of a whole word: value(i) for i = 0, kLanes, 2 kLanes, ... gives a pack of kLanes values;
+/// set where > threshold.
 template <class F, class Value>
 ALIGNMASK_HOST_DEVICE std::uint64_t greater_word(F threshold, Value value) {
   constexpr int kLanes = ALIGNMASK_VECTOR_BYTES / sizeof(F);
   using Lanes = Pack<F, kLanes>;
   std::uint64_t word = 0;
-  for (int i = 0; i < kWordBits; i += kLanes) word |= greater_bits<F, kLanes>(value(i), Lanes{} + threshold) << i;
+  for (int i = 0; i < kWordBits; i += kLanes)
+    word |= greater_bits<F, kLanes>(value(i), Lanes{} + threshold) << i;
   return word;
 }
 

@@ -17,7 +17,8 @@ ALIGNMASK_HOST_DEVICE Pack<F, kLanes> load_lanes(const F* memory) {
 template <class F, int kLanes>
 ALIGNMASK_HOST_DEVICE Pack<float, kLanes> load_lanes(const BFloat16* memory) {
   using Bits = Pack<std::uint32_t, kLanes>;
-  const Bits bits = __builtin_convertvector(load<Pack<std::uint16_t, kLanes>>(&memory->bits), Bits) << 16;
+  const Bits bits = __builtin_convertvector(load<Pack<std::uint16_t, kLanes>>(&memory->bits), Bits)
+                    << 16;
   return reinterpret_cast<Pack<float, kLanes>>(bits);
 }
 template <class F, int kLanes>
@@ -33,8 +34,10 @@ ALIGNMASK_HOST_DEVICE Pack<float, kLanes> load_lanes(const Half* memory) {
   using Bits = Pack<std::uint32_t, kLanes>;  // as to_float(), lane by lane
   const Bits half = __builtin_convertvector(load<Pack<std::uint16_t, kLanes>>(&memory->bits), Bits);
   const Bits rest = (half & 0x7fffu) << 13;
-  const auto scaled = reinterpret_cast<Pack<float, kLanes>>(rest) * bit_cast<float>(std::uint32_t{(127 + 112) << 23});
-  const Bits magnitude = rest >= (0x7c00u << 13) ? rest | 0x7f800000u : reinterpret_cast<Bits>(scaled);
+  const auto scaled = reinterpret_cast<Pack<float, kLanes>>(rest) *
+                      bit_cast<float>(std::uint32_t{(127 + 112) << 23});
+  const Bits magnitude =
+      rest >= (0x7c00u << 13) ? rest | 0x7f800000u : reinterpret_cast<Bits>(scaled);
   return reinterpret_cast<Pack<float, kLanes>>((half & 0x8000u) << 16 | magnitude);
 }
 
@@ -69,7 +72,8 @@ struct ChannelPacks {
   }
   /// memory += factor · this
   ALIGNMASK_HOST_DEVICE void add_to(F factor, F* memory) const {
-    for (int i = 0; i < kPacks; ++i) store(memory + i * kLanes, load<Lanes>(memory + i * kLanes) + factor * pack[i]);
+    for (int i = 0; i < kPacks; ++i)
+      store(memory + i * kLanes, load<Lanes>(memory + i * kLanes) + factor * pack[i]);
   }
   /// Products of the channels with those in memory; their sum is that of the lanes.
   ALIGNMASK_HOST_DEVICE Lanes times(const F* memory) const {

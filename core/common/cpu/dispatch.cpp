@@ -14,22 +14,24 @@ namespace alignmask {
 namespace {
 
 #if defined(ALIGNMASK_X86)
-/// The instructions that cmake/AlignMaskOps.cmake lets the compiler use for `avx2`. Not every compiler's
+/// The instructions that cmake/AlignMaskOps.cmake lets the compiler use for `avx2`. Not every
+/// compiler's
 /// __builtin_cpu_supports knows F16C, LZCNT and MOVBE.
 bool runs_x86_64_v3() {
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("bmi") ||
-      !__builtin_cpu_supports("bmi2"))
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
+      !__builtin_cpu_supports("bmi") || !__builtin_cpu_supports("bmi2"))
     return false;
   unsigned a, b, c, d;
   constexpr unsigned kMovbe = 1u << 22, kF16c = 1u << 29, kLzcnt = 1u << 5;
-  return __get_cpuid(1, &a, &b, &c, &d) && (c & kMovbe) && (c & kF16c) && __get_cpuid(0x80000001, &a, &b, &c, &d) &&
-         (c & kLzcnt);
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & kMovbe) && (c & kF16c) &&
+         __get_cpuid(0x80000001, &a, &b, &c, &d) && (c & kLzcnt);
 }
 
 /// For `avx512`, beyond the above.
 bool runs_x86_64_v4() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vl");
 }
 #endif
 

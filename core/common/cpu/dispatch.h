@@ -20,8 +20,8 @@ void select_cpu_isa(CpuIsa isa);
 
 }  // namespace alignmask
 
-// ALIGNMASK_FOR_EACH_ISA(void f(const Args&);) declares a kernel in the namespace of every instruction set.
-// ALIGNMASK_ON_CPU(f, args); calls that of this machine's.
+// ALIGNMASK_FOR_EACH_ISA(void f(const Args&);) declares a kernel in the namespace of every
+// instruction set. ALIGNMASK_ON_CPU(f, args); calls that of this machine's.
 #if defined(ALIGNMASK_X86)
 #define ALIGNMASK_FOR_EACH_ISA(declaration) \
   namespace baseline {                      \

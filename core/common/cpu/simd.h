@@ -32,8 +32,8 @@ ALIGNMASK_HOST_DEVICE void store(T* to, P pack) {
   __builtin_memcpy(to, &pack, sizeof(pack));
 }
 
-/// Loads and stores the first `count` of kLanes lanes (all, if there are more; none, if it is negative) and touches no
-/// other memory. Lanes that are not loaded are 0.
+/// Loads and stores the first `count` of kLanes lanes (all, if there are more; none, if it is
+/// negative) and touches no other memory. Lanes that are not loaded are 0.
 template <class T, int kLanes>
 class FirstLanes {
  public:
@@ -50,16 +50,17 @@ class FirstLanes {
 
   ALIGNMASK_HOST_DEVICE P load(const T* from) const {
 #if defined(__AVX512VL__)
-    if constexpr (sizeof(P) == 64 && sizeof(T) == 4) return reinterpret_cast<P>(_mm512_maskz_loadu_epi32(mask_, from));
+    if constexpr (sizeof(P) == 64 && sizeof(T) == 4)
+      return reinterpret_cast<P>(_mm512_maskz_loadu_epi32(mask_, from));
     if constexpr (sizeof(P) == 64 && sizeof(T) == 8)
       return reinterpret_cast<P>(_mm512_maskz_loadu_epi64(static_cast<__mmask8>(mask_), from));
 #elif defined(__AVX2__)
     if constexpr (sizeof(P) == 32 && sizeof(T) == 4)
-      return reinterpret_cast<P>(
-          _mm256_maskload_epi32(reinterpret_cast<const int*>(from), reinterpret_cast<__m256i>(mask_)));
+      return reinterpret_cast<P>(_mm256_maskload_epi32(reinterpret_cast<const int*>(from),
+                                                       reinterpret_cast<__m256i>(mask_)));
     if constexpr (sizeof(P) == 32 && sizeof(T) == 8)
-      return reinterpret_cast<P>(
-          _mm256_maskload_epi64(reinterpret_cast<const long long*>(from), reinterpret_cast<__m256i>(mask_)));
+      return reinterpret_cast<P>(_mm256_maskload_epi64(reinterpret_cast<const long long*>(from),
+                                                       reinterpret_cast<__m256i>(mask_)));
 #else
     P pack{};
     for (int i = 0; i < kLanes; ++i)
@@ -80,7 +81,8 @@ class FirstLanes {
     const bool half = count_ >= kHalf;
     if (half) __builtin_memcpy(to, &pack, kHalf * sizeof(T));
     for (int i = 0; i < kHalf; ++i)
-      if (i < count_ - (half ? kHalf : 0)) to[i + (half ? kHalf : 0)] = pack[i + (half ? kHalf : 0)];
+      if (i < count_ - (half ? kHalf : 0))
+        to[i + (half ? kHalf : 0)] = pack[i + (half ? kHalf : 0)];
 #endif
   }
 
@@ -109,8 +111,10 @@ ALIGNMASK_HOST_DEVICE void split_pairs(P first, P second, P* a, P* b) {
     *b = __builtin_shufflevector(first, second, 1, 3, 5, 7, 9, 11, 13, 15);
   } else {
     static_assert(kLanes == 16, "unknown number of lanes");
-    *a = __builtin_shufflevector(first, second, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    *b = __builtin_shufflevector(first, second, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    *a = __builtin_shufflevector(first, second, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26,
+                                 28, 30);
+    *b = __builtin_shufflevector(first, second, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27,
+                                 29, 31);
   }
 }
 
@@ -130,7 +134,8 @@ ALIGNMASK_HOST_DEVICE void join_pairs(P a, P b, P* first, P* second) {
   } else {
     static_assert(kLanes == 16, "unknown number of lanes");
     *first = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    *second = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    *second =
+        __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
   }
 }
 
@@ -166,17 +171,20 @@ template <int kLanes>
 ALIGNMASK_HOST_DEVICE Pack<std::int64_t, kLanes> widen(Pack<std::int32_t, kLanes> x) {
 #if defined(__AVX512F__)  // the compiler would take several instructions
   if constexpr (kLanes == 8)
-    return reinterpret_cast<Pack<std::int64_t, kLanes>>(_mm512_cvtepi32_epi64(reinterpret_cast<__m256i>(x)));
+    return reinterpret_cast<Pack<std::int64_t, kLanes>>(
+        _mm512_cvtepi32_epi64(reinterpret_cast<__m256i>(x)));
 #elif defined(__AVX2__)
   if constexpr (kLanes == 4)
-    return reinterpret_cast<Pack<std::int64_t, kLanes>>(_mm256_cvtepi32_epi64(reinterpret_cast<__m128i>(x)));
+    return reinterpret_cast<Pack<std::int64_t, kLanes>>(
+        _mm256_cvtepi32_epi64(reinterpret_cast<__m128i>(x)));
 #endif
   return __builtin_convertvector(x, Pack<std::int64_t, kLanes>);
 }
 
 /// The products in lanes of twice the width. `factor` must fit 32 bits.
 template <int kLanes>
-ALIGNMASK_HOST_DEVICE Pack<std::int64_t, kLanes> widen_times(Pack<std::int32_t, kLanes> x, std::int64_t factor) {
+ALIGNMASK_HOST_DEVICE Pack<std::int64_t, kLanes> widen_times(Pack<std::int32_t, kLanes> x,
+                                                             std::int64_t factor) {
   const Pack<std::int64_t, kLanes> wide = widen<kLanes>(x);
 #if defined(__AVX512F__)
   if constexpr (kLanes == 8)
@@ -228,32 +236,38 @@ ALIGNMASK_HOST_DEVICE T max_of_lanes(Pack<T, kLanes> x) {
 
 /// Four sums of lanes at once.
 template <class T, int kLanes>
-ALIGNMASK_HOST_DEVICE Pack<T, 4> sums_of_lanes(Pack<T, kLanes> a, Pack<T, kLanes> b, Pack<T, kLanes> c,
-                                               Pack<T, kLanes> d) {
+ALIGNMASK_HOST_DEVICE Pack<T, 4> sums_of_lanes(Pack<T, kLanes> a, Pack<T, kLanes> b,
+                                               Pack<T, kLanes> c, Pack<T, kLanes> d) {
   if constexpr (kLanes < 4) {
-    return Pack<T, 4>{sum_of_lanes<T, kLanes>(a), sum_of_lanes<T, kLanes>(b), sum_of_lanes<T, kLanes>(c),
-                      sum_of_lanes<T, kLanes>(d)};
+    return Pack<T, 4>{sum_of_lanes<T, kLanes>(a), sum_of_lanes<T, kLanes>(b),
+                      sum_of_lanes<T, kLanes>(c), sum_of_lanes<T, kLanes>(d)};
   } else {
     // Within every four lanes: (a0 + a2, b0 + b2, a1 + a3, b1 + b3), then (a, b, c, d).
     const auto pairs = [](Pack<T, kLanes> x, Pack<T, kLanes> y) {
       if constexpr (kLanes == 4)
-        return __builtin_shufflevector(x, y, 0, 4, 1, 5) + __builtin_shufflevector(x, y, 2, 6, 3, 7);
+        return __builtin_shufflevector(x, y, 0, 4, 1, 5) +
+               __builtin_shufflevector(x, y, 2, 6, 3, 7);
       if constexpr (kLanes == 8)
         return __builtin_shufflevector(x, y, 0, 8, 1, 9, 4, 12, 5, 13) +
                __builtin_shufflevector(x, y, 2, 10, 3, 11, 6, 14, 7, 15);
       if constexpr (kLanes == 16)
-        return __builtin_shufflevector(x, y, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29) +
-               __builtin_shufflevector(x, y, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+        return __builtin_shufflevector(x, y, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13,
+                                       29) +
+               __builtin_shufflevector(x, y, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15,
+                                       31);
     };
     const auto fours = [](Pack<T, kLanes> x, Pack<T, kLanes> y) {
       if constexpr (kLanes == 4)
-        return __builtin_shufflevector(x, y, 0, 1, 4, 5) + __builtin_shufflevector(x, y, 2, 3, 6, 7);
+        return __builtin_shufflevector(x, y, 0, 1, 4, 5) +
+               __builtin_shufflevector(x, y, 2, 3, 6, 7);
       if constexpr (kLanes == 8)
         return __builtin_shufflevector(x, y, 0, 1, 8, 9, 4, 5, 12, 13) +
                __builtin_shufflevector(x, y, 2, 3, 10, 11, 6, 7, 14, 15);
       if constexpr (kLanes == 16)
-        return __builtin_shufflevector(x, y, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
-               __builtin_shufflevector(x, y, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+        return __builtin_shufflevector(x, y, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28,
+                                       29) +
+               __builtin_shufflevector(x, y, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30,
+                                       31);
     };
     const Pack<T, kLanes> sums = fours(pairs(a, b), pairs(c, d));
     if constexpr (kLanes == 4) return sums;

@@ -1,4 +1,5 @@
-// Rows of a tensor into contiguous float or double, and back, whatever the tensor's data type and strides.
+// Rows of a tensor into contiguous float or double, and back, whatever the tensor's data type and
+// strides.
 #pragma once
 
 #include <cstdint>
@@ -31,10 +32,12 @@ inline void convert_contiguous(const Half* from, float* to, std::int64_t count) 
   std::int64_t i = 0;
 #if defined(__AVX512F__)
   for (; i + 16 <= count; i += 16)
-    _mm512_storeu_ps(to + i, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i))));
+    _mm512_storeu_ps(
+        to + i, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i))));
 #endif
   for (; i + 8 <= count; i += 8)
-    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
+    _mm256_storeu_ps(to + i,
+                     _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
   for (; i < count; ++i) to[i] = to_float(from[i]);
 }
 
@@ -64,7 +67,8 @@ inline void with_floats(const TensorView& tensor, std::int64_t offset, Function 
   }
 }
 
-/// Do the elements of the dimensions from `dim` on lie together, in order? Not if the tensor is absent.
+/// Do the elements of the dimensions from `dim` on lie together, in order? Not if the tensor is
+/// absent.
 inline bool together(const TensorView& tensor, int dim) {
   if (!tensor.present) return false;
   std::int64_t expected = 1;
@@ -76,7 +80,8 @@ inline bool together(const TensorView& tensor, int dim) {
 /// Are they of type F, too?
 template <class F>
 inline bool contiguous(const TensorView& tensor, int dim) {
-  return together(tensor, dim) && tensor.dtype == (sizeof(F) == 8 ? DType::kFloat64 : DType::kFloat32);
+  return together(tensor, dim) &&
+         tensor.dtype == (sizeof(F) == 8 ? DType::kFloat64 : DType::kFloat32);
 }
 
 /// Prefetches `count` elements from `offset` on.
@@ -86,12 +91,14 @@ inline void prefetch_elements(const TensorView& tensor, std::int64_t offset, std
   for (std::int64_t i = 0; i < count * bytes; i += 64) __builtin_prefetch(from + i);
 }
 
-/// Asks for large pages for an output that will be written as a whole. Absent tensors may be passed.
+/// Asks for large pages for an output that will be written as a whole. Absent tensors may be
+/// passed.
 inline void prefer_large_pages(const TensorView& tensor) {
   if (!tensor.present) return;
   for (int i = 0; i < tensor.dims; ++i)
     if (tensor.strides[i] < 0) return;
-  alignmask::prefer_large_pages(tensor.data, static_cast<std::size_t>(tensor.elements() * element_bytes(tensor.dtype)));
+  alignmask::prefer_large_pages(
+      tensor.data, static_cast<std::size_t>(tensor.elements() * element_bytes(tensor.dtype)));
 }
 
 /// Element of a tensor of floats.
@@ -109,28 +116,31 @@ ALIGNMASK_HOST_DEVICE F float_at(const TensorView& tensor, std::int64_t offset) 
   }
 }
 
-/// Rows that are worked on together where the other side has columns in memory: a cache line of them is used at once.
+/// Rows that are worked on together where the other side has columns in memory: a cache line of
+/// them is used at once.
 constexpr std::int64_t kTransposedRows = 16;
 
 /// to[r * to_stride + c] = from[c * from_stride + r]
 template <class F, class From>
-inline void transpose_in(const From* from, std::int64_t from_stride, F* to, std::int64_t to_stride, std::int64_t rows,
-                         std::int64_t columns) {
+inline void transpose_in(const From* from, std::int64_t from_stride, F* to, std::int64_t to_stride,
+                         std::int64_t rows, std::int64_t columns) {
   for (std::int64_t first = 0; first < rows; first += kTransposedRows) {
     const std::int64_t end = first + kTransposedRows < rows ? first + kTransposedRows : rows;
     for (std::int64_t c = 0; c < columns; ++c)
-      for (std::int64_t r = first; r < end; ++r) to[r * to_stride + c] = convert<F>(from[c * from_stride + r]);
+      for (std::int64_t r = first; r < end; ++r)
+        to[r * to_stride + c] = convert<F>(from[c * from_stride + r]);
   }
 }
 
 /// to[c * to_stride + r] = from[r * from_stride + c]
 template <class F, class To>
-inline void transpose_out(const F* from, std::int64_t from_stride, To* to, std::int64_t to_stride, std::int64_t rows,
-                          std::int64_t columns) {
+inline void transpose_out(const F* from, std::int64_t from_stride, To* to, std::int64_t to_stride,
+                          std::int64_t rows, std::int64_t columns) {
   for (std::int64_t first = 0; first < rows; first += kTransposedRows) {
     const std::int64_t end = first + kTransposedRows < rows ? first + kTransposedRows : rows;
     for (std::int64_t c = 0; c < columns; ++c)
-      for (std::int64_t r = first; r < end; ++r) to[c * to_stride + r] = convert<To>(from[r * from_stride + c]);
+      for (std::int64_t r = first; r < end; ++r)
+        to[c * to_stride + r] = convert<To>(from[r * from_stride + c]);
   }
 }
 
@@ -144,7 +154,8 @@ inline void copy_in(const StridedRows& source, F* to, std::int64_t to_stride) {
       if (source.column_stride == 1) {
         convert_contiguous(from, to, source.columns);
       } else {
-        for (std::int64_t c = 0; c < source.columns; ++c) to[c] = convert<F>(from[c * source.column_stride]);
+        for (std::int64_t c = 0; c < source.columns; ++c)
+          to[c] = convert<F>(from[c * source.column_stride]);
       }
     }
   });
@@ -156,12 +167,14 @@ inline void copy_out(const F* from, std::int64_t from_stride, const StridedRows&
   with_floats(*target.tensor, target.offset, [&](auto* to) {
     using T = std::remove_pointer_t<decltype(to)>;
     if (target.row_stride == 1 && target.column_stride != 1)
-      return transpose_out(from, from_stride, to, target.column_stride, target.rows, target.columns);
+      return transpose_out(from, from_stride, to, target.column_stride, target.rows,
+                           target.columns);
     for (std::int64_t r = 0; r < target.rows; ++r, from += from_stride, to += target.row_stride) {
       if (target.column_stride == 1) {
         convert_contiguous(from, to, target.columns);
       } else {
-        for (std::int64_t c = 0; c < target.columns; ++c) to[c * target.column_stride] = convert<T>(from[c]);
+        for (std::int64_t c = 0; c < target.columns; ++c)
+          to[c * target.column_stride] = convert<T>(from[c]);
       }
     }
   });

@@ -1,5 +1,6 @@
-// The dialect that device code is written in: CUDA C++ as nvcc and NVRTC understand it, and as the host compiler does
-// together with the SIMT runtime of the tests (which then is included first, by the command line).
+// The dialect that device code is written in: CUDA C++ as nvcc and NVRTC understand it, and as the
+// host compiler does together with the SIMT runtime of the tests (which then is included first, by
+// the command line).
 //
 // Device headers include nothing but each other: NVRTC finds no system headers on most machines.
 #pragma once
@@ -27,13 +28,15 @@
 #define ALIGNMASK_RESIDENT_THREADS 2048
 #endif
 
-/// Starts the definition of a kernel for blocks of `threads`, of which `blocks` should fit on a multiprocessor at once
-/// (fewer, where it cannot hold that many threads).
-#define ALIGNMASK_KERNEL(threads, blocks) \
-  __global__ void __launch_bounds__(      \
-      threads, (threads) * (blocks) <= ALIGNMASK_RESIDENT_THREADS ? (blocks) : ALIGNMASK_RESIDENT_THREADS / (threads))
+/// Starts the definition of a kernel for blocks of `threads`, of which `blocks` should fit on a
+/// multiprocessor at once (fewer, where it cannot hold that many threads).
+#define ALIGNMASK_KERNEL(threads, blocks)                                                       \
+  __global__ void __launch_bounds__(threads, (threads) * (blocks) <= ALIGNMASK_RESIDENT_THREADS \
+                                                 ? (blocks)                                     \
+                                                 : ALIGNMASK_RESIDENT_THREADS / (threads))
 
-/// Before the parameters of a kernel, a struct: it is read where the launch put it, no thread makes a copy.
+/// Before the parameters of a kernel, a struct: it is read where the launch put it, no thread makes
+/// a copy.
 #if defined(ALIGNMASK_SIMT)
 #define ALIGNMASK_PARAMS const
 #else

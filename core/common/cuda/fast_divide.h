@@ -1,11 +1,13 @@
-// Division of small integers by a number that is only known at the launch, as one multiplication. Host and device.
+// Division of small integers by a number that is only known at the launch, as one multiplication.
+// Host and device.
 #pragma once
 
 #include "common/target.h"
 
 namespace alignmask {
 
-/// n / divisor for 0 <= n < 2^31 (Granlund and Montgomery 1994: round the reciprocal up, with one bit to spare).
+/// n / divisor for 0 <= n < 2^31 (Granlund and Montgomery 1994: round the reciprocal up, with one
+/// bit to spare).
 struct FastDivide {
   unsigned multiplier = 0;
   unsigned shift = 0;
@@ -17,7 +19,8 @@ struct FastDivide {
   }
 
   ALIGNMASK_HOST_DEVICE int quotient(int n) const {
-    return static_cast<int>(static_cast<unsigned long long>(static_cast<unsigned>(n)) * multiplier >> (31 + shift));
+    return static_cast<int>(
+        static_cast<unsigned long long>(static_cast<unsigned>(n)) * multiplier >> (31 + shift));
   }
 };
 

@@ -1,4 +1,5 @@
-// What CUDA C++ cannot express portably. The only file with PTX; every function also says in C++ what it does.
+// What CUDA C++ cannot express portably. The only file with PTX; every function also says in C++
+// what it does.
 #pragma once
 
 #include "device.cuh"
@@ -15,8 +16,9 @@ struct alignas(4 * kWords) Words {
   UInt32 word[kWords];
 };
 
-/// Reads from global memory that no thread writes while the kernel runs; gives zeros if `index` is negative. `from` is
-/// aligned to the size read. (One piece of assembly, because compilers load elsewhere and copy.)
+/// Reads from global memory that no thread writes while the kernel runs; gives zeros if `index` is
+/// negative. `from` is aligned to the size read. (One piece of assembly, because compilers load
+/// elsewhere and copy.)
 template <int kWords>
 ALIGNMASK_DEVICE Words<kWords> load_constant(const void* from, int index = 0) {
   static_assert(kWords == 1 || kWords == 2 || kWords == 4, "no such load");
@@ -31,11 +33,13 @@ ALIGNMASK_DEVICE Words<kWords> load_constant(const void* from, int index = 0) {
         : "=&r"(to.word[0])
         : "l"(from), "r"(index));
   } else if constexpr (kWords == 2) {
-    asm("{.reg .pred p; setp.ge.s32 p, %3, 0; mov.b32 %0, 0; mov.b32 %1, 0; @p ld.global.nc.v2.b32 {%0, %1}, [%2];}"
+    asm("{.reg .pred p; setp.ge.s32 p, %3, 0; mov.b32 %0, 0; mov.b32 %1, 0; @p ld.global.nc.v2.b32 "
+        "{%0, %1}, [%2];}"
         : "=&r"(to.word[0]), "=&r"(to.word[1])
         : "l"(from), "r"(index));
   } else {
-    asm("{.reg .pred p; setp.ge.s32 p, %5, 0; mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;"
+    asm("{.reg .pred p; setp.ge.s32 p, %5, 0; mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 "
+        "%3, 0;"
         " @p ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];}"
         : "=&r"(to.word[0]), "=&r"(to.word[1]), "=&r"(to.word[2]), "=&r"(to.word[3])
         : "l"(from), "r"(index));
@@ -67,10 +71,11 @@ ALIGNMASK_DEVICE void store_words(const Words<kWords>& from, void* to) {
   if constexpr (kWords == 1) {
     asm volatile("st.global.b32 [%0], %1;" ::"l"(to), "r"(from.word[0]) : "memory");
   } else if constexpr (kWords == 2) {
-    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(from.word[0]), "r"(from.word[1]) : "memory");
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(from.word[0]), "r"(from.word[1])
+                 : "memory");
   } else {
-    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(from.word[0]), "r"(from.word[1]),
-                 "r"(from.word[2]), "r"(from.word[3])
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(from.word[0]),
+                 "r"(from.word[1]), "r"(from.word[2]), "r"(from.word[3])
                  : "memory");
   }
 #endif
@@ -83,8 +88,8 @@ ALIGNMASK_DEVICE void hide_origin(Words<kWords>& words) {
   for (int i = 0; i < kWords; ++i) asm volatile("" : "+r"(words.word[i]));
 }
 
-/// The same number, about which the compiler knows nothing: what is computed from it in a loop stays in the loop, where
-/// registers are scarcer than instructions.
+/// The same number, about which the compiler knows nothing: what is computed from it in a loop
+/// stays in the loop, where registers are scarcer than instructions.
 ALIGNMASK_DEVICE int recomputed(int x) {
   asm volatile("" : "+r"(x));
   return x;
@@ -106,7 +111,9 @@ ALIGNMASK_DEVICE UInt32 float_to_bits(float x) {
 #endif
 }
 
-ALIGNMASK_DEVICE float to_float(BFloat16 x) { return bits_to_float(static_cast<UInt32>(x.bits) << 16); }
+ALIGNMASK_DEVICE float to_float(BFloat16 x) {
+  return bits_to_float(static_cast<UInt32>(x.bits) << 16);
+}
 
 ALIGNMASK_DEVICE float to_float(Half x) {
 #if defined(ALIGNMASK_SIMT)
@@ -193,10 +200,12 @@ ALIGNMASK_DEVICE void atomic_add(float* to, const float (&x)[kCount]) {
   simt::check_alignment(to, sizeof(x));
 #elif __CUDA_ARCH__ >= 900
   if constexpr (kCount == 4) {
-    asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3])
+    asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(x[0]), "f"(x[1]),
+                 "f"(x[2]), "f"(x[3])
                  : "memory");
   } else {
-    asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(x[0]), "f"(x[1]) : "memory");
+    asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(x[0]), "f"(x[1])
+                 : "memory");
   }
 #endif
 #if defined(ALIGNMASK_SIMT) || __CUDA_ARCH__ < 900

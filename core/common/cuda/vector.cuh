@@ -1,4 +1,5 @@
-// Neighbouring elements of a tensor as arithmetic values, read and written by one instruction where that is possible.
+// Neighbouring elements of a tensor as arithmetic values, read and written by one instruction where
+// that is possible.
 #pragma once
 
 #include "device.cuh"
@@ -16,10 +17,12 @@ ALIGNMASK_DEVICE void from_arithmetic(double x, double& to) { to = x; }
 ALIGNMASK_DEVICE void from_arithmetic(float x, Half& to) { to = to_half(x); }
 ALIGNMASK_DEVICE void from_arithmetic(float x, BFloat16& to) { to = to_bfloat16(x); }
 
-/// `kCount` elements of T that lie together, as memory has them: half precision stays packed until it is needed.
+/// `kCount` elements of T that lie together, as memory has them: half precision stays packed until
+/// it is needed.
 template <class T, int kCount>
 union Packed {
-  static constexpr int kWords = sizeof(T) * kCount < 4 ? 1 : static_cast<int>(sizeof(T)) * kCount / 4;
+  static constexpr int kWords =
+      sizeof(T) * kCount < 4 ? 1 : static_cast<int>(sizeof(T)) * kCount / 4;
 
   T element[kCount];
   Words<kWords> words;
@@ -42,8 +45,8 @@ union Packed {
   }
 };
 
-/// Reads `kCount` neighbouring elements of global memory that no thread writes; gives zeros if `index` is negative.
-/// `from` is aligned to all of them.
+/// Reads `kCount` neighbouring elements of global memory that no thread writes; gives zeros if
+/// `index` is negative. `from` is aligned to all of them.
 template <class T, int kCount>
 ALIGNMASK_DEVICE Packed<T, kCount> load(const T* from, int index = 0) {
   Packed<T, kCount> packed;
@@ -56,7 +59,8 @@ ALIGNMASK_DEVICE Packed<T, kCount> load(const T* from, int index = 0) {
   return packed;
 }
 
-/// The same elements, which the compiler cannot have unpacked before: half precision in half as many registers.
+/// The same elements, which the compiler cannot have unpacked before: half precision in half as
+/// many registers.
 template <class T, int kCount>
 ALIGNMASK_DEVICE Packed<T, kCount> still_packed(Packed<T, kCount> packed) {
   if constexpr (sizeof(T) == 2 && kCount > 1) hide_origin(packed.words);
@@ -83,13 +87,15 @@ ALIGNMASK_DEVICE Arithmetic<T> load_either(const void* tensor, Int64 index, bool
   if constexpr (sizeof(T) == sizeof(F)) {
     return static_cast<const F*>(tensor)[index];
   } else {
-    return wide ? static_cast<const F*>(tensor)[index] : to_arithmetic(static_cast<const T*>(tensor)[index]);
+    return wide ? static_cast<const F*>(tensor)[index]
+                : to_arithmetic(static_cast<const T*>(tensor)[index]);
   }
 }
 
 /// Reads elements `index` and `index` + 1 in the same way, at once; they are aligned together.
 template <class T>
-ALIGNMASK_DEVICE void load_pair(const void* tensor, Int64 index, bool wide, Arithmetic<T> (&to)[2]) {
+ALIGNMASK_DEVICE void load_pair(const void* tensor, Int64 index, bool wide,
+                                Arithmetic<T> (&to)[2]) {
   using F = Arithmetic<T>;
   if (sizeof(T) == sizeof(F) || wide) {
     load<F, 2>(static_cast<const F*>(tensor) + index).unpack_to(to);

@@ -1,4 +1,5 @@
-// Warps cut into groups of kLanes neighbouring lanes (a power of two) that work on one thing together.
+// Warps cut into groups of kLanes neighbouring lanes (a power of two) that work on one thing
+// together.
 #pragma once
 
 #include "ptx.cuh"

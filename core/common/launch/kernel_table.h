@@ -1,5 +1,6 @@
-// The CUDA kernels that this program was linked with, by name. core/<op>/cuda/kernels.cuh lists those of an op as
-// ALIGNMASK_KERNELS; files that CMake generates instantiate them, and define kernel_tables().
+// The CUDA kernels that this program was linked with, by name. core/<op>/cuda/kernels.cuh lists
+// those of an op as ALIGNMASK_KERNELS; files that CMake generates instantiate them, and define
+// kernel_tables().
 #pragma once
 
 #include <cstddef>

@@ -11,7 +11,8 @@ namespace alignmask {
 unsigned blocks_for(std::int64_t items, std::int64_t items_per_block) {
   const std::int64_t blocks = items / items_per_block + (items % items_per_block != 0);
   if (blocks > std::numeric_limits<std::int32_t>::max())
-    throw std::length_error("a grid of " + std::to_string(blocks) + " blocks is larger than CUDA allows");
+    throw std::length_error("a grid of " + std::to_string(blocks) +
+                            " blocks is larger than CUDA allows");
   return static_cast<unsigned>(blocks);
 }
 

@@ -1,5 +1,6 @@
-// Kernel launches as data. An op's cuda/launches.cpp computes once which kernels run with which parameters; the
-// CUDA runtime, NVRTC through Python, or the host SIMT runtime of the tests only carries them out.
+// Kernel launches as data. An op's cuda/launches.cpp computes once which kernels run with which
+// parameters; the CUDA runtime, NVRTC through Python, or the host SIMT runtime of the tests only
+// carries them out.
 #pragma once
 
 #include <cstdint>
@@ -14,13 +15,16 @@ namespace alignmask {
 
 /// One kernel over a one-dimensional grid.
 struct Launch {
-  std::string kernel;  ///< its name in C++, without namespace, as in the op's list: "f<float, 4, 8>"
+  /// Its name in C++, without namespace, as in the op's list: "f<float, 4, 8>".
+  std::string kernel;
   unsigned blocks = 0;
-  unsigned threads = 0;               ///< in a block
-  std::vector<unsigned char> params;  ///< the kernel's only argument, a struct that it gets by value
+  unsigned threads = 0;  ///< in a block
+  /// The kernel's only argument, a struct that it gets by value.
+  std::vector<unsigned char> params;
 };
 
-/// `items` divided among blocks of `items_per_block`. Throws std::length_error if a grid cannot be that large.
+/// `items` divided among blocks of `items_per_block`. Throws std::length_error if a grid cannot be
+/// that large.
 unsigned blocks_for(std::int64_t items, std::int64_t items_per_block);
 
 template <class Params>
@@ -44,7 +48,8 @@ void copy_strides(const TensorView& tensor, long long* to);
 void contiguous_strides(const TensorView& tensor, long long* to);  ///< that it would have
 bool is_contiguous(const TensorView& tensor);
 
-/// Do the memory and the strides of the `leading` dimensions allow reading `count` elements at once?
+/// Do the memory and the strides of the `leading` dimensions allow reading `count` elements at
+/// once?
 bool is_aligned(const TensorView& tensor, int leading, int count);
 
 class ArgumentCheck;

@@ -17,7 +17,8 @@ namespace alignmask {
 
 namespace {
 
-/// The driver's functions for contexts. Looked up at run time: the module must load where no driver is.
+/// The driver's functions for contexts. Looked up at run time: the module must load where no driver
+/// is.
 struct Driver {
   decltype(&cuDeviceGet) device_get;
   decltype(&cuDevicePrimaryCtxRetain) primary_context_retain;
@@ -41,13 +42,15 @@ struct Driver {
   }
 };
 
-/// Makes a device current in this thread while it lives. Through contexts, not cudaSetDevice: putting the former device
-/// back by number would create a context, hundreds of megabytes, on a GPU that is not used.
+/// Makes a device current in this thread while it lives. Through contexts, not cudaSetDevice:
+/// putting the former device back by number would create a context, hundreds of megabytes, on a GPU
+/// that is not used.
 class CurrentDevice {
  public:
   explicit CurrentDevice(const LaunchTarget& target) try {
     const CUresult error = driver().push(primary_context(target.device.index));
-    if (error != CUDA_SUCCESS) throw std::runtime_error("cannot be used: driver error " + std::to_string(error));
+    if (error != CUDA_SUCCESS)
+      throw std::runtime_error("cannot be used: driver error " + std::to_string(error));
   } catch (const std::runtime_error& error) {
     throw std::runtime_error(describe(target) + ": " + error.what());
   }
@@ -79,8 +82,9 @@ class CurrentDevice {
 };
 
 std::string describe(const LaunchTarget& target, const Launch& launch) {
-  return describe(target) + ": launch of " + launch.kernel + " with " + std::to_string(launch.blocks) + " blocks of " +
-         std::to_string(launch.threads) + " threads failed: ";
+  return describe(target) + ": launch of " + launch.kernel + " with " +
+         std::to_string(launch.blocks) + " blocks of " + std::to_string(launch.threads) +
+         " threads failed: ";
 }
 
 }  // namespace
@@ -103,10 +107,12 @@ void run(const LaunchTarget& target, const std::vector<Launch>& launches) {
     const KernelFunction kernel = find_kernel(launch.kernel);
     if (!kernel) throw std::logic_error(describe(target, launch) + "there is no such kernel");
     void* arguments[] = {const_cast<unsigned char*>(launch.params.data())};
-    const cudaError_t error = cudaLaunchKernel(kernel, dim3(launch.blocks), dim3(launch.threads), arguments, 0,
-                                               static_cast<cudaStream_t>(target.stream));
+    const cudaError_t error =
+        cudaLaunchKernel(kernel, dim3(launch.blocks), dim3(launch.threads), arguments, 0,
+                         static_cast<cudaStream_t>(target.stream));
     if (error != cudaSuccess) {
-      cudaGetLastError();  // it is reported here, and must not turn up in the next check of other code
+      cudaGetLastError();  // it is reported here, and must not turn up in the next check of other
+                           // code
       throw std::runtime_error(describe(target, launch) + cudaGetErrorString(error));
     }
   }

@@ -15,7 +15,8 @@ bool uses_cuda_kernels(Device device) { return device.type == DeviceType::kCUDA;
 
 void run(const LaunchTarget& target, const std::vector<Launch>& launches) {
   if (!run_externally(target, launches))
-    throw ValueError(std::string(target.op) + ": no kernel for device " + to_string(target.device) + " in this build");
+    throw ValueError(std::string(target.op) + ": no kernel for device " + to_string(target.device) +
+                     " in this build");
 }
 
 }  // namespace alignmask

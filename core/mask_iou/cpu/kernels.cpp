@@ -1,10 +1,11 @@
-// The CPU kernels. Targets are packed into bits once. Then a thread takes a few predictions of an image and, band of
-// rows after band of rows, packs their bits and counts those they share with every target that reaches into the band.
-// The predictions are read once, and neither they nor their upsampled form are ever stored.
+// The CPU kernels. Targets are packed into bits once. Then a thread takes a few predictions of an
+// image and, band of rows after band of rows, packs their bits and counts those they share with
+// every target that reaches into the band. The predictions are read once, and neither they nor
+// their upsampled form are ever stored.
 //
-// An upsampled row is laid out phase by phase: its pixels phase, phase + factor, phase + 2 factor, ... in one run of
-// bits. So each run is computed from whole vectors of source pixels. Targets are packed in the same order, which makes
-// no difference to their counts.
+// An upsampled row is laid out phase by phase: its pixels phase, phase + factor, phase + 2 factor,
+// ... in one run of bits. So each run is computed from whole vectors of source pixels. Targets are
+// packed in the same order, which makes no difference to their counts.
 #include <algorithm>
 #include <limits>
 #include <vector>
@@ -23,10 +24,12 @@ void mask_iou_forward_cpu(const MaskIouArgs& args);
 
 namespace {
 
-constexpr std::int64_t kQueries = 8;  // worked on together, so that a target's bits are read once for all of them
+// worked on together, so that a target's bits are read once for all of them
+constexpr std::int64_t kQueries = 8;
 constexpr std::int64_t kPixelsPerThread = 200'000;  // below, another thread does not pay
-constexpr int kAhead = 8192;                        // bytes of a prediction that are prefetched; less is slower
-constexpr std::int64_t kBandWords = 512;  // of one prediction: with the others' they stay in the first-level cache
+constexpr int kAhead = 8192;  // bytes of a prediction that are prefetched; less is slower
+// of one prediction: with the others' they stay in the first-level cache
+constexpr std::int64_t kBandWords = 512;
 
 struct Target {
   std::int64_t area = 0, first_row = 0, end_row = 0;  // rows outside [first_row, end_row) are empty
@@ -92,7 +95,8 @@ struct Forward {
     std::uint64_t* bits = self.target_bits + g * self.H * self.row_words;
     Target target;
     for (std::int64_t y = 0; y < self.H; ++y, bits += self.row_words) {
-      const auto* row = static_cast<const std::uint8_t*>(masks.data) + g * masks.strides[0] + y * masks.strides[1];
+      const auto* row = static_cast<const std::uint8_t*>(masks.data) + g * masks.strides[0] +
+                        y * masks.strides[1];
       self.pack_row(row, masks.strides[2], bytes, bits);
       const std::int64_t area = count_bits(bits, self.row_words);
       if (area == 0) continue;
@@ -103,17 +107,20 @@ struct Forward {
     self.targets[static_cast<std::size_t>(g)] = target;
   }
 
-  void pack_row(const std::uint8_t* row, std::int64_t stride, std::uint8_t* bytes, std::uint64_t* bits) const {
+  void pack_row(const std::uint8_t* row, std::int64_t stride, std::uint8_t* bytes,
+                std::uint64_t* bits) const {
     for (std::int64_t phase = 0; phase < factor; ++phase, row += stride) {
       const std::int64_t step = stride * factor;
       std::int64_t whole = step == 1 ? w / kWordBits : 0;  // words that can be read in place
       for (std::int64_t i = 0; i < whole; ++i) *bits++ = nonzero_word(row + i * kWordBits);
       take_every(row + whole * kWordBits * step, step, w - whole * kWordBits, bytes);
-      for (std::int64_t i = whole; i < run_words; ++i) *bits++ = nonzero_word(bytes + (i - whole) * kWordBits);
+      for (std::int64_t i = whole; i < run_words; ++i)
+        *bits++ = nonzero_word(bytes + (i - whole) * kWordBits);
     }
   }
 
-  static void take_every(const std::uint8_t* from, std::int64_t step, std::int64_t count, std::uint8_t* to) {
+  static void take_every(const std::uint8_t* from, std::int64_t step, std::int64_t count,
+                         std::uint8_t* to) {
     switch (step) {  // known steps become vector code
       case 1:
         return take_every_known<1>(from, count, to);
@@ -155,18 +162,20 @@ struct Forward {
       for (std::int64_t i = 0; i < count; ++i) {
         const std::int64_t g = instances.of(b)[i];
         const Target& target = targets[static_cast<std::size_t>(g)];
-        const std::int64_t from = std::max(first, target.first_row), to = std::min(end, target.end_row);
+        const std::int64_t from = std::max(first, target.first_row),
+                           to = std::min(end, target.end_row);
         if (from >= to) continue;
         const std::uint64_t* bits = target_bits + (g * H + from) * row_words;
         for (std::int64_t q = 0; q < queries; ++q)
-          buffers.both[q * count + i] +=
-              count_common_bits(buffers.bits + q * band + (from - first) * row_words, bits, (to - from) * row_words);
+          buffers.both[q * count + i] += count_common_bits(
+              buffers.bits + q * band + (from - first) * row_words, bits, (to - from) * row_words);
       }
     }
     for (std::int64_t q = 0; q < queries; ++q) {
       for (std::int64_t i = 0; i < count; ++i) {
         const std::int64_t g = instances.of(b)[i];
-        const double iou = iou_of(area[q], targets[static_cast<std::size_t>(g)].area, buffers.both[q * count + i]);
+        const double iou =
+            iou_of(area[q], targets[static_cast<std::size_t>(g)].area, buffers.both[q * count + i]);
         const std::int64_t at = g * args.iou.strides[0] + (first_query + q) * args.iou.strides[1];
         copy_out(&iou, 0, {&args.iou, at, 1, 1, 0, 0});
       }
@@ -174,8 +183,8 @@ struct Forward {
   }
 
   /// Bits of rows [first, end) of one prediction, upsampled.
-  void pack_band(std::int64_t b, std::int64_t q, std::int64_t first, std::int64_t end, Buffers& buffers,
-                 std::uint64_t* bits) const {
+  void pack_band(std::int64_t b, std::int64_t q, std::int64_t first, std::int64_t end,
+                 Buffers& buffers, std::uint64_t* bits) const {
     buffers.cached[0] = buffers.cached[1] = -1;
     for (std::int64_t y = first; y < end; ++y, bits += row_words) {
       if (factor == 1) {
@@ -210,7 +219,8 @@ struct Forward {
     bits[whole] = pack(last);
   }
 
-  /// `row`: w values, one more on either side, and what fills the last word behind them, which is cut off here.
+  /// `row`: w values, one more on either side, and what fills the last word behind them, which is
+  /// cut off here.
   void pack_upsampled(const F* row, std::uint64_t* bits) const {
     const int rest = static_cast<int>(run_words * kWordBits - w);
     for (const UpsamplingPhase<F>& phase : phases) {
@@ -227,7 +237,9 @@ struct Forward {
   const F* source_row(std::int64_t b, std::int64_t q, std::int64_t y, Buffers& buffers) const {
     const TensorView& tensor = args.predictions;
     const StridedRows row = {
-        &tensor, b * tensor.strides[0] + q * tensor.strides[1] + y * tensor.strides[2], 1, w, 0, tensor.strides[3]};
+        &tensor, b * tensor.strides[0] + q * tensor.strides[1] + y * tensor.strides[2],
+        1,       w,
+        0,       tensor.strides[3]};
     if (direct) return static_cast<const F*>(tensor.data) + row.offset;
     F* to = buffers.rows + y % 2 * padded_width();
     if (buffers.cached[y % 2] != y) copy_in(row, to, 0);
@@ -253,13 +265,15 @@ struct Forward {
     if (bytes) *bytes = arena.bytes();
     return buffers;
   }
-  Buffers buffers_of(int worker) const { return cut_buffers(ScratchArena(memory + worker * buffer_bytes)); }
+  Buffers buffers_of(int worker) const {
+    return cut_buffers(ScratchArena(memory + worker * buffer_bytes));
+  }
 
   void run() {
     if (W == 0) H = 0;
     const std::int64_t tasks = B * ((Q + kQueries - 1) / kQueries);
-    const int threads = threads_for(static_cast<double>(B) * static_cast<double>(Q * H * W), kPixelsPerThread,
-                                    std::max(G, tasks), args.threads);
+    const int threads = threads_for(static_cast<double>(B) * static_cast<double>(Q * H * W),
+                                    kPixelsPerThread, std::max(G, tasks), args.threads);
     cut_buffers(ScratchArena(nullptr), &buffer_bytes);
     const Scratch buffer_memory(static_cast<std::size_t>(threads * buffer_bytes));
     const Scratch bits_memory(static_cast<std::size_t>(G * H * row_words) * sizeof(std::uint64_t));
@@ -276,7 +290,8 @@ struct Forward {
 
 void mask_iou_forward_cpu(const MaskIouArgs& args) {
   if (args.iou.elements() == 0) return;
-  args.predictions.dtype == DType::kFloat64 ? Forward<double>(args).run() : Forward<float>(args).run();
+  args.predictions.dtype == DType::kFloat64 ? Forward<double>(args).run()
+                                            : Forward<float>(args).run();
 }
 
 }  // namespace alignmask::ALIGNMASK_ISA

@@ -1,5 +1,5 @@
-// The CUDA kernels of mask_iou, and every instantiation of them: launches choose among these, nothing else gets
-// compiled.
+// The CUDA kernels of mask_iou, and every instantiation of them: launches choose among these,
+// nothing else gets compiled.
 #pragma once
 
 #include "cells.cuh"

@@ -7,8 +7,10 @@ namespace alignmask {
 
 constexpr int kIouThreads = 256;  // of a block
 constexpr int kIouWarps = kIouThreads / 32;
-constexpr int kIouQueries = 8;      // of one image that a block counts together
-constexpr int kIouTargets = 31;     // likewise: one per lane, and lane 0 counts the predictions' own pixels
+constexpr int kIouQueries = 8;  // of one image that a block counts together
+// of one image that a block counts together: one per lane, and lane 0 counts the predictions' own
+// pixels
+constexpr int kIouTargets = 31;
 constexpr int kIouPackedRows = 64;  // of one target that a block packs
 constexpr int kIouBandRows = 64;    // of targets that a block counts, about
 
@@ -17,10 +19,11 @@ constexpr int kIouCellFactor = 4;    // of upsampling
 constexpr int kIouCellPlanes = 5;    // binary digits of a cell's number of pixels
 constexpr int kIouPlaneWords = 8;    // in memory, so that they can be read 16 bytes at a time
 constexpr int kIouCellQueries = 16;  // of one image that a warp classifies together: two lanes each
-constexpr int kIouCellSums = 33;     // one per lane, and one so that neighbours are in different banks
+constexpr int kIouCellSums = 33;  // one per lane, and one so that neighbours are in different banks
 constexpr int kIouCellsOfWord = 31;  // between the 32 columns of a warp
 constexpr int kIouCellRows = 8;      // through which a warp walks
-constexpr int kIouMixedCells = kIouCellQueries * kIouCellsOfWord + 32;  // that a warp notes: a row's and what was left
+// that a warp notes: a row's and what was left
+constexpr int kIouMixedCells = kIouCellQueries * kIouCellsOfWord + 32;
 
 struct MaskIouParams {
   // Tensors as in MaskIouArgs. Strides in elements.
@@ -42,8 +45,10 @@ struct MaskIouParams {
   int images, queries, height, width;
   int target_count, target_height, target_width, factor;  // factor = H / h
   int row_words;
-  int band_rows, bands;  // rows of a prediction (upsampled: gaps between rows) that a block reads; how many such bands
-  int strips;            // by cells: how many bands of a word's width there are; a warp reads one, a band is kIouWarps
+  int band_rows, bands;  // rows of a prediction (upsampled: gaps between rows) that a block reads;
+                         // how many such bands
+  int strips;  // by cells: how many bands of a word's width there are; a warp reads one, a band is
+               // kIouWarps
   double threshold;
 };
 

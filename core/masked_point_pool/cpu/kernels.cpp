@@ -1,10 +1,11 @@
-// The CPU kernels. The points of an image are sorted by the feature row they fall on and sampled from the masks (Plan).
-// Then a task takes a block of channels of an image and sweeps over the points from top to bottom: features stream
-// through the caches once, and every channel's sums have one owner and one order, whatever the number of threads. The
-// backward pass sweeps in the same way and adds into the gradient's rows.
+// The CPU kernels. The points of an image are sorted by the feature row they fall on and sampled
+// from the masks (Plan). Then a task takes a block of channels of an image and sweeps over the
+// points from top to bottom: features stream through the caches once, and every channel's sums have
+// one owner and one order, whatever the number of threads. The backward pass sweeps in the same way
+// and adds into the gradient's rows.
 //
-// Channels-last features are read, and their gradient is written, in place. Of any other layout or data type, the two
-// rows that a sweep is at are copied.
+// Channels-last features are read, and their gradient is written, in place. Of any other layout or
+// data type, the two rows that a sweep is at are copied.
 #include <algorithm>
 
 #include "common/cpu/channels.h"
@@ -18,7 +19,8 @@ void masked_point_pool_backward_cpu(const MaskedPointPoolArgs& args);
 
 namespace {
 
-constexpr std::int64_t kWorkPerThread = 200'000;  // samples of a channel below which another thread does not pay
+// samples of a channel below which another thread does not pay
+constexpr std::int64_t kWorkPerThread = 200'000;
 
 /// The channels [channel, channel + count) of an image's features or of their gradient.
 template <class F, int kWidth>
@@ -38,9 +40,12 @@ struct Block {
 
   std::int64_t pixel_stride() const { return direct ? tensor.strides[3] : kWidth; }
   bool has_row(std::int64_t y) const { return y >= 0 && y < height; }
-  F* row_in_place(std::int64_t y) const { return static_cast<F*>(tensor.data) + offset + y * tensor.strides[2]; }
+  F* row_in_place(std::int64_t y) const {
+    return static_cast<F*>(tensor.data) + offset + y * tensor.strides[2];
+  }
   StridedRows row(std::int64_t y) const {
-    return {&tensor, offset + y * tensor.strides[2], width, count, tensor.strides[3], tensor.strides[1]};
+    return {&tensor,          offset + y * tensor.strides[2], width, count, tensor.strides[3],
+            tensor.strides[1]};
   }
   /// The pixel in column x of a row, or `outside`.
   template <class Pointer>
@@ -75,7 +80,8 @@ struct Pass {
         threads(threads_for(static_cast<double>(B) * static_cast<double>(T * K * C), kWorkPerThread,
                             std::max<std::int64_t>(tasks, 1), args.threads)),
         plan(args, threads) {
-    for (std::int64_t b = 0; b < B; ++b) most_slots = std::max(most_slots, T * plan.instances().count(b));
+    for (std::int64_t b = 0; b < B; ++b)
+      most_slots = std::max(most_slots, T * plan.instances().count(b));
     cut(ScratchArena(nullptr), &worker_bytes);
   }
 
@@ -103,17 +109,19 @@ struct Pass {
   /// weight[g, t], the divisor of the slot's sum, or 1 where that is 0.
   F weight_of(std::int64_t g, std::int64_t t) const {
     F weight;
-    copy_in({&args.weight, g * args.weight.strides[0] + t * args.weight.strides[1], 1, 1, 0, 0}, &weight, 0);
+    copy_in({&args.weight, g * args.weight.strides[0] + t * args.weight.strides[1], 1, 1, 0, 0},
+            &weight, 0);
     return weight;
   }
   F divisor_of(std::int64_t g, std::int64_t t) const {
     const F divisor = args.divide_by_points ? static_cast<F>(K) : weight_of(g, t);
     return divisor > 0 ? divisor : F(1);
   }
-  StridedRows slot_row(const TensorView& tensor, std::int64_t g, std::int64_t t, std::int64_t channel,
-                       std::int64_t count) const {
-    return {&tensor,          g * tensor.strides[0] + t * tensor.strides[1] + channel * tensor.strides[2], 1, count, 0,
-            tensor.strides[2]};
+  StridedRows slot_row(const TensorView& tensor, std::int64_t g, std::int64_t t,
+                       std::int64_t channel, std::int64_t count) const {
+    return {&tensor, g * tensor.strides[0] + t * tensor.strides[1] + channel * tensor.strides[2],
+            1,       count,
+            0,       tensor.strides[2]};
   }
 
   void run(void (*task)(void*, std::int64_t, int), void* self) {
@@ -142,7 +150,8 @@ struct Forward : Pass<F, kWidth> {
     const TensorView& weight = self.args.weight;
     for (std::int64_t t = 0; t < self.T; ++t)
       for (std::int64_t m = 0; m < M; ++m)
-        copy_out(&sums[t * M + m], 0, {&weight, instances[m] * weight.strides[0] + t * weight.strides[1], 1, 1, 0, 0});
+        copy_out(&sums[t * M + m], 0,
+                 {&weight, instances[m] * weight.strides[0] + t * weight.strides[1], 1, 1, 0, 0});
   }
 
   static void block_task(void* context, std::int64_t task, int worker) {
@@ -165,7 +174,8 @@ struct Forward : Pass<F, kWidth> {
     }
   }
 
-  void sweep(const Block<F, kWidth>& block, std::int64_t b, const typename Base::Buffers& buffers) const {
+  void sweep(const Block<F, kWidth>& block, std::int64_t b,
+             const typename Base::Buffers& buffers) const {
     std::int64_t at = -2, held[2] = {-1, -1};  // the sweep's row, and the rows in buffers.rows
     const F *top = nullptr, *bottom = nullptr;
     const auto row = [&](std::int64_t y) -> const F* {
@@ -189,12 +199,14 @@ struct Forward : Pass<F, kWidth> {
       sampled.add(weight.top_right, block.pixel(top, point.x + 1, outside));
       sampled.add(weight.bottom_left, block.pixel(bottom, point.x, outside));
       sampled.add(weight.bottom_right, block.pixel(bottom, point.x + 1, outside));
-      for (; hit < end; ++hit) sampled.add_to(hit->value, buffers.slots + std::int64_t{hit->slot} * kWidth);
+      for (; hit < end; ++hit)
+        sampled.add_to(hit->value, buffers.slots + std::int64_t{hit->slot} * kWidth);
     });
   }
 
   void run() {
-    const int threads = std::max(1, static_cast<int>(std::min<std::int64_t>(this->threads, this->B)));
+    const int threads =
+        std::max(1, static_cast<int>(std::min<std::int64_t>(this->threads, this->B)));
     const Scratch sums(static_cast<std::size_t>(threads * this->most_slots) * sizeof(double));
     this->memory = static_cast<unsigned char*>(sums.data());
     parallel_for(this->B, threads, sum_weights, this);
@@ -228,8 +240,10 @@ struct Backward : Pass<F, kWidth> {
     self.sweep(block, b, buffers);
   }
 
-  /// Rows are zeroed just before the sweep reaches them; copies are written back when it has passed.
-  void sweep(const Block<F, kWidth>& block, std::int64_t b, const typename Base::Buffers& buffers) const {
+  /// Rows are zeroed just before the sweep reaches them; copies are written back when it has
+  /// passed.
+  void sweep(const Block<F, kWidth>& block, std::int64_t b,
+             const typename Base::Buffers& buffers) const {
     std::int64_t opened = 0, at = -2;
     F *top = nullptr, *bottom = nullptr;
     const auto row = [&](std::int64_t y) -> F* {
@@ -238,10 +252,12 @@ struct Backward : Pass<F, kWidth> {
     };
     const auto open_until = [&](std::int64_t end) {
       for (; opened < end; ++opened) {
-        if (!block.direct && block.has_row(opened - 2)) copy_out(row(opened - 2), kWidth, block.row(opened - 2));
+        if (!block.direct && block.has_row(opened - 2))
+          copy_out(row(opened - 2), kWidth, block.row(opened - 2));
         F* pixel = row(opened);
         if (!pixel) continue;
-        for (std::int64_t x = 0; x < block.width; ++x, pixel += block.pixel_stride()) std::fill_n(pixel, kWidth, F(0));
+        for (std::int64_t x = 0; x < block.width; ++x, pixel += block.pixel_stride())
+          std::fill_n(pixel, kWidth, F(0));
       }
     };
     plan.sweep(b, [&](const PlannedPoint<F>& point, const Hit<F>* hit, const Hit<F>* end) {
@@ -253,7 +269,8 @@ struct Backward : Pass<F, kWidth> {
       }
       const Corners<F> weight = corner_weights(point.x_part, point.y_part);
       auto gradient = Base::Channels::zeros();
-      for (; hit < end; ++hit) gradient.add(hit->value, buffers.slots + std::int64_t{hit->slot} * kWidth);
+      for (; hit < end; ++hit)
+        gradient.add(hit->value, buffers.slots + std::int64_t{hit->slot} * kWidth);
       F* nowhere = buffers.outside;
       gradient.add_to(weight.top_left, block.pixel(top, point.x, nowhere));
       gradient.add_to(weight.top_right, block.pixel(top, point.x + 1, nowhere));
@@ -271,7 +288,8 @@ struct Backward : Pass<F, kWidth> {
 
 template <template <class, int> class Direction, class F>
 void run(const MaskedPointPoolArgs& args) {
-  // Narrow blocks where wide ones would be padding, or too few for the threads. The sums are the same.
+  // Narrow blocks where wide ones would be padding, or too few for the threads. The sums are the
+  // same.
   const std::int64_t wide_tasks = args.features.shape[0] * ((args.features.shape[1] + 63) / 64);
   args.features.shape[1] <= 16 || wide_tasks < args.threads ? Direction<F, 16>(args).run()
                                                             : Direction<F, 64>(args).run();

@@ -1,5 +1,5 @@
-// What the CPU passes sweep over: for every image its points in the order of the feature rows they fall on, each with
-// the instances whose mask it hits. Points that hit none are left out.
+// What the CPU passes sweep over: for every image its points in the order of the feature rows they
+// fall on, each with the instances whose mask it hits. Points that hit none are left out.
 #pragma once
 
 #include <algorithm>
@@ -31,7 +31,8 @@ struct PlannedPoint {
   std::int32_t hits;   ///< how many
 };
 
-/// The box around a mask's set pixels. Most points miss most boxes, and then the mask need not be read.
+/// The box around a mask's set pixels. Most points miss most boxes, and then the mask need not be
+/// read.
 struct MaskBox {
   std::int64_t first_row = 0, end_row = 0, first_column = 0, end_column = 0;
 
@@ -46,7 +47,8 @@ inline MaskBox box_of(const TensorView& masks, std::int64_t g) {
   box.first_column = masks.shape[2];
   const std::int64_t width = masks.shape[2], step = masks.strides[2];
   for (std::int64_t y = 0; y < masks.shape[1]; ++y) {
-    const auto* row = static_cast<const std::uint8_t*>(masks.data) + g * masks.strides[0] + y * masks.strides[1];
+    const auto* row =
+        static_cast<const std::uint8_t*>(masks.data) + g * masks.strides[0] + y * masks.strides[1];
     std::int64_t first = 0, end = width;
     if (step == 1)  // whole words at a time over what is empty
       while (first + kWordBits <= width && !nonzero_word(row + first)) first += kWordBits;
@@ -76,7 +78,9 @@ class Plan {
         instances_(args.owner, args.features.shape[0]),
         memory_(static_cast<std::size_t>(cut(nullptr))),
         // Room for every pair of a point and an instance; untouched pages cost nothing.
-        hit_memory_(static_cast<std::size_t>(args.owner.shape[0] * chunks_ * kChunkPoints) * sizeof(Hit<F>), true),
+        hit_memory_(
+            static_cast<std::size_t>(args.owner.shape[0] * chunks_ * kChunkPoints) * sizeof(Hit<F>),
+            true),
         hits_(static_cast<Hit<F>*>(hit_memory_.data())) {
     cut(memory_.data());
     const std::int64_t B = args.features.shape[0];
@@ -87,8 +91,8 @@ class Plan {
 
   const InstancesOfImages& instances() const { return instances_; }
 
-  /// Calls visit(point, its first hit, the end of its hits) for the points of an image that hit an instance, row after
-  /// row of the features.
+  /// Calls visit(point, its first hit, the end of its hits) for the points of an image that hit an
+  /// instance, row after row of the features.
   template <class Visit>
   ALIGNMASK_HOST_DEVICE void sweep(std::int64_t b, Visit visit) const {
     for (std::int64_t chunk = 0; chunk < chunks_; ++chunk) {
@@ -122,9 +126,11 @@ class Plan {
 
   std::int64_t buckets() const { return std::max(H_, W_) + 2; }
 
-  PointOnMap<F> point_on(std::int64_t b, std::int64_t index, std::int64_t width, std::int64_t height) const {
+  PointOnMap<F> point_on(std::int64_t b, std::int64_t index, std::int64_t width,
+                         std::int64_t height) const {
     const TensorView& points = args_.points;
-    const std::int64_t at = b * points.strides[0] + index / K_ * points.strides[1] + index % K_ * points.strides[2];
+    const std::int64_t at =
+        b * points.strides[0] + index / K_ * points.strides[1] + index % K_ * points.strides[2];
     F xy[2];
     copy_in({&points, at, 1, 2, 0, points.strides[3]}, xy, 0);
     return PointOnMap<F>::of(xy[0], xy[1], width, height);
@@ -149,8 +155,8 @@ class Plan {
   }
 
   /// to = from in ascending order of keys, which are below `buckets`.
-  void sort_stably(const std::int32_t* from, const std::int32_t* keys, std::int64_t buckets, std::int64_t* first,
-                   std::int32_t* to) const {
+  void sort_stably(const std::int32_t* from, const std::int32_t* keys, std::int64_t buckets,
+                   std::int64_t* first, std::int32_t* to) const {
     const std::int64_t points = T_ * K_;
     std::fill_n(first, buckets + 1, std::int64_t{0});
     for (std::int64_t k = 0; k < points; ++k) ++first[keys[k] + 1];
@@ -165,7 +171,8 @@ class Plan {
 
   static void sample_masks(void* context, std::int64_t task, int) {
     const Plan& self = *static_cast<const Plan*>(context);
-    const std::int64_t b = task / self.chunks_, chunk = task % self.chunks_, M = self.instances_.count(b);
+    const std::int64_t b = task / self.chunks_, chunk = task % self.chunks_,
+                       M = self.instances_.count(b);
     self.counts_[task] = 0;
     if (M == 0) return;
     const TensorView& masks = self.args_.masks;
@@ -184,8 +191,9 @@ class Plan {
         const std::int64_t g = self.instances_.of(b)[m];
         if (!is_nan && !self.boxes_[g].touches(on_mask.x, on_mask.y)) continue;
         const auto* mask = static_cast<const std::uint8_t*>(masks.data) + g * masks.strides[0];
-        const F value = sample_mask(on_mask, width, height,
-                                    [&](std::int64_t x, std::int64_t y) { return mask[y * row + x * column] != 0; });
+        const F value = sample_mask(on_mask, width, height, [&](std::int64_t x, std::int64_t y) {
+          return mask[y * row + x * column] != 0;
+        });
         if (value != 0) *hit++ = {static_cast<std::int32_t>(k / self.K_ * M + m), value};
       }
       planned->hits = static_cast<std::int32_t>(hit - hits) - planned->first;

@@ -5,18 +5,20 @@
 
 namespace alignmask {
 
-/// Writes pooled, and weight. A block owns an instance, a set and 32 · kVector channels. Its warps take 32 points at a
-/// time: each lane samples the mask at one, a ballot says which hit it, and the features are read at those alone, all
-/// lanes together, a vector of channels each. Sums stay in registers; every result is written once, and the order of
-/// additions is always the same.
+/// Writes pooled, and weight. A block owns an instance, a set and 32 · kVector channels. Its warps
+/// take 32 points at a time: each lane samples the mask at one, a ballot says which hit it, and the
+/// features are read at those alone, all lanes together, a vector of channels each. Sums stay in
+/// registers; every result is written once, and the order of additions is always the same.
 ///
-/// One instance, not all of an image's, because masks hardly overlap: a point that hits two is sampled twice, but sums
-/// need not move through shared memory, and there are as many blocks as instances, sets and channel tiles.
+/// One instance, not all of an image's, because masks hardly overlap: a point that hits two is
+/// sampled twice, but sums need not move through shared memory, and there are as many blocks as
+/// instances, sets and channel tiles.
 ///
-/// kVector > 1: channels lie together (channels last), aligned, and rows without gaps. kVector = 1: any strides.
+/// kVector > 1: channels lie together (channels last), aligned, and rows without gaps. kVector = 1:
+/// any strides.
 ///
-/// Four blocks on a multiprocessor, at most 64 registers: half of the threads that there can be, each with the four
-/// loads of a point in flight.
+/// Four blocks on a multiprocessor, at most 64 registers: half of the threads that there can be,
+/// each with the four loads of a point in flight.
 template <class T, int kVector>
 ALIGNMASK_KERNEL(kPoolThreads, sizeof(T) == 8 ? 2 : 4)
 masked_point_pool_forward(ALIGNMASK_PARAMS MaskedPointPoolParams params) {
@@ -33,7 +35,8 @@ masked_point_pool_forward(ALIGNMASK_PARAMS MaskedPointPoolParams params) {
   const int image = image_of(params, instance);
   const int channel = first_channel + lane * kVector;
   const bool has_channels = channel < params.channels;
-  const T* const features = static_cast<const T*>(params.features) + larger(image, 0) * params.features_strides[0] +
+  const T* const features = static_cast<const T*>(params.features) +
+                            larger(image, 0) * params.features_strides[0] +
                             channel * (kVector > 1 ? Int64{1} : params.features_strides[1]);
   BilinearTaps<F>* const mine = taps + warp * kWarp;
 
@@ -89,11 +92,14 @@ masked_point_pool_forward(ALIGNMASK_PARAMS MaskedPointPoolParams params) {
     for (int w = 0; w < kPoolWarps; ++w) total += sums[w * kChannels + c];
     from_arithmetic(
         weight == 0 ? F{0} : total / divisor,
-        static_cast<T*>(params.pooled)[instance * params.pooled_strides[0] + set * params.pooled_strides[1] +
-                                       (first_channel + c) * params.pooled_strides[2]]);
+        static_cast<T*>(
+            params.pooled)[instance * params.pooled_strides[0] + set * params.pooled_strides[1] +
+                           (first_channel + c) * params.pooled_strides[2]]);
   }
   if (threadIdx.x == 0 && first_channel == 0)
-    static_cast<F*>(params.weight)[instance * params.weight_strides[0] + set * params.weight_strides[1]] = weight;
+    static_cast<F*>(
+        params.weight)[instance * params.weight_strides[0] + set * params.weight_strides[1]] =
+        weight;
 }
 
 }  // namespace alignmask

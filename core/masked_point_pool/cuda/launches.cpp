@@ -17,7 +17,8 @@ int pixel_bytes(const TensorView& features) {
   return bytes > 0 && bytes <= std::numeric_limits<int>::max() ? static_cast<int>(bytes) : 0;
 }
 
-/// Everything but pooled and features, which depend on the direction; `features`: those, or their gradient.
+/// Everything but pooled and features, which depend on the direction; `features`: those, or their
+/// gradient.
 MaskedPointPoolParams params_for(const MaskedPointPoolArgs& args, const TensorView& features) {
   MaskedPointPoolParams params = {};
   params.masks = args.masks.data;
@@ -38,13 +39,15 @@ MaskedPointPoolParams params_for(const MaskedPointPoolArgs& args, const TensorVi
   params.channels = checked_int(features.shape[1], MaskedPointPoolArgs::op(), "C");
   params.height = checked_int(features.shape[2], MaskedPointPoolArgs::op(), "H");
   params.width = checked_int(features.shape[3], MaskedPointPoolArgs::op(), "W");
-  checked_int(features.shape[2] * features.shape[3] + pool_ordered_tile(4), MaskedPointPoolArgs::op(), "H·W");
+  checked_int(features.shape[2] * features.shape[3] + pool_ordered_tile(4),
+              MaskedPointPoolArgs::op(), "H·W");
   params.instances = checked_int(args.masks.shape[0], MaskedPointPoolArgs::op(), "G");
   params.mask_height = checked_int(args.masks.shape[1], MaskedPointPoolArgs::op(), "h");
   params.mask_width = checked_int(args.masks.shape[2], MaskedPointPoolArgs::op(), "w");
   params.sets = checked_int(args.points.shape[1], MaskedPointPoolArgs::op(), "T");
   params.points_per_set = checked_int(args.points.shape[2], MaskedPointPoolArgs::op(), "K");
-  checked_int(args.points.shape[1] * args.points.shape[2] + kPoolThreads, MaskedPointPoolArgs::op(), "T·K");
+  checked_int(args.points.shape[1] * args.points.shape[2] + kPoolThreads, MaskedPointPoolArgs::op(),
+              "T·K");
   params.by_width = FastDivide(static_cast<unsigned>(std::max(params.width, 1)));
   params.by_points = FastDivide(static_cast<unsigned>(std::max(params.points_per_set, 1)));
   return params;
@@ -52,9 +55,12 @@ MaskedPointPoolParams params_for(const MaskedPointPoolArgs& args, const TensorVi
 
 /// Can lanes read `vector` channels of a pixel at once, and find a pixel by its number?
 bool is_packed(const TensorView& features, int vector) {
-  return pixel_bytes(features) != 0 && features.strides[1] == 1 && features.shape[1] % vector == 0 &&
-         (features.shape[2] == 1 || features.strides[2] == features.shape[3] * features.strides[3]) &&
-         features.strides[0] % vector == 0 && is_aligned(features, 0, vector) && features.strides[3] % vector == 0;
+  return pixel_bytes(features) != 0 && features.strides[1] == 1 &&
+         features.shape[1] % vector == 0 &&
+         (features.shape[2] == 1 ||
+          features.strides[2] == features.shape[3] * features.strides[3]) &&
+         features.strides[0] % vector == 0 && is_aligned(features, 0, vector) &&
+         features.strides[3] % vector == 0;
 }
 
 /// Is the tensor contiguous as [B, H, W, C]?
@@ -88,29 +94,33 @@ Backward plan_backward(const MaskedPointPoolArgs& args, void* memory) {
 
   if (args.deterministic) {
     params.channel_blocks = static_cast<int>(blocks_for(params.channels, kPoolOrderedChannels));
-    params.ordered_tiles = static_cast<int>(
-        blocks_for(std::int64_t{params.height} * params.width, pool_ordered_tile(static_cast<int>(bytes))));
-    plan.launches.push_back(
-        make_launch("masked_point_pool_ordered_backward" + type,
-                    blocks_for(std::int64_t{params.images} * params.channel_blocks * params.ordered_tiles, 1),
-                    kPoolThreads, params));
+    params.ordered_tiles = static_cast<int>(blocks_for(std::int64_t{params.height} * params.width,
+                                                       pool_ordered_tile(static_cast<int>(bytes))));
+    plan.launches.push_back(make_launch(
+        "masked_point_pool_ordered_backward" + type,
+        blocks_for(std::int64_t{params.images} * params.channel_blocks * params.ordered_tiles, 1),
+        kPoolThreads, params));
     return plan;
   }
 
   WorkspaceArena workspace(memory);
-  const bool in_place =
-      is_arithmetic(dtype) && is_channels_last(gradient) && is_aligned(gradient, 0, 16 / static_cast<int>(bytes));
+  const bool in_place = is_arithmetic(dtype) && is_channels_last(gradient) &&
+                        is_aligned(gradient, 0, 16 / static_cast<int>(bytes));
   params.sums = in_place ? gradient.data : workspace.take<unsigned char>(elements * bytes);
   params.vector_sums = params.channels % 4 == 0;
   plan.launches.push_back(fill_zero_launch(params.sums, elements * bytes));
   if (params.instances > 0 && params.sets > 0 && params.points_per_set > 0) {
-    params.channel_blocks = static_cast<int>(blocks_for(params.channels, 32 * kPoolChannelsPerLane));
+    params.channel_blocks =
+        static_cast<int>(blocks_for(params.channels, 32 * kPoolChannelsPerLane));
     const std::int64_t blocks = std::int64_t{params.images} * params.sets *
-                                blocks_for(params.points_per_set, kPoolThreads) * params.channel_blocks;
-    plan.launches.push_back(
-        make_launch("masked_point_pool_backward" + type, blocks_for(blocks, 1), kPoolThreads, params));
+                                blocks_for(params.points_per_set, kPoolThreads) *
+                                params.channel_blocks;
+    plan.launches.push_back(make_launch("masked_point_pool_backward" + type, blocks_for(blocks, 1),
+                                        kPoolThreads, params));
   }
-  if (!in_place) plan.launches.push_back(write_gradient_launch(gradient, params.sums, {0, 2, 3, 1}));  // [B, H, W, C]
+  if (!in_place)
+    plan.launches.push_back(
+        write_gradient_launch(gradient, params.sums, {0, 2, 3, 1}));  // [B, H, W, C]
   plan.workspace_bytes = workspace.bytes();
   return plan;
 }
@@ -128,9 +138,9 @@ std::vector<Launch> masked_point_pool_forward_launches(const MaskedPointPoolArgs
   if (dtype == DType::kFloat64 || !is_packed(args.features, vector)) vector = 1;
   params.channel_blocks = std::max(1, static_cast<int>(blocks_for(params.channels, 32 * vector)));
   const std::int64_t blocks = std::int64_t{params.instances} * params.sets * params.channel_blocks;
-  return {
-      make_launch(std::string("masked_point_pool_forward<") + kernel_type(dtype) + ", " + std::to_string(vector) + ">",
-                  blocks_for(blocks, 1), kPoolThreads, params)};
+  return {make_launch(std::string("masked_point_pool_forward<") + kernel_type(dtype) + ", " +
+                          std::to_string(vector) + ">",
+                      blocks_for(blocks, 1), kPoolThreads, params)};
 }
 
 std::vector<Launch> masked_point_pool_backward_launches(const MaskedPointPoolArgs& args) {

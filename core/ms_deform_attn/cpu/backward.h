@@ -19,19 +19,23 @@ class Backward {
         tables_(args, sizes_.padded_D),
         grad_out_(args.grad_out, sizes_.D, sizes_.padded_D),
         need_value_(args.grad_value.present),
-        need_points_(args.grad_locations.present || args.grad_weights.present || args.grad_reference.present) {}
+        need_points_(args.grad_locations.present || args.grad_weights.present ||
+                     args.grad_reference.present) {}
 
   void run() {
-    for (const TensorView* gradient : {&args_.grad_value, &args_.grad_locations, &args_.grad_weights})
+    for (const TensorView* gradient :
+         {&args_.grad_value, &args_.grad_locations, &args_.grad_weights})
       prefer_large_pages(*gradient);
     const std::int64_t tasks = sizes_.B * sizes_.N;
-    const int threads = threads_for(2 * sizes_.work, kWorkPerThread, std::max<std::int64_t>(tasks, 1), args_.threads);
+    const int threads = threads_for(2 * sizes_.work, kWorkPerThread,
+                                    std::max<std::int64_t>(tasks, 1), args_.threads);
     ScratchArena worker(nullptr);
     cut(worker);
     const Scratch workers(static_cast<std::size_t>(worker.bytes() * threads));
     workers_ = static_cast<unsigned char*>(workers.data());
     worker_bytes_ = worker.bytes();
-    const std::int64_t numbers = args_.grad_reference.present ? tasks * sizes_.Q * tables_.points.levels() * 2 : 0;
+    const std::int64_t numbers =
+        args_.grad_reference.present ? tasks * sizes_.Q * tables_.points.levels() * 2 : 0;
     const Scratch references(static_cast<std::size_t>(numbers) * sizeof(F));
     references_ = static_cast<F*>(references.data());
     parallel_for(tasks, threads, own_head, this);
@@ -45,9 +49,10 @@ class Backward {
     PointRow<F> row;
     PointPack<F>* packs;  // of all points
     Taps<F, F>* taps;
-    F* dots;                // [padded points, 4]: <gradient of the output, value> at a point's taps
-    F* grad_out;            // [padded D]
-    F *value, *grad_value;  // [S + 1, padded D]; the last token is the one that taps outside a level use
+    F* dots;      // [padded points, 4]: <gradient of the output, value> at a point's taps
+    F* grad_out;  // [padded D]
+    // [S + 1, padded D]; the last token is the one that taps outside a level use
+    F *value, *grad_value;
   };
 
   Worker cut(ScratchArena& arena) const {
@@ -75,7 +80,8 @@ class Backward {
     if (self.need_value_) std::fill_n(worker.grad_value, slice + sizes.padded_D, F(0));
     std::fill_n(worker.grad_out, sizes.padded_D, F(0));
     std::fill_n(worker.dots, 4 * self.tables_.points.padded(), F(0));
-    const PointReader<F> points = self.tables_.points;  // copies, which no store can change: they stay in registers
+    // copies, which no store can change: they stay in registers
+    const PointReader<F> points = self.tables_.points;
     const TapPlanner<F, F> tokens = self.tables_.tokens;
     for (std::int64_t q = 0; q < sizes.Q; ++q) {
       if (q + kPrefetchQueriesOfHead < sizes.Q) {
@@ -84,18 +90,20 @@ class Backward {
       }
       self.query(b, q, n, points, tokens, worker);
     }
-    if (self.need_value_) copy_out(worker.grad_value, sizes.padded_D, tokens_of(self.args_.grad_value, b, n));
+    if (self.need_value_)
+      copy_out(worker.grad_value, sizes.padded_D, tokens_of(self.args_.grad_value, b, n));
   }
 
-  ALIGNMASK_HOST_DEVICE void query(std::int64_t b, std::int64_t q, std::int64_t n, const PointReader<F>& points,
-                                   const TapPlanner<F, F>& tokens, const Worker& worker) const {
+  ALIGNMASK_HOST_DEVICE void query(std::int64_t b, std::int64_t q, std::int64_t n,
+                                   const PointReader<F>& points, const TapPlanner<F, F>& tokens,
+                                   const Worker& worker) const {
     constexpr int kLanes = kPointLanes<F>;
     points.start_query(b, q, worker.row);
     const auto head = points.start_head(b, q, n, worker.row);
     for (std::int64_t i = 0; i < points.padded(); i += kLanes) {
       worker.packs[i / kLanes] = points.pack(head, i, worker.row);
-      tokens.plan(points, i, worker.value, worker.value + sizes_.S * sizes_.padded_D, worker.packs + i / kLanes,
-                  worker.taps + i / kLanes);
+      tokens.plan(points, i, worker.value, worker.value + sizes_.S * sizes_.padded_D,
+                  worker.packs + i / kLanes, worker.taps + i / kLanes);
     }
     grad_out_.load(b, q, n, worker.grad_out);
     const F* const grad_out = grad_out_.place(b, q, n, worker.grad_out);
@@ -107,12 +115,13 @@ class Backward {
     }
     if (!need_points_) return;
     finish_points(points, worker);
-    if (args_.grad_reference.present) sum_reference(worker.row, references_ + reference_index(b, q, n, 0));
+    if (args_.grad_reference.present)
+      sum_reference(worker.row, references_ + reference_index(b, q, n, 0));
     points.write_gradients(b, q, n, worker.row);
   }
 
-  ALIGNMASK_HOST_DEVICE void take_taps(std::int64_t points, const Worker& worker, const Channels& gradient,
-                                       std::int64_t channel) const {
+  ALIGNMASK_HOST_DEVICE void take_taps(std::int64_t points, const Worker& worker,
+                                       const Channels& gradient, std::int64_t channel) const {
     constexpr int kLanes = kPointLanes<F>;
     const Taps<F, F>* taps = worker.taps;
     F* dots = worker.dots;
@@ -120,9 +129,11 @@ class Backward {
       const int count = points < kLanes ? static_cast<int>(points) : kLanes;
       if (need_points_) {
         for (int p = 0; p < count; ++p) {
-          auto sums = sums_of_lanes<F, Channels::kLanes>(
-              gradient.times(taps->token[0][p] + channel), gradient.times(taps->token[1][p] + channel),
-              gradient.times(taps->token[2][p] + channel), gradient.times(taps->token[3][p] + channel));
+          auto sums =
+              sums_of_lanes<F, Channels::kLanes>(gradient.times(taps->token[0][p] + channel),
+                                                 gradient.times(taps->token[1][p] + channel),
+                                                 gradient.times(taps->token[2][p] + channel),
+                                                 gradient.times(taps->token[3][p] + channel));
           if (channel > 0) sums += load<Pack<F, 4>>(dots + 4 * p);
           store(dots + 4 * p, sums);
         }
@@ -131,13 +142,15 @@ class Backward {
         const std::int64_t shift = worker.grad_value - worker.value + channel;
         for (int p = 0; p < count; ++p)
           for (int corner = 0; corner < 4; ++corner)
-            gradient.add_to(taps->factor[corner][p], const_cast<F*>(taps->token[corner][p]) + shift);
+            gradient.add_to(taps->factor[corner][p],
+                            const_cast<F*>(taps->token[corner][p]) + shift);
       }
     }
   }
 
   /// From the dots to the gradients of the points.
-  ALIGNMASK_HOST_DEVICE static void finish_points(const PointReader<F>& points, const Worker& worker) {
+  ALIGNMASK_HOST_DEVICE static void finish_points(const PointReader<F>& points,
+                                                  const Worker& worker) {
     using Lanes = PointLanes<F>;
     constexpr int kLanes = kPointLanes<F>;
     const PointRow<F>& row = worker.row;
@@ -150,7 +163,8 @@ class Backward {
       split_pairs(even[0], even[1], &corners.top_left, &corners.bottom_left);
       split_pairs(odd[0], odd[1], &corners.top_right, &corners.bottom_right);
       const PointPack<F>& pack = worker.packs[i / kLanes];
-      const auto gradient = point_gradient(corners, pack.x, pack.y, pack.weight, points.scale_x(i), points.scale_y(i));
+      const auto gradient = point_gradient(corners, pack.x, pack.y, pack.weight, points.scale_x(i),
+                                           points.scale_y(i));
       store(row.grad_x + i, gradient.location_x);
       store(row.grad_y + i, gradient.location_y);
       store(row.grad_weight + i, gradient.weight);
@@ -170,7 +184,8 @@ class Backward {
     }
   }
 
-  std::int64_t reference_index(std::int64_t b, std::int64_t q, std::int64_t n, std::int64_t l) const {
+  std::int64_t reference_index(std::int64_t b, std::int64_t q, std::int64_t n,
+                               std::int64_t l) const {
     return (((b * sizes_.N + n) * sizes_.Q + q) * tables_.points.levels() + l) * 2;
   }
 
@@ -182,11 +197,14 @@ class Backward {
     for (std::int64_t l = 0; l < self.tables_.points.levels(); ++l) {
       F sum[2] = {0, 0};
       for (std::int64_t n = 0; n < self.sizes_.N; ++n)
-        for (int axis = 0; axis < 2; ++axis) sum[axis] += self.references_[self.reference_index(b, q, n, l) + axis];
+        for (int axis = 0; axis < 2; ++axis)
+          sum[axis] += self.references_[self.reference_index(b, q, n, l) + axis];
       const MSDeformAttnLevel& level = self.args_.levels[static_cast<std::size_t>(l)];
       sum[0] *= static_cast<F>(level.width);
       sum[1] *= static_cast<F>(level.height);
-      copy_out(sum, 0, StridedRows{&target, b * stride[0] + q * stride[1] + l * stride[2], 1, 2, 0, stride[3]});
+      copy_out(
+          sum, 0,
+          StridedRows{&target, b * stride[0] + q * stride[1] + l * stride[2], 1, 2, 0, stride[3]});
     }
   }
 
@@ -197,7 +215,8 @@ class Backward {
   bool need_value_, need_points_;
   unsigned char* workers_ = nullptr;
   std::int64_t worker_bytes_ = 0;
-  F* references_ = nullptr;  // [B, N, Q, L, 2]: gradient of the reference points by heads, in pixels
+  // [B, N, Q, L, 2]: gradient of the reference points by heads, in pixels
+  F* references_ = nullptr;
 };
 
 }  // namespace

@@ -12,7 +12,8 @@
 namespace alignmask::ALIGNMASK_ISA {
 namespace {
 
-constexpr std::int64_t kWorkPerThread = 100'000;  // multiply-adds below which another thread does not pay
+// multiply-adds below which another thread does not pay
+constexpr std::int64_t kWorkPerThread = 100'000;
 
 /// Sizes of a call; channels are worked on in blocks of kWidth.
 template <int kWidth>
@@ -39,7 +40,8 @@ class ChannelRows {
         together_(together(tensor, 2)),
         direct_(contiguous<F>(tensor, 2) && D == padded_D) {}
 
-  /// Where to read or write head n: in place, or `buffer`, to be filled by load() or written back by save().
+  /// Where to read or write head n: in place, or `buffer`, to be filled by load() or written back
+  /// by save().
   F* place(std::int64_t b, std::int64_t q, std::int64_t n, F* buffer) const {
     return direct_ ? static_cast<F*>(tensor_.data) + row(b, q, n).offset : buffer;
   }
@@ -67,7 +69,8 @@ class ChannelRows {
 /// All tokens of one (image, head) of value or its gradient.
 StridedRows tokens_of(const TensorView& tensor, std::int64_t b, std::int64_t n) {
   const std::int64_t* stride = tensor.strides;
-  return {&tensor, b * stride[0] + n * stride[2], tensor.shape[1], tensor.shape[3], stride[1], stride[3]};
+  return {&tensor,  b * stride[0] + n * stride[2], tensor.shape[1], tensor.shape[3], stride[1],
+          stride[3]};
 }
 
 /// Copies the tokens side by side; channels beyond D are zero.

@@ -9,8 +9,9 @@
 namespace alignmask::ALIGNMASK_ISA {
 namespace {
 
-constexpr std::int64_t kPackedBytes = 16 * 1024 * 1024;  // values copied at a time, if they cannot be used in place
-constexpr std::int64_t kPrefetchQueries = 2;             // how far ahead memory is prefetched
+// values copied at a time, if they cannot be used in place
+constexpr std::int64_t kPackedBytes = 16 * 1024 * 1024;
+constexpr std::int64_t kPrefetchQueries = 2;  // how far ahead memory is prefetched
 
 /// T: what value holds where it is sampled.
 template <class F, class T, int kWidth>
@@ -40,13 +41,15 @@ class Forward {
     std::memset(zeros.data(), 0, static_cast<std::size_t>(sizes_.padded_D) * sizeof(T));
 
     if (in_place_) return sample(0, sizes_.B, 0, sizes_.N);
-    const std::int64_t slice = sizes_.S * sizes_.padded_D, slice_bytes = slice * static_cast<std::int64_t>(sizeof(T));
-    const std::int64_t heads =
-        std::clamp<std::int64_t>(kPackedBytes / std::max<std::int64_t>(slice_bytes, 1), 1, sizes_.N);
+    const std::int64_t slice = sizes_.S * sizes_.padded_D,
+                       slice_bytes = slice * static_cast<std::int64_t>(sizeof(T));
+    const std::int64_t heads = std::clamp<std::int64_t>(
+        kPackedBytes / std::max<std::int64_t>(slice_bytes, 1), 1, sizes_.N);
     const Scratch packed(static_cast<std::size_t>(heads * slice_bytes));
     packed_ = static_cast<T*>(packed.data());
     for (std::int64_t b = 0; b < sizes_.B; ++b)
-      for (std::int64_t n = 0; n < sizes_.N; n += heads) sample(b, b + 1, n, std::min(n + heads, sizes_.N));
+      for (std::int64_t n = 0; n < sizes_.N; n += heads)
+        sample(b, b + 1, n, std::min(n + heads, sizes_.N));
   }
 
  private:
@@ -86,17 +89,21 @@ class Forward {
     const Forward& self = *static_cast<const Forward*>(context);
     ScratchArena arena(self.workers_ + worker_index * self.worker_bytes_);
     const Worker worker = self.cut(arena);
-    const std::int64_t b = self.b0_ + task / self.shares_, share = task % self.shares_, Q = self.sizes_.Q;
-    const PointReader<F> points = self.tables_.points;  // copies, which no store can change: they stay in registers
+    const std::int64_t b = self.b0_ + task / self.shares_, share = task % self.shares_,
+                       Q = self.sizes_.Q;
+    // copies, which no store can change: they stay in registers
+    const PointReader<F> points = self.tables_.points;
     const TapPlanner<F, T> tokens = self.tables_.tokens;
     for (std::int64_t q = Q * share / self.shares_; q < Q * (share + 1) / self.shares_; ++q) {
       if (q + kPrefetchQueries < Q) self.prefetch(b, q + kPrefetchQueries, points);
       points.start_query(b, q, worker.row);
-      for (std::int64_t n = self.n0_; n < self.n1_; ++n) self.query(b, q, n, points, tokens, worker);
+      for (std::int64_t n = self.n0_; n < self.n1_; ++n)
+        self.query(b, q, n, points, tokens, worker);
     }
   }
 
-  ALIGNMASK_HOST_DEVICE void prefetch(std::int64_t b, std::int64_t q, const PointReader<F>& points) const {
+  ALIGNMASK_HOST_DEVICE void prefetch(std::int64_t b, std::int64_t q,
+                                      const PointReader<F>& points) const {
     for (std::int64_t n = n0_; n < n1_; ++n) {
       points.prefetch(b, q, n);
       out_.prefetch(b, q, n);
@@ -105,12 +112,14 @@ class Forward {
 
   const T* slice(std::int64_t b, std::int64_t n) const {
     const TensorView& value = args_.value;
-    if (in_place_) return static_cast<const T*>(value.data) + b * value.strides[0] + n * value.strides[2];
+    if (in_place_)
+      return static_cast<const T*>(value.data) + b * value.strides[0] + n * value.strides[2];
     return packed_ + (n - n0_) * sizes_.S * sizes_.padded_D;
   }
 
-  ALIGNMASK_HOST_DEVICE void query(std::int64_t b, std::int64_t q, std::int64_t n, const PointReader<F>& points,
-                                   const TapPlanner<F, T>& tokens, const Worker& worker) const {
+  ALIGNMASK_HOST_DEVICE void query(std::int64_t b, std::int64_t q, std::int64_t n,
+                                   const PointReader<F>& points, const TapPlanner<F, T>& tokens,
+                                   const Worker& worker) const {
     constexpr int kLanes = kPointLanes<F>;
     const auto head = points.start_head(b, q, n, worker.row);
     const T* const values = slice(b, n);
@@ -128,17 +137,20 @@ class Forward {
     out_.save(b, q, n, out);
   }
 
-  static ALIGNMASK_HOST_DEVICE Channels add_taps(std::int64_t points, const Taps<F, T>* taps, std::int64_t channel) {
+  static ALIGNMASK_HOST_DEVICE Channels add_taps(std::int64_t points, const Taps<F, T>* taps,
+                                                 std::int64_t channel) {
     constexpr int kLanes = kPointLanes<F>;
     // Several chains of additions hide their latency.
-    Channels top_left = Channels::zeros(), top_right = top_left, bottom_left = top_left, bottom_right = top_left;
+    Channels top_left = Channels::zeros(), top_right = top_left, bottom_left = top_left,
+             bottom_right = top_left;
     for (; points > 0; points -= kLanes, ++taps) {
       const int count = points < kLanes ? static_cast<int>(points) : kLanes;
       for (int p = 0; p < count; ++p) {
         top_left.add(taps->factor[0][p], taps->token[0][p] + channel);
         (kFourChains ? top_right : top_left).add(taps->factor[1][p], taps->token[1][p] + channel);
         bottom_left.add(taps->factor[2][p], taps->token[2][p] + channel);
-        (kFourChains ? bottom_right : bottom_left).add(taps->factor[3][p], taps->token[3][p] + channel);
+        (kFourChains ? bottom_right : bottom_left)
+            .add(taps->factor[3][p], taps->token[3][p] + channel);
       }
     }
     if (kFourChains) {

@@ -1,17 +1,18 @@
 // The CPU kernels.
 //
-// Forward: the queries are divided among threads; each goes through all heads of a query before the next, so that the
-// points, weights and the output stream by in the order in which they lie in memory. Values are sampled where they are,
-// in half precision, too, if a token's channels lie together and fill whole vectors; else a few heads at a time are
-// copied out.
+// Forward: the queries are divided among threads; each goes through all heads of a query before the
+// next, so that the points, weights and the output stream by in the order in which they lie in
+// memory. Values are sampled where they are, in half precision, too, if a token's channels lie
+// together and fill whole vectors; else a few heads at a time are copied out.
 //
-// Backward: one task owns the gradient of one (image, head), and no two threads ever add to one place, so results do
-// not depend on the number of threads. The head's values and their gradient lie packed in scratch memory meanwhile:
-// tokens of one head side by side take an eighth (with 8 heads) of the pages and cache lines that they take in the
-// tensors.
+// Backward: one task owns the gradient of one (image, head), and no two threads ever add to one
+// place, so results do not depend on the number of threads. The head's values and their gradient
+// lie packed in scratch memory meanwhile: tokens of one head side by side take an eighth (with 8
+// heads) of the pages and cache lines that they take in the tensors.
 //
-// For each (query, head): its points as positions and weights (PointReader), planned into taps (TapPlanner), a pack of
-// points at a time; then tap by tap over the channels, kWidth of them in registers.
+// For each (query, head): its points as positions and weights (PointReader), planned into taps
+// (TapPlanner), a pack of points at a time; then tap by tap over the channels, kWidth of them in
+// registers.
 #include <cstdlib>
 
 #include "backward.h"
@@ -25,12 +26,14 @@ void ms_deform_attn_backward_cpu(const MSDeformAttnArgs& args);
 
 namespace {
 
-constexpr std::int64_t kFarthestTokens = std::int64_t{1} << 31;  // bytes from one token to the next must be fewer
+constexpr std::int64_t kFarthestTokens = std::int64_t{1}
+                                         << 31;  // bytes from one token to the next must be fewer
 
 template <class F, int kWidth>
 void forward(const MSDeformAttnArgs& args) {
   const TensorView& value = args.value;
-  const bool together = value.shape[3] % kWidth == 0 && (value.strides[3] == 1 || value.shape[3] == 1);
+  const bool together =
+      value.shape[3] % kWidth == 0 && (value.strides[3] == 1 || value.shape[3] == 1);
   const bool near = std::abs(value.strides[1]) < kFarthestTokens / element_bytes(value.dtype);
   if (!together || !near) return Forward<F, F, kWidth>(args, false).run();
   if constexpr (sizeof(F) == 4) {

@@ -22,10 +22,12 @@ class OutGradient {
   ALIGNMASK_DEVICE void load_channels(int first) {
     count_ = params_.channels - first;
     const Int64 stride = kVector > 1 ? Int64{1} : params_.out_strides[3];
-    own_ = load<T, kVector>(gradient_ + (first + lane_ * kVector) * stride, has_channels() ? 0 : -1);
+    own_ =
+        load<T, kVector>(gradient_ + (first + lane_ * kVector) * stride, has_channels() ? 0 : -1);
   }
 
-  /// This lane's part of <gradient, value> at each of the tokens; `value` is at this lane's first channel.
+  /// This lane's part of <gradient, value> at each of the tokens; `value` is at this lane's first
+  /// channel.
   ALIGNMASK_DEVICE Corners<F> dots(const T* value, const CornerIndices& tokens) const {
     Packed<T, kVector> corner[4];
 #pragma unroll
@@ -55,8 +57,9 @@ class OutGradient {
   Packed<T, kVector> own_;
 };
 
-/// Sums over the lanes of a group for four points, one added after the other: point i's arrive in lanes i, i + 4, ...
-/// Three shuffles per point and number for eight lanes would be needed otherwise; here it is one and a half.
+/// Sums over the lanes of a group for four points, one added after the other: point i's arrive in
+/// lanes i, i + 4, ... Three shuffles per point and number for eight lanes would be needed
+/// otherwise; here it is one and a half.
 template <class F, int kLanes>
 class ScatteredSums {
  public:
@@ -84,12 +87,14 @@ class ScatteredSums {
   }
 
  private:
-  /// Lanes with the bit `step` unset go on with `a`, the others with `b`, each together with the other half's part.
+  /// Lanes with the bit `step` unset go on with `a`, the others with `b`, each together with the
+  /// other half's part.
   ALIGNMASK_DEVICE static F exchange(F a, F b, int step) {
     const bool second = threadIdx.x & step;
     return (second ? b : a) + __shfl_xor_sync(kFullWarp, second ? a : b, step);
   }
-  ALIGNMASK_DEVICE static PointGradient<F> exchange(const PointGradient<F>& a, const PointGradient<F>& b, int step) {
+  ALIGNMASK_DEVICE static PointGradient<F> exchange(const PointGradient<F>& a,
+                                                    const PointGradient<F>& b, int step) {
     return {exchange(a.location_x, b.location_x, step), exchange(a.location_y, b.location_y, step),
             exchange(a.weight, b.weight, step)};
   }
@@ -97,11 +102,11 @@ class ScatteredSums {
   PointGradient<F> one_ = {}, two_ = {};  // of one point, of two
 };
 
-/// Writes the gradients of locations (or offsets) and of weights (or logits), each only if it is wanted, and the
-/// softmax if another kernel needs it. Lanes and channels as in the forward kernel.
+/// Writes the gradients of locations (or offsets) and of weights (or logits), each only if it is
+/// wanted, and the softmax if another kernel needs it. Lanes and channels as in the forward kernel.
 ///
-/// A point's three numbers are sums over channels: every lane adds up its own, and the group puts those of four points
-/// together at once by shuffles, which leaves point i's sums in lane i.
+/// A point's three numbers are sums over channels: every lane adds up its own, and the group puts
+/// those of four points together at once by shuffles, which leaves point i's sums in lane i.
 template <class T, int kVector, int kLanes>
 ALIGNMASK_KERNEL(kAttentionThreads, sizeof(T) == 8 ? 2 : 4)
 ms_deform_attn_backward(ALIGNMASK_PARAMS MSDeformAttnParams params) {
@@ -114,8 +119,8 @@ ms_deform_attn_backward(ALIGNMASK_PARAMS MSDeformAttnParams params) {
   ALIGNMASK_SHARED(HeadState<F>, states, kGroups);
 
   const int lane = threadIdx.x % kLanes, group = threadIdx.x / kLanes;
-  const HeadPoints<T, kLanes, (kVector > 1)> points(params, static_cast<Int64>(blockIdx.x) * kGroups + group,
-                                                    states[group], lane);
+  const HeadPoints<T, kLanes, (kVector > 1)> points(
+      params, static_cast<Int64>(blockIdx.x) * kGroups + group, states[group], lane);
   const QueryHead& at = states[group].at;
   if (!params.grad_locations && !params.pixel_gradient && !params.grad_weights) return;
 
@@ -175,28 +180,32 @@ ms_deform_attn_backward(ALIGNMASK_PARAMS MSDeformAttnParams params) {
     points.write_logit_gradient(point, points.kept_gradient(point) - mean);
 }
 
-/// Writes the gradient of reference points: that of the offsets in pixels, summed over heads and points in order. One
-/// thread per coordinate.
+/// Writes the gradient of reference points: that of the offsets in pixels, summed over heads and
+/// points in order. One thread per coordinate.
 template <class T>
 ALIGNMASK_KERNEL(kAttentionThreads, 4)
 ms_deform_attn_reference_gradient(ALIGNMASK_PARAMS MSDeformAttnParams params) {
   using F = Arithmetic<T>;
   const Int64 index = static_cast<Int64>(blockIdx.x) * kAttentionThreads + threadIdx.x;
-  const int coordinate = static_cast<int>(index % 2), level = static_cast<int>(index / 2 % params.levels);
+  const int coordinate = static_cast<int>(index % 2),
+            level = static_cast<int>(index / 2 % params.levels);
   const Int64 image_query = index / 2 / params.levels;
   const int query = static_cast<int>(image_query % params.queries);
   const Int64 image = image_query / params.queries;
   if (image >= params.images) return;
   const long long* const strides = params.pixel_gradient_strides;
-  const F* const from = static_cast<const F*>(params.pixel_gradient) + image * strides[0] + query * strides[1] +
-                        level * strides[3] + coordinate * strides[5];
+  const F* const from = static_cast<const F*>(params.pixel_gradient) + image * strides[0] +
+                        query * strides[1] + level * strides[3] + coordinate * strides[5];
   F sum = 0;
   for (int head = 0; head < params.heads; ++head)
-    for (int point = 0; point < params.points; ++point) sum += from[head * strides[2] + point * strides[4]];
-  store_either<T>(sum * static_cast<F>(coordinate ? params.height[level] : params.width[level]), params.grad_reference,
-                  image * params.grad_reference_strides[0] + query * params.grad_reference_strides[1] +
-                      level * params.grad_reference_strides[2] + coordinate * params.grad_reference_strides[3],
-                  params.reference_wide);
+    for (int point = 0; point < params.points; ++point)
+      sum += from[head * strides[2] + point * strides[4]];
+  store_either<T>(
+      sum * static_cast<F>(coordinate ? params.height[level] : params.width[level]),
+      params.grad_reference,
+      image * params.grad_reference_strides[0] + query * params.grad_reference_strides[1] +
+          level * params.grad_reference_strides[2] + coordinate * params.grad_reference_strides[3],
+      params.reference_wide);
 }
 
 }  // namespace alignmask

@@ -7,13 +7,14 @@ namespace alignmask {
 
 /// Writes out. A group of kLanes lanes serves one (image, head, query).
 ///
-/// kVector > 1: each lane has kVector channels, which make up all channels; they lie together and are aligned in value
-/// and out, and so do the points of a query and head. kVector = 1: any number of channels (in several rounds if there
-/// are more than lanes), any strides.
+/// kVector > 1: each lane has kVector channels, which make up all channels; they lie together and
+/// are aligned in value and out, and so do the points of a query and head. kVector = 1: any number
+/// of channels (in several rounds if there are more than lanes), any strides.
 ///
-/// At least half of the threads that a multiprocessor can hold (four blocks of 256, at most 64 registers each; five
-/// with four channels per lane): every lane has the four loads of a point in flight, 64 KB or more together, several
-/// times what the latency of the L2 cache needs. More loads per lane would cost threads.
+/// At least half of the threads that a multiprocessor can hold (four blocks of 256, at most 64
+/// registers each; five with four channels per lane): every lane has the four loads of a point in
+/// flight, 64 KB or more together, several times what the latency of the L2 cache needs. More loads
+/// per lane would cost threads.
 template <class T, int kVector, int kLanes>
 ALIGNMASK_KERNEL(kAttentionThreads, kVector == 4 ? 5 : 4)
 ms_deform_attn_forward(ALIGNMASK_PARAMS MSDeformAttnParams params) {
@@ -26,11 +27,11 @@ ms_deform_attn_forward(ALIGNMASK_PARAMS MSDeformAttnParams params) {
   ALIGNMASK_SHARED(HeadState<F>, states, kGroups);
 
   const int lane = threadIdx.x % kLanes, group = threadIdx.x / kLanes;
-  const HeadPoints<T, kLanes, (kVector > 1)> points(params, static_cast<Int64>(blockIdx.x) * kGroups + group,
-                                                    states[group], lane);
+  const HeadPoints<T, kLanes, (kVector > 1)> points(
+      params, static_cast<Int64>(blockIdx.x) * kGroups + group, states[group], lane);
   const QueryHead& at = states[group].at;
-  const T* value =
-      static_cast<const T*>(params.value) + at.image * params.value_strides[0] + at.head * params.value_strides[2];
+  const T* value = static_cast<const T*>(params.value) + at.image * params.value_strides[0] +
+                   at.head * params.value_strides[2];
   Tap* const row = taps + Rows::first(group);
 
   for (int first_channel = 0; first_channel < params.channels; first_channel += kLanes * kVector) {
@@ -65,8 +66,8 @@ ms_deform_attn_forward(ALIGNMASK_PARAMS MSDeformAttnParams params) {
       }
     }
     if (at.exists && has_channels) {
-      T* const out = static_cast<T*>(params.out) + at.image * params.out_strides[0] + at.query * params.out_strides[1] +
-                     at.head * params.out_strides[2];
+      T* const out = static_cast<T*>(params.out) + at.image * params.out_strides[0] +
+                     at.query * params.out_strides[1] + at.head * params.out_strides[2];
       store<T, kVector>(sum, out + channel * (kVector > 1 ? Int64{1} : params.out_strides[3]));
     }
   }

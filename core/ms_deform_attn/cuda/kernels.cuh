@@ -1,5 +1,5 @@
-// The CUDA kernels of ms_deform_attn, and every instantiation of them: launches choose among these, nothing else gets
-// compiled.
+// The CUDA kernels of ms_deform_attn, and every instantiation of them: launches choose among these,
+// nothing else gets compiled.
 #pragma once
 
 #include "backward.cuh"
@@ -8,9 +8,10 @@
 #include "ordered.cuh"
 #include "value_gradient.cuh"
 
-// <element type, channels per lane, lanes per query and head>: 16 bytes per lane, for heads of 16, 32, 64 (and more)
-// channels; one channel per lane for everything else. The backward kernel needs four lanes.
-// ms_deform_attn_value_gradient: <element type, do the points of a query and head lie together?>
+// <element type, channels per lane, lanes per query and head>: 16 bytes per lane, for heads of 16,
+// 32, 64 (and more) channels; one channel per lane for everything else. The backward kernel needs
+// four lanes. ms_deform_attn_value_gradient: <element type, do the points of a query and head lie
+// together?>
 #define ALIGNMASK_KERNELS(X)                         \
   X(ms_deform_attn_forward<float, 4, 4>)             \
   X(ms_deform_attn_forward<float, 4, 8>)             \

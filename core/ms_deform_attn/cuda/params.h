@@ -12,8 +12,11 @@ constexpr int kOrderedChannels = 32;    // of a block that adds up gradients in 
 constexpr int kTileSide = 8;            // of a tile of neighbouring queries
 constexpr int kTileQueries = kTileSide * kTileSide;
 
-/// Points that a block of ms_deform_attn_value_gradient sorts at a time: their corners take 8 KB of shared memory.
-ALIGNMASK_HOST_DEVICE constexpr int sorted_points(int arithmetic_bytes) { return 1024 / arithmetic_bytes; }
+/// Points that a block of ms_deform_attn_value_gradient sorts at a time: their corners take 8 KB of
+/// shared memory.
+ALIGNMASK_HOST_DEVICE constexpr int sorted_points(int arithmetic_bytes) {
+  return 1024 / arithmetic_bytes;
+}
 
 /// Tokens of one level that such a block owns: their sums take 16 KB of shared memory.
 ALIGNMASK_HOST_DEVICE constexpr int ordered_tile(int arithmetic_bytes) {
@@ -41,13 +44,15 @@ struct MSDeformAttnParams {
   void* grad_locations;
   void* grad_weights;
   void* grad_reference;
-  long long grad_value_strides[4], grad_locations_strides[6], grad_weights_strides[5], grad_reference_strides[4];
+  long long grad_value_strides[4], grad_locations_strides[6], grad_weights_strides[5],
+      grad_reference_strides[4];
 
   // In the arithmetic type:
-  void* value_sums;  // [B, S, N, D]: where blocks add up the gradient of value
-  void*
-      pixel_gradient;  // [B, Q, N, L, P, 2]: gradient of locations in pixels, from which that of reference is computed
-  void* kept_gradients;  // [B, Q, N, L, P]: gradient of weights, from which that of logits is computed
+  void* value_sums;      // [B, S, N, D]: where blocks add up the gradient of value
+  void* pixel_gradient;  // [B, Q, N, L, P, 2]: gradient of locations in pixels, from which that of
+                         // reference is computed
+  void* kept_gradients;  // [B, Q, N, L, P]: gradient of weights, from which that of logits is
+                         // computed
   void* softmax;         // [B, N, Q, 2]: largest logit, and 1 / sum of exponentials relative to it
   int sums_token_bytes;
   long long sums_strides[4], pixel_gradient_strides[6], kept_strides[5];

@@ -1,5 +1,6 @@
-// The CPU kernel. Blocks of rows are divided among threads. Within a row all classes are first treated as negatives, a
-// vector register of logits at a time; the vector that holds the label then gets the label's term in its lane.
+// The CPU kernel. Blocks of rows are divided among threads. Within a row all classes are first
+// treated as negatives, a vector register of logits at a time; the vector that holds the label then
+// gets the label's term in its lane.
 #include <algorithm>
 #include <cmath>
 
@@ -39,13 +40,16 @@ struct Forward {
         direct(contiguous<F>(args.logits, 1)),
         direct_gradient(contiguous<F>(args.grad_logits, 1)) {}
 
-  static F power(F base, F exponent) { return kSquare && exponent == 2 ? base * base : std::pow(base, exponent); }
+  static F power(F base, F exponent) {
+    return kSquare && exponent == 2 ? base * base : std::pow(base, exponent);
+  }
 
   static void block(void* context, std::int64_t task, int worker) {
     const Forward& self = *static_cast<const Forward*>(context);
     F* buffer = self.buffers + worker * 2 * self.C;
     const std::int64_t end = std::min(self.R, (task + 1) * self.rows_per_task);
-    for (std::int64_t r = task * self.rows_per_task; r < end; ++r) self.row(r, buffer, buffer + self.C);
+    for (std::int64_t r = task * self.rows_per_task; r < end; ++r)
+      self.row(r, buffer, buffer + self.C);
   }
 
   void row(std::int64_t r, F* logits_buffer, F* gradient_buffer) const {
@@ -94,8 +98,8 @@ struct Forward {
 
   void run() {
     const std::int64_t tasks = (R + rows_per_task - 1) / rows_per_task;
-    const int threads =
-        threads_for(static_cast<double>(R) * static_cast<double>(C), kLogitsPerTask, tasks, args.threads);
+    const int threads = threads_for(static_cast<double>(R) * static_cast<double>(C), kLogitsPerTask,
+                                    tasks, args.threads);
     const Scratch memory(static_cast<std::size_t>(threads * 2 * C) * sizeof(F));
     buffers = static_cast<F*>(memory.data());
     parallel_for(tasks, threads, block, this);

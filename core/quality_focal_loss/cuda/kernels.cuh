@@ -1,5 +1,5 @@
-// The CUDA kernels of quality_focal_loss, and every instantiation of them: launches choose among these, nothing else
-// gets compiled.
+// The CUDA kernels of quality_focal_loss, and every instantiation of them: launches choose among
+// these, nothing else gets compiled.
 #pragma once
 
 #include "forward.cuh"

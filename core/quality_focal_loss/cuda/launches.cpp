@@ -42,8 +42,10 @@ std::vector<Launch> quality_focal_loss_forward_launches(const QualityFocalLossAr
   int vector = 16 / element_bytes(dtype);
   if (dtype == DType::kFloat64 || !is_packed(args, vector)) vector = 1;
   const std::string name = std::string("quality_focal_loss_forward<") + kernel_type(dtype) + ", " +
-                           std::to_string(vector) + ", " + (args.gamma == 2 ? "true" : "false") + ">";
-  return {make_launch(name, blocks_for(params.rows, kLossThreads / kLossLanes), kLossThreads, params)};
+                           std::to_string(vector) + ", " + (args.gamma == 2 ? "true" : "false") +
+                           ">";
+  return {
+      make_launch(name, blocks_for(params.rows, kLossThreads / kLossLanes), kLossThreads, params)};
 }
 
 }  // namespace alignmask
