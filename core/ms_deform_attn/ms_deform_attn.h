@@ -3,11 +3,10 @@
 //   out[b, q, n·D + d] = Σ_l Σ_p weights[b, q, n, l, p] · sample(value of level l, head n,
 //                        channel d; locations[b, q, n, l, p])
 //
-// In the form with offsets (and reference points), the kernel gets raw offsets and logits, and
-// computes
+// In the form with offsets, it gets reference points, raw offsets and logits, and computes
 //
-//   locations[b, q, n, l, p] = reference[b, q, l] + offsets[b, q, n, l, p] / (width, height) of
-//   level l weights[b, q, n] = softmax of logits[b, q, n] over all levels and points
+//   locations[b, q, n, l, p] = reference[b, q, l] + offsets[b, q, n, l, p] / size of level l
+//   weights[b, q, n] = softmax of logits[b, q, n] over all levels and points
 //
 // sample: bilinear at (x, y) normalised to [0, 1] over the level, align_corners=False, zero
 // outside. A NaN location samples NaN, an infinite one is outside; nothing is sampled from an empty
