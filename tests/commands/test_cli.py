@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 import alignmask
-from alignmask import cli, commands
+from alignmask import cli
 from alignmask._extras import _TRAIN_MODULES
 from alignmask.commands import train as train_command
+from alignmask.commands._console import choose_device
 from alignmask.data import CocoError
 from alignmask.recipes import RECIPES
 from tests.commands.terminal import Terminal, photo, train_arguments
@@ -227,10 +228,10 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_devices() -> None:
-    assert commands.choose_device("cpu") == torch.device("cpu")
-    assert commands.choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(ValueError, match="device 'cpus' cannot be used"):
-        commands.choose_device("cpus")
+        choose_device("cpus")
 
 
 def test_as_a_program_with_ctrl_c(workshop: Path) -> None:

@@ -25,9 +25,11 @@ from alignmask import checkpoint, recipes
 from alignmask.config import AlignedQueryConfig, BackboneConfig, Config, DataConfig, LossConfig
 from alignmask.config import SwinConfig as SwinShape
 from alignmask.model import AlignMask, build_model
+from alignmask.predictor import from_huggingface, from_mask2former
 from alignmask.pretrained import configs, names
-from alignmask.pretrained.read import CheckpointError, from_huggingface, from_mask2former, initialise, kind_of
+from alignmask.pretrained.read import initialise, kind_of
 from alignmask.pretrained.write import relative_position_index, write_huggingface, write_mask2former
+from alignmask.safe_load import CheckpointError
 from tests import tiny
 from tests.model import peers, published
 

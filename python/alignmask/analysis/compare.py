@@ -89,7 +89,7 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
     return ["/".join(part[-length : len(part) - alike]) for part in parts]
 
 
-def comparison_table(models: Sequence[ModelAnalysis]) -> Group:
+def analysis_table(models: Sequence[ModelAnalysis]) -> Group:
     """COCO's AP with its head-room, and Table 2, one line for each model; as a rich renderable."""
     from rich import box
     from rich.console import Group

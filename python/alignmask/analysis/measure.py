@@ -62,7 +62,7 @@ class ModelAnalysis:
         }
 
 
-def analyse_model(
+def analyze_model(
     name: str, ground_truth: GroundTruth, results: Results, *, inversions: int = 8, engine: Engine = "hotcoco"
 ) -> ModelAnalysis:
     """Measures one model.

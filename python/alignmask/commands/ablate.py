@@ -19,7 +19,8 @@ from alignmask.ablation.claims import Claims
 from alignmask.ablation.grids import GRIDS, Grid
 from alignmask.ablation.tables import write_tables
 from alignmask.commands._console import INTERRUPTED, choose_recipe, complain
-from alignmask.commands.train import Flag, Part, switch_off
+from alignmask.commands._options import Flag
+from alignmask.commands.train import Part, switch_off
 from alignmask.config import Config
 from alignmask.data import resolve_paths, train_dataset, val_dataset
 from alignmask.recipes import RECIPES

@@ -10,9 +10,9 @@ import tyro
 
 from alignmask import checkpoint
 from alignmask.config import without_pretrained
-from alignmask.data.coco_classes import COCO_CLASSES
 from alignmask.data.coco_json import CocoIndex
 from alignmask.pretrained.read import Report, Source, initialise_from, read
+from alignmask.pretrained.read import classes as class_list
 from alignmask.pretrained.write import write_huggingface, write_mask2former
 
 Format = Literal["alignmask", "mask2former", "huggingface"]
@@ -65,7 +65,7 @@ def command(
 
 def classes(source: Source, annotations: Path | None) -> tuple[list[str], list[int]]:
     """Names and category ids. Raises ValueError if the file's categories are not as many as the classes."""
-    count, names = source.config.model.num_classes, source.class_names
+    count = source.config.model.num_classes
     if annotations is not None:
         index = CocoIndex(annotations)
         if len(index.class_names) != count:
@@ -73,11 +73,7 @@ def classes(source: Source, annotations: Path | None) -> tuple[list[str], list[i
                 f"convert: {annotations} has {len(index.class_names)} categories, the model {count} classes"
             )
         return index.class_names, index.category_ids
-    if names is not None and source.category_ids is not None:
-        return names, source.category_ids
-    if count == len(COCO_CLASSES) and (names is None or names[0] in ("person", "LABEL_0")):
-        return list(COCO_CLASSES.values()), list(COCO_CLASSES)
-    return names or [f"class {number}" for number in range(1, count + 1)], list(range(1, count + 1))
+    return class_list(source, count)
 
 
 def _tell(source: Source, names: list[str], report: Report, what: str) -> None:

@@ -9,13 +9,12 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+import alignmask
 from alignmask.commands._console import INTERRUPTED, complain
 from alignmask.data import val_dataset
-from alignmask.evaluation.evaluate import evaluate_file
 from alignmask.pictures.run import run_pictures
 from alignmask.recipes import shapes_tiny
 from alignmask.training.signals import Stopped
-from alignmask.training.trainer import train
 
 
 def main(arguments: list[str]) -> int:
@@ -36,12 +35,12 @@ def command(minutes: float = 10.0, out: Annotated[Path, tyro.conf.arg(metavar="D
     recipe = shapes_tiny()
     config = replace(recipe, out=out, train=replace(recipe.train, max_minutes=minutes))
     try:
-        run = train(config)
+        run = alignmask.train(config)
     except Stopped as stopped:
         return complain(str(stopped), INTERRUPTED)
     dataset = val_dataset(config.data)
     pictures = run_pictures(run, dataset, out)
-    Console().print(evaluate_file(dataset.annotations, run / "results.json").table())
+    Console().print(alignmask.evaluate(run / "results.json", annotations=dataset.annotations).table())
     for what, picture in pictures.items():
         print(f"{what}: {picture}")
     print(f"look into its predictions: alignmask analyze {run}")

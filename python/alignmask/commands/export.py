@@ -9,7 +9,7 @@ import tyro
 
 import alignmask
 from alignmask.commands._console import choose_device
-from alignmask.exporting.export import SUFFIX, Format, export
+from alignmask.exporting.export import SUFFIX, Format
 
 
 def main(arguments: list[str]) -> int:
@@ -36,17 +36,7 @@ def command(
         device: Where a torch.export program is to run: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
     """
     path = out or Path("model" + SUFFIX[format])
-    if path.suffix != SUFFIX[format]:
-        raise ValueError(f"export --format {format}: --out: expected a name that ends in {SUFFIX[format]}, got {path}")
-    predictor = alignmask.load(checkpoint, device=choose_device(device))
-    data = predictor.config.data
-    about = {
-        "class_names": predictor.class_names,
-        "category_ids": predictor.category_ids,
-        "short_side": data.eval_short_side,
-        "max_side": data.eval_max_side,
-    }
-    same = export(predictor.model, path, format, about)
+    same = alignmask.export(checkpoint, path, format=format, device=choose_device(device))
     compared = "not compared: onnxruntime is missing" if same is None else f"{same:.1%} of the model's detections"
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {compared}")
     return 0

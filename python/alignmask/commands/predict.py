@@ -14,7 +14,6 @@ from alignmask.commands._console import choose_device, complain, progress
 from alignmask.config import SHOWN_SCORE
 from alignmask.data import ImageError, read_image
 from alignmask.evaluation.evaluate import to_coco_results
-from alignmask.pictures.drawing import draw_instances
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
@@ -61,9 +60,8 @@ def command(
             except ImageError as error:  # the others are worth having
                 unreadable.append(str(error))
                 continue
-            found = predictor.predict(image_CHW)
-            found = found[found.scores_N >= threshold]
-            picture = draw_instances(image_CHW.permute(1, 2, 0).numpy(), found, predictor.class_names)
+            found = predictor.predict(image_CHW, threshold=threshold)
+            picture = predictor.draw(image_CHW, found, threshold=threshold)
             picture.save(out / names[position], compress_level=1)  # the default takes longer than the model
             results = to_coco_results(found, ids[position], predictor.category_ids)
             entries += [{**entry, "file_name": str(file)} for entry in results]

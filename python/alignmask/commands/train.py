@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 
 import tyro
 
+import alignmask
 from alignmask.commands._console import INTERRUPTED, choose_recipe, complain
+from alignmask.commands._options import Flag
 from alignmask.config import Config
 from alignmask.recipes import RECIPES
 
@@ -16,7 +18,6 @@ DESCRIPTION = """Train a model by a recipe, or continue a stopped run of the sam
 `alignmask train RECIPE --help` lists all settings with the recipe's values.
 Several GPUs: torchrun --nproc-per-node 8 -m alignmask.cli train RECIPE ..."""
 
-Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
 Part = Literal["model.aligned-queries", "data.shapes"]
 
 
@@ -68,10 +69,9 @@ def run(config: Config, *, dry: bool = False, resume: bool = True) -> int:
         dry_run(config)
         return 0
     from alignmask.training.signals import Stopped
-    from alignmask.training.trainer import train
 
     try:
-        print(f"run: {train(config, resume)}")
+        print(f"run: {alignmask.train(config, resume=resume)}")
     except Stopped as stopped:
         return complain(str(stopped), INTERRUPTED)
     return 0

@@ -37,7 +37,7 @@ ENOUGH = 0.95
 cut at 0, so that the last bit of a logit can decide what a query sees."""
 
 
-def export(model: AlignMask, path: Path, format: Format, about: dict[str, Any] | None = None) -> float | None:
+def export_model(model: AlignMask, path: Path, format: Format, about: dict[str, Any] | None = None) -> float | None:
     """Write `Segmenter(model)` to `path`; it takes any number of images of any size that `Segmenter` takes.
 
     "torch": a `torch.export` program (.pt2) that calls our operators, on the model's device. After `import alignmask.ops`,

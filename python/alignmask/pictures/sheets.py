@@ -31,7 +31,7 @@ class Predictions:
     masks_NHW: np.ndarray
 
 
-def comparison_sheet(
+def truth_sheet(
     rows: Sequence[tuple[np.ndarray, Drawable, Drawable]],
     class_names: Sequence[str],
     out_png: Path,
@@ -50,7 +50,7 @@ def comparison_sheet(
         ValueError: there is nothing to show.
     """
     if not rows:
-        raise ValueError("comparison_sheet: expected at least one image, got none")
+        raise ValueError("truth_sheet: expected at least one image, got none")
     gap, head = 6, 28
     pairs = min(pairs_per_row, len(rows))
     titles = ("ground truth", f"prediction (score ≥ {threshold:g})")
@@ -87,7 +87,7 @@ def results_sheet(
     Args:
         results: COCO results file of that data set, or its entries.
         images: So many are shown; those with ground truth are preferred.
-        options: as `comparison_sheet` takes them.
+        options: as `truth_sheet` takes them.
     """
     by_image = group_by_image(load_results(results, load_ground_truth(dataset.annotations)).entries)
     label_of = {category_id: label for label, category_id in enumerate(dataset.category_ids)}
@@ -105,4 +105,4 @@ def results_sheet(
             masks_NHW,
         )
         rows.append((sample.image_CHW.permute(1, 2, 0).numpy(), sample, prediction))
-    comparison_sheet(rows, dataset.class_names, out_png, threshold=threshold, **options)
+    truth_sheet(rows, dataset.class_names, out_png, threshold=threshold, **options)
