@@ -71,11 +71,10 @@ def test_the_import_brings_nothing_heavy() -> None:
 
 
 def test_the_import_is_quick() -> None:
-    lines = [in_a_new_process("import alignmask", "-X", "importtime").stderr.splitlines()[-1] for _ in range(5)]
-    assert all(line.endswith(" alignmask") for line in lines)
-    assert (
-        statistics.median(int(line.split("|")[1]) for line in lines) < 50_000
-    )  # microseconds; 10,000 on a quiet machine
+    """In processor time, which other processes of the machine do not change."""
+    code = "import time; start = time.process_time(); import alignmask; print(time.process_time() - start)"
+    seconds = [float(in_a_new_process(code).stdout) for _ in range(5)]
+    assert statistics.median(seconds) < 0.05, seconds  # 0.01 on a processor of 2023
 
 
 def test_rooms_are_there_once_they_are_imported() -> None:

@@ -1,4 +1,4 @@
-"""`alignmask analyze`: how well scores follow mask quality, of several models side by side."""
+"""`alignmask analyze`: how well scores follow mask quality, for several models side by side."""
 
 from __future__ import annotations
 
@@ -36,35 +36,36 @@ def command(
     workers: int = 2,
     ignore_unknown: Flag = False,
 ) -> int:
-    """How well scores follow mask quality (Table 2, Fig. 1 and 4 of the paper), of several models side by side.
+    """Show how well scores follow mask quality (Table 2, Fig. 1 and 4 of the paper), for several models side by side.
 
-    Of checkpoints, on their own validation data: alignmask analyze runs/a runs/b
+    Checkpoints, on their own validation data: alignmask analyze runs/a runs/b
 
-    Of any models' results files, and checkpoints: alignmask analyze runs/a results.json --annotations FILE --images DIR
+    Any models' results files, and checkpoints: alignmask analyze runs/a results.json --annotations FILE --images DIR
 
-    Writes report.html, a page that needs no network: sortable tables, plots in which a click on a point shows that
-    prediction on its image, filters by class, size and IoU. And analysis.json, pictures of the plots and of the worst
-    rank inversions, and of checkpoints the predictions as COCO results files.
+    The command writes report.html, a page that needs no network: it has sortable tables, plots in which a click on a point
+    shows that prediction on its image, and filters by class, size and IoU. It also writes analysis.json, pictures of the
+    plots and of the worst rank inversions, and the predictions of checkpoints as COCO results files.
 
     Args:
-        models: Checkpoints or runs' folders (then their best one), and COCO results files (JSON), in any order.
-        annotations: COCO annotation file; without it, that of the first checkpoint's validation data.
-        images: Folder of the images that it lists. Results files do without: then masks are shown on grey.
+        models: Checkpoints or runs' folders (their best checkpoint is used), and COCO results files (JSON), in any order.
+        annotations: COCO annotation file; by default that of the checkpoints' own validation data.
+        images: Folder of the images that the annotation file lists. Without it, masks of results files are shown on grey.
         out: Folder to write to.
-        fraction: Plotted predictions: 0.1 shows the most confident 10 % of 100 per image.
-        inversions: So many of each model's worst rank inversions are shown.
-        score: How checkpoints score: by one of these (see --model.score of `train`), or as their configuration says.
-        device: Where models run: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
+        fraction: Share of 100 predictions per image to plot, the most confident ones; 0.1 plots 10 per image on average.
+        inversions: Number of each model's worst rank inversions to show.
+        score: How checkpoints score their predictions (see --model.score of `train`); default: as they were configured.
+        device: Where models run: cpu, cuda, cuda:1, ...; auto chooses a GPU if there is one.
         batch_size: Images per forward pass.
-        workers: Data-loading processes.
-        ignore_unknown: Leave out results that fit no image or category or have no score, instead of refusing the file.
+        workers: Number of data-loading processes.
+        ignore_unknown: Leave out results that have no score, or whose image or category is unknown, instead of refusing
+            the file.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"analyze: --fraction: expected more than 0 and at most 1, got {fraction:g}")
     if inversions < 0:
         raise ValueError(f"analyze: --inversions: expected 0 or more, got {inversions}")
     if annotations is None and images is not None:
-        raise ValueError("analyze: --images: give --annotations FILE, which lists them, too")
+        raise ValueError("analyze: --images: give --annotations FILE as well, which lists them")
     files = alignmask.analyze(
         models,
         annotations=annotations,

@@ -1,4 +1,4 @@
-"""`alignmask convert`: other projects' weights into a checkpoint of ours, and the baseline into theirs."""
+"""`alignmask convert`: other projects' weights to an AlignMask checkpoint, and the baseline to theirs."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def command(
 ) -> int:
     """Convert weights between AlignMask, Mask2Former's own code and Hugging Face. Nothing in a file is executed.
 
-    SRC is a checkpoint or run of ours, a checkpoint of Mask2Former's code (.pkl, .pth; ResNet or Swin), or a folder that
-    Hugging Face's Mask2FormerForUniversalSegmentation was saved to.
+    SRC is a checkpoint or run of AlignMask, a checkpoint of Mask2Former's code (.pkl, .pth; ResNet or Swin), or a folder
+    that Hugging Face's Mask2FormerForUniversalSegmentation was saved to.
 
-    A checkpoint of ours is a folder for `alignmask eval`, `predict` and `train --train.init-from`. Only a model without
-    sigmoid scores is a Mask2Former, and can be written as one.
+    An AlignMask checkpoint is a folder that `alignmask eval`, `predict` and `train --train.init-from` read. Only a model
+    with softmax scores is a Mask2Former and can be written as one.
 
     Args:
         source: What to read.
-        destination: What to write: a folder, or for mask2former a file that ends in .pkl or .pth. It must be new.
-        to: Whose format to write.
-        annotations: COCO annotation file with the names and ids of the classes. Else the source's are kept, if it has any,
-            and 80 classes are taken for COCO's.
+        destination: The folder to write, or for mask2former the file, which ends in .pkl or .pth. It must not exist yet.
+        to: The project whose format is written.
+        annotations: COCO annotation file with the names and ids of the classes. By default the source's are kept; if it has
+            none, 80 classes are taken for COCO's.
     """
     if destination.exists():
-        raise FileExistsError(f"convert: {destination} is there already: nothing is overwritten")
+        raise FileExistsError(f"convert: {destination} exists already: nothing is overwritten")
     kind, found = read(source)
     if kind == to:
         raise ValueError(f"convert: {source} has the format {to} already")
@@ -64,7 +64,7 @@ def command(
 
 
 def classes(source: Source, annotations: Path | None) -> tuple[list[str], list[int]]:
-    """Names and category ids. Raises ValueError if the file's categories are not as many as the classes."""
+    """Names and category ids of the classes. Raises ValueError if the file has more or fewer categories than the model."""
     count = source.config.model.num_classes
     if annotations is not None:
         index = CocoIndex(annotations)

@@ -1,4 +1,4 @@
-"""`alignmask demo`: a small AlignMask from nothing to pictures."""
+"""`alignmask demo`: train a small AlignMask on synthetic images and draw what it finds."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def main(arguments: list[str]) -> int:
 def command(minutes: float = 10.0, out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("demo")) -> int:
     """Train a small AlignMask on built-in synthetic images, evaluate it on held-out ones, and draw pictures.
 
-    Stopped with Ctrl-C, it continues where it was when it is started again.
+    After Ctrl-C, the same command continues where it stopped.
 
     Args:
-        minutes: Time for training. Making the images, evaluation and pictures come on top.
+        minutes: Minutes of training. Making the images, evaluating and drawing take a few more.
         out: Folder to write to.
     """
     if not minutes > 0:

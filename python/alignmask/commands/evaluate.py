@@ -1,4 +1,4 @@
-"""`alignmask eval`: of a checkpoint, or of any model's results file."""
+"""`alignmask eval`: the metrics of a checkpoint, or of any model's results file."""
 
 from __future__ import annotations
 
@@ -32,26 +32,27 @@ def command(
     per_category: Flag = False,
     ignore_unknown: Flag = False,
 ) -> int:
-    """COCO mask AP and alignment statistics (Table 2 of the paper).
+    """Measure COCO mask AP and alignment statistics (Table 2 of the paper).
 
-    Of a checkpoint, on its own validation data: alignmask eval CHECKPOINT
+    A checkpoint, on its own validation data: alignmask eval CHECKPOINT
 
-    On other data: alignmask eval CHECKPOINT --data-images DIR --annotations FILE
+    A checkpoint, on other data: alignmask eval CHECKPOINT --data-images DIR --annotations FILE
 
-    Of any model's results file: alignmask eval --results FILE --annotations FILE
+    Any model's results file: alignmask eval --results FILE --annotations FILE
 
     Args:
-        checkpoint: A checkpoint, or a run's folder (then its best one).
+        checkpoint: A checkpoint, or a run's folder (its best checkpoint is used).
         results: COCO results file: a JSON list with image_id, category_id, segmentation, score.
         annotations: COCO annotation file.
         data_images: Folder of the images that the annotation file lists.
-        out: Folder to write evaluation.json to, and of a checkpoint results.json.
-        device: Where the model runs: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
+        out: Folder to write evaluation.json to, and a checkpoint's predictions as results.json.
+        device: Where the model runs: cpu, cuda, cuda:1, ...; auto chooses a GPU if there is one.
         batch_size: Images per forward pass.
-        workers: Data-loading processes.
-        engine: What computes AP. pycocotools is the official tool; hotcoco gives the same numbers, faster.
-        per_category: Print the AP of every category, too.
-        ignore_unknown: Leave out results that fit no image or category or have no score, instead of refusing the file.
+        workers: Number of data-loading processes.
+        engine: What computes AP: pycocotools is the official tool; hotcoco gives the same numbers faster.
+        per_category: Also print the AP of every category.
+        ignore_unknown: Leave out results that have no score, or whose image or category is unknown, instead of refusing
+            the file.
     """
     if (checkpoint is None) == (results is None):
         raise ValueError("eval: give either a CHECKPOINT or --results FILE")

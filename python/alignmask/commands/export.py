@@ -1,4 +1,4 @@
-"""`alignmask export`: a checkpoint as one file that other software runs."""
+"""`alignmask export`: write a checkpoint as one file that other software runs."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def command(
 
     Inputs: image, uint8 [B, 3, H, W], RGB, padded at the right and the bottom to multiples of 32; size, int64 [B, 2], height
     and width without padding. Outputs, best first: scores, float32 [B, N]; labels, int64 [B, N]; masks, bool [B, N, H, W].
-    Any number of images of any size. What is written is compared with the model.
+    The file takes any number of images of any size. Its results are compared with the model's before it is kept.
 
     Args:
-        checkpoint: A checkpoint, or a run's folder (then its best one).
-        format: torch: a torch.export program, for `import alignmask.ops`, then torch.export.load(FILE).module(). onnx:
-            standard operators alone, opset 20; needs the extra [onnx].
-        out: The file to write; default: model.pt2 or model.onnx.
-        device: Where a torch.export program is to run: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
+        checkpoint: A checkpoint, or a run's folder (its best checkpoint is used).
+        format: torch writes a torch.export program; run it by `import alignmask.ops` and torch.export.load(FILE).module().
+            onnx writes ONNX with standard operators only (opset 20); it needs the extra [onnx].
+        out: The file to write, model.pt2 or model.onnx by default.
+        device: Where a torch.export program is to run: cpu, cuda, cuda:1, ...; auto chooses a GPU if there is one.
     """
     path = out or Path("model" + SUFFIX[format])
     same = alignmask.export(checkpoint, path, format=format, device=choose_device(device))

@@ -31,18 +31,18 @@ def command(
     threshold: float = SHOWN_SCORE,
     device: str = "auto",
 ) -> int:
-    """Segment images: for each a picture with masks, class names and scores; for all a COCO results file.
+    """Segment images: write a picture of each with masks, class names and scores, and one COCO results file for all.
 
-    predictions.json has an entry for every instance. Its image_id is the number that an image file is named by
-    (000000000139.jpg: 139) if all are named by different numbers, else 1, 2, ... in the order of the files; its
-    file_name says which file it was. (For AP use `alignmask eval`, which keeps low scores, too.)
+    predictions.json has an entry for every instance. If all image files are named by different numbers, image_id is that
+    number (139 for 000000000139.jpg); otherwise it is the position of the file, from 1. file_name names the file. (To
+    measure AP, use `alignmask eval`, which also keeps low scores.)
 
     Args:
-        checkpoint: A checkpoint, or a run's folder (then its best one).
-        images: Image files, and folders of image files.
+        checkpoint: A checkpoint, or a run's folder (its best checkpoint is used).
+        images: Image files, and folders of image files (subfolders are not searched).
         out: Folder to write to.
         threshold: Predictions with a lower score are neither drawn nor written.
-        device: Where the model runs: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
+        device: Where the model runs: cpu, cuda, cuda:1, ...; auto chooses a GPU if there is one.
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"predict: --threshold: expected 0 to 1, got {threshold}")
@@ -80,9 +80,9 @@ def _count(number: int, what: str) -> str:
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
-    """The files named, and those of folders named (by name, no subfolders).
+    """The image files that are named, and those in the folders that are named, sorted, without subfolders.
 
-    Raises ValueError if there is none, FileNotFoundError for a path that does not exist.
+    Raises ValueError if there are none, FileNotFoundError for a path that does not exist.
     """
     files: list[Path] = []
     for path in paths:
@@ -99,13 +99,13 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def picture_names(files: Sequence[Path]) -> list[str]:
-    """A PNG name for each file; if several files would share one, all get their position before it."""
+    """A PNG name for each file. If several files would have the same, every name begins with the file's position."""
     if len({file.stem for file in files}) == len(files):
         return [f"{file.stem}.png" for file in files]
     return [f"{position}_{file.stem}.png" for position, file in enumerate(files, 1)]
 
 
 def image_ids(files: Sequence[Path]) -> list[int]:
-    """The numbers that the files are named by, if they are and differ; else 1, 2, ..."""
+    """The numbers that the files are named by, if all are and no two are equal; otherwise 1, 2, ..."""
     numbers = [int(file.stem) for file in files if file.stem.isdecimal()]
     return numbers if len(set(numbers)) == len(files) else list(range(1, len(files) + 1))

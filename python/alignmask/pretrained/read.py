@@ -22,18 +22,19 @@ HEAD = re.compile(r"query_decoder\.heads\.classify\..*")
 ALIGNED = re.compile(
     r"aligned_queries\..*|query_decoder\.aligned_position|query_decoder\.layers\.\d+\.aligned_(masked|self)_attention\..*"
 )
-"""Parts that AlignMask has beyond Mask2Former; only training uses them."""
+"""Parts that AlignMask has in addition to Mask2Former; only training uses them."""
 
 
 @dataclass
 class Report:
-    """What loading left out. Everything else of the model was loaded, everything else of the source was used."""
+    """What was left out when weights were loaded. Everything else in the model was loaded, and everything else in the
+    source was used."""
 
     not_loaded: list[str] = field(default_factory=list)
-    """Tensors of the model that keep their initial values: the class head if it is for other classes or another kind of score,
-    and what AlignMask has beyond Mask2Former."""
+    """Tensors of the model that keep their initial values: the class head, if it is for other classes or another kind of score,
+    and the parts that Mask2Former does not have."""
     unused: list[str] = field(default_factory=list)
-    """Tensors of the source (under our names) that the model has no use for."""
+    """Tensors of the source (under our names) that the model does not need."""
 
     def __str__(self) -> str:
         lines = []
@@ -46,15 +47,15 @@ class Report:
 
 @dataclass
 class Source:
-    """Weights under our names, and what is known about them."""
+    """Weights under our names, and their description."""
 
     tensors: dict[str, Tensor]
     config: Config
-    """model: the shape that the weights fit."""
+    """`config.model` is the model that the weights are of."""
     class_names: list[str] | None = None
     category_ids: list[int] | None = None
     unknown: list[str] = field(default_factory=list)
-    """Names of the file that we have no place for."""
+    """Names in the file for which we have none."""
 
 
 def initialise(model: AlignMask, path: Path) -> Report:
