@@ -65,6 +65,20 @@ def test_help(alignmask_: Terminal, command: str) -> None:
         assert ugly not in alignmask_.out, ugly
 
 
+@pytest.mark.parametrize("command", HELP)
+def test_every_option_has_a_text(alignmask_: Terminal, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    """On lines that are wide enough for it: the text is one paragraph. (The settings of a run are tested elsewhere.)"""
+    monkeypatch.setenv("COLUMNS", "400")
+    assert alignmask_(*command.split(), "--help") == 0
+    lines = [line.strip("│ ") for line in alignmask_.out.splitlines()]
+    options = [number for number, line in enumerate(lines) if re.match(r"--[a-z-]+( |$)", line)]
+    assert options or command in ("info", "ablate", "train")
+    for number in options:
+        text = re.split(r" {2,}", lines[number])[1:] or [lines[number + 1]]
+        if not lines[number].startswith(("--name ", "--out PATH")):
+            assert re.match(r"[A-Za-z].*[.?]( \((default|required).*\))?$", text[0]), lines[number : number + 2]
+
+
 def test_version(alignmask_: Terminal) -> None:
     for flag in ("--version", "-V"):
         assert alignmask_(flag) == 0

@@ -144,7 +144,7 @@ def test_all_faults_are_listed_at_once(tmp_path: Path) -> None:
 def test_other_models_are_no_mask2former(tmp_path: Path) -> None:
     torch.save({"model": {"backbone.stem.conv1.weight": torch.zeros(1)}}, tmp_path / "x.pth")
     with pytest.raises(
-        CheckpointError, match=r"x\.pth: no Mask2Former checkpoint: it has nothing for our query_decoder"
+        CheckpointError, match=r"x\.pth: not a Mask2Former checkpoint: it has nothing for our query_decoder"
     ):
         from_mask2former(tmp_path / "x.pth")
     path, _ = small_mask2former(tmp_path)

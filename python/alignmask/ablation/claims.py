@@ -107,8 +107,11 @@ class Claims:
         return self.folder / f"{item}.{number}"
 
     def _lock(self, item: str) -> int | None:
-        """This machine's lock on the item, as a file descriptor; None if another process has it. The lock ends with the process,
-        however that ends. Every machine has its own lock file, because not every file system shares locks between machines."""
+        """This machine's lock on the item, as a file descriptor; None if another process has it.
+
+        The lock ends with the process, however that ends. Every machine has its own lock file, because not every file system
+        shares locks between machines.
+        """
         descriptor = os.open(self.folder / f"{item}.{_machine()}.lock", os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

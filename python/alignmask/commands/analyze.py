@@ -11,7 +11,7 @@ from rich.console import Console
 import alignmask
 from alignmask.analysis.compare import analysis_table
 from alignmask.commands._console import choose_device, progress
-from alignmask.commands._options import File, Flag, Folder
+from alignmask.commands._options import File, Flag, Folder, flowing
 from alignmask.config import ScoreMode
 
 
@@ -19,6 +19,7 @@ def main(arguments: list[str]) -> int:
     return tyro.cli(command, prog="alignmask analyze", args=arguments)
 
 
+@flowing
 def command(
     models: Annotated[
         tuple[Path, ...],

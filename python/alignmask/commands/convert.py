@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from alignmask import checkpoint
+from alignmask.commands._options import flowing
 from alignmask.config import without_pretrained
 from alignmask.data.coco_json import CocoIndex
 from alignmask.pretrained.read import Report, Source, initialise_from, read
@@ -22,6 +23,7 @@ def main(arguments: list[str]) -> int:
     return tyro.cli(command, prog="alignmask convert", args=arguments)
 
 
+@flowing
 def command(
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")],
     destination: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")],

@@ -10,13 +10,14 @@ from rich.console import Console
 
 import alignmask
 from alignmask.commands._console import choose_device, progress
-from alignmask.commands._options import File, Flag, Folder
+from alignmask.commands._options import File, Flag, Folder, flowing
 
 
 def main(arguments: list[str]) -> int:
     return tyro.cli(command, prog="alignmask eval", args=arguments)
 
 
+@flowing
 def command(
     checkpoint: Annotated[
         Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[CHECKPOINT]", help_behavior_hint="")

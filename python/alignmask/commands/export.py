@@ -9,6 +9,7 @@ import tyro
 
 import alignmask
 from alignmask.commands._console import choose_device
+from alignmask.commands._options import flowing
 from alignmask.exporting.export import SUFFIX, Format
 
 
@@ -16,6 +17,7 @@ def main(arguments: list[str]) -> int:
     return tyro.cli(command, prog="alignmask export", args=arguments)
 
 
+@flowing
 def command(
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")],
     format: Annotated[Format, tyro.conf.arg(help_behavior_hint="(required)")],

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from alignmask.commands._console import choose_recipe
+from alignmask.commands._options import flowing
 from alignmask.config import DataConfig
 from alignmask.model.flops import Flops, count_flops, count_parameters
 
@@ -21,6 +22,7 @@ def main(arguments: list[str]) -> int:
     return tyro.cli(command, prog="alignmask flops", args=arguments)
 
 
+@flowing
 def command(
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")],
     size: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="H W", help_behavior_hint="")] = None,

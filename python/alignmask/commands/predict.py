@@ -11,6 +11,7 @@ import tyro
 import alignmask
 from alignmask._files import write_json
 from alignmask.commands._console import choose_device, complain, progress
+from alignmask.commands._options import flowing
 from alignmask.config import SHOWN_SCORE
 from alignmask.data import ImageError, read_image
 from alignmask.evaluation.evaluate import to_coco_results
@@ -22,6 +23,7 @@ def main(arguments: list[str]) -> int:
     return tyro.cli(command, prog="alignmask predict", args=arguments)
 
 
+@flowing
 def command(
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")],
     images: Annotated[
