@@ -25,7 +25,7 @@ $(stamp): pyproject.toml $(native)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PYTHON): Python 3.10 or newer is needed; set PYTHON=..."; exit 1; }
 	@test -x $(bin)/python || { echo "== creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "== installing packages and building the extension (minutes the first time, then seconds)"
-	@$(bin)/python -m pip install $(PIP_ARGS) --quiet "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.25" ninja
+	@$(bin)/python -m pip install $(PIP_ARGS) --quiet "scikit-build-core>=0.11" "pybind11>=2.13" "cmake>=3.25" ninja
 	@$(bin)/python -m pip install $(PIP_ARGS) --quiet --no-build-isolation --editable ".[train,analyze,lite0,onnx,test,lint]"
 	@touch $@
 
