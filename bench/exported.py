@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from harness import Result, Row, environment, line, quartiles, write
 
-from alignmask.export import SUFFIX, Segmenter, agreement, export, open_file
+from alignmask.config import without_pretrained
+from alignmask.exporting.export import SUFFIX, Segmenter, agreement, export, open_file
 from alignmask.model import build_model
-from alignmask.predictor import without_pretrained
 from alignmask.recipes import RECIPES
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from alignmask import ops
 from tests.conftest import REPOSITORY
+from tests.floors import circles, graph
 
 PACKAGE = REPOSITORY / "python" / "alignmask"
 if sys.version_info >= (3, 11):
@@ -53,6 +54,41 @@ def relative(path: Path) -> str:
 
 
 # ---- who may know whom
+
+FLOORS = (
+    {"_extras", "_files", "_version", "config", "safe_load"},
+    {"ops", "recipes", "checkpoint"},
+    {"data", "integrations"},
+    {"model"},
+    {"loss", "pretrained", "predictor", "exporting", "evaluation"},
+    {"pictures", "training"},
+    {"analysis", "ablation"},
+    {"alignmask"},  # the package itself, with the verbs
+    {"commands"},
+    {"cli"},
+)
+"""From the ground up. A room imports from lower floors only: lazily and for types, too."""
+
+
+def test_every_room_has_a_floor() -> None:
+    assert sorted(graph()) == sorted(room for floor in FLOORS for room in floor)
+
+
+def test_no_room_imports_from_its_own_floor_or_a_higher_one() -> None:
+    floor_of = {room: number for number, floor in enumerate(FLOORS) for room in floor}
+    wrong = [
+        f"{room} imports {target}"
+        for room, targets in graph().items()
+        for target in targets
+        if floor_of[target] >= floor_of[room]
+    ]
+    assert not wrong
+
+
+def test_no_module_is_part_of_a_circle() -> None:
+    """Modules, where the floors are about packages: within a package, too, imports have one direction."""
+    assert circles(graph()) == []
+    assert circles(graph(modules=True)) == []
 
 
 def test_the_core_knows_neither_python_nor_torch() -> None:
@@ -199,7 +235,7 @@ alignmask.ops.quality_focal_loss(torch.ones(1, 3), owner, torch.ones(1))
 def test_the_toolkit_names_what_is_missing_in_one_sentence() -> None:
     done = run_without_extras("""
 import importlib, alignmask
-for feature in ("load", "model.build_model", "data", "loss", "train", "eval", "analysis"):
+for feature in ("load", "model", "data", "loss", "training", "evaluation", "analysis"):
     try:
         value = alignmask
         for name in feature.split("."):

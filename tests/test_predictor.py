@@ -12,11 +12,10 @@ import torch
 from PIL import Image
 
 import alignmask
-from alignmask import recipes
+from alignmask import checkpoint, recipes
 from alignmask.data import ImageError
 from alignmask.model import Instances
 from alignmask.predictor import Predictor
-from alignmask.train import checkpoint
 from tests import tiny
 
 SIZE = (50, 70)

@@ -7,16 +7,9 @@ from typing import Any
 
 import torch
 
+from alignmask.config import AlignedQueryConfig, BackboneConfig, ModelConfig, PixelDecoderConfig, QueryDecoderConfig
 from alignmask.data import Batch
-from alignmask.model import (
-    AlignedQueryConfig,
-    AlignMask,
-    BackboneConfig,
-    ModelConfig,
-    PixelDecoderConfig,
-    QueryDecoderConfig,
-    build_model,
-)
+from alignmask.model import AlignMask, build_model
 
 ALIGNED = AlignedQueryConfig(count=7, point_sets=3, points=64)
 

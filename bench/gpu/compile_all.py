@@ -19,10 +19,10 @@ from common import Results, skip
 def jobs() -> list[tuple[str, str]]:
     """(op, kernel), as the headers that are installed list them."""
     from alignmask import _core
-    from alignmask.ops import _gpu
+    from alignmask.ops import _backend
 
     found = []
-    for path in sorted(Path(_gpu.sources(_core)).glob("*/*_kernels.h")):
+    for path in sorted(Path(_backend.sources(_core)).glob("*/*_kernels.h")):
         names = re.findall(r"\bX\((\w+<.*?>|\w+)\)", path.read_text())
         found += [(path.parent.name, re.sub(r",\s*", ", ", name)) for name in names]
     return found
@@ -33,13 +33,14 @@ def compile_one(job: tuple[str, str], architecture: int) -> tuple[str, float, st
     import torch
 
     from alignmask import _core
-    from alignmask.ops import OPS, _gpu
-    from alignmask.ops.jit import Launcher, cache, nvrtc
+    from alignmask.ops import OPS, _backend
+    from alignmask.ops.jit import cache, nvrtc
+    from alignmask.ops.jit.launcher import Launcher
 
     op, kernel = job
     library = nvrtc.find(int((torch.version.cuda or "0").split(".")[0]))
     assert library is not None
-    launcher = Launcher(None, library, cache.Cache(cache.default_folder()), _gpu.sources(_core), OPS)  # type: ignore[arg-type]
+    launcher = Launcher(None, library, cache.Cache(cache.default_folder()), _backend.sources(_core), OPS)  # type: ignore[arg-type]
     start = time.perf_counter()
     try:
         launcher.cubin(op, kernel, architecture)

@@ -22,7 +22,7 @@ try:
     from alignmask.loss import Criterion
     from alignmask.model import build_model
     from alignmask.recipes import r50_50ep
-    from alignmask.train.optimizer import build_optimizer
+    from alignmask.training.optimizer import build_optimizer
 except ImportError as error:
     skip(f"the training step is left out: {error}")
 

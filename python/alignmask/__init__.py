@@ -10,26 +10,29 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from alignmask._extras import require_train
+from alignmask._version import __version__
 
 if TYPE_CHECKING:
     from alignmask import ops as ops
     from alignmask.predictor import load
 
-__version__ = "0.1.0"
-
 _LAZY_MODULES = (
+    "ablation",
     "analysis",
+    "checkpoint",
     "config",
     "data",
-    "eval",
-    "export",
+    "evaluation",
+    "exporting",
     "integrations",
     "loss",
     "model",
     "ops",
+    "pictures",
     "predictor",
+    "pretrained",
     "recipes",
-    "train",
+    "training",
 )
 
 __all__ = ["__version__", "load", "require_train", *_LAZY_MODULES]

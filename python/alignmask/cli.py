@@ -12,7 +12,9 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from alignmask import __version__, require_train
+from alignmask._extras import require_train
+from alignmask._version import __version__
+from alignmask.commands._console import INTERRUPTED, USER_ERROR, complain
 
 COMMANDS = {
     "train": "train a model by a recipe, or continue a stopped run",
@@ -29,8 +31,6 @@ COMMANDS = {
 WITHOUT_EXTRA = ("info",)
 MODULES = {"eval": "evaluate"}
 """Modules that have another name than their command."""
-
-USER_ERROR, INTERRUPTED = 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,12 +75,6 @@ def _message(error: Exception) -> str:
     if re.match(r"Caught \w+ in DataLoader worker", text):
         text = re.split(r"\n[\w.]+(?:Error|Exception): ", text)[-1].strip()
     return text
-
-
-def complain(text: str, code: int = USER_ERROR) -> int:
-    """Tells the user what is wrong; returns the exit code."""
-    print(f"alignmask: {text}", file=sys.stderr)
-    return code
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 
@@ -11,11 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from alignmask.config import Config
+from alignmask import checkpoint as checkpoints
+from alignmask.config import Config, without_pretrained
 from alignmask.data import Sample, collate, evaluation_transform, read_image
 from alignmask.data.images import to_rgb
 from alignmask.model import AlignMask, Instances, build_model
-from alignmask.train import checkpoint as checkpoints
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
 
@@ -74,12 +73,6 @@ def load(checkpoint: str | os.PathLike, device: str | torch.device = "cpu") -> P
             f"checkpoint {folder} does not fit its own config.json: {' '.join(faults[:2])}{more}"
         ) from error
     return Predictor(model.to(device), config, meta["class_names"], meta["category_ids"])
-
-
-def without_pretrained(config: Config) -> Config:
-    """The same config, whose backbone starts from random weights: for a model that gets its weights otherwise."""
-    backbone = dataclasses.replace(config.model.backbone, pretrained=False)
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, backbone=backbone))
 
 
 def _to_tensor(image: ImageLike) -> Tensor:

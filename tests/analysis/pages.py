@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from alignmask.analysis.comparison import ModelAnalysis, analyse_model
-from alignmask.analysis.page import write_page
+from alignmask.analysis.html_page import write_page
+from alignmask.analysis.measure import ModelAnalysis, analyse_model
 from alignmask.data import CocoDataset
-from alignmask.eval.files import GroundTruth, load_ground_truth, load_results
-from tests.eval.worlds import World, box_mask, write
+from alignmask.evaluation.results_file import GroundTruth, load_ground_truth, load_results
+from tests.evaluation.worlds import World, box_mask, write
 
 NASTY = (
     '<img src=x onerror="window.hacked=1">',

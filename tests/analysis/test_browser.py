@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alignmask.analysis.alignment import ScoreIoU
-from alignmask.analysis.drawing import OVERLAP, PREDICTION, TRUTH
-from alignmask.analysis.page import write_page
-from alignmask.eval.files import Results
+from alignmask.analysis.html_page import write_page
+from alignmask.evaluation.alignment import ScoreIoU
+from alignmask.evaluation.results_file import Results
+from alignmask.pictures.drawing import OVERLAP, PREDICTION, TRUTH
 from tests.analysis import chromium as chromium_module
 from tests.analysis.chromium import Browser
 from tests.analysis.pages import NASTY, analyses, page, square_world
-from tests.eval.worlds import World, box_mask
+from tests.evaluation.worlds import World, box_mask
 
 WIDTH = 80
 """Of square_world's images."""

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from alignmask.analysis.alignment import ScoreIoU, score_iou_pairs, top_predictions
-from alignmask.analysis.drawing import OVERLAP, PREDICTION, TRUTH, draw_overlap
 from alignmask.analysis.inversions import Panel, inversion_sheet, worst_inversions
-from tests.analysis.test_alignment import pairs_of
-from tests.eval.worlds import World, box_mask, worlds, write
+from alignmask.evaluation.alignment import ScoreIoU, score_iou_pairs, top_predictions
+from alignmask.pictures.drawing import OVERLAP, PREDICTION, TRUTH, draw_overlap
+from tests.evaluation.test_alignment import pairs_of
+from tests.evaluation.worlds import World, box_mask, worlds, write
 
 
 def oracle(pairs: ScoreIoU) -> dict[int, dict[tuple[int, int], float]]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from alignmask.analysis.claims import Claims
-from alignmask.train import checkpoint
+from alignmask import checkpoint
+from alignmask.ablation.claims import Claims
 from tests.commands.terminal import TINY, Terminal
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from alignmask import _extras
 from tests.commands.terminal import Terminal
-from tests.eval.worlds import small_world, write
+from tests.evaluation.worlds import small_world, write
 
 
 def test_of_runs_on_their_own_data(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> None:

@@ -12,12 +12,11 @@ from safetensors.torch import load_file
 from transformers import Mask2FormerForUniversalSegmentation
 
 import alignmask
+from alignmask import checkpoint
 from alignmask.commands.convert import classes
-from alignmask.config import Config
+from alignmask.config import Config, ModelConfig
 from alignmask.data.coco_classes import COCO_CLASSES
-from alignmask.model.config import ModelConfig
-from alignmask.model.pretrained import Source, from_mask2former
-from alignmask.train import checkpoint
+from alignmask.pretrained.read import Source, from_mask2former
 from tests.commands.terminal import Terminal, photo, train_arguments
 from tests.model import peers
 

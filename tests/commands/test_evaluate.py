@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from alignmask.eval.coco import evaluate_file
-from alignmask.train import checkpoint
+from alignmask import checkpoint
+from alignmask.evaluation.evaluate import evaluate_file
 from tests.commands.terminal import Terminal
-from tests.eval.worlds import rle, small_world, write
+from tests.evaluation.worlds import rle, small_world, write
 
 
 def numbers(text: str, row: str) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import alignmask
-from alignmask.export import Segmenter
+from alignmask.exporting.export import Segmenter
 from tests.commands.terminal import Terminal
 
 
@@ -42,6 +42,6 @@ def test_export_mistakes(workshop: Path, alignmask_: Terminal, tmp_path: Path, m
     assert "device 'gpu' cannot be used" in complaint("export", run, "--format", "torch", "--device", "gpu")
     assert alignmask_("export", run) == 2
     assert "--format" in alignmask_.err
-    monkeypatch.setattr("alignmask.export._missing", lambda *_: ["onnxscript"])
+    monkeypatch.setattr("alignmask.exporting.export._missing", lambda *_: ["onnxscript"])
     assert "needs onnxscript: pip install '.[onnx]'" in complaint("export", run, "--format", "onnx")
     assert not list(tmp_path.iterdir())

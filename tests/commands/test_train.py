@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from alignmask import checkpoint
 from alignmask.recipes import shapes_tiny
-from alignmask.train import checkpoint
 from tests.commands.terminal import Terminal, train_arguments
 
 
@@ -78,7 +78,7 @@ def test_unknown_options_are_named(alignmask_: Terminal) -> None:
 def test_ctrl_c_in_training_saves_and_exits_with_130(
     alignmask_: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alignmask.train.trainer import Trainer
+    from alignmask.training.trainer import Trainer
 
     step = Trainer.train_step
 

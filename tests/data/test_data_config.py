@@ -24,8 +24,8 @@ from alignmask.data import (
     training_transform,
     val_dataset,
 )
-from alignmask.eval import coco
-from alignmask.train import trainer
+from alignmask.evaluation import evaluate
+from alignmask.training import trainer
 from tests import tiny
 from tests.covers import covers
 from tests.data.coco_files import annotation, box_polygon, image_record, write_coco
@@ -214,7 +214,7 @@ def test_training_and_evaluation_load_in_so_many_processes(
         return make
 
     monkeypatch.setattr(trainer, "DataLoader", loader("trainer"))
-    monkeypatch.setattr(coco, "DataLoader", loader("evaluation"))
+    monkeypatch.setattr(evaluate, "DataLoader", loader("evaluation"))
     small = ShapesConfig(tmp_path / "shapes", 2, 2, 64, max_instances=2)
     data = DataConfig(shapes=small, crop=64, eval_short_side=64, eval_max_side=64, workers=workers)
     train = TrainConfig(iterations=1, batch_size=1, evaluate_every=1, checkpoint_every=1)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from alignmask import _core, ops
-from alignmask.ops import _gpu
+from alignmask.ops import _backend
 from tests.conftest import REPOSITORY
 from tests.gpu import calls
 
@@ -79,8 +79,8 @@ def test_both_ways(way: str) -> None:
     """Each that is open on this machine, in a process of its own, by the tests of the ops."""
     major, minor = torch.cuda.get_device_capability()
     problem = {
-        "aot": _gpu.aot_problem(_core.cuda_build(), 10 * major + minor),
-        "jit": _gpu.jit_problem(10 * major + minor),
+        "aot": _backend.aot_problem(_core.cuda_build(), 10 * major + minor),
+        "jit": _backend.jit_problem(10 * major + minor),
     }[way]
     if problem:
         pytest.skip(problem)

@@ -17,17 +17,16 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from alignmask import ops
+from alignmask import checkpoint, ops
 from alignmask.config import Config, DataConfig, LossConfig, ShapesConfig, TrainConfig
 from alignmask.data import Batch, Sample, collate, val_dataset
-from alignmask.eval.coco import evaluate_model
-from alignmask.export import agreement, export
+from alignmask.evaluation.evaluate import evaluate_model
+from alignmask.exporting.export import agreement, export
 from alignmask.loss import Criterion
 from alignmask.model import AlignMask
 from alignmask.model.heads import Prediction
-from alignmask.train import checkpoint
-from alignmask.train.optimizer import build_optimizer
-from alignmask.train.trainer import Trainer, train
+from alignmask.training.optimizer import build_optimizer
+from alignmask.training.trainer import Trainer, train
 from tests import tiny
 
 LOSS = LossConfig(points=64)

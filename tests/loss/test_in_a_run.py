@@ -9,7 +9,7 @@ import torch
 
 from alignmask.config import Config, DataConfig, LossConfig, ShapesConfig, TrainConfig
 from alignmask.loss import Losses
-from alignmask.train.trainer import Trainer
+from alignmask.training.trainer import Trainer
 from tests import tiny
 
 

@@ -7,10 +7,9 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from alignmask.config import LossConfig
+from alignmask.config import Classification, LossConfig
 from alignmask.data import Batch
 from alignmask.loss import Criterion, Losses
-from alignmask.model.config import Classification
 from alignmask.model.heads import Prediction
 from tests import tiny
 from tests.loss.scenes import scene, with_gradients

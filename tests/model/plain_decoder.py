@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alignmask.config import Visible
 from alignmask.model.aligned_queries import AlignedQueries
-from alignmask.model.config import Visible
+from alignmask.model.layers import sine_position
 from alignmask.model.pixel_decoder import PixelFeatures
-from alignmask.model.position import sine_position  # compared with Hugging Face's in test_model.py
 from alignmask.model.query_decoder import AttentionBlock, QueryDecoder
 
 

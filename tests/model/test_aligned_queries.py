@@ -10,9 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignmask.model import AlignedQueryConfig
+from alignmask.config import AlignedQueryConfig, Visible
 from alignmask.model.aligned_queries import AlignedQueries, AlignedQueryGenerator, move_to_outlines, shift
-from alignmask.model.config import Visible
 from alignmask.model.query_decoder import _aligned_visibility
 from tests import tiny
 

@@ -9,9 +9,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from alignmask.model import BackboneConfig
+from alignmask.config import BackboneConfig, SwinConfig
 from alignmask.model.backbone import Backbone
-from alignmask.model.config import SwinConfig
 from tests import tiny
 from tests.covers import covers
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from alignmask.config import DataConfig, ShapesConfig
-from alignmask.model import ModelConfig
+from alignmask.config import DataConfig, ModelConfig, ShapesConfig
 
 
 def test_model() -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from alignmask.model.heads import Heads, mlp
+from alignmask.model.heads import Heads
+from alignmask.model.layers import mlp
 from tests import tiny
 from tests.covers import covers
 from tests.model import peers

@@ -14,7 +14,8 @@ from transformers.models.mask2former.modeling_mask2former import (
     Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention,
 )
 
-from alignmask.model import AlignedQueryConfig, AlignMask, BackboneConfig, ModelConfig, build_model
+from alignmask.config import AlignedQueryConfig, BackboneConfig, ModelConfig
+from alignmask.model import AlignMask, build_model
 from alignmask.model.pixel_decoder import MSDeformAttn
 from tests import tiny
 from tests.model import peers

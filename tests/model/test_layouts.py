@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from alignmask.config import AlignedQueryConfig, PixelDecoderConfig
 from alignmask.model.aligned_queries import AlignedQueryGenerator
-from alignmask.model.config import AlignedQueryConfig, PixelDecoderConfig
 from alignmask.model.pixel_decoder import PixelDecoder
 from alignmask.ops import _library
 

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignmask import recipes
-from alignmask.model import BackboneConfig, build_model
+from alignmask.config import BackboneConfig, ScoreMode, SwinConfig
+from alignmask.model import build_model
 from alignmask.model.backbone import Backbone
-from alignmask.model.config import ScoreMode, SwinConfig
-from alignmask.model.position import sine_position
+from alignmask.model.layers import sine_position
 from alignmask.model.postprocess import _boxes, postprocess
 from alignmask.model.query_decoder import _attention_mask
 from tests import tiny

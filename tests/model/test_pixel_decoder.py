@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alignmask import ops
-from alignmask.model import PixelDecoderConfig
+from alignmask.config import PixelDecoderConfig
+from alignmask.model.layers import sine_position
 from alignmask.model.pixel_decoder import EncoderLayer, MSDeformAttn, PixelDecoder
-from alignmask.model.position import sine_position
 from tests import tiny
 from tests.covers import covers
 from tests.model import peers

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alignmask import ops
-from alignmask.model import AlignedQueryConfig
+from alignmask.config import AlignedQueryConfig
 from alignmask.model.aligned_queries import AlignedQueries, AlignedQueryGenerator, shift
 from tests import tiny
 from tests.covers import covers

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from alignmask.model import AlignedQueryConfig, QueryDecoderConfig
+from alignmask.config import AlignedQueryConfig, QueryDecoderConfig, Visible
 from alignmask.model.aligned_queries import AlignedQueries
-from alignmask.model.config import Visible
 from alignmask.model.heads import Heads
 from alignmask.model.pixel_decoder import PixelFeatures
 from alignmask.model.query_decoder import QueryDecoder

@@ -27,8 +27,10 @@ T = TypeVar("T")
 REPOSITORY = Path(__file__).resolve().parents[2]
 EQUIVALENT = Path(__file__).with_name("equivalent.txt")
 SOURCES = (
-    *(f"python/alignmask/{folder}/**/*.py" for folder in ("loss", "model", "train", "eval")),
+    *(f"python/alignmask/{folder}/**/*.py" for folder in ("loss", "model", "training", "evaluation")),
     "python/alignmask/data/transforms.py",
+    "python/alignmask/checkpoint.py",
+    "python/alignmask/config.py",
     "python/alignmask/ops/*.py",
     "python/alignmask/ops/reference/*.py",
     "core/*/*_math.h",
@@ -40,7 +42,7 @@ TESTED_AS = {
     "bilinear": "masked_point_pool|ms_deform_attn",
     "exp_log": "quality_focal_loss",
     "_check": "mask_iou",
-    "_gpu": "gpu_ways",
+    "_backend": "backend",
     "_precision": "autocast",
     "__init__": "model|pretrained|operators",
 }

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from alignmask import _core, ops
-from alignmask.ops import _gpu
-from alignmask.ops.jit import Launcher, nvrtc
+from alignmask.ops import _backend
+from alignmask.ops.jit import nvrtc
 from alignmask.ops.jit.cache import Cache, Cubin, fingerprint
+from alignmask.ops.jit.launcher import Launcher
 from tests.ops import cases
 from tests.simt import _simt
 
-SOURCES = _gpu.sources(_core)
+SOURCES = _backend.sources(_core)
 LIBRARY = nvrtc.find(13) or nvrtc.find(12)
 needs_nvrtc = pytest.mark.skipif(LIBRARY is None, reason="no NVRTC: torch without CUDA does not bring it")
 

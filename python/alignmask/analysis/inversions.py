@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from alignmask.analysis.alignment import ScoreIoU, top_predictions
-from alignmask.analysis.drawing import OVERLAP, PREDICTION, TRUTH, draw_overlap, font
+from alignmask.evaluation.alignment import ScoreIoU, top_predictions
+from alignmask.pictures.drawing import OVERLAP, PREDICTION, TRUTH, draw_overlap, font
 
 LEAST_IOU = 0.1
 """A prediction that overlaps ground truth less is left out: it may show an object that nobody annotated."""

@@ -14,18 +14,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from alignmask.analysis import ablation
-from alignmask.analysis.ablation_table import write_tables
-from alignmask.analysis.claims import Claims
-from alignmask.analysis.grids import GRIDS, Grid
-from alignmask.cli import INTERRUPTED, complain
-from alignmask.commands import choose_recipe
+from alignmask.ablation import runs
+from alignmask.ablation.claims import Claims
+from alignmask.ablation.grids import GRIDS, Grid
+from alignmask.ablation.tables import write_tables
+from alignmask.commands._console import INTERRUPTED, choose_recipe, complain
 from alignmask.commands.train import Flag, Part, switch_off
 from alignmask.config import Config
 from alignmask.data import resolve_paths, train_dataset, val_dataset
 from alignmask.recipes import RECIPES
-from alignmask.train.signals import Stopped
-from alignmask.train.trainer import check_classes
+from alignmask.training.signals import Stopped
+from alignmask.training.trainer import check_classes
 
 FAILED = 1
 USAGE = (
@@ -114,9 +113,7 @@ def run(
     folder = config.out / config.name
     claims = Claims(folder / "claims")
     cells = [
-        cell
-        for cell in ablation.cells(grid, config, seeds, softmax_class_weight)
-        if not only or cell.variant.name in only
+        cell for cell in runs.cells(grid, config, seeds, softmax_class_weight) if not only or cell.variant.name in only
     ]
     if retry and not dry:
         for cell in cells:
@@ -128,22 +125,22 @@ def run(
     # The tables show what other commands have done in this folder, too: with other seeds, or of other variants.
     begun = [v for v in grid.variants if not only or v.name in only or (folder / v.name).exists()]
     shown = replace(grid, variants=tuple(begun))
-    every_seed = sorted({*seeds, *ablation.seeds_in(shown, config)})
-    every_cell = ablation.cells(shown, config, every_seed, softmax_class_weight)
+    every_seed = sorted({*seeds, *runs.seeds_in(shown, config)})
+    every_cell = runs.cells(shown, config, every_seed, softmax_class_weight)
 
     def tables() -> str:
-        return write_tables(shown, [(cell, ablation.state(cell, claims)) for cell in every_cell], folder, name)
+        return write_tables(shown, [(cell, runs.state(cell, claims)) for cell in every_cell], folder, name)
 
     def say(text: str) -> None:
         console.print(f"{time.strftime('%H:%M:%S')} {text}", highlight=False, soft_wrap=True, markup=False)
 
     try:
-        ablation.work(cells, claims, say, after_each=tables, wait=wait)
+        runs.work(cells, claims, say, after_each=tables, wait=wait)
     except Stopped as stopped:
         return complain(str(stopped), INTERRUPTED)
     print(tables())
     console.print(f"{folder / name}.md, .png, .json", highlight=False, soft_wrap=True)
-    states = {cell.name: ablation.state(cell, claims) for cell in cells}
+    states = {cell.name: runs.state(cell, claims) for cell in cells}
     running = [cell for cell, state in states.items() if state.status == "running"]
     if running:
         say(f"still running elsewhere: {', '.join(running)}; the same command collects their results")
@@ -155,13 +152,13 @@ def run(
     return 0
 
 
-def plan(grid: Grid, folder: Path, cells: list[ablation.Cell], claims: Claims) -> Table:
+def plan(grid: Grid, folder: Path, cells: list[runs.Cell], claims: Claims) -> Table:
     """Every run and where it stands."""
     table = Table(title=f"{grid.title}: {folder}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("run", "variant", "status", ""):
         table.add_column(heading, overflow="fold")
     for cell in cells:
-        state = ablation.state(cell, claims)
+        state = runs.state(cell, claims)
         table.add_row(cell.name, " / ".join(filter(None, cell.variant.labels)), state.status, state.detail)
     return table
 

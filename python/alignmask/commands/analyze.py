@@ -12,17 +12,16 @@ from rich.console import Console
 
 import alignmask
 from alignmask._extras import require_analyze
-from alignmask.analysis.comparison import analyse_model, comparison_table, slug, unique_names, write_analysis
-from alignmask.commands import choose_device
-from alignmask.commands._progress import progress
+from alignmask.analysis.compare import comparison_table, slug, unique_names, write_analysis
+from alignmask.analysis.measure import analyse_model
+from alignmask.checkpoint import load_config, resolve
+from alignmask.commands._console import choose_device, progress
 from alignmask.commands.evaluate import File, Flag, Folder, evaluation_dataset
-from alignmask.config import DataConfig
+from alignmask.config import DataConfig, ScoreMode
 from alignmask.data import CocoDataset, val_dataset
-from alignmask.eval.coco import evaluate_model
-from alignmask.eval.files import load_ground_truth, load_results
-from alignmask.model.config import ScoreMode
-from alignmask.model.pretrained import MASK2FORMER_SUFFIXES
-from alignmask.train.checkpoint import load_config, resolve
+from alignmask.evaluation.evaluate import evaluate_model
+from alignmask.evaluation.results_file import load_ground_truth, load_results
+from alignmask.pretrained.read import MASK2FORMER_SUFFIXES
 
 WEIGHTS = (".safetensors", *MASK2FORMER_SUFFIXES)
 """Suffixes; only the first can be a checkpoint's, the others are refused as such."""

@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 
 import tyro
 
+from alignmask import checkpoint
+from alignmask.config import without_pretrained
 from alignmask.data.coco_classes import COCO_CLASSES
-from alignmask.data.index import CocoIndex
-from alignmask.model.pretrained import Report, Source, initialise_from, read
-from alignmask.model.pretrained.writing import write_huggingface, write_mask2former
-from alignmask.predictor import without_pretrained
-from alignmask.train import checkpoint
+from alignmask.data.coco_json import CocoIndex
+from alignmask.pretrained.read import Report, Source, initialise_from, read
+from alignmask.pretrained.write import write_huggingface, write_mask2former
 
 Format = Literal["alignmask", "mask2former", "huggingface"]
 

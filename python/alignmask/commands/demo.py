@@ -9,13 +9,13 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from alignmask.analysis.report import run_pictures
-from alignmask.cli import INTERRUPTED, complain
+from alignmask.commands._console import INTERRUPTED, complain
 from alignmask.data import val_dataset
-from alignmask.eval.coco import evaluate_file
+from alignmask.evaluation.evaluate import evaluate_file
+from alignmask.pictures.run import run_pictures
 from alignmask.recipes import shapes_tiny
-from alignmask.train.signals import Stopped
-from alignmask.train.trainer import train
+from alignmask.training.signals import Stopped
+from alignmask.training.trainer import train
 
 
 def main(arguments: list[str]) -> int:

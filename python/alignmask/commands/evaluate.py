@@ -10,10 +10,9 @@ from rich.console import Console
 
 import alignmask
 from alignmask._files import write_json
-from alignmask.commands import choose_device
-from alignmask.commands._progress import progress
+from alignmask.commands._console import choose_device, progress
 from alignmask.data import CocoDataset, evaluation_transform, val_dataset
-from alignmask.eval.coco import Evaluation, evaluate_file, evaluate_model
+from alignmask.evaluation.evaluate import Evaluation, evaluate_file, evaluate_model
 from alignmask.predictor import Predictor
 
 File = tyro.conf.arg(metavar="FILE", help_behavior_hint="")

@@ -8,8 +8,8 @@ from typing import Annotated
 import tyro
 
 import alignmask
-from alignmask.commands import choose_device
-from alignmask.export import SUFFIX, Format, export
+from alignmask.commands._console import choose_device
+from alignmask.exporting.export import SUFFIX, Format, export
 
 
 def main(arguments: list[str]) -> int:

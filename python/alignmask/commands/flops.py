@@ -9,9 +9,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from alignmask.analysis.flops import Flops, count_flops, count_parameters
-from alignmask.commands import choose_recipe
+from alignmask.commands._console import choose_recipe
 from alignmask.config import DataConfig
+from alignmask.model.flops import Flops, count_flops, count_parameters
 
 DIVISOR = 32
 """Images are padded to multiples of this."""

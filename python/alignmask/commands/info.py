@@ -7,7 +7,8 @@ import platform
 
 import torch
 
-from alignmask import __version__, ops
+from alignmask import ops
+from alignmask._version import __version__
 
 
 def main(arguments: list[str]) -> int:
@@ -42,7 +43,7 @@ def describe() -> str:
 
 def _extra() -> str:
     try:
-        from alignmask import require_train
+        from alignmask._extras import require_train
 
         require_train("it")
     except ImportError as error:

@@ -10,13 +10,11 @@ import tyro
 
 import alignmask
 from alignmask._files import write_json
-from alignmask.analysis.drawing import draw_instances
-from alignmask.cli import complain
-from alignmask.commands import choose_device
-from alignmask.commands._progress import progress
+from alignmask.commands._console import choose_device, complain, progress
+from alignmask.config import SHOWN_SCORE
 from alignmask.data import ImageError, read_image
-from alignmask.eval.coco import to_coco_results
-from alignmask.model.config import SHOWN_SCORE
+from alignmask.evaluation.evaluate import to_coco_results
+from alignmask.pictures.drawing import draw_instances
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 

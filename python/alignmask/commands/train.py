@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from alignmask.cli import INTERRUPTED, complain
-from alignmask.commands import choose_recipe
+from alignmask.commands._console import INTERRUPTED, choose_recipe, complain
 from alignmask.config import Config
 from alignmask.recipes import RECIPES
 
@@ -64,12 +63,12 @@ def switch_off(config: Config, parts: tuple[Part, ...]) -> Config:
 def run(config: Config, *, dry: bool = False, resume: bool = True) -> int:
     """Trains (or tries, if `dry`) and says where the run is."""
     if dry:
-        from alignmask.train.dry_run import dry_run
+        from alignmask.training.dry_run import dry_run
 
         dry_run(config)
         return 0
-    from alignmask.train.signals import Stopped
-    from alignmask.train.trainer import train
+    from alignmask.training.signals import Stopped
+    from alignmask.training.trainer import train
 
     try:
         print(f"run: {train(config, resume)}")

@@ -6,12 +6,13 @@ from alignmask._extras import require_train
 
 require_train("alignmask.data")
 
-from alignmask.data.batch import Batch, Sample, collate, leave_signals_to_the_main_process  # noqa: E402
-from alignmask.data.coco import CocoDataset, CocoError, read_coco_json  # noqa: E402
+from alignmask.data.batch import Batch, Sample, collate  # noqa: E402
+from alignmask.data.build import resolve_paths, train_dataset, val_dataset  # noqa: E402
+from alignmask.data.dataset import CocoDataset, CocoError, read_coco_json  # noqa: E402
 from alignmask.data.images import ImageError, read_image  # noqa: E402
-from alignmask.data.sources import resolve_paths, train_dataset, val_dataset  # noqa: E402
 from alignmask.data.stream import TrainingStream  # noqa: E402
 from alignmask.data.transforms import evaluation_transform, training_transform  # noqa: E402
+from alignmask.data.workers import leave_signals_to_the_main_process  # noqa: E402
 
 __all__ = [
     "Batch",

@@ -6,7 +6,6 @@ C = 3 colour channels, H x W pixels.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -136,10 +135,3 @@ def _check(sample: Sample) -> None:
         )
     if labels.dtype != torch.int64 or labels.ndim != 1:
         raise ValueError(f"{where} labels_N: expected int64 [N], got {labels.dtype} {list(labels.shape)}")
-
-
-def leave_signals_to_the_main_process(worker: int) -> None:
-    """`worker_init_fn` of a DataLoader. Schedulers send SIGTERM to all processes of a job: workers must go on while the main
-    process finishes its step and saves. They end with it."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)

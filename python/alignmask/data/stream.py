@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from alignmask.data.batch import Sample
-from alignmask.data.coco import CocoDataset
+from alignmask.data.dataset import CocoDataset
 
 
 class TrainingStream(Dataset[Sample]):

@@ -1,6 +1,6 @@
 """The losses: matcher, label_assignment, criterion; points is how masks are sampled."""
 
-from alignmask import require_train
+from alignmask._extras import require_train
 
 require_train("alignmask.loss")
 

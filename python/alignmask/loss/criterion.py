@@ -14,12 +14,11 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from alignmask import ops
-from alignmask.config import LossConfig
+from alignmask.config import LossConfig, ModelConfig
 from alignmask.data.batch import Batch
 from alignmask.loss.label_assignment import Targets, assign, mask_ious, quality
 from alignmask.loss.matcher import match
 from alignmask.loss.points import sample_maps, sample_masks, uncertain_points
-from alignmask.model.config import ModelConfig
 from alignmask.model.heads import Prediction
 
 

@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from alignmask.config import LossConfig
+from alignmask.config import Classification, LossConfig
 from alignmask.data.batch import Batch
 from alignmask.loss.points import sample_masks
-from alignmask.model.config import Classification
 from alignmask.model.heads import Prediction
 
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alignmask import ops
-from alignmask.model.config import AlignedQueryConfig
-from alignmask.model.heads import mlp
+from alignmask.config import AlignedQueryConfig
+from alignmask.model.layers import mlp
 
 SLOT_STEP = 32
 """On a GPU the number of slots is a multiple of this, or as many as there can be."""

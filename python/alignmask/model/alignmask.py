@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from alignmask.config import ModelConfig
 from alignmask.data.batch import Batch
 from alignmask.model.aligned_queries import AlignedQueryGenerator
 from alignmask.model.backbone import Backbone
-from alignmask.model.config import ModelConfig
 from alignmask.model.heads import Heads, Prediction
 from alignmask.model.pixel_decoder import PixelDecoder
 from alignmask.model.postprocess import Instances, postprocess

@@ -16,7 +16,7 @@ from timm.layers import DropPath
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
-from alignmask.model.config import BackboneConfig
+from alignmask.config import BackboneConfig
 from alignmask.safe_load import read_tensors
 
 STRIDES = (4, 8, 16, 32)

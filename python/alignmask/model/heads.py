@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from alignmask.model.config import Classification
+from alignmask.config import Classification
+from alignmask.model.layers import mlp
 from alignmask.ops._precision import no_autocast
 
 if TYPE_CHECKING:
@@ -35,15 +35,6 @@ class Prediction:
     def mask_logits(self, output: int = -1) -> Tensor:
         """-> [B, R, H, W]: all mask logits of one output."""
         return torch.einsum("bre,behw->brhw", self.mask_embedding_LBRE[output], self.pixel_embedding_BEHW)
-
-
-def mlp(width_in: int, width_hidden: int, width_out: int, hidden_layers: int = 2) -> nn.Sequential:
-    """A multi-layer perceptron with ReLU and `hidden_layers` hidden layers."""
-    widths = [width_in] + [width_hidden] * hidden_layers
-    layers: list[nn.Module] = []
-    for before, after in pairwise(widths):
-        layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers, nn.Linear(widths[-1], width_out))
 
 
 class Heads(nn.Module):

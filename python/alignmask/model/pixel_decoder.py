@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alignmask import ops
-from alignmask.model.config import PixelDecoderConfig
-from alignmask.model.position import sine_position
+from alignmask.config import PixelDecoderConfig
+from alignmask.model.layers import sine_position
 
 Shapes = list[tuple[int, int]]
 

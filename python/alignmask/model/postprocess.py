@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from alignmask.config import ModelConfig, ScoreMode
 from alignmask.data.batch import Batch
-from alignmask.model.config import ModelConfig, ScoreMode
 from alignmask.model.heads import Prediction
 
 # Masks are upsampled so many pixels at a time: a hundred masks of 1024 x 1024 take 400 MB as logits, several times over.

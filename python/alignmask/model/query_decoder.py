@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alignmask.config import AlignedQueryConfig, QueryDecoderConfig, Visible
 from alignmask.model.aligned_queries import AlignedQueries
-from alignmask.model.config import AlignedQueryConfig, QueryDecoderConfig, Visible
 from alignmask.model.heads import Heads, Prediction
+from alignmask.model.layers import sine_position
 from alignmask.model.pixel_decoder import PixelFeatures
-from alignmask.model.position import sine_position
 
 LEVELS = 3
 

@@ -11,7 +11,7 @@ import torch
 from torch import _C, Tensor
 from torch.autograd import forward_ad
 
-from alignmask.ops import _gpu
+from alignmask.ops import _backend
 
 try:
     core: Any = importlib.import_module("alignmask._core")
@@ -23,7 +23,7 @@ except ImportError as error:
 OPS = ("ms_deform_attn", "masked_point_pool", "mask_iou", "quality_focal_loss")
 
 _library = torch.library.Library("alignmask", "DEF")
-_gpus = _gpu.Gpus(core, OPS)
+_gpus = _backend.Gpus(core, OPS)
 _kernels: dict[str, tuple[str, ...]] = {}
 _forced_reference: set[str] = set()
 

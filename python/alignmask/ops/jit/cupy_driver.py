@@ -11,7 +11,7 @@ from alignmask.ops.jit.cache import Cubin
 
 
 class CupyDriver:
-    """See `alignmask.ops.jit.Driver`."""
+    """See `alignmask.ops.jit.launcher.Driver`."""
 
     def architecture(self, device: int) -> int:
         return int(cupy.cuda.Device(device).compute_capability)

@@ -1,0 +1,154 @@
+"""Several models' predictions on one data set, side by side: measured, and written as JSON, pictures and a page.
+
+Shapes: N predictions, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pycocotools import mask as mask_utils
+
+from alignmask._files import write_json
+from alignmask.analysis.inversions import Panel, inversion_sheet
+from alignmask.analysis.measure import ModelAnalysis
+from alignmask.evaluation.alignment import (
+    IoU,
+)
+from alignmask.evaluation.metrics import percent
+from alignmask.evaluation.results_file import GroundTruth
+from alignmask.pictures.plots import score_iou_scatter
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from alignmask.data import CocoDataset
+
+
+def write_analysis(
+    models: Sequence[ModelAnalysis],
+    ground_truth: GroundTruth,
+    dataset: CocoDataset | None,
+    out: Path,
+    *,
+    fraction: float = 0.10,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Path]:
+    """Writes analysis.json, the pictures and report.html.
+
+    Args:
+        dataset: The images; None shows masks on grey.
+        fraction: So much of 100 predictions per image is plotted (the most confident ones).
+        progress: Called with (images done, images) while the page is written.
+    Returns:
+        The files by what they show.
+    """
+    from alignmask.analysis.html_page import write_page
+
+    files = {"numbers": out / "analysis.json"}
+    write_json(files["numbers"], {"models": [model.as_dict() for model in models]}, indent=2)
+    kinds: tuple[IoU, ...] = ("same class", "any class")
+    for kind in kinds:
+        file = files[f"score against IoU ({kind})"] = out / f"score_iou_{kind.replace(' ', '_')}.png"
+        score_iou_scatter({model.name: model.pairs for model in models}, file, fraction=fraction, iou=kind)
+    sheets = []
+    for number, model in enumerate(models, 1):
+        sheet = inversion_sheet(_panels(model, ground_truth, dataset), title=f"{model.name}: the worst rank inversions")
+        file = files[f"rank inversions of {model.name}"] = out / f"inversions_{number}_{slug(model.name)}.png"
+        sheet.save(file)
+        sheets.append(sheet)
+    files["page"] = out / "report.html"
+    write_page(models, ground_truth, dataset, sheets, files["page"], fraction=fraction, progress=progress)
+    return files
+
+
+def slug(name: str) -> str:
+    """The name as a part of a file's name."""
+    return re.sub(r"[^\w.-]+", "_", name)[-60:]
+
+
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """A name for each path: so many of its last parts as tell them apart, without those in which all end alike.
+
+    Raises ValueError if a path occurs twice.
+    """
+    parts = [path.resolve().parts for path in paths]
+    for n, path in enumerate(paths):
+        if parts[n] in parts[:n]:
+            raise ValueError(f"{path}: named twice")
+    length = 1
+    while len({part[-length:] for part in parts}) < len(parts):
+        length += 1
+    alike = 0
+    while len(parts) > 1 and len({part[-alike - 1] for part in parts}) == 1:
+        alike += 1
+    return ["/".join(part[-length : len(part) - alike]) for part in parts]
+
+
+def comparison_table(models: Sequence[ModelAnalysis]) -> Group:
+    """COCO's AP with its head-room, and Table 2, one line for each model; as a rich renderable."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+
+    def table(title: str, *names: str) -> Table:
+        made = Table(
+            "model",
+            title=title,
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            padding=0,
+            pad_edge=False,
+            min_width=len(title),
+        )
+        for name in names:
+            made.add_column(name, justify="right", no_wrap=True)
+        return made
+
+    quality = table("mask AP (%), by score and by IoU", "AP", "AP50", "AP75", "by IoU", "by IoU*", "head-room")
+    quality.caption, quality.caption_justify = "* duplicates last: a perfect ranking", "left"
+    for model in models:
+        metrics, best = model.metrics, model.oracle.AP
+        shown = [percent(value) for value in (metrics.AP, metrics.AP50, metrics.AP75, model.by_iou.AP, best)]
+        quality.add_row(model.name, *shown, "-" if best < 0 else f"{100 * (best - metrics.AP):+.1f}")
+    tables = [quality]
+    for words, kind in (("same", "same_class"), ("any", "any_class")):
+        title = f"the most confident predictions and the best ground truth of {words} class"
+        tables.append(table(title, "top", "number", "PCC", "Spearman", "ECE", "mean score", "mean IoU"))
+        for model in models:
+            for top in model.alignment.top:
+                values = [getattr(top, f"{name}_{kind}") for name in ("pcc", "spearman", "calibration_error")]
+                values += [top.mean_score, getattr(top, f"mean_iou_{kind}")]
+                shown = ["-" if value is None else f"{value:.3f}" for value in values]
+                tables[-1].add_row(model.name, f"{100 * top.fraction:g} %", str(top.predictions), *shown)
+    return Group(*tables)
+
+
+def _panels(model: ModelAnalysis, ground_truth: GroundTruth, dataset: CocoDataset | None) -> list[tuple[Panel, Panel]]:
+    truths = {annotation["id"]: annotation for annotation in ground_truth.annotations}
+    place = {} if dataset is None else {image_id: n for n, image_id in enumerate(dataset.image_ids)}
+    panels = []
+    for inversion in model.inversions:
+        if dataset is not None:
+            image_HWC = dataset.load(place[inversion.image_id]).image_CHW.permute(1, 2, 0).numpy()
+        else:
+            image_HWC = np.full((*ground_truth.sizes[inversion.image_id], 3), 128, np.uint8)
+
+        def panel(n: int, image_HWC: np.ndarray = image_HWC) -> Panel:
+            entry, pairs = model.results.entries[n], model.pairs
+            truth = truths[pairs.truth_any_class_N[n]]
+            name, true_name = (ground_truth.categories[record["category_id"]] for record in (entry, truth))
+            what = name if name == true_name else f"{name} (on {true_name})"
+            return Panel(
+                image_HWC,
+                mask_utils.decode(truth["segmentation"]).astype(bool),
+                mask_utils.decode(entry["segmentation"]).astype(bool),
+                f"score {pairs.scores_N[n]:.2f}   IoU {pairs.iou_any_class_N[n]:.2f}   {what}",
+            )
+
+        panels.append((panel(inversion.high), panel(inversion.low)))
+    return panels

@@ -1,0 +1,89 @@
+"""What is measured of one model's predictions on a data set.
+
+Shapes: N predictions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from alignmask.analysis.inversions import Inversion, worst_inversions
+from alignmask.evaluation.alignment import (
+    AlignmentStatistics,
+    ScoreIoU,
+    oracle_scores,
+    score_iou_pairs,
+    statistics,
+)
+from alignmask.evaluation.metrics import CocoMetrics, Engine, evaluate_results
+from alignmask.evaluation.results_file import GroundTruth, Results
+
+FRACTIONS = (0.02, 0.10)
+"""Table 2: the most confident 2 % and 10 %."""
+
+
+@dataclass(frozen=True)
+class ModelAnalysis:
+    """What was measured of one model."""
+
+    name: str
+    results: Results
+    pairs: ScoreIoU
+    """Of every entry of `results`."""
+    metrics: CocoMetrics
+    by_iou: CocoMetrics
+    """Ranked by IoU (same class) instead of the score."""
+    oracle: CocoMetrics
+    """Ranked by `oracle_scores`: what a perfect ranking would make of the same masks."""
+    alignment: AlignmentStatistics
+    inversions: list[Inversion]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "name": self.name,
+            "source": self.results.source,
+            "left_out": self.results.ignored,
+            "metrics": self.metrics.as_dict(),
+            "metrics_ranked_by_iou": self.by_iou.as_dict(),
+            "metrics_ranked_by_iou_duplicates_last": self.oracle.as_dict(),
+            "alignment": self.alignment.as_dict(),
+            "inversions": [{**asdict(inversion), **self._both(inversion)} for inversion in self.inversions],
+        }
+
+    def _both(self, inversion: Inversion) -> dict[str, Any]:
+        positions = {"high": inversion.high, "low": inversion.low}
+        return {
+            **{f"{name}_score": float(self.pairs.scores_N[n]) for name, n in positions.items()},
+            **{f"{name}_iou_any_class": float(self.pairs.iou_any_class_N[n]) for name, n in positions.items()},
+        }
+
+
+def analyse_model(
+    name: str, ground_truth: GroundTruth, results: Results, *, inversions: int = 8, engine: Engine = "hotcoco"
+) -> ModelAnalysis:
+    """Measures one model.
+
+    Args:
+        results: All of images of `ground_truth`.
+        inversions: So many of the worst rank inversions are kept.
+    """
+    pairs = score_iou_pairs(ground_truth, results)
+
+    def ranked(scores_N: np.ndarray) -> CocoMetrics:
+        entries = [{**entry, "score": s} for entry, s in zip(results.entries, scores_N.tolist(), strict=True)]
+        return evaluate_results(ground_truth, replace(results, entries=entries), engine)
+
+    return ModelAnalysis(
+        name=name,
+        results=results,
+        pairs=pairs,
+        metrics=evaluate_results(ground_truth, results, engine),
+        by_iou=ranked(pairs.iou_same_class_N),
+        oracle=ranked(oracle_scores(pairs)),
+        alignment=statistics(pairs, FRACTIONS),
+        inversions=worst_inversions(pairs, inversions),
+    )

@@ -1,0 +1,60 @@
+"""What the commands share: exit codes, messages, a progress bar, names that become devices and recipes.
+
+Nothing here is imported before it is needed: the command line starts without torch and without the extra `[train]`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from alignmask.config import Config
+
+USER_ERROR, INTERRUPTED = 2, 130
+"""Exit codes."""
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows a bar on stderr while inside; yields a function to be called with (done, total)."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto" is a GPU if there is one. Raises ValueError for one that is not there."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
+        raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def choose_recipe(name: str) -> Callable[[], Config]:
+    """The recipe of that name. Raises ValueError that lists the recipes for any other name."""
+    from alignmask.recipes import RECIPES
+
+    if name in RECIPES:
+        return RECIPES[name]
+    raise ValueError(f"unknown recipe {name!r}: expected one of {', '.join(RECIPES)}")
+
+
+def complain(text: str, code: int = USER_ERROR) -> int:
+    """Tells the user what is wrong; returns the exit code."""
+    print(f"alignmask: {text}", file=sys.stderr)
+    return code

@@ -1,0 +1,266 @@
+"""COCO mask AP and alignment statistics, of results files and of models.
+
+Numbers are fractions (0..1), -1 where there is no ground truth to measure on, as the official tool gives them.
+Shapes: N predictions of one image.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from alignmask._files import write_json
+from alignmask.config import SCORE_MODES
+from alignmask.data import CocoDataset, collate, leave_signals_to_the_main_process
+from alignmask.data.batch import Size
+from alignmask.evaluation import rle
+from alignmask.evaluation.alignment import AlignmentStatistics, alignment_table, score_iou_pairs, statistics
+from alignmask.evaluation.metrics import CocoMetrics, Engine, evaluate_results, numbers_table, percent
+from alignmask.evaluation.results_file import (
+    AnnotationsLike,
+    ResultsLike,
+    load_ground_truth,
+    load_results,
+)
+from alignmask.model.postprocess import combine_scores
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+    from alignmask.data import CocoDataset
+    from alignmask.model import AlignMask, Instances
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate_model` and `evaluate_file` measured, by score mode (SCORE_MODES; a file has one: "score")."""
+
+    metrics: dict[str, CocoMetrics]
+    alignment: dict[str, AlignmentStatistics]
+    default: str
+    """The score mode that results.json was written with."""
+    images: int
+    predictions: int
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Entries of the file that were not evaluated (`ignore_unknown`), counted by reason."""
+
+    @property
+    def AP(self) -> float:
+        """Mask AP of the default score mode."""
+        return self.metrics[self.default].AP
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "images": self.images,
+            "predictions": self.predictions,
+            "left_out": self.left_out,
+            "default": self.default,
+            "modes": {
+                mode: {"metrics": metrics.as_dict(), "alignment": self.alignment[mode].as_dict()}
+                for mode, metrics in self.metrics.items()
+            },
+        }
+
+    def table(self) -> Group:
+        """AP and alignment statistics, as a rich renderable."""
+        from rich.console import Group
+
+        left_out = f" ({sum(self.left_out.values())} left out)" if self.left_out else ""
+        return Group(
+            numbers_table(self.metrics, f"mask AP (%), {self.images} images, {self.predictions} predictions{left_out}"),
+            alignment_table(self.alignment),
+        )
+
+    def category_table(self) -> Table:
+        """AP per category of the default score mode, best first; categories without ground truth last."""
+        from rich import box
+        from rich.table import Table
+
+        title = f"mask AP (%) per category, score {self.default}"
+        table = Table(
+            "category", title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, min_width=len(title)
+        )
+        table.add_column("AP", justify="right")
+        for name, value in sorted(self.metrics[self.default].per_category.items(), key=lambda item: -item[1]):
+            table.add_row(name, percent(value))
+        return table
+
+
+def to_coco_results(
+    instances: Instances, image_id: int, category_ids: Sequence[int], scores: torch.Tensor | None = None
+) -> list[dict[str, Any]]:
+    """Turns the predictions of one image into entries of a COCO results file.
+
+    Args:
+        instances: Predictions at the original size of the image.
+        category_ids: COCO category id of each label.
+        scores: float [N] to be used instead of `instances.scores_N`.
+    Raises:
+        ValueError: a score is not finite, or the shapes do not fit (image id named).
+    """
+    values = (instances.scores_N if scores is None else scores).detach().float().cpu().numpy().astype(float)
+    labels = instances.labels_N.cpu().tolist()
+    if not len(values) == len(labels) == len(instances.masks_NHW):
+        raise ValueError(
+            f"image {image_id}: {len(values)} scores, {len(labels)} labels and {len(instances.masks_NHW)} masks"
+        )
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"image {image_id}: {int((~np.isfinite(values)).sum())} of {len(values)} scores are not finite"
+        )
+    return [
+        {"image_id": image_id, "category_id": category_ids[label], "segmentation": mask, "score": score}
+        for label, mask, score in zip(labels, rle.encode(instances.masks_NHW), values.tolist(), strict=True)
+    ]
+
+
+def evaluate_file(
+    annotations: AnnotationsLike, results: ResultsLike, engine: Engine = "hotcoco", *, ignore_unknown: bool = False
+) -> Evaluation:
+    """COCO metrics and alignment statistics of a results file of any model; arguments as in `evaluate_results`."""
+    ground_truth = load_ground_truth(annotations)
+    checked = load_results(results, ground_truth, ignore_unknown)
+    return Evaluation(
+        metrics={"score": evaluate_results(ground_truth, checked, engine)},
+        alignment={"score": statistics(score_iou_pairs(ground_truth, checked))},
+        default="score",
+        images=len(ground_truth.sizes),
+        predictions=len(checked.entries),
+        left_out=checked.ignored,
+    )
+
+
+def evaluate_model(
+    model: AlignMask,
+    dataset: CocoDataset,
+    *,
+    device: torch.device | str,
+    batch_size: int,
+    workers: int,
+    out: Path | None,
+    progress: Callable[[int, int], None] | None = None,
+    engine: Engine = "hotcoco",
+) -> Evaluation:
+    """Runs `model.predict` over a data set and measures the predictions against the annotation file, in all score
+    modes.
+
+    With torch.distributed initialised, each rank predicts its share of the images; every rank returns the evaluation of
+    all.
+
+    Args:
+        model: Is put into eval mode, and back as it was.
+        dataset: With the evaluation transform; ground truth is read from its annotation file.
+        batch_size: Images of one size per forward pass and rank.
+        workers: Data-loading processes.
+        out: Folder for results.json (default score mode) and evaluation.json, both written atomically; None writes
+            nothing.
+        progress: Called with (images done, images of this rank) after every batch.
+    """
+    rank, world = _rank_and_world()
+    shard = range(rank, len(dataset), world)
+    predictions = _predict(model, dataset, shard, torch.device(device), batch_size, workers, progress)
+    if world > 1:
+        from accelerate.utils import broadcast_object_list, gather_object
+
+        predictions = gather_object(predictions)
+        holder = [_assess(model, dataset, predictions, out, engine) if rank == 0 else None]
+        return broadcast_object_list(holder)[0]
+    return _assess(model, dataset, predictions, out, engine)
+
+
+@dataclass(frozen=True)
+class _ImagePredictions:
+    """Predictions of one image, small enough to be sent between processes."""
+
+    index: int
+    entries: list[dict[str, Any]]
+    scores: dict[str, list[float]]
+    """By score mode."""
+
+
+def _predict(
+    model: AlignMask,
+    dataset: CocoDataset,
+    shard: range,
+    device: torch.device,
+    batch_size: int,
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> list[_ImagePredictions]:
+    batches = _batches_of_one_size(dataset, shard, batch_size)
+    position = itertools.chain.from_iterable(batches)
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        worker_init_fn=leave_signals_to_the_main_process,
+        pin_memory=device.type == "cuda",
+    )
+    found: list[_ImagePredictions] = []
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in loader:
+            for image_id, instances in zip(
+                batch.image_ids, model.predict(batch.to(device, non_blocking=True)), strict=True
+            ):
+                entries = to_coco_results(instances, image_id, dataset.category_ids)
+                scores: dict[str, list[float]] = {
+                    mode: combine_scores(instances.class_scores_N, instances.mask_scores_N, mode).tolist()
+                    for mode in SCORE_MODES
+                }
+                found.append(_ImagePredictions(next(position), entries, scores))
+            if progress is not None:
+                progress(len(found), len(shard))
+    finally:
+        model.train(was_training)
+    return found
+
+
+def _batches_of_one_size(dataset: CocoDataset, indices: Iterable[int], batch_size: int) -> list[list[int]]:
+    """Images are not padded to each other's size, so that what is predicted does not depend on who shares a batch."""
+    groups: dict[Size, list[int]] = {}
+    for index in indices:
+        groups.setdefault(dataset.size(index), []).append(index)
+    return [
+        group[start : start + batch_size] for group in groups.values() for start in range(0, len(group), batch_size)
+    ]
+
+
+def _assess(
+    model: AlignMask, dataset: CocoDataset, predictions: list[_ImagePredictions], out: Path | None, engine: Engine
+) -> Evaluation:
+    # Ties are broken by order: the order of the data set, whatever the number of ranks.
+    predictions = sorted(predictions, key=lambda prediction: prediction.index)
+    entries = [entry for prediction in predictions for entry in prediction.entries]
+    ground_truth = load_ground_truth(dataset.annotations).subset(dataset.image_ids)
+    results = load_results(entries, ground_truth)
+    pairs = score_iou_pairs(ground_truth, results)
+    metrics: dict[str, CocoMetrics] = {}
+    alignment: dict[str, AlignmentStatistics] = {}
+    for mode in SCORE_MODES:
+        scores = [score for prediction in predictions for score in prediction.scores[mode]]
+        rescored = [{**entry, "score": score} for entry, score in zip(results.entries, scores, strict=True)]
+        metrics[mode] = evaluate_results(ground_truth, replace(results, entries=rescored), engine)
+        alignment[mode] = statistics(pairs.with_scores(np.asarray(scores)))
+    evaluation = Evaluation(metrics, alignment, model.config.score, len(ground_truth.sizes), len(entries))
+    if out is not None:
+        write_json(out / "results.json", entries)
+        write_json(out / "evaluation.json", evaluation.as_dict(), indent=2)
+    return evaluation
+
+
+def _rank_and_world() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1

@@ -1,0 +1,36 @@
+"""Layers that several parts of the model share."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+
+def sine_position(height: int, width: int, channels: int, device: torch.device | str = "cpu") -> Tensor:
+    """-> [height * width, channels]: the first half of the channels encodes y, the second x, sine and cosine interleaved."""
+    if channels % 4:
+        raise ValueError(f"channels = {channels}: sine positions need a multiple of 4")
+    half = channels // 2
+    index = torch.arange(half, device=device, dtype=torch.float32)
+    period = 10_000 ** (2 * (index // 2) / half)
+
+    def encode(size: int) -> Tensor:
+        position = torch.arange(1, size + 1, device=device, dtype=torch.float32) / (size + 1e-6) * (2 * math.pi)
+        angle = position[:, None] / period
+        return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), dim=2).flatten(1)
+
+    y = encode(height)[:, None].expand(height, width, half)
+    x = encode(width)[None].expand(height, width, half)
+    return torch.cat((y, x), dim=2).flatten(0, 1)
+
+
+def mlp(width_in: int, width_hidden: int, width_out: int, hidden_layers: int = 2) -> nn.Sequential:
+    """A multi-layer perceptron with ReLU and `hidden_layers` hidden layers."""
+    widths = [width_in] + [width_hidden] * hidden_layers
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], width_out))

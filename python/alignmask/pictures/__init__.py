@@ -1,0 +1,5 @@
+"""Pictures of predictions and of runs."""
+
+from alignmask._extras import require_train
+
+require_train("alignmask.pictures")

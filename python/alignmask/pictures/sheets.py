@@ -1,0 +1,108 @@
+"""Pictures of several images: predictions beside ground truth.
+
+Shapes: N instances or predictions, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+from pycocotools import mask as mask_utils
+
+from alignmask.config import SHOWN_SCORE
+from alignmask.evaluation.results_file import ResultsLike, group_by_image, load_ground_truth, load_results
+from alignmask.pictures.drawing import Drawable, draw_instances, font
+
+if TYPE_CHECKING:
+    from alignmask.data import CocoDataset
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions read from a results file, for drawing."""
+
+    scores_N: np.ndarray
+    labels_N: np.ndarray
+    masks_NHW: np.ndarray
+
+
+def comparison_sheet(
+    rows: Sequence[tuple[np.ndarray, Drawable, Drawable]],
+    class_names: Sequence[str],
+    out_png: Path,
+    *,
+    threshold: float = SHOWN_SCORE,
+    cell: int = 384,
+    pairs_per_row: int = 2,
+) -> None:
+    """Writes one picture with ground truth (left) beside prediction (right) for several images.
+
+    Args:
+        rows: (image_HWC uint8 RGB, ground truth, prediction) of each image.
+        threshold: Predictions with a lower score are left out.
+        cell: Side of the square that each image is fitted into, pixels.
+    Raises:
+        ValueError: there is nothing to show.
+    """
+    if not rows:
+        raise ValueError("comparison_sheet: expected at least one image, got none")
+    gap, head = 6, 28
+    pairs = min(pairs_per_row, len(rows))
+    titles = ("ground truth", f"prediction (score ≥ {threshold:g})")
+    lines = [rows[start : start + pairs] for start in range(0, len(rows), pairs)]
+    heights = [max(round(cell * image.shape[0] / max(image.shape[:2])) for image, _, _ in line) for line in lines]
+    sheet = Image.new("RGB", (pairs * (2 * cell + 2 * gap) + gap, head + sum(heights) + gap * len(lines)), "white")
+    draw = ImageDraw.Draw(sheet)
+    y = head
+    for line, height in zip(lines, heights, strict=True):
+        for pair, (image_HWC, *both) in enumerate(line):
+            for side, instances in enumerate(both):
+                x = gap + pair * (2 * cell + 2 * gap) + side * (cell + gap // 2)
+                if y == head:
+                    draw.text((x + cell / 2, head / 2), titles[side], font=font(15), fill="black", anchor="mm")
+                picture = draw_instances(image_HWC, instances, class_names, threshold=threshold, min_side=cell)
+                picture.thumbnail((cell, cell), Image.Resampling.LANCZOS)
+                sheet.paste(picture, (x + (cell - picture.width) // 2, y))
+        y += height + gap
+    out_png.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(out_png)
+
+
+def results_sheet(
+    dataset: CocoDataset,
+    results: ResultsLike,
+    out_png: Path,
+    *,
+    images: int = 8,
+    threshold: float = SHOWN_SCORE,
+    **options: Any,
+) -> None:
+    """A comparison sheet of images of a data set, evenly spread over it, with predictions from a results file.
+
+    Args:
+        results: COCO results file of that data set, or its entries.
+        images: So many are shown; those with ground truth are preferred.
+        options: as `comparison_sheet` takes them.
+    """
+    by_image = group_by_image(load_results(results, load_ground_truth(dataset.annotations)).entries)
+    label_of = {category_id: label for label, category_id in enumerate(dataset.category_ids)}
+    samples = [dataset.load(int(i)) for i in np.linspace(0, len(dataset) - 1, min(2 * images, len(dataset)))]
+    samples.sort(key=lambda sample: len(sample.labels_N) == 0)  # stable: the data set's order within each group
+    rows = []
+    for sample in samples[:images]:
+        mine = by_image.get(sample.image_id, [])
+        masks_NHW = np.zeros((len(mine), *sample.size), bool)
+        for n, entry in enumerate(mine):
+            masks_NHW[n] = mask_utils.decode(entry["segmentation"])
+        prediction = Predictions(
+            np.array([entry["score"] for entry in mine], float),
+            np.array([label_of[entry["category_id"]] for entry in mine], np.int64),
+            masks_NHW,
+        )
+        rows.append((sample.image_CHW.permute(1, 2, 0).numpy(), sample, prediction))
+    comparison_sheet(rows, dataset.class_names, out_png, threshold=threshold, **options)

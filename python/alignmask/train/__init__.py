@@ -1,5 +1,0 @@
-"""Training: trainer, optimizer, checkpoint, log, dry_run."""
-
-from alignmask import require_train
-
-require_train("alignmask.train")

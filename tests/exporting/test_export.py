@@ -1,0 +1,226 @@
+"""Exported files against the model they were made from: any number of images, any size, real photos.
+
+B images, N detections, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from alignmask.data import collate
+from alignmask.data.batch import Batch, Sample
+from alignmask.exporting import export as exporting
+from alignmask.exporting.export import Detections, Segmenter, agreement, export, open_file
+from alignmask.model import AlignMask
+from tests import tiny
+
+Run = Callable[[Tensor, Tensor], Detections]
+ABOUT = {"class_names": ["a", "b", "c", "d"]}
+
+SCORE = 1e-4
+"""ONNX adds up in another order."""
+
+
+def lively(**changes: Any) -> AlignMask:
+    """A model with random weights whose scores and masks differ from query to query."""
+    model = tiny.model(detections=20, **changes).eval()
+    with torch.no_grad():
+        model.query_decoder.heads.classify.weight.mul_(10)
+        model.query_decoder.heads.classify.bias.zero_()
+    return model
+
+
+@pytest.fixture(scope="module")
+def model() -> AlignMask:
+    return lively()
+
+
+@pytest.fixture(scope="module", params=["torch", "onnx"])
+def file(request: pytest.FixtureRequest, model: AlignMask, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if request.param == "onnx":
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(package, reason="the extra [onnx] is not installed")
+    path = tmp_path_factory.mktemp("export") / ("new folder/model" + exporting.SUFFIX[request.param])
+    assert export(model, path, request.param, ABOUT) == 1
+    assert [other.name for other in path.parent.iterdir()] == [path.name]
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(file: Path) -> Run:
+    return open_file(file)
+
+
+def sample(image_CHW: Tensor) -> Sample:
+    size = (image_CHW.shape[1], image_CHW.shape[2])
+    return Sample(image_CHW, torch.zeros(0, *size, dtype=torch.bool), torch.zeros(0, dtype=torch.long), 1, "", size)
+
+
+def noise(*sizes: tuple[int, int]) -> Batch:
+    """Images of different sizes, padded to one."""
+    generator = torch.Generator().manual_seed(len(sizes))
+    return collate([sample(torch.randint(0, 256, (3, *size), generator=generator).to(torch.uint8)) for size in sizes])
+
+
+def inputs(batch: Batch) -> tuple[Tensor, Tensor]:
+    return batch.image_BCHW, torch.tensor(batch.sizes)
+
+
+def assert_predicted(found: Detections, model: AlignMask, batch: Batch, score: float = SCORE) -> None:
+    """The file's detections are `model.predict`'s; what is left over has score 0. The order of equal scores is free."""
+    for image, instances in enumerate(model.predict(batch)):
+        scores_N, labels_N, masks_NHW = (output[image] for output in found)
+        count, (height, width) = len(instances), batch.sizes[image]
+        assert count > 0
+        assert instances.scores_N.max() - instances.scores_N.min() > 0.05
+        torch.testing.assert_close(scores_N[:count], instances.scores_N, rtol=0, atol=score)
+        assert not scores_N[count:].any()
+        assert not masks_NHW[:, height:].any()
+        assert not masks_NHW[:, :, width:].any()
+        cropped = scores_N[None], labels_N[None], masks_NHW[None, :, :height, :width]
+        expected = instances.scores_N[None], instances.labels_N[None], instances.masks_NHW[None]
+        assert agreement(cropped, expected, score) == agreement(expected, cropped, score) == 1
+
+
+@pytest.mark.parametrize("changes", [{}, {"score": "class"}, {"score": "class*mask"}, {"classification": "softmax"}])
+def test_the_graph_is_the_model_with_its_post_processing(changes: dict[str, Any]) -> None:
+    model = lively(**changes)
+    batch = noise((64, 96), (70, 65), (96, 50))
+    with torch.no_grad():
+        assert_predicted(Segmenter(model)(*inputs(batch)), model, batch, score=1e-6)
+
+
+def test_an_empty_mask_has_score_0() -> None:
+    """`predict` leaves it out."""
+    model = lively(score="class")
+    with torch.no_grad():
+        model.query_decoder.heads.mask[-1].weight.zero_()
+        model.query_decoder.heads.mask[-1].bias.zero_()
+        scores, labels, masks = Segmenter(model)(*inputs(noise((64, 64))))
+    assert not scores.any()
+    assert not masks.any()
+    assert scores.shape == labels.shape == masks.shape[:2] == (1, 20)
+
+
+@pytest.mark.parametrize("sizes", [[(64, 64)], [(200, 90)], [(64, 128), (60, 100)], [(97, 97), (31, 160), (161, 3)]])
+def test_any_number_of_images_of_any_size(run: Run, model: AlignMask, sizes: list[tuple[int, int]]) -> None:
+    batch = noise(*sizes)
+    assert_predicted(run(*inputs(batch)), model, batch)
+
+
+def test_what_lies_on_the_padding_does_not_matter(run: Run) -> None:
+    image, size = inputs(noise((64, 96), (50, 70)))
+    other = image.clone()
+    other[1, :, 50:] = 255
+    other[1, :, :, 70:] = 17
+    for first, second in zip(run(image, size), run(other, size), strict=True):
+        assert torch.equal(first, second)
+
+
+def test_real_photos(run: Run, model: AlignMask, data_root: Path) -> None:
+    """Two at a time, each padded to the larger."""
+    samples = []
+    for path in sorted((data_root / "coco_subset" / "images").iterdir())[:4]:
+        photo = Image.open(path).convert("RGB")
+        photo.thumbnail((224, 224))
+        samples.append(sample(torch.from_numpy(np.array(photo)).permute(2, 0, 1)))
+    assert len({each.size for each in samples}) > 1
+    for pair in (samples[:2], samples[2:]):
+        batch = collate(pair)
+        assert_predicted(run(*inputs(batch)), model, batch)
+
+
+def test_what_the_file_says_of_itself(file: Path) -> None:
+    if file.suffix == ".onnx":
+        import onnx
+
+        proto = onnx.load(file)
+        onnx.checker.check_model(proto, full_check=True)
+        assert {entry.key: json.loads(entry.value) for entry in proto.metadata_props}["alignmask"] == ABOUT
+        assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", exporting.OPSET)]
+        assert {node.domain for node in proto.graph.node} == {""}
+        assert sum(node.op_type == "GridSample" for node in proto.graph.node) == 3  # one layer, three levels
+        axes = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in proto.graph.input}
+        assert axes == {"image": ["batch", 3, "32*height", "32*width"], "size": ["batch", 2]}
+        assert [value.name for value in proto.graph.output] == ["scores", "labels", "masks"]
+    else:
+        extra = {"alignmask": ""}
+        program = torch.export.load(file, extra_files=extra)
+        assert json.loads(extra["alignmask"]) == ABOUT
+        ours = [str(node.target) for node in program.graph.nodes if "alignmask" in str(node.target)]
+        assert ours == ["alignmask.ms_deform_attn.default"]
+
+
+# -- what is refused -----------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_computes_something_else_is_not_kept(
+    model: AlignMask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.pt2"
+    path.write_text("older")
+
+    def write(segmenter: Segmenter, path: Path, about: str) -> None:
+        path.write_text("newer")
+
+    monkeypatch.setitem(exporting._WRITERS, "torch", write)
+    monkeypatch.setattr(exporting, "open_file", lambda _: Segmenter(model))
+    assert export(model, path, "torch") == 1
+    assert path.read_text() == "newer"
+    path.write_text("older")
+    monkeypatch.setattr(exporting, "open_file", lambda _: Segmenter(lively(num_classes=5)))
+    with pytest.raises(RuntimeError, match=r"gives \d+% of the model's detections"):
+        export(model, path, "torch")
+    right = Segmenter(model)
+    for damage in (
+        lambda scores, labels, masks: (scores * 0, labels, masks & False),
+        lambda scores, labels, masks: (scores * (torch.arange(20) < 1), labels, masks),
+    ):
+        monkeypatch.setattr(exporting, "open_file", lambda _, damage=damage: lambda *inputs: damage(*right(*inputs)))
+        with pytest.raises(RuntimeError, match=r"gives \d+% of the model's detections"):
+            export(model, path, "torch")
+    monkeypatch.setattr(
+        exporting, "open_file", lambda _: lambda *inputs: (right(*inputs)[0] * math.nan, *right(*inputs)[1:])
+    )
+    with pytest.raises(RuntimeError, match="not finite"):
+        export(model, path, "torch")
+    assert path.read_text() == "older"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_model_in_training_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model\.eval\(\)"):
+        export(tiny.model(), tmp_path / "model.pt2", "torch")
+
+
+def test_missing_packages_are_named(model: AlignMask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "_missing", lambda *packages: list(packages))
+    with pytest.raises(ImportError, match=r"needs onnx, onnxscript: pip install '\.\[onnx\]'"):
+        export(model, tmp_path / "model.onnx", "onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_agreement_sees_labels_scores_and_masks() -> None:
+    masks = torch.zeros(1, 3, 4, 200, dtype=torch.bool)
+    for n in range(3):
+        masks[0, n, n] = True
+    one = (torch.tensor([[0.9, 0.5, 0.0]]), torch.tensor([[1, 2, 3]]), masks)
+    assert agreement(one, one) == 1
+    swapped = [output[:, [1, 0, 2]] for output in one]
+    assert agreement(tuple(swapped), one) == 1
+    assert agreement((one[0] + 2e-4, *one[1:]), one) == 0
+    assert agreement((one[0], one[1] + torch.tensor([1, 0, 0]), masks), one) == 0.5
+    dented = masks.clone()
+    dented[0, 0, 0, :3] = False
+    assert agreement((*one[:2], dented), one) == 0.5
+    assert agreement((one[0] * 0, *one[1:]), one) == 1

@@ -1,0 +1,147 @@
+"""What may differ between a run and its continuation, and what a checkpoint brings back."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import stat
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from alignmask import checkpoint
+from alignmask.config import DataConfig, changed_fields
+from alignmask.recipes import shapes_tiny
+from alignmask.training import dry_run as dry_run_module
+from alignmask.training.dry_run import dry_run
+from alignmask.training.log import last_evaluation
+from alignmask.training.signals import StopSignals
+from alignmask.training.trainer import Trainer, train
+from tests.training.runs import RecordingTrainer, assert_equal, config, lines
+
+# Neither changes what is learned.
+MAY_DIFFER = {"data.workers", "model.score"}
+# All others of this section may: a longer run, another learning rate.
+MUST_STAY = {"train.seed", "train.init_from"}
+
+
+def with_one_change(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The name of every field of a config, and the config with something else there."""
+    for field in dataclasses.fields(values):
+        name, value = f"{prefix}{field.name}", getattr(values, field.name)
+        if dataclasses.is_dataclass(value):
+            for inner, changed in with_one_change(value, f"{name}."):
+                yield inner, replace(values, **{field.name: changed})
+        else:
+            yield name, replace(values, **{field.name: "something else"})
+
+
+def test_a_continued_run_has_the_configuration_of_before(shapes: DataConfig, tmp_path: Path) -> None:
+    trainer = Trainer(config(shapes, tmp_path))
+    trainer.save()
+    refused, accepted = set(), set()
+    for name, changed in with_one_change(trainer.config):
+        if name in ("name", "out"):
+            continue
+        trainer.config = changed
+        try:
+            assert trainer._start_folder(resume=True) is not None
+        except ValueError as error:
+            if f"{name}: " in str(error):
+                refused.add(name)
+        else:
+            accepted.add(name)
+    assert len(accepted) + len(refused) == len(list(with_one_change(trainer.config))) - 2
+    assert accepted - MAY_DIFFER == {name for name in accepted if name.startswith("train.")}
+    assert refused >= MUST_STAY
+    assert {name for name in refused if name.startswith("train.")} == MUST_STAY
+    assert accepted >= MAY_DIFFER
+    assert len(accepted) == 19
+    assert len(refused) > 60
+
+
+def test_changed_fields_name_both_values() -> None:
+    old = shapes_tiny()
+    new = replace(old, name="other", loss=replace(old.loss, points=7), model=replace(old.model, aligned_queries=None))
+    assert changed_fields(old, old) == []
+    found = changed_fields(old, new)
+    assert [line.split(":")[0] for line in found] == ["name", "model.aligned_queries", "loss.points"]
+    assert found[0] == "name: shapes_tiny -> other"
+    assert found[1].endswith(" -> None")
+    assert changed_fields(old.loss, new.loss, "loss") == ["loss.points: 512 -> 7"]
+
+
+def test_a_checkpoint_brings_everything_back(recorded: RecordingTrainer) -> None:
+    again = RecordingTrainer(recorded.config)
+    assert (again.step, again.elapsed) == (8, recorded.elapsed)
+    assert again.elapsed > 0
+    assert_equal(again.model.state_dict(), recorded.model.state_dict())
+    assert_equal(again.ema.module.state_dict(), recorded.ema.module.state_dict())
+    before, now = (trainer.optimizer.state_dict()["state"] for trainer in (recorded, again))
+    assert before.keys() == now.keys()
+    for number, moments in before.items():
+        for name in ("exp_avg", "exp_avg_sq", "step"):
+            assert torch.equal(moments[name], now[number][name])
+    assert before[0]["step"] == 8
+    assert last_evaluation(recorded.run_dir) == 8
+
+
+def test_a_checkpoint_brings_the_loss_scale_back(shapes: DataConfig, tmp_path: Path) -> None:
+    trainers = [Trainer(config(shapes, tmp_path, name)) for name in ("one", "other")]
+    for trainer, scale in zip(trainers, (8.0, 2.0), strict=True):
+        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=77)
+        trainer.accelerator.scaler.scale(torch.ones(()))  # it is made by its first use
+    trainers[0].save()
+    trainers[1]._load(checkpoint.latest(trainers[0].run_dir))
+    assert trainers[1].accelerator.scaler.get_scale() == 8.0
+
+
+def test_checkpoints_can_be_read_by_others(recorded: RecordingTrainer) -> None:
+    folder = checkpoint.latest(recorded.run_dir)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+    assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o644}
+    assert {file.name for file in folder.iterdir()} == {
+        "model.safetensors", "ema.safetensors", "state.pt", "config.json", "meta.json"
+    }  # fmt: skip
+
+
+def test_a_dry_run_takes_the_steps_of_the_run(
+    shapes: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    settings = config(shapes, tmp_path, iterations=3, log_every=1, seed=4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(dry_run_module.resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=3 * 2**20))
+    dry_run(settings, steps=2)
+    out = capsys.readouterr().out
+    assert "5.0 M parameters, batch 2, crop 64, float32 on cpu" in out
+    if sys.platform == "linux":  # which counts in KiB
+        assert "peak memory: 3.0 GiB" in out
+    printed = [line.split() for line in out.splitlines() if line.startswith("step ")]
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: None)
+    logged = lines(train(settings))
+    assert [words[1] for words in printed] == ["1:", "2:"]
+    for words, line in zip(printed, logged[:2], strict=True):
+        shown = dict(zip(words[4::2], map(float, words[5::2]), strict=True))
+        assert shown.keys() == line.keys() - {"step", "time", "lr", "it_per_s"}
+        assert shown == pytest.approx({name: line[name] for name in shown}, rel=1e-3)
+
+
+def test_a_second_signal_interrupts_and_handlers_come_back() -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for first, second in ((signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)):
+        signals = StopSignals()
+        with signals:
+            assert not signals.requested
+            os.kill(os.getpid(), first)
+            assert signals.requested
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), second)
+        assert {number: signal.getsignal(number) for number in before} == before
