@@ -14,6 +14,7 @@ RECORDS = ("docs/log.md", "docs/results/")
 _FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>\w*)\n(?P<code>.*?)^(?P=indent)```", re.DOTALL | re.MULTILINE
 )  # an indented block belongs to a list
+_FILE = re.compile(r"<!-- file: (?P<file>\S+) -->\s*\Z")
 _REASON = re.compile(r"<!-- not run: (?P<reason>.+?) -->\s*\Z", re.DOTALL)
 
 
@@ -25,6 +26,8 @@ class Block:
     code: str
     not_run: str | None
     """The reason, if the page says that the block is not run."""
+    file: str | None = None
+    """The file that the block is, if the page says so."""
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
@@ -52,7 +55,9 @@ def blocks(page: str, text: str | None = None) -> list[Block]:
         code = "".join(line[indent:] if line.strip() else line for line in match["code"].splitlines(keepends=True))
         reason = _REASON.search(text, endpos=match.start())
         line = text.count("\n", 0, match.start()) + 1
-        found.append(Block(page, line, match["language"], code, reason["reason"] if reason else None))
+        file = _FILE.search(text, endpos=match.start())
+        not_run = reason["reason"] if reason else f"it is the file {file['file']}" if file else None
+        found.append(Block(page, line, match["language"], code, not_run, file["file"] if file else None))
     return found
 
 

@@ -70,7 +70,7 @@ def test_python_runs(
 
 def test_every_block_has_a_language_that_is_checked() -> None:
     for block in BLOCKS:
-        assert block.language in ("sh", "python", "json", "text"), block
+        assert block.language in ("sh", "python") or block.file, block
 
 
 # ---- commands
