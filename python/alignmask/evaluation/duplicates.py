@@ -1,0 +1,84 @@
+"""Second masks of one object: their share of a model's confident predictions, and predictions without them.
+
+A prediction is a duplicate if its mask overlaps that of a better-scored prediction of the same image and class by an IoU of
+more than 0.5. No ground truth is needed to see that.
+
+Shapes: N predictions, P pairs of them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+
+import numpy as np
+from scipy.stats import rankdata
+
+from alignmask.evaluation.results_file import Results
+from alignmask.model.suppression import Suppression, iou_within_classes, suppress
+
+DUPLICATE_IOU = 0.5
+"""Two masks of one class that overlap by more than this cannot both be the mask of a different object."""
+
+
+def rival_pairs(results: Results, iou: float = DUPLICATE_IOU) -> np.ndarray:
+    """Pairs of predictions of one image and class whose masks overlap by more than `iou`.
+
+    Returns:
+        int64 [P, 2]: positions in `results.entries`; the first of a pair is the smaller one.
+    """
+    found = [np.zeros((0, 2), np.int64)]
+    for index_N in _by_image(results):
+        iou_NN = np.triu(_iou(results, index_N), 1)
+        found.append(index_N[np.argwhere(iou_NN > iou)])
+    return np.concatenate(found)
+
+
+def duplicates(scores_N: np.ndarray, rivals_P2: np.ndarray) -> np.ndarray:
+    """bool [N]: which predictions have a better-scored rival. Of equal scores the earlier prediction counts as the better."""
+    first_P, second_P = rivals_P2.T
+    worse_P = np.where(scores_N[second_P] > scores_N[first_P], first_P, second_P)
+    duplicate_N = np.zeros(len(scores_N), bool)
+    duplicate_N[worse_P] = True
+    return duplicate_N
+
+
+def suppress_duplicates(results: Results, mode: Suppression, iou: float = DUPLICATE_IOU) -> Results:
+    """The predictions after non-maximum suppression within each image and class; see `model.suppression.suppress`.
+
+    The order of the file stays. Removed predictions are counted in `Results.ignored`.
+
+    Raises:
+        ValueError: soft suppression of scores below 0.
+    """
+    scores_N = np.array([entry["score"] for entry in results.entries], np.float64)
+    if mode == "off":
+        return results
+    if mode == "soft" and (lowest := scores_N.min(initial=0.0)) < 0:
+        raise ValueError(
+            f"{results.source}: soft suppression multiplies scores and needs them to be 0 or more, got {lowest:g}"
+        )
+    new_N = scores_N if mode == "soft" else rankdata(scores_N)  # only the order counts, whatever their signs
+    for index_N in _by_image(results):
+        new_N[index_N] = suppress(new_N[index_N], _iou(results, index_N), mode, iou)
+    entries = [
+        {**entry, "score": entry["score"] if mode == "hard" else score}
+        for entry, score in zip(results.entries, new_N.tolist(), strict=True)
+        if score >= 0
+    ]
+    removed = len(results.entries) - len(entries)
+    counted = {"duplicates": removed} if removed else {}
+    return replace(results, entries=entries, ignored={**results.ignored, **counted})
+
+
+def _by_image(results: Results) -> list[np.ndarray]:
+    """Positions of the predictions of each image."""
+    positions: dict[int, list[int]] = defaultdict(list)
+    for position, entry in enumerate(results.entries):
+        positions[entry["image_id"]].append(position)
+    return [np.array(index) for index in positions.values()]
+
+
+def _iou(results: Results, index_N: np.ndarray) -> np.ndarray:
+    entries = [results.entries[n] for n in index_N]
+    return iou_within_classes([e["segmentation"] for e in entries], np.array([e["category_id"] for e in entries]))
