@@ -39,7 +39,7 @@ class Predictor:
         config: Config,
         class_names: list[str],
         category_ids: list[int],
-        report: read.Report | None = None,
+        report: read.LoadReport | None = None,
     ) -> None:
         self.model = model.eval()
         self.config = config

@@ -12,7 +12,7 @@ from alignmask import checkpoint
 from alignmask.commands._options import flowing
 from alignmask.config import without_pretrained
 from alignmask.data.coco_json import CocoIndex
-from alignmask.pretrained.read import Report, Source, initialise_from, read
+from alignmask.pretrained.read import LoadReport, Source, initialise_from, read
 from alignmask.pretrained.read import classes as class_list
 from alignmask.pretrained.write import write_huggingface, write_mask2former
 
@@ -78,7 +78,7 @@ def classes(source: Source, annotations: Path | None) -> tuple[list[str], list[i
     return class_list(source, count)
 
 
-def _tell(source: Source, names: list[str], report: Report, what: str) -> None:
+def _tell(source: Source, names: list[str], report: LoadReport, what: str) -> None:
     model = source.config.model
     parts = [model.backbone.name, f"{model.query_decoder.queries} queries", f"{model.num_classes} classes"]
     print(f"{what}\n{', '.join(parts)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})\n{report}")

@@ -26,7 +26,7 @@ ALIGNED = re.compile(
 
 
 @dataclass
-class Report:
+class LoadReport:
     """What was left out when weights were loaded. Everything else in the model was loaded, and everything else in the
     source was used."""
 
@@ -58,7 +58,7 @@ class Source:
     """Names in the file for which we have none."""
 
 
-def initialise(model: AlignMask, path: Path) -> Report:
+def initialise(model: AlignMask, path: Path) -> LoadReport:
     """Load weights into a model with any class head.
 
     Args:
@@ -148,7 +148,7 @@ def _read_own(path: Path) -> Source:
 # ---- into a model
 
 
-def initialise_from(source: Source, where: str, model: ModelConfig | None = None) -> tuple[AlignMask, Report]:
+def initialise_from(source: Source, where: str, model: ModelConfig | None = None) -> tuple[AlignMask, LoadReport]:
     """Build a model, in evaluation mode, and load weights into it.
 
     Args:
@@ -174,8 +174,8 @@ def classes(source: Source, count: int) -> tuple[list[str], list[int]]:
     return names or [f"class {number}" for number in range(1, count + 1)], list(range(1, count + 1))
 
 
-def _fit(model: AlignMask, source: Source, where: str) -> Report:
-    own, tensors, report = model.state_dict(), dict(source.tensors), Report()
+def _fit(model: AlignMask, source: Source, where: str) -> LoadReport:
+    own, tensors, report = model.state_dict(), dict(source.tensors), LoadReport()
     if not _same_classes(model.config, source.config.model):
         head = [name for name in own if HEAD.fullmatch(name)]
         report.not_loaded += head

@@ -37,7 +37,7 @@ from alignmask.data import (
 from alignmask.evaluation.evaluate import Evaluation, evaluate_model
 from alignmask.loss import Criterion
 from alignmask.model import build_model
-from alignmask.pretrained.read import Report, initialise
+from alignmask.pretrained.read import LoadReport, initialise
 from alignmask.training import precision
 from alignmask.training.clock import Clock
 from alignmask.training.log import Log, Window, last_evaluation
@@ -84,7 +84,7 @@ class Trainer:
         checkpoint = self.folder.begin(resume, self.accelerator)
         set_seed(t.seed)
         model = build_model(config.model if t.init_from is None else without_pretrained(config).model)
-        self.initial_weights: Report | None = None
+        self.initial_weights: LoadReport | None = None
         if t.init_from is not None and checkpoint is None:
             self.initial_weights = initialise(model, t.init_from)
         self.criterion = Criterion(config.model, config.loss)
