@@ -26,31 +26,7 @@ from alignmask.evaluation.calibration import (
     reliability,
 )
 from alignmask.evaluation.matches import Matches
-
-CATEGORIES = (3, 7, 20)
-
-
-def made(
-    scores: list[float],
-    ious: list[float],
-    images: list[int],
-    classes: list[int],
-    truths: list[list[int]],
-    threshold: float = 0.5,
-) -> Matches:
-    return Matches(
-        threshold=threshold,
-        scores_N=np.array(scores, float),
-        iou_N=np.array(ious, float),
-        image_N=np.array(images, np.int64),
-        class_N=np.array(classes, np.int64),
-        area_N=np.array([400 * (n + 1) for n in range(len(scores))], float),
-        position_N=np.arange(len(scores)),
-        truths_IC=np.array(truths, np.int64),
-        image_ids=tuple(range(10, 10 + len(truths))),
-        category_ids=CATEGORIES[: len(truths[0])],
-        left_out={},
-    )
+from tests.evaluation.matched import made
 
 
 @st.composite

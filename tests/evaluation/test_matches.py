@@ -64,6 +64,7 @@ def loaded(world: World, tmp_path) -> tuple[Any, Results]:
 @given(worlds())
 def test_equals_loops_over_pixels(tmp_path_factory, world: World) -> None:
     ground_truth, results = loaded(world, tmp_path_factory.mktemp("world"))
+    order = sorted(range(len(world.results)), key=lambda n: (-world.results[n]["score"], n))
     for threshold, matches in match(ground_truth, results, THRESHOLDS).items():
         expected = oracle(world, threshold)
         assert matches.position_N.tolist() == sorted(expected)
@@ -74,6 +75,11 @@ def test_equals_loops_over_pixels(tmp_path_factory, world: World) -> None:
         assert matches.area_N.tolist() == [pixels(entry).sum() for entry in entries]
         assert [matches.image_ids[i] for i in matches.image_N] == [entry["image_id"] for entry in entries]
         assert [matches.category_ids[c] for c in matches.class_N] == [entry["category_id"] for entry in entries]
+        for n, rank, class_rank in zip(matches.position_N, matches.rank_N, matches.class_rank_N, strict=True):
+            better = [world.results[m] for m in order[: order.index(n)]]
+            better = [entry for entry in better if entry["image_id"] == world.results[n]["image_id"]]
+            assert rank == len(better)
+            assert class_rank == sum(e["category_id"] == world.results[n]["category_id"] for e in better)
         for i, image in enumerate(matches.image_ids):
             for c, category in enumerate(matches.category_ids):
                 mine = [a for a in world.annotations if (a["image_id"], a["category_id"]) == (image, category)]

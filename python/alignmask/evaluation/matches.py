@@ -47,6 +47,10 @@ class Matches:
     """Indices into `image_ids` and `category_ids`."""
     area_N: np.ndarray
     """Pixels of the predicted mask."""
+    rank_N: np.ndarray
+    class_rank_N: np.ndarray
+    """How many predictions of its image, and of its image and class, are better-scored (of equal ones: come earlier).
+    Predictions that are left out count."""
     position_N: np.ndarray
     """Where the prediction is in the results file; ascending."""
     truths_IC: np.ndarray
@@ -73,7 +77,7 @@ class Matches:
 
     def select(self, chosen_N: np.ndarray) -> Matches:
         """Some of the predictions (bool [N]); the ground truth stays."""
-        columns = ("scores_N", "iou_N", "image_N", "class_N", "area_N", "position_N")
+        columns = ("scores_N", "iou_N", "image_N", "class_N", "area_N", "rank_N", "class_rank_N", "position_N")
         return replace(self, **{name: getattr(self, name)[chosen_N] for name in columns})
 
     def subset(self, image_ids: Sequence[int]) -> Matches:
@@ -137,11 +141,16 @@ def match(
     image_ids, category_ids = tuple(ground_truth.sizes), tuple(ground_truth.categories)
     image = {image_id: i for i, image_id in enumerate(image_ids)}
     class_ = {category_id: c for c, category_id in enumerate(category_ids)}
+    scores_N = np.array([entry["score"] for entry in checked.entries], np.float64)
+    image_N = np.array([image[entry["image_id"]] for entry in checked.entries], np.int64)
+    class_N = np.array([class_[entry["category_id"]] for entry in checked.entries], np.int64)
     whole = {
-        "image_N": np.array([image[entry["image_id"]] for entry in checked.entries], np.int64),
-        "class_N": np.array([class_[entry["category_id"]] for entry in checked.entries], np.int64),
-        "scores_N": np.array([entry["score"] for entry in checked.entries], np.float64),
+        "scores_N": scores_N,
+        "image_N": image_N,
+        "class_N": class_N,
         "area_N": area_N,
+        "rank_N": rank_within(image_N, scores_N),
+        "class_rank_N": rank_within(image_N * len(class_) + class_N, scores_N),
         "position_N": np.arange(count),
     }
     truths_IC = _truths(ground_truth, image, class_)
@@ -163,6 +172,15 @@ def match(
 def match_one(ground_truth: GroundTruth, results: Results, threshold: float) -> Matches:
     """The matches at one IoU threshold."""
     return match(ground_truth, results, (threshold,))[threshold]
+
+
+def rank_within(group_N: np.ndarray, scores_N: np.ndarray) -> np.ndarray:
+    """How many of its group are better-scored, or equal and earlier."""
+    order_N = np.lexsort((-scores_N, group_N))  # stable
+    sorted_N = group_N[order_N]
+    rank_N = np.empty(len(order_N), np.int64)
+    rank_N[order_N] = np.arange(len(order_N)) - np.searchsorted(sorted_N, sorted_N)
+    return rank_N
 
 
 def _truths(ground_truth: GroundTruth, image: Mapping[int, int], class_: Mapping[int, int]) -> np.ndarray:
