@@ -14,7 +14,7 @@ import torch
 from harness import Result, Row, environment, line, quartiles, write
 
 from alignmask.config import without_pretrained
-from alignmask.exporting.export import SUFFIX, Segmenter, agreement, export, open_file
+from alignmask.exporting.export import SUFFIX, Segmenter, agreement, export_model, open_file
 from alignmask.model import build_model
 from alignmask.recipes import RECIPES
 
@@ -37,7 +37,7 @@ def main() -> None:
         for format, suffix in SUFFIX.items():
             file = Path(folder) / f"model{suffix}"
             began = time.perf_counter()
-            share = export(segmenter.model, file, format)
+            share = export_model(segmenter.model, file, format)
             print(
                 f"{format}: {time.perf_counter() - began:.0f} s, {file.stat().st_size / 1e6:.0f} MB, {share:.1%} alike"
             )

@@ -19,7 +19,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from alignmask.model import Prediction
-from alignmask.pretrained.read import from_huggingface
+from alignmask.predictor import from_huggingface
 from tests.model import peers
 
 MODELS = {

@@ -1,4 +1,4 @@
-"""Hugging Face models before and after `alignmask.integrations.transformers.accelerate`: whole forward passes, in turns.
+"""Hugging Face models before and after `alignmask.integrations.transformers.use_kernels`: whole forward passes, in turns.
 
 `python bench/transformers_models.py` (random weights; nothing is downloaded). "kernel" is the accelerated model.
 """
@@ -14,7 +14,7 @@ import transformers
 from harness import Result, Row, environment, line, quartiles, write
 from torch import nn
 
-from alignmask.integrations.transformers import accelerate, restore
+from alignmask.integrations.transformers import restore, use_kernels
 
 SWIN_T = {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7}
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -62,7 +62,7 @@ def measure(name: str, model: nn.Module, size: int, threads: int, turns: int, tr
     times: dict[str, list[float]] = {"kernel": [], "transformers": []}
     for turn in range(turns + 1):  # the first one warms up
         for candidate, seconds in times.items():
-            (accelerate if candidate == "kernel" else restore)(model)
+            (use_kernels if candidate == "kernel" else restore)(model)
             taken = run()
             if turn:
                 seconds.append(taken)

@@ -19,7 +19,7 @@ try:
 
     from alignmask.config import LossConfig
     from alignmask.loss import Criterion
-    from alignmask.pretrained.read import from_huggingface
+    from alignmask.predictor import from_huggingface
 except ImportError as error:
     skip(f"the whole models are left out: {error}")
 

@@ -1,7 +1,12 @@
 """AlignMask: task-aligned mask queries for instance segmentation.
 
-`alignmask.ops` needs torch and numpy alone. The toolkit (`alignmask.model`, `alignmask.recipes`, `alignmask.load`, ...) is
-imported on first use and needs the extra `[train]`.
+    import alignmask
+
+    predictor = alignmask.load("runs/mine")
+    found = predictor.predict("photo.jpg", threshold=0.5)
+
+Every name below is imported on first use, so that `import alignmask` is quick and needs neither torch nor an extra.
+`alignmask.ops` needs torch and NumPy alone; `Config` and `recipes` need nothing; all others need the extra `[train]`.
 """
 
 from __future__ import annotations
@@ -13,39 +18,56 @@ from alignmask._extras import require_train
 from alignmask._version import __version__
 
 if TYPE_CHECKING:
-    from alignmask import ops as ops
-    from alignmask.predictor import load
+    from alignmask import ops, recipes
+    from alignmask._verbs import analyze, draw, evaluate, export, train
+    from alignmask.config import Config
+    from alignmask.model import Instances
+    from alignmask.predictor import Predictor, from_huggingface, from_mask2former, load
 
-_LAZY_MODULES = (
-    "ablation",
-    "analysis",
-    "checkpoint",
-    "config",
-    "data",
-    "evaluation",
-    "exporting",
-    "integrations",
-    "loss",
-    "model",
+__all__ = [
+    "Config",
+    "Instances",
+    "Predictor",
+    "__version__",
+    "analyze",
+    "draw",
+    "evaluate",
+    "export",
+    "from_huggingface",
+    "from_mask2former",
+    "load",
     "ops",
-    "pictures",
-    "predictor",
-    "pretrained",
     "recipes",
-    "training",
-)
+    "train",
+]
 
-__all__ = ["__version__", "load", "require_train", *_LAZY_MODULES]
+_WITHOUT_EXTRA = {"Config": "config", "ops": "ops", "recipes": "recipes"}
+_HOMES = {
+    "Instances": "model",
+    "Predictor": "predictor",
+    "analyze": "_verbs",
+    "draw": "_verbs",
+    "evaluate": "_verbs",
+    "export": "_verbs",
+    "from_huggingface": "predictor",
+    "from_mask2former": "predictor",
+    "load": "predictor",
+    "train": "_verbs",
+    **_WITHOUT_EXTRA,
+}
+"""The module that each name comes from."""
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":
-        require_train("alignmask.load")
-        return importlib.import_module("alignmask.predictor").load
-    if name in _LAZY_MODULES:
-        return importlib.import_module(f"alignmask.{name}")
-    raise AttributeError(f"module 'alignmask' has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'alignmask' has no attribute {name!r}")
+    if name not in _WITHOUT_EXTRA:
+        require_train(f"alignmask.{name}")
+    module = importlib.import_module(f"alignmask.{_HOMES[name]}")
+    value = module if name == _HOMES[name] else getattr(module, name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__

@@ -1,4 +1,4 @@
-"""What to say when an optional dependency is missing."""
+"""Checks that the packages of an optional extra are installed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def require_train(feature: str) -> None:
 
 
 def require_analyze(feature: str) -> None:
-    """The same for the extra `[analyze]`, which comes on top of `[train]`."""
+    """Check that the packages of the extra `[analyze]`, which adds to `[train]`, are installed; see `require_train`."""
     _require(feature, _ANALYZE_MODULES, "analyze")
 
 

@@ -1,5 +1,8 @@
-"""The command line. Every command is a module of `alignmask.commands`, imported once it is chosen: so `alignmask info`
-works, and `--help` is quick, without the extra `[train]`."""
+"""The command line.
+
+Every command is a module of `alignmask.commands`, which is imported only when the command is chosen. `alignmask info`
+therefore works without the extra `[train]`, and `--help` is quick.
+"""
 
 from __future__ import annotations
 
@@ -17,26 +20,26 @@ from alignmask._version import __version__
 from alignmask.commands._console import INTERRUPTED, USER_ERROR, complain
 
 COMMANDS = {
-    "train": "train a model by a recipe, or continue a stopped run",
-    "eval": "COCO mask AP and alignment statistics of a checkpoint, or of any model's results file",
-    "analyze": "how well scores follow mask quality, several models side by side: tables, plots, an interactive page",
-    "predict": "segment images: overlay pictures, and predictions as COCO JSON",
-    "ablate": "the paper's ablations, and others: a grid of runs, shared by any number of processes, and its table",
-    "convert": "weights from and to Mask2Former's own code and Hugging Face",
+    "train": "train a model with the settings of a recipe, or continue a stopped run",
+    "eval": "measure COCO mask AP and alignment statistics of a checkpoint, or of any model's results file",
+    "analyze": "show how well scores follow mask quality, several models side by side: tables, plots, an interactive page",
+    "predict": "segment images: write overlay pictures, and predictions as COCO JSON",
+    "ablate": "run the paper's ablations and others: a grid of runs, shared by any number of processes, and its table",
+    "convert": "convert weights from and to Mask2Former's own code and Hugging Face",
     "demo": "train a small model on built-in synthetic images in minutes, evaluate it, draw pictures",
     "export": "write a checkpoint as a torch.export program or as ONNX",
-    "flops": "parameters and multiply-adds of a recipe's model",
-    "info": "versions, build, processor, GPUs, and what each op runs on",
+    "flops": "count parameters and multiply-adds of a recipe's model",
+    "info": "show versions, build, processor, GPUs, and what each op runs on",
 }
 WITHOUT_EXTRA = ("info",)
 MODULES = {"eval": "evaluate"}
-"""Modules that have another name than their command."""
+"""The modules whose name is not that of their command."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code: 0, 2 for a user's mistake (one message on stderr), 130 after Ctrl-C."""
-    # Before torch is imported: threads that wait by spinning for long slow training down several times as soon as any
-    # other process wants a core; a short spin costs nothing on a quiet machine (docs/log.md).
+    """Run one command. Returns its exit code: 0; 2 for a user's mistake, with one message on stderr; or 130 after Ctrl-C."""
+    # This must be set before torch is imported. Threads that spin for a long time while they wait make training several
+    # times slower as soon as another process wants a core; a short spin costs nothing on a quiet machine (docs/log.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -70,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _message(error: Exception) -> str:
-    """What the error says. torch repeats an error of a data-loading process with its whole traceback: of that the last part."""
+    """The text of an error. torch repeats the whole traceback of an error in a data-loading process; only its end is kept."""
     text = str(error) or type(error).__name__
     if re.match(r"Caught \w+ in DataLoader worker", text):
         text = re.split(r"\n[\w.]+(?:Error|Exception): ", text)[-1].strip()
@@ -78,7 +81,7 @@ def _message(error: Exception) -> str:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    """One line, without the place in our code."""
+    """Show a warning as one line, without its place in the source."""
     print(f"alignmask: warning: {message}", file=sys.stderr)
 
 
@@ -92,7 +95,7 @@ def _usage() -> str:
         "usage: alignmask COMMAND ...\n\n"
         "AlignMask: task-aligned mask queries for instance segmentation.\n\n"
         f"{commands}\n\n"
-        "`alignmask COMMAND --help` tells more. ALIGNMASK_DEBUG=1 shows the traceback of an error."
+        "`alignmask COMMAND --help` describes a command. ALIGNMASK_DEBUG=1 shows the traceback of an error."
     )
 
 

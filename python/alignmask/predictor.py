@@ -1,41 +1,75 @@
-"""A trained model with what it needs to predict on images: `alignmask.load(checkpoint).predict(image)`."""
+"""Trained models, ready to predict on images: `alignmask.load(checkpoint).predict(image)`."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from alignmask import checkpoint as checkpoints
-from alignmask.config import Config, without_pretrained
-from alignmask.data import Sample, collate, evaluation_transform, read_image
-from alignmask.data.images import to_rgb
+from alignmask.config import SHOWN_SCORE, Config, ModelConfig, without_pretrained
+from alignmask.data import Sample, collate, evaluation_transform
+from alignmask.data.images import ImageLike, to_pixels
 from alignmask.model import AlignMask, Instances, build_model
+from alignmask.pictures.drawing import draw_instances
+from alignmask.pretrained import read
 
-ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
+if TYPE_CHECKING:
+    from transformers import Mask2FormerForUniversalSegmentation
 
 
 class Predictor:
-    """model (eval mode), config, class_names and category_ids (both by contiguous label)."""
+    """A trained model with everything that it needs to predict on images.
 
-    def __init__(self, model: AlignMask, config: Config, class_names: list[str], category_ids: list[int]) -> None:
-        self.model, self.config = model.eval(), config
-        self.class_names, self.category_ids = class_names, category_ids
+    Attributes:
+        model: The model, in evaluation mode.
+        config: The settings of the run that trained it.
+        class_names: The name of every class, by contiguous label.
+        category_ids: The COCO category id of every class, by contiguous label.
+        report: What was left out when the weights of another project were loaded; None for a checkpoint of AlignMask.
+    """
+
+    def __init__(
+        self,
+        model: AlignMask,
+        config: Config,
+        class_names: list[str],
+        category_ids: list[int],
+        report: read.Report | None = None,
+    ) -> None:
+        self.model = model.eval()
+        self.config = config
+        self.class_names = class_names
+        self.category_ids = category_ids
+        self.report = report
         self._transform = evaluation_transform(config.data)
 
-    def predict(self, image: ImageLike) -> Instances:
-        """Instances of one image, best first, on the CPU, at the image's size.
+    def __repr__(self) -> str:
+        count = len(self.class_names)
+        classes = f"{count} classes" if count != 1 else "1 class"
+        return f"Predictor({self.config.name!r}, {self.config.model.backbone.name}, {classes}, {self.model.device})"
 
-        image: a path, a PIL image, a uint8 array H x W x 3 (or H x W, or H x W x 4), or a uint8 tensor 3 x H x W; RGB.
-        Alpha is dropped.
-        Raises ImageError (a ValueError) for a file that cannot be read, ValueError for an image of another shape or type of
-        numbers, TypeError for anything else.
+    def predict(self, image: ImageLike, *, threshold: float = 0.0) -> Instances:
+        """Find the instances in one image.
+
+        Args:
+            image: A path, a PIL image, a uint8 array [H, W, 3] (or [H, W], or [H, W, 4]), or a uint8 tensor [3, H, W].
+                Colours are RGB; alpha is dropped.
+            threshold: Instances with a lower score are left out.
+
+        Returns:
+            The instances, best first, on the CPU; masks and boxes are at the image's own size.
+
+        Raises:
+            ImageError: The image file cannot be read. (ImageError is a ValueError.)
+            ValueError: The image has another shape or another type of numbers.
+            TypeError: The argument is not an image.
         """
-        pixels_CHW = _to_tensor(image)
+        pixels_CHW = to_pixels(image)
         size = (pixels_CHW.shape[1], pixels_CHW.shape[2])
         name = str(image) if isinstance(image, (str, os.PathLike)) else "image"
         sample = Sample(
@@ -47,13 +81,51 @@ class Predictor:
             original_size=size,
         )
         batch = collate([self._transform(sample)]).to(self.model.device)
-        return self.model.predict(batch)[0].cpu()
+        found: Instances = self.model.predict(batch)[0].cpu()
+        return found[found.scores_N >= threshold] if threshold > 0 else found
+
+    def draw(
+        self, image: ImageLike, instances: Instances | None = None, *, threshold: float = SHOWN_SCORE
+    ) -> Image.Image:
+        """Draw instances, with class names and scores, over their image.
+
+        Args:
+            image: As in `predict`.
+            instances: What `predict` found in the image; it is called if they are not given.
+            threshold: Instances with a lower score are left out.
+
+        Returns:
+            The picture. A small image is enlarged, so that the text is readable.
+        """
+        if instances is None:
+            instances = self.predict(image)
+        image_HWC = to_pixels(image).permute(1, 2, 0).numpy()
+        return draw_instances(image_HWC, instances, self.class_names, threshold=threshold)
 
 
-def load(checkpoint: str | os.PathLike, device: str | torch.device = "cpu") -> Predictor:
-    """checkpoint: a checkpoint folder, a file of it, or a run's folder (its best checkpoint, else its newest).
+def load(checkpoint: str | os.PathLike[str], device: str | torch.device = "cpu") -> Predictor:
+    """Load a trained model.
 
-    Raises FileNotFoundError or ValueError that names the file for anything missing or unreadable.
+    Args:
+        checkpoint: A checkpoint folder, a file in it, or a run's folder (then its best checkpoint, or its newest one if
+            the run was never evaluated).
+        device: Where the model runs, e.g. "cpu" or "cuda:1".
+
+    Returns:
+        The model, ready to predict.
+
+    Raises:
+        FileNotFoundError: There is no checkpoint; the message names the path.
+        ValueError: A file of the checkpoint is damaged, or does not fit the others; the message names it.
+
+    Example:
+        >>> predictor = alignmask.load("runs/shapes")
+        >>> predictor
+        Predictor('shapes', resnet10t, 6 classes, cpu)
+        >>> found = predictor.predict("photo.jpg", threshold=0.5)
+        >>> found.masks.shape == (len(found), 50, 70)  # the size of the photo
+        True
+        >>> predictor.draw("photo.jpg", found).save("drawn.png")
     """
     folder = checkpoints.resolve(Path(checkpoint))
     config, meta = checkpoints.load_config(folder), checkpoints.load_meta(folder)
@@ -75,22 +147,72 @@ def load(checkpoint: str | os.PathLike, device: str | torch.device = "cpu") -> P
     return Predictor(model.to(device), config, meta["class_names"], meta["category_ids"])
 
 
-def _to_tensor(image: ImageLike) -> Tensor:
-    if isinstance(image, (str, os.PathLike)):
-        return read_image(Path(image))
-    if isinstance(image, Image.Image):
-        image = to_rgb(image)
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,), (4,)):
-            raise ValueError(
-                f"image: expected a uint8 array of shape H x W, H x W x 3 or H x W x 4, got {image.dtype} {image.shape}"
-            )
-        image = np.broadcast_to(np.atleast_3d(image)[..., :3], (*image.shape[:2], 3))
-        image = torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
-    if not isinstance(image, Tensor):
-        raise TypeError(f"image: expected a path, a PIL image, a NumPy array or a tensor, got {type(image).__name__}")
-    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(f"image: expected a uint8 tensor 3 x H x W, got {image.dtype} {tuple(image.shape)}")
-    if 0 in image.shape:
-        raise ValueError(f"image: it has no pixels: {image.shape[1]} x {image.shape[2]}")
-    return image
+def from_mask2former(
+    path: str | os.PathLike[str], model: ModelConfig | None = None, device: str | torch.device = "cpu"
+) -> Predictor:
+    """Load a checkpoint of Mask2Former's own code: a detectron2 `.pkl` or `.pth` with a ResNet or a Swin Transformer.
+
+    Nothing in the file is executed. The file names no classes: 80 classes are taken for COCO's, others are numbered.
+
+    Args:
+        path: The file.
+        model: The model to load the weights into, e.g. an AlignMask of the same shape; by default the Mask2Former that
+            they are of (softmax classes, no aligned queries). The class head is loaded only into a softmax head for as
+            many classes.
+        device: Where the model runs, e.g. "cpu" or "cuda:1".
+
+    Returns:
+        The model, ready to predict. `report` says which tensors were left out.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        CheckpointError: The file is damaged, of another kind, or asks for code; or names are missing or unknown, or
+            shapes differ (all of them in one message).
+
+    Example:
+        >>> predictor = alignmask.from_mask2former("model_final.pth")
+        >>> predictor.class_names
+        ['class 1', 'class 2', 'class 3', 'class 4', 'class 5']
+        >>> print(predictor.report)
+        everything was loaded and used
+    """
+    return _converted(read.read_mask2former(Path(path)), str(path), model, device)
+
+
+def from_huggingface(
+    model_or_dir: str | os.PathLike[str] | Mask2FormerForUniversalSegmentation,
+    model: ModelConfig | None = None,
+    device: str | torch.device = "cpu",
+) -> Predictor:
+    """Load a Mask2Former of Hugging Face: a `Mask2FormerForUniversalSegmentation`, or a folder it was saved to.
+
+    Args:
+        model_or_dir: The model, or a folder that its `save_pretrained` wrote. The folder has config.json and weights
+            (safetensors, or .bin, which is read without executing anything), and may have preprocessor_config.json.
+            transformers need not be installed to read a folder.
+        model: As in `from_mask2former`.
+        device: Where the model runs, e.g. "cpu" or "cuda:1".
+
+    Returns:
+        The model, ready to predict. `report` says which tensors were left out.
+
+    Raises:
+        FileNotFoundError, CheckpointError: As in `from_mask2former`; also a setting that AlignMask does not have.
+
+    Example:
+        >>> predictor = alignmask.from_huggingface("mask2former-swin")
+        >>> predictor.class_names
+        ['cat', 'dog', 'cow', 'hen', 'owl']
+        >>> found = predictor.predict("photo.jpg")
+    """
+    if isinstance(model_or_dir, (str, os.PathLike)):
+        folder = Path(model_or_dir)
+        return _converted(read.read_huggingface_folder(folder), str(folder), model, device)
+    return _converted(read.read_huggingface_model(model_or_dir), type(model_or_dir).__name__, model, device)
+
+
+def _converted(source: read.Source, where: str, wanted: ModelConfig | None, device: str | torch.device) -> Predictor:
+    model, report = read.initialise_from(source, where, wanted)
+    config = replace(source.config, model=model.config)
+    names, ids = read.classes(source, model.config.num_classes)
+    return Predictor(model.to(device), config, names, ids, report)

@@ -203,7 +203,7 @@ def test_a_broken_cell_is_loud_and_stops_no_other(
     assert said[-1] == "no_aql-seed0: done"
 
     found[0].failure.write_text("")  # a full disk
-    assert state(found[0], claims).detail.startswith("nothing was noted")
+    assert state(found[0], claims).detail.startswith("no reason was recorded")
     found[0].failure.unlink()
     monkeypatch.undo()
     work(found, claims, said.append)

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from alignmask.analysis.html_page import write_page
-from alignmask.analysis.measure import ModelAnalysis, analyse_model
+from alignmask.analysis.measure import ModelAnalysis, analyze_model
 from alignmask.data import CocoDataset
 from alignmask.evaluation.results_file import GroundTruth, load_ground_truth, load_results
 from tests.evaluation.worlds import World, box_mask, write
@@ -44,7 +44,7 @@ def analyses(world: World, folder: Path, names: tuple[str, ...] = ("a",)) -> tup
     models = []
     for k, name in enumerate(names):
         entries = [{**entry, "score": entry["score"] / 2**k} for entry in json.loads(results.read_text())]
-        models.append(analyse_model(name, ground_truth, load_results(entries, ground_truth), inversions=2))
+        models.append(analyze_model(name, ground_truth, load_results(entries, ground_truth), inversions=2))
     return models, ground_truth
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alignmask.analysis.compare import comparison_table, slug, unique_names, write_analysis
-from alignmask.analysis.measure import analyse_model
+from alignmask.analysis.compare import analysis_table, slug, unique_names, write_analysis
+from alignmask.analysis.measure import analyze_model
 from alignmask.evaluation.metrics import evaluate_results
 from alignmask.evaluation.results_file import load_ground_truth, load_results
 from tests.analysis.pages import NASTY, analyses, pictured, square_world
@@ -21,7 +21,7 @@ from tests.evaluation.worlds import World, box_mask, small_world, write
 def test_the_numbers_are_the_evaluations(tmp_path: Path) -> None:
     annotations, results = write(small_world(images=20), tmp_path)
     ground_truth = load_ground_truth(annotations)
-    model = analyse_model("m", ground_truth, load_results(results, ground_truth))
+    model = analyze_model("m", ground_truth, load_results(results, ground_truth))
     assert model.metrics == evaluate_results(annotations, results, "pycocotools")
     rescored = [
         {**entry, "score": iou}
@@ -101,12 +101,12 @@ def test_nothing_predicted(tmp_path: Path) -> None:
     models, ground_truth = analyses(world, tmp_path, ("empty", "too"))
     assert models[0].metrics.AP == models[0].oracle.AP == 0
     write_analysis(models, ground_truth, None, tmp_path / "out")
-    assert "-" in printed(comparison_table(models))[-1]
+    assert "-" in printed(analysis_table(models))[-1]
 
 
 def test_table(tmp_path: Path) -> None:
     models, _ = analyses(square_world(), tmp_path, ("first", "second one"))
-    lines = printed(comparison_table(models))
+    lines = printed(analysis_table(models))
     assert max(map(len, lines)) <= 80
     first = models[0].metrics
     row = next(line.split() for line in lines if line.split()[0] == "first")

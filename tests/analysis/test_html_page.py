@@ -100,7 +100,7 @@ def test_the_most_confident_points_are_kept(tmp_path: Path, monkeypatch: pytest.
     text = page(square_world(), tmp_path).read_text()
     points = columns(Parsed(text).block("plot-0"))
     np.testing.assert_allclose(points["score"], [1 - n / 20 for n in range(7)], rtol=1e-6)
-    assert "a: the 7 most confident predictions are plotted, a page holds no more" in text
+    assert "a: the 7 most confident predictions are plotted, because a page cannot hold more" in text
 
 
 def noisy_world(folder: Path) -> World:
@@ -206,7 +206,7 @@ def test_an_unreadable_image_leaves_no_page(tmp_path: Path) -> None:
     models, ground_truth = analyses(world, tmp_path)
     dataset = pictured(world, tmp_path)
     (tmp_path / "104.png").write_bytes(b"no image")
-    with pytest.raises(CocoError, match=r"image id 104: .*104\.png: no image file"):
+    with pytest.raises(CocoError, match=r"image id 104: .*104\.png: not an image file"):
         write_page(models, ground_truth, dataset, [Image.new("RGB", (4, 4))], tmp_path / "new" / "p.html")
     assert not list((tmp_path / "new").glob("*.html"))
 

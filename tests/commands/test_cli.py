@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 import alignmask
-from alignmask import cli, commands
+from alignmask import cli
 from alignmask._extras import _TRAIN_MODULES
 from alignmask.commands import train as train_command
+from alignmask.commands._console import choose_device
 from alignmask.data import CocoError
 from alignmask.recipes import RECIPES
 from tests.commands.terminal import Terminal, photo, train_arguments
@@ -62,6 +63,20 @@ def test_help(alignmask_: Terminal, command: str) -> None:
         assert words in alignmask_.out, words
     for ugly in ("NoneType", "MISSING", "Annotated", "<function", "object at 0x"):
         assert ugly not in alignmask_.out, ugly
+
+
+@pytest.mark.parametrize("command", HELP)
+def test_every_option_has_a_text(alignmask_: Terminal, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    """On lines that are wide enough for it: the text is one paragraph. (The settings of a run are tested elsewhere.)"""
+    monkeypatch.setenv("COLUMNS", "400")
+    assert alignmask_(*command.split(), "--help") == 0
+    lines = [line.strip("│ ") for line in alignmask_.out.splitlines()]
+    options = [number for number, line in enumerate(lines) if re.match(r"--[a-z-]+( |$)", line)]
+    assert options or command in ("info", "ablate", "train")
+    for number in options:
+        text = re.split(r" {2,}", lines[number])[1:] or [lines[number + 1]]
+        if not lines[number].startswith(("--name ", "--out PATH")):
+            assert re.match(r"[A-Za-z].*[.?]( \((default|required).*\))?$", text[0]), lines[number : number + 2]
 
 
 def test_version(alignmask_: Terminal) -> None:
@@ -227,10 +242,10 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_devices() -> None:
-    assert commands.choose_device("cpu") == torch.device("cpu")
-    assert commands.choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(ValueError, match="device 'cpus' cannot be used"):
-        commands.choose_device("cpus")
+        choose_device("cpus")
 
 
 def test_as_a_program_with_ctrl_c(workshop: Path) -> None:

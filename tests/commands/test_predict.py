@@ -74,10 +74,10 @@ def test_predict_goes_on_after_a_corrupt_image_and_names_it(
     assert re.search(r"^\d+ instances with .* in 1 image: ", alignmask_.out)
     assert "alignmask: 2 images could not be read:\n" in alignmask_.err
     assert f"{tmp_path}/in/cut.jpg: cannot decode the image: " in alignmask_.err
-    assert f"{tmp_path}/in/empty.png: no image file" in alignmask_.err
+    assert f"{tmp_path}/in/empty.png: not an image file" in alignmask_.err
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["good.png", "predictions.json"]
     text = alignmask_.complaint("predict", workshop / "run", tmp_path / "in" / "empty.png", "--out", tmp_path / "out")
-    assert text.startswith(f"{tmp_path}/in/empty.png: no image file")
+    assert text.startswith(f"{tmp_path}/in/empty.png: not an image file")
 
 
 def test_predict_mistakes(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> None:

@@ -90,8 +90,8 @@ def test_faults_name_the_file(tmp_path):
     for path, reason in (
         (tmp_path / "missing.png", "does not exist"),
         (truncated, "truncated"),
-        (tmp_path / "text.png", "no image file"),
-        (tmp_path / "empty.png", "no image file"),
+        (tmp_path / "text.png", "not an image file"),
+        (tmp_path / "empty.png", "not an image file"),
         (tmp_path / "float.tif", "32-bit"),
         (tmp_path, "cannot decode"),
     ):

@@ -181,14 +181,14 @@ RESULT_FAULTS: dict[str, tuple[Any, str]] = {
         {"image_id": 9},
         r"1 of an unknown image\n.*entry 1 \(image 9\) \(the annotation file's ids are 7, 8\)$",
     ),
-    "image id is too large": ({"image_id": 10**400}, r"no integer\n.*entry 1 \(image 1000.*\.\.\.\)"),
-    "image id is text": ({"image_id": "7"}, r"no integer\n.*entry 1 \(image '7'\)"),
-    "image id is a list": ({"image_id": [7]}, r"no integer\n.*entry 1 \(image \[7\]\)"),
+    "image id is too large": ({"image_id": 10**400}, r"not an integer\n.*entry 1 \(image 1000.*\.\.\.\)"),
+    "image id is text": ({"image_id": "7"}, r"not an integer\n.*entry 1 \(image '7'\)"),
+    "image id is a list": ({"image_id": [7]}, r"not an integer\n.*entry 1 \(image \[7\]\)"),
     "unknown category": (
         {"category_id": 0},
         r"1 of an unknown category\n.*entry 1 \(image 7\): category 0 \(the annotation file's ids are 3, 11\)",
     ),
-    "category id is a list": ({"category_id": [3]}, r"no integer\n.*entry 1 \(image 7\): category \[3\]"),
+    "category id is a list": ({"category_id": [3]}, r"not an integer\n.*entry 1 \(image 7\): category \[3\]"),
     "mask of another size": (
         {"segmentation": rle(np.ones((30, 20), bool))},
         r"another size .*\n.*entry 1 \(image 7\): mask \[30, 20\], image \[20, 30\]",

@@ -20,7 +20,7 @@ from torch import Tensor
 from alignmask.data import collate
 from alignmask.data.batch import Batch, Sample
 from alignmask.exporting import export as exporting
-from alignmask.exporting.export import Detections, Segmenter, agreement, export, open_file
+from alignmask.exporting.export import Detections, Segmenter, agreement, export_model, open_file
 from alignmask.model import AlignMask
 from tests import tiny
 
@@ -51,7 +51,7 @@ def file(request: pytest.FixtureRequest, model: AlignMask, tmp_path_factory: pyt
         for package in ("onnx", "onnxscript", "onnxruntime"):
             pytest.importorskip(package, reason="the extra [onnx] is not installed")
     path = tmp_path_factory.mktemp("export") / ("new folder/model" + exporting.SUFFIX[request.param])
-    assert export(model, path, request.param, ABOUT) == 1
+    assert export_model(model, path, request.param, ABOUT) == 1
     assert [other.name for other in path.parent.iterdir()] == [path.name]
     return path
 
@@ -175,12 +175,12 @@ def test_a_file_that_computes_something_else_is_not_kept(
 
     monkeypatch.setitem(exporting._WRITERS, "torch", write)
     monkeypatch.setattr(exporting, "open_file", lambda _: Segmenter(model))
-    assert export(model, path, "torch") == 1
+    assert export_model(model, path, "torch") == 1
     assert path.read_text() == "newer"
     path.write_text("older")
     monkeypatch.setattr(exporting, "open_file", lambda _: Segmenter(lively(num_classes=5)))
     with pytest.raises(RuntimeError, match=r"gives \d+% of the model's detections"):
-        export(model, path, "torch")
+        export_model(model, path, "torch")
     right = Segmenter(model)
     for damage in (
         lambda scores, labels, masks: (scores * 0, labels, masks & False),
@@ -188,25 +188,25 @@ def test_a_file_that_computes_something_else_is_not_kept(
     ):
         monkeypatch.setattr(exporting, "open_file", lambda _, damage=damage: lambda *inputs: damage(*right(*inputs)))
         with pytest.raises(RuntimeError, match=r"gives \d+% of the model's detections"):
-            export(model, path, "torch")
+            export_model(model, path, "torch")
     monkeypatch.setattr(
         exporting, "open_file", lambda _: lambda *inputs: (right(*inputs)[0] * math.nan, *right(*inputs)[1:])
     )
     with pytest.raises(RuntimeError, match="not finite"):
-        export(model, path, "torch")
+        export_model(model, path, "torch")
     assert path.read_text() == "older"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_model_in_training_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.eval\(\)"):
-        export(tiny.model(), tmp_path / "model.pt2", "torch")
+        export_model(tiny.model(), tmp_path / "model.pt2", "torch")
 
 
 def test_missing_packages_are_named(model: AlignMask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporting, "_missing", lambda *packages: list(packages))
     with pytest.raises(ImportError, match=r"needs onnx, onnxscript: pip install '\.\[onnx\]'"):
-        export(model, tmp_path / "model.onnx", "onnx")
+        export_model(model, tmp_path / "model.onnx", "onnx")
     assert not list(tmp_path.iterdir())
 
 

@@ -21,7 +21,7 @@ from alignmask import checkpoint, ops
 from alignmask.config import Config, DataConfig, LossConfig, ShapesConfig, TrainConfig
 from alignmask.data import Batch, Sample, collate, val_dataset
 from alignmask.evaluation.evaluate import evaluate_model
-from alignmask.exporting.export import agreement, export
+from alignmask.exporting.export import agreement, export_model
 from alignmask.loss import Criterion
 from alignmask.model import AlignMask
 from alignmask.model.heads import Prediction
@@ -347,7 +347,7 @@ def test_evaluation(device: str, shapes: DataConfig, tmp_path: Path) -> None:
 @SLOW_ON_CPU
 def test_export(device: str, lively: AlignMask, tmp_path: Path) -> None:
     """The program that is written computes on the device what the model computes; `export` compares them."""
-    share = export(copy.deepcopy(lively).to(device), tmp_path / "model.pt2", "torch")
+    share = export_model(copy.deepcopy(lively).to(device), tmp_path / "model.pt2", "torch")
     assert share is not None
     assert share >= 0.95
 

@@ -1,4 +1,4 @@
-"""`accelerate` changes what runs, not what comes out: outputs, gradients, a training step, and back again."""
+"""`use_kernels` changes what runs, not what comes out: outputs, gradients, a training step, and back again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alignmask import ops
-from alignmask.integrations.transformers import accelerate, restore
+from alignmask.integrations.transformers import accelerate, restore, use_kernels
 from tests.integrations import huggingface
 from tests.integrations.huggingface import MODELS, inputs
 
@@ -58,7 +58,7 @@ def test_outputs_are_the_same(name: str) -> None:
     batch = inputs(model)
     with torch.no_grad(), Calls() as before:
         expected = dict(tensors(model(**batch)))
-    assert accelerate(model) is model
+    assert use_kernels(model) is model
     with torch.no_grad(), Calls() as after:
         found = dict(tensors(model(**batch)))
     assert found.keys() == expected.keys()
@@ -84,7 +84,7 @@ def test_the_sampling_of_other_families(family: str) -> None:
     weights = torch.rand(2, 6, 4, 2, 3)
     arguments = (value, torch.tensor(shapes), shapes, torch.tensor([0, 35]), locations, weights, 64)
     expected = module(*arguments)
-    torch.testing.assert_close(accelerate(module)(*arguments), expected)
+    torch.testing.assert_close(use_kernels(module)(*arguments), expected)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -99,7 +99,7 @@ def test_gradients_are_the_same(name: str) -> None:
         return {key: parameter.grad for key, parameter in model.named_parameters()}
 
     expected = gradients()
-    accelerate(model)
+    use_kernels(model)
     found = gradients()
     assert sum(gradient is not None for gradient in expected.values()) > 50
     # Biases before a norm have no gradient but rounding errors.
@@ -135,7 +135,7 @@ def test_training_goes_the_same_way() -> None:
         return losses
 
     expected = train(copy.deepcopy(start))
-    found = train(accelerate(copy.deepcopy(start)))
+    found = train(use_kernels(copy.deepcopy(start)))
     assert expected[2] < expected[0]
     assert found == pytest.approx(expected, rel=1e-3)
 
@@ -149,7 +149,7 @@ def test_attention_weights_are_returned_where_they_are_asked_for() -> None:
         model(**batch)
     given[0]["output_attentions"] = True
     expected = module(**given[0])
-    accelerate(model)
+    use_kernels(model)
     for tensor, reference in zip(module(**given[0]), expected, strict=True):
         torch.testing.assert_close(tensor, reference, **CLOSE)
     assert module(**given[0] | {"output_attentions": False})[1] is None
@@ -167,7 +167,7 @@ def test_autocast(name: str, dtype: torch.dtype) -> None:
         exact = model(**batch)[key]
         with torch.autocast("cpu", dtype):
             rounded = model(**batch)[key].float()
-            found = accelerate(model)(**batch)[key].float()
+            found = use_kernels(model)(**batch)[key].float()
     assert (found - exact).abs().mean() <= 2 * (rounded - exact).abs().mean()
 
 
@@ -176,7 +176,7 @@ def test_half_precision_weights() -> None:
     batch = {key: value.bfloat16() if value.is_floating_point() else value for key, value in inputs(model).items()}
     module = model.get_submodule("model.pixel_level_module.decoder.encoder.layers.0.self_attn")
     with torch.no_grad():
-        assert accelerate(model)(**batch).masks_queries_logits.dtype == torch.bfloat16
+        assert use_kernels(model)(**batch).masks_queries_logits.dtype == torch.bfloat16
     assert module.output_proj.weight.dtype == torch.bfloat16
 
 
@@ -193,7 +193,7 @@ def test_restore_undoes_it(name: str) -> None:
     before, names = kinds(model), list(model.state_dict())
     with torch.no_grad():
         expected = dict(tensors(model(**inputs(model))))
-    accelerate(model)
+    use_kernels(model)
     changed = [new for new, old in zip(kinds(model), before, strict=True) if new is not old]
     assert len(changed) == LAYERS[name]
     assert list(model.state_dict()) == names
@@ -207,9 +207,9 @@ def test_restore_undoes_it(name: str) -> None:
 
 
 def test_twice_is_once_and_copies_stay_accelerated() -> None:
-    model = accelerate(build(huggingface.mask2former))
+    model = use_kernels(build(huggingface.mask2former))
     once = kinds(model)
-    assert kinds(accelerate(model)) == once
+    assert kinds(use_kernels(model)) == once
     duplicate = copy.deepcopy(model)
     assert kinds(duplicate) == once
     restore(duplicate)
@@ -217,7 +217,7 @@ def test_twice_is_once_and_copies_stay_accelerated() -> None:
 
 
 def test_it_compiles_in_one_graph() -> None:
-    model = accelerate(build(huggingface.mask2former))
+    model = use_kernels(build(huggingface.mask2former))
     module = model.get_submodule("model.pixel_level_module.decoder.encoder.layers.0.self_attn")
     shapes = [(4, 6), (8, 12)]
     module.n_levels = 2
@@ -239,9 +239,9 @@ def test_a_model_without_such_modules_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"Sequential has none of the modules MultiScale.*it has no deformable attention"
     ):
-        accelerate(nn.Sequential(nn.Linear(2, 2)))
+        use_kernels(nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(ValueError, match=r"it has 2 RTDetrV2MultiscaleDeformableAttention"):
-        accelerate(huggingface.rt_detr_v2())
+        use_kernels(huggingface.rt_detr_v2())
 
 
 def test_a_forward_that_was_replaced_is_refused() -> None:
@@ -250,7 +250,7 @@ def test_a_forward_that_was_replaced_is_refused() -> None:
     module.forward = module.forward
     before = kinds(model)
     with pytest.raises(ValueError, match=r"layers\.1\.self_attn \(transformers\..*its forward was replaced already"):
-        accelerate(model)
+        use_kernels(model)
     assert kinds(model) == before
 
 
@@ -260,12 +260,16 @@ def test_a_forward_that_is_not_known_is_refused() -> None:
             return value
 
     with pytest.raises(ValueError, match=r"its forward takes mask, tables, which this version does not know"):
-        accelerate(nn.Sequential(MultiScaleDeformableAttention()))
+        use_kernels(nn.Sequential(MultiScaleDeformableAttention()))
     MultiScaleDeformableAttention.forward = lambda self, value: value  # type: ignore[assignment, method-assign]
-    with pytest.raises(ValueError, match=r"its forward takes no attention_weights, im2col_step, .*too old"):
-        accelerate(nn.Sequential(MultiScaleDeformableAttention()))
+    with pytest.raises(ValueError, match=r"its forward does not take attention_weights, im2col_step, .*too old"):
+        use_kernels(nn.Sequential(MultiScaleDeformableAttention()))
 
 
 def test_a_device_without_a_kernel_is_told_of() -> None:
     with ops.use_reference("ms_deform_attn"), pytest.warns(UserWarning, match=r"no ms_deform_attn kernel for cpu"):
-        accelerate(build(huggingface.mask2former))
+        use_kernels(build(huggingface.mask2former))
+
+
+def test_the_old_name_is_kept() -> None:
+    assert accelerate is use_kernels

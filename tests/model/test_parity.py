@@ -18,7 +18,7 @@ from alignmask.loss import Criterion, criterion, matcher
 from alignmask.model import AlignMask, Prediction
 from alignmask.model.backbone import SwinBlock
 from alignmask.model.postprocess import postprocess
-from alignmask.pretrained.read import from_huggingface
+from alignmask.predictor import from_huggingface
 from tests.model import peers
 
 TOLERANCE = 1e-4

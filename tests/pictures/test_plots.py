@@ -18,7 +18,7 @@ from alignmask.evaluation.alignment import score_iou_pairs, top_predictions
 from alignmask.pictures import plots, sheets
 from alignmask.pictures.plots import loss_curve, score_iou_scatter
 from alignmask.pictures.run import run_pictures
-from alignmask.pictures.sheets import Predictions, comparison_sheet, results_sheet
+from alignmask.pictures.sheets import Predictions, results_sheet, truth_sheet
 from tests.evaluation.test_alignment import pairs_of
 from tests.evaluation.worlds import box_mask, dataset_of, small_world, write
 
@@ -229,7 +229,7 @@ def test_comparison_sheet(tmp_path: Path, images: int, pairs_per_row: int, size:
     """Cells of 100 pixels, gaps of 6, a heading of 28."""
     grey_HWC = np.full((40, 40, 3), 128, np.uint8)
     rows = [(grey_HWC, prediction((40, 40), [1.0]), prediction((40, 40), [0.4, 0.2]))] * images
-    comparison_sheet(rows, ["a"], tmp_path / "x" / "sheet.png", threshold=0.5, cell=100, pairs_per_row=pairs_per_row)
+    truth_sheet(rows, ["a"], tmp_path / "x" / "sheet.png", threshold=0.5, cell=100, pairs_per_row=pairs_per_row)
     pixels_HWC = picture(tmp_path / "x" / "sheet.png")
     assert pixels_HWC.shape == (*size[::-1], 3)
     truth, found = pixels_HWC[28:128, 6:106], pixels_HWC[28:128, 109:209]
@@ -239,15 +239,13 @@ def test_comparison_sheet(tmp_path: Path, images: int, pairs_per_row: int, size:
 
 def test_comparison_sheet_of_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected at least one image"):
-        comparison_sheet([], ["a"], tmp_path / "sheet.png")
+        truth_sheet([], ["a"], tmp_path / "sheet.png")
 
 
 def test_results_sheet_maps_category_ids_to_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = small_world(images=6)
     seen: dict[str, Any] = {}
-    monkeypatch.setattr(
-        sheets, "comparison_sheet", lambda rows, names, out, **options: seen.update(rows=rows, names=names)
-    )
+    monkeypatch.setattr(sheets, "truth_sheet", lambda rows, names, out, **options: seen.update(rows=rows, names=names))
     results_sheet(dataset_of(world, tmp_path), world.results, tmp_path / "sheet.png", images=4)
     assert seen["names"] == ["cat", "dog"]
     assert len(seen["rows"]) == 4

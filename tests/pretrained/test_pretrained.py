@@ -25,9 +25,11 @@ from alignmask import checkpoint, recipes
 from alignmask.config import AlignedQueryConfig, BackboneConfig, Config, DataConfig, LossConfig
 from alignmask.config import SwinConfig as SwinShape
 from alignmask.model import AlignMask, build_model
+from alignmask.predictor import from_huggingface, from_mask2former
 from alignmask.pretrained import configs, names
-from alignmask.pretrained.read import CheckpointError, from_huggingface, from_mask2former, initialise, kind_of
+from alignmask.pretrained.read import initialise, kind_of
 from alignmask.pretrained.write import relative_position_index, write_huggingface, write_mask2former
+from alignmask.safe_load import CheckpointError
 from tests import tiny
 from tests.model import peers, published
 
@@ -142,7 +144,7 @@ def test_all_faults_are_listed_at_once(tmp_path: Path) -> None:
 def test_other_models_are_no_mask2former(tmp_path: Path) -> None:
     torch.save({"model": {"backbone.stem.conv1.weight": torch.zeros(1)}}, tmp_path / "x.pth")
     with pytest.raises(
-        CheckpointError, match=r"x\.pth: no Mask2Former checkpoint: it has nothing for our query_decoder"
+        CheckpointError, match=r"x\.pth: not a Mask2Former checkpoint: it has nothing for our query_decoder"
     ):
         from_mask2former(tmp_path / "x.pth")
     path, _ = small_mask2former(tmp_path)

@@ -1,4 +1,4 @@
-"""Who works on what, among processes on one or several machines that share a folder.
+"""Divides work among processes on one or several machines that share a folder.
 
 A claim is a file `<item>.<n>`, made with O_EXCL, so that of all contenders exactly one gets number n. The highest number
 holds the item; numbers only grow and no file is ever removed or replaced by another process, so there is no moment in
@@ -31,7 +31,7 @@ HEARTBEAT, STALE_AFTER = 20.0, 300.0
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds an item now."""
+    """The process that holds an item."""
 
     host: str
     pid: int
@@ -51,10 +51,10 @@ class Claims:
         self.folder, self.heartbeat, self.stale_after = folder, heartbeat, stale_after
 
     def take(self, item: str, on_lost: Callable[[], None] | None = None) -> Claim | None:
-        """The claim to `item`, to be used as a context manager; None if somebody else holds it.
+        """The claim to `item`, to be used as a context manager; None if another process holds it.
 
-        on_lost is called, from another thread, when somebody else has taken the claim over: this process must have been
-        suspended, or cut off from the folder, for longer than `stale_after`. By default that is SIGTERM to this process.
+        on_lost is called from another thread if another process has taken the claim over, because this one was suspended, or
+        cut off from the folder, for longer than `stale_after`. By default it sends SIGTERM to this process.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = self._lock(item)
@@ -67,13 +67,13 @@ class Claims:
         try:
             with open(self._path(item, number + 1), "x") as file:
                 json.dump({"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid()}, file)
-        except FileExistsError:  # somebody was quicker
+        except FileExistsError:  # another process was quicker
             _unlock(lock)
             return None
         return Claim(self, item, number + 1, lock, on_lost or _terminate)
 
     def holder(self, item: str) -> Holder | None:
-        """Who holds the item, None if it is free."""
+        """The holder of the item, None if it is free."""
         number = self._newest(item)
         if not number:
             return None
@@ -107,8 +107,11 @@ class Claims:
         return self.folder / f"{item}.{number}"
 
     def _lock(self, item: str) -> int | None:
-        """This machine's lock on the item (a file descriptor), which ends with the process however it ends; None if it is
-        taken. Every machine has its own lock file, since not every file system carries locks across machines."""
+        """This machine's lock on the item, as a file descriptor; None if another process has it.
+
+        The lock ends with the process, however that ends. Every machine has its own lock file, because not every file system
+        shares locks between machines.
+        """
         descriptor = os.open(self.folder / f"{item}.{_machine()}.lock", os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -116,7 +119,9 @@ class Claims:
             os.close(descriptor)
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 return None
-            raise OSError(error.errno, f"{self.folder}: the file system has no locks ({error.strerror})") from error
+            raise OSError(
+                error.errno, f"{self.folder}: the file system does not support locks ({error.strerror})"
+            ) from error
         return descriptor
 
     def _now(self) -> float:

@@ -18,12 +18,12 @@ class Variant:
     """One line of a table."""
 
     name: str
-    """Of its folder."""
+    """The name of its folder."""
     labels: tuple[str, ...]
-    """What the first columns of the table say."""
+    """The texts of the first columns of the table."""
     change: Callable[[Config], Config]
     paper: dict[str, float] = field(default_factory=dict)
-    """The paper's figures, in percent; PCC as it is."""
+    """The paper's figures: AP in percent, PCC as a number."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Grid:
     columns: tuple[str, ...]
     """Headings of the variants' labels."""
     numbers: tuple[str, ...]
-    """Which figures the table shows."""
+    """The figures that the table shows."""
     variants: tuple[Variant, ...]
     layout: Literal["rows", "matrix"] = "rows"
     """matrix: a variant's first label is its row, the second its column; one figure is shown."""
@@ -168,7 +168,7 @@ CHOICES = Grid(
         _one("points_denominator", "GAP divides by K", aligned={"normalize": "points"}),
         _one("detached_embedding", "no gradient from AQL into the pixel embedding", aligned={"detach_pixel_embedding": True}),
         _one("learned_position", "aligned queries have a learned position", aligned={"learned_position": True}),
-        _one("sees_set", "aligned queries see their own point set alone", aligned={"visible": "set"}),
+        _one("sees_set", "aligned queries see only their own point set", aligned={"visible": "set"}),
         _one("sees_all", "aligned queries see all point sets", aligned={"visible": "all"}),
         _one("focal_cost", "matching with the focal cost", class_cost="focal"),
         _one("prediction_iou", "IoU at the prediction's resolution", iou_resolution="prediction"),

@@ -33,7 +33,7 @@ FAILURES_IN_A_ROW = 3
 MAY_DIFFER = (
     "data.workers", "train.evaluate_every", "train.checkpoint_every", "train.log_every", "train.keep_checkpoints"
 )  # fmt: skip
-"""Settings that do not change what a run comes to."""
+"""Settings that do not change the result of a run."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def cells(grid: Grid, config: Config, seeds: Iterable[int], softmax_class_weight
 
 
 def state(cell: Cell, claims: Claims) -> State:
-    """Where a cell stands. Raises ValueError if its folder holds a run with another configuration."""
+    """The status of a cell. Raises ValueError if its folder holds a run with another configuration."""
     done = (cell.run / RESULT).exists()
     step = 0 if done else _progress(cell.run)
     if done or step:
@@ -102,7 +102,7 @@ def state(cell: Cell, claims: Claims) -> State:
     if holder is not None:
         return State("running", f"{holder}; {progress}")
     if cell.failure.exists():
-        lines = cell.failure.read_text().strip().splitlines() or ["nothing was noted"]
+        lines = cell.failure.read_text().strip().splitlines() or ["no reason was recorded"]
         return State("failed", f"{lines[-1]} ({cell.failure})")
     return State("stopped", progress) if step else State("missing")
 
@@ -150,15 +150,15 @@ def work(
 ) -> None:
     """Train every cell that is not done, has not failed and is not claimed by another process.
 
-    A cell that raises is reported in full and marked by a file in failures/; the others go on. After FAILURES_IN_A_ROW
-    of them this process returns and leaves the rest to others: it may well be the machine. Raises Stopped after Ctrl-C
-    or SIGTERM, with a checkpoint written; the same call continues.
+    A cell that raises is reported in full and marked by a file in failures/; the others continue. After FAILURES_IN_A_ROW
+    failures this process returns and leaves the rest to others, because the cause may be the machine. Raises Stopped after
+    Ctrl-C or SIGTERM, once a checkpoint has been written; the same call continues.
 
     Args:
-        say: Takes one message about each event.
+        say: Called with one message about each event.
         after_each: Called after each cell that this process has tried.
-        wait: Stay while other processes are at work, to take over the cells of those that die.
-        poll: Seconds between two looks at what others do.
+        wait: Keep waiting while other processes work, to take over the cells of those that die.
+        poll: Seconds between two checks of the other processes.
     """
     failures = 0
     while True:
@@ -190,7 +190,8 @@ def _finished(cell: Cell) -> bool:
 
 
 def _look_again(run: Path) -> None:
-    """A network file system may remember for a minute that a file was not there; not once the folder has changed."""
+    """Make the file system look again: a network file system may remember for a minute that a file did not exist, unless its
+    folder has changed."""
     for folder in (run.parent, run):
         if folder.exists():
             with tempfile.NamedTemporaryFile(dir=folder, prefix=".look."):
@@ -198,7 +199,7 @@ def _look_again(run: Path) -> None:
 
 
 def _try(cell: Cell, claim: Claim, say: Callable[[str], None]) -> bool:
-    """Whether nothing failed."""
+    """Train one cell. Returns False if it failed."""
     say(f"{cell.name}: starts")
     try:
         trainer = Trainer(cell.config)
@@ -212,11 +213,11 @@ def _try(cell: Cell, claim: Claim, say: Callable[[str], None]) -> bool:
     except Stopped:
         if not claim.lost:
             raise
-        say(f"{cell.name}: left to another process, which took it over because this one had not been heard of")
-    except Exception:  # said in full; the other cells do not depend on it
+        say(f"{cell.name}: left to another process, which took it over because this one did not respond")
+    except Exception:  # reported in full; the other cells do not depend on it
         say(f"{cell.name}: FAILED\n{traceback.format_exc()}")
         if claim.lost:
-            say(f"{cell.name}: another process had taken it over, which may succeed: not marked as failed")
+            say(f"{cell.name}: another process has taken it over and may succeed, so it is not marked as failed")
         else:
             with replacing(cell.failure) as part:
                 part.write_text(traceback.format_exc())

@@ -1,4 +1,4 @@
-"""The tables of a grid of ablations: mean and standard error over seeds, laid out as in the paper, beside its figures."""
+"""The tables of a grid of ablations: mean and standard error over seeds beside the paper's figures, in the paper's layout."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ Results = list[tuple[Cell, State]]
 
 
 def figures(result: dict[str, Any]) -> dict[str, float | None]:
-    """What one run came to, in the score mode of its model: AP and its kin in percent, and the alignment statistics (IoU
-    with ground truth of the same class); None where a figure is not defined. "class: ..." is by the class score alone, which
-    may be what the paper means: it says classification score, and Mask2Former's code ranks by class x mask."""
+    """The figures of one run, in the score mode of its model: AP and related metrics in percent, and the alignment statistics
+    (IoU with ground truth of the same class). None: the figure is not defined.
+
+    Figures named "class: ..." are by the class score only, which may be what the paper means: it says classification score,
+    although Mask2Former's code ranks by class x mask.
+    """
     evaluation = result["evaluation"]
     modes = evaluation["modes"]
     found = _of_mode(modes[evaluation["default"]])
@@ -39,7 +42,7 @@ def _of_mode(mode: dict[str, Any]) -> dict[str, float | None]:
 
 
 def mean_and_error(values: list[float]) -> tuple[float, float | None]:
-    """The mean and its standard error (sample standard deviation / sqrt n); no error of a single value."""
+    """The mean and its standard error (sample standard deviation / sqrt n); a single value has no error."""
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
     return statistics.fmean(values), error
 
@@ -119,7 +122,7 @@ def draw(title: str, header: list[str], lines: list[list[str]], out_png: Path) -
 
 
 def _of(variant: Variant, results: Results) -> tuple[list[dict[str, float | None]], int]:
-    """Figures of the variant's finished runs, and how many runs there are to be."""
+    """The figures of the variant's finished runs, and the number of its runs."""
     mine = [state for cell, state in results if cell.variant.name == variant.name]
     return [found for found in map(_figures, mine) if found is not None], len(mine)
 
@@ -134,7 +137,7 @@ def _shown(number: str, done: list[dict[str, float | None]]) -> str:
         return "-"
     mean, error = mean_and_error(values)
     text = _plain(number, mean) if error is None else f"{_plain(number, mean)} ± {_plain(number, error)}"
-    return text if len(values) == len(done) else f"{text} (of {len(values)})"  # elsewhere it is not defined
+    return text if len(values) == len(done) else f"{text} (of {len(values)})"  # it is not defined for the others
 
 
 def _plain(number: str, value: float | None) -> str:

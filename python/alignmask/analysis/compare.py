@@ -38,14 +38,14 @@ def write_analysis(
     fraction: float = 0.10,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Path]:
-    """Writes analysis.json, the pictures and report.html.
+    """Write analysis.json, the pictures and report.html.
 
     Args:
-        dataset: The images; None shows masks on grey.
-        fraction: So much of 100 predictions per image is plotted (the most confident ones).
+        dataset: The images. If None, masks are shown on grey.
+        fraction: Share of 100 predictions per image that is plotted, the most confident ones.
         progress: Called with (images done, images) while the page is written.
     Returns:
-        The files by what they show.
+        The files that were written, by what they show.
     """
     from alignmask.analysis.html_page import write_page
 
@@ -67,12 +67,12 @@ def write_analysis(
 
 
 def slug(name: str) -> str:
-    """The name as a part of a file's name."""
+    """The name in a form that can be part of a file name."""
     return re.sub(r"[^\w.-]+", "_", name)[-60:]
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:
-    """A name for each path: so many of its last parts as tell them apart, without those in which all end alike.
+    """A name for each path: the last parts of the path that distinguish it, without those that all paths end in.
 
     Raises ValueError if a path occurs twice.
     """
@@ -89,8 +89,8 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
     return ["/".join(part[-length : len(part) - alike]) for part in parts]
 
 
-def comparison_table(models: Sequence[ModelAnalysis]) -> Group:
-    """COCO's AP with its head-room, and Table 2, one line for each model; as a rich renderable."""
+def analysis_table(models: Sequence[ModelAnalysis]) -> Group:
+    """COCO's AP with its head-room, and Table 2, with one line for each model, to be printed by rich."""
     from rich import box
     from rich.console import Group
     from rich.table import Table

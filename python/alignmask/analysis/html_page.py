@@ -72,9 +72,9 @@ def write_page(
     """Writes the page, atomically.
 
     Args:
-        dataset: The images; None shows masks on grey.
-        sheets: Picture of each model's rank inversions.
-        fraction: So much of 100 predictions per image is plotted.
+        dataset: The images. If None, masks are shown on grey.
+        sheets: A picture of the rank inversions of each model.
+        fraction: Share of 100 predictions per image that is plotted, the most confident ones.
         progress: Called with (images done, images).
     Raises:
         ImageError: an image cannot be read.
@@ -87,7 +87,7 @@ def write_page(
     scripts = [*scripts, (ASSETS / "page.js").read_text(encoding="utf-8")]
     numbers = {round(f * 100 * len(ground_truth.sizes)): f for f in (0.02, 0.10, fraction) if f <= fraction}
     notes = [
-        f"{model.name}: the {len(top)} most confident predictions are plotted, a page holds no more"
+        f"{model.name}: the {len(top)} most confident predictions are plotted, because a page cannot hold more"
         for model, top in zip(models, tops, strict=True)
         if len(top) == POINTS < len(top_predictions(model.pairs, fraction))
     ]
@@ -116,7 +116,7 @@ def write_page(
                 "categories": list(ground_truth.categories.values()),
                 "images": album.image_ids,
                 "colours": [TRUTH, PREDICTION, OVERLAP],
-                "pictureless": "no images were given" if dataset is None else "left out: the page holds no more",
+                "pictureless": "no images were given" if dataset is None else "left out: the page cannot hold more",
             }
         ),
         plots=map(_block, plots),
@@ -128,7 +128,7 @@ def write_page(
 
 
 def _policy(scripts: Sequence[str]) -> str:
-    """Content security policy: these scripts alone, nothing from elsewhere."""
+    """A content security policy that allows only these scripts, and nothing from elsewhere."""
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{value}'" for value in hashes)
     return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:"
@@ -225,7 +225,7 @@ def _plot(columns: dict[str, np.ndarray], span: tuple[float, float]) -> dict[str
 class _Album:
     """The images with predictions that are plotted, each with its picture, its masks and its ground truth.
 
-    Images are numbered as they are met: by the confidence of their first prediction.
+    Images are numbered in the order of their most confident prediction.
     """
 
     def __init__(self, ground_truth: GroundTruth, dataset: CocoDataset | None) -> None:
@@ -329,7 +329,7 @@ class _Album:
         return SIDES[-1]
 
     def _mask_step(self) -> int:
-        """Every so many-th row and column of the masks is kept: their encodings shrink in proportion."""
+        """The step n for which every n-th row and column of the masks is kept; their encodings shrink in proportion."""
         masks = sum(len(counts) for counts_of_image in self._masks for counts in counts_of_image)
         truths = sum(len(a["segmentation"]["counts"]) for image_id in self.image_ids for a in self._truths(image_id))
         return max(1, math.ceil((masks + truths) / MASK_BYTES))

@@ -15,7 +15,7 @@ from alignmask.evaluation.alignment import ScoreIoU, top_predictions
 from alignmask.pictures.drawing import OVERLAP, PREDICTION, TRUTH, draw_overlap, font
 
 LEAST_IOU = 0.1
-"""A prediction that overlaps ground truth less is left out: it may show an object that nobody annotated."""
+"""Predictions with a smaller IoU are left out: they may show objects that were not annotated."""
 AS_GOOD = 0.05
 """Masks of one object count as equally good if their IoUs differ by no more."""
 
@@ -36,9 +36,9 @@ class Inversion:
 def worst_inversions(pairs: ScoreIoU, count: int) -> list[Inversion]:
     """The worst inversion of each image, the worst image first; at most `count`.
 
-    IoU is with the best ground truth of any class. A low score over a good mask is no fault where a prediction of the
-    same object with a higher score has a mask about as good (AS_GOOD): so duplicates are kept out of a set of
-    predictions.
+    IoU is with the best ground truth of any class. A low score over a good mask is not a fault if another
+    prediction of the same object has a higher score and a mask that is about as good (AS_GOOD): the low score is what keeps
+    the duplicate out.
     """
     confident = top_predictions(pairs, 1.0)
     usable = confident[pairs.iou_any_class_N[confident] >= LEAST_IOU]
@@ -74,7 +74,7 @@ def inversion_sheet(
     """One picture of inversions, each as two panels: high score and poor mask (left), low score and good mask (right).
 
     Args:
-        inversions: (high, low) of each; none gives a picture that says so.
+        inversions: (high, low) of each. If there are none, the picture says so.
         cell: Side of the square that each image is fitted into, pixels.
     """
     gap, text, head = 8, 20, 66
@@ -130,7 +130,7 @@ def _legend(draw: ImageDraw.ImageDraw, x: float, y: float) -> None:
 
 
 def _shortened(text: str, width: float, size: int) -> str:
-    """The text, cut so that it is no wider (pixels)."""
+    """The text, shortened to at most this width, in pixels."""
     letters = font(size)
     if letters.getlength(text) <= width:
         return text

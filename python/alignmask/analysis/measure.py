@@ -1,4 +1,4 @@
-"""What is measured of one model's predictions on a data set.
+"""The measurements of one model's predictions on a data set.
 
 Shapes: N predictions.
 """
@@ -37,7 +37,7 @@ class ModelAnalysis:
     by_iou: CocoMetrics
     """Ranked by IoU (same class) instead of the score."""
     oracle: CocoMetrics
-    """Ranked by `oracle_scores`: what a perfect ranking would make of the same masks."""
+    """Ranked by `oracle_scores`: the metrics that a perfect ranking of the same masks would have."""
     alignment: AlignmentStatistics
     inversions: list[Inversion]
 
@@ -62,14 +62,14 @@ class ModelAnalysis:
         }
 
 
-def analyse_model(
+def analyze_model(
     name: str, ground_truth: GroundTruth, results: Results, *, inversions: int = 8, engine: Engine = "hotcoco"
 ) -> ModelAnalysis:
-    """Measures one model.
+    """Measure one model.
 
     Args:
-        results: All of images of `ground_truth`.
-        inversions: So many of the worst rank inversions are kept.
+        results: The predictions; all of them are of images of `ground_truth`.
+        inversions: Number of the worst rank inversions to keep.
     """
     pairs = score_iou_pairs(ground_truth, results)
 

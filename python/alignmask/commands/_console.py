@@ -1,6 +1,6 @@
-"""What the commands share: exit codes, messages, a progress bar, names that become devices and recipes.
+"""What the commands share: exit codes, messages, a progress bar, and devices and recipes by name.
 
-Nothing here is imported before it is needed: the command line starts without torch and without the extra `[train]`.
+Imports are inside the functions, so that the command line starts without torch and without the extra `[train]`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ USER_ERROR, INTERRUPTED = 2, 130
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Shows a bar on stderr while inside; yields a function to be called with (done, total)."""
+    """Show a progress bar on stderr inside the block. Yields a function of (number done, number in total)."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
@@ -32,7 +32,7 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" is a GPU if there is one. Raises ValueError for one that is not there."""
+    """The device of that name; "auto" is a GPU if there is one. Raises ValueError for a device that cannot be used."""
     import torch
 
     if name == "auto":
@@ -46,7 +46,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_recipe(name: str) -> Callable[[], Config]:
-    """The recipe of that name. Raises ValueError that lists the recipes for any other name."""
+    """The recipe of that name. Raises ValueError, which lists all recipes, for an unknown name."""
     from alignmask.recipes import RECIPES
 
     if name in RECIPES:
@@ -55,6 +55,6 @@ def choose_recipe(name: str) -> Callable[[], Config]:
 
 
 def complain(text: str, code: int = USER_ERROR) -> int:
-    """Tells the user what is wrong; returns the exit code."""
+    """Print what is wrong to stderr. Returns the exit code."""
     print(f"alignmask: {text}", file=sys.stderr)
     return code

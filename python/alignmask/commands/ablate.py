@@ -1,4 +1,4 @@
-"""`alignmask ablate GRID RECIPE`: the paper's ablations, and others, on any recipe and data."""
+"""`alignmask ablate GRID RECIPE`: the paper's ablations, and others, with any recipe and data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from alignmask.ablation.claims import Claims
 from alignmask.ablation.grids import GRIDS, Grid
 from alignmask.ablation.tables import write_tables
 from alignmask.commands._console import INTERRUPTED, choose_recipe, complain
-from alignmask.commands.train import Flag, Part, switch_off
+from alignmask.commands._options import Flag
+from alignmask.commands.train import Part, switch_off
 from alignmask.config import Config
 from alignmask.data import resolve_paths, train_dataset, val_dataset
 from alignmask.recipes import RECIPES
@@ -41,7 +42,7 @@ def main(arguments: list[str]) -> int:
     if name not in GRIDS:
         raise ValueError(f"ablate: unknown grid {name!r}: expected one of {', '.join(GRIDS)}")
     if rest and not rest[0].startswith("-"):
-        choose_recipe(rest[0])  # says more than the option parser does
+        choose_recipe(rest[0])  # its message says more than the option parser's
     return tyro.extras.subcommand_cli_from_dict(
         {recipe: _command(name, function) for recipe, function in RECIPES.items()},
         prog=f"alignmask ablate {name}",
@@ -71,19 +72,20 @@ def _command(grid: str, recipe: Callable[[], Config]) -> Callable[..., int]:
 
     command.__doc__ = f"""{GRIDS[grid].title}, with the recipe {base.name.removeprefix("ablate_")}
 
-    Trains every variant with every seed below OUT/NAME, skips what is done, goes on where a run was stopped, and writes
-    {grid}.md, {grid}.png and {grid}.json there. Start it as often as you like, also on several GPUs and machines that share
-    the folder: no run is done twice, and the runs of a process that died are taken over.
+    Every variant is trained with every seed below OUT/NAME. Finished runs are skipped, and stopped runs are continued. The
+    tables are written there as {grid}.md, {grid}.png and {grid}.json. The command can be started any number of times, also
+    on several GPUs and machines that share the folder: no run is done twice, and another process takes over the runs of one
+    that died.
 
     Args:
-        config: What all runs have in common.
-        without: Switch these parts off: the synthetic data set (give the four data paths then).
-        seeds: Every variant is trained with each of them. The tables also show the runs with others that are there.
-        only: Names of variants; the others are not trained.
-        softmax_class_weight: loss.class_weight of softmax variants, whose classification loss is on another scale.
-        dry_run: Only list the runs and where they stand.
-        wait: Stay while other processes are at work, to take over the runs of those that die.
-        retry: Try runs again that have failed.
+        config: The settings that all runs have in common.
+        without: Parts to switch off: the synthetic data set (then give the four data paths).
+        seeds: Every variant is trained with each of these. The tables also show existing runs with other seeds.
+        only: Names of the variants to train; by default all.
+        softmax_class_weight: The loss.class_weight of softmax variants, whose classification loss has another scale.
+        dry_run: Only list the runs and their status.
+        wait: Keep waiting while other processes work, to take over the runs of those that die.
+        retry: Try failed runs again.
     """
     return command
 
@@ -99,7 +101,7 @@ def run(
     wait: bool = False,
     retry: bool = False,
 ) -> int:
-    """Lists the plan, trains, prints and writes the tables. Returns 1 if runs have failed."""
+    """List the plan, train, print and write the tables. Returns 1 if runs have failed."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
             "ablate: torchrun's processes would each do runs of their own; start one process per GPU instead: "
@@ -108,7 +110,7 @@ def run(
     grid = GRIDS[name]
     _check_names(grid, only)
     config = replace(config, data=resolve_paths(config.data))
-    # What is wrong with the data is said once, not by every run.
+    # A fault of the data is reported once, and not by every run.
     check_classes(config, train_dataset(config.data), val_dataset(config.data, masks=False))
     folder = config.out / config.name
     claims = Claims(folder / "claims")
@@ -122,7 +124,7 @@ def run(
     console.print(plan(grid, folder, cells, claims))
     if dry:
         return 0
-    # The tables show what other commands have done in this folder, too: with other seeds, or of other variants.
+    # The tables also show what other commands have done in this folder: other seeds, or other variants.
     begun = [v for v in grid.variants if not only or v.name in only or (folder / v.name).exists()]
     shown = replace(grid, variants=tuple(begun))
     every_seed = sorted({*seeds, *runs.seeds_in(shown, config)})
@@ -153,7 +155,7 @@ def run(
 
 
 def plan(grid: Grid, folder: Path, cells: list[runs.Cell], claims: Claims) -> Table:
-    """Every run and where it stands."""
+    """Every run and its status."""
     table = Table(title=f"{grid.title}: {folder}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("run", "variant", "status", ""):
         table.add_column(heading, overflow="fold")

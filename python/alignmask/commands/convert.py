@@ -1,4 +1,4 @@
-"""`alignmask convert`: other projects' weights into a checkpoint of ours, and the baseline into theirs."""
+"""`alignmask convert`: other projects' weights to an AlignMask checkpoint, and the baseline to theirs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Annotated, Literal
 import tyro
 
 from alignmask import checkpoint
+from alignmask.commands._options import flowing
 from alignmask.config import without_pretrained
-from alignmask.data.coco_classes import COCO_CLASSES
 from alignmask.data.coco_json import CocoIndex
 from alignmask.pretrained.read import Report, Source, initialise_from, read
+from alignmask.pretrained.read import classes as class_list
 from alignmask.pretrained.write import write_huggingface, write_mask2former
 
 Format = Literal["alignmask", "mask2former", "huggingface"]
@@ -22,6 +23,7 @@ def main(arguments: list[str]) -> int:
     return tyro.cli(command, prog="alignmask convert", args=arguments)
 
 
+@flowing
 def command(
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")],
     destination: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")],
@@ -30,21 +32,21 @@ def command(
 ) -> int:
     """Convert weights between AlignMask, Mask2Former's own code and Hugging Face. Nothing in a file is executed.
 
-    SRC is a checkpoint or run of ours, a checkpoint of Mask2Former's code (.pkl, .pth; ResNet or Swin), or a folder that
-    Hugging Face's Mask2FormerForUniversalSegmentation was saved to.
+    SRC is a checkpoint or run of AlignMask, a checkpoint of Mask2Former's code (.pkl, .pth; ResNet or Swin), or a folder
+    that Hugging Face's Mask2FormerForUniversalSegmentation was saved to.
 
-    A checkpoint of ours is a folder for `alignmask eval`, `predict` and `train --train.init-from`. Only a model without
-    sigmoid scores is a Mask2Former, and can be written as one.
+    An AlignMask checkpoint is a folder that `alignmask eval`, `predict` and `train --train.init-from` read. Only a model
+    with softmax scores is a Mask2Former and can be written as one.
 
     Args:
         source: What to read.
-        destination: What to write: a folder, or for mask2former a file that ends in .pkl or .pth. It must be new.
-        to: Whose format to write.
-        annotations: COCO annotation file with the names and ids of the classes. Else the source's are kept, if it has any,
-            and 80 classes are taken for COCO's.
+        destination: The folder to write, or for mask2former the file, which ends in .pkl or .pth. It must not exist yet.
+        to: The project whose format is written.
+        annotations: COCO annotation file with the names and ids of the classes. By default the source's are kept; if it has
+            none, 80 classes are taken for COCO's.
     """
     if destination.exists():
-        raise FileExistsError(f"convert: {destination} is there already: nothing is overwritten")
+        raise FileExistsError(f"convert: {destination} exists already: nothing is overwritten")
     kind, found = read(source)
     if kind == to:
         raise ValueError(f"convert: {source} has the format {to} already")
@@ -64,8 +66,8 @@ def command(
 
 
 def classes(source: Source, annotations: Path | None) -> tuple[list[str], list[int]]:
-    """Names and category ids. Raises ValueError if the file's categories are not as many as the classes."""
-    count, names = source.config.model.num_classes, source.class_names
+    """Names and category ids of the classes. Raises ValueError if the file has more or fewer categories than the model."""
+    count = source.config.model.num_classes
     if annotations is not None:
         index = CocoIndex(annotations)
         if len(index.class_names) != count:
@@ -73,11 +75,7 @@ def classes(source: Source, annotations: Path | None) -> tuple[list[str], list[i
                 f"convert: {annotations} has {len(index.class_names)} categories, the model {count} classes"
             )
         return index.class_names, index.category_ids
-    if names is not None and source.category_ids is not None:
-        return names, source.category_ids
-    if count == len(COCO_CLASSES) and (names is None or names[0] in ("person", "LABEL_0")):
-        return list(COCO_CLASSES.values()), list(COCO_CLASSES)
-    return names or [f"class {number}" for number in range(1, count + 1)], list(range(1, count + 1))
+    return class_list(source, count)
 
 
 def _tell(source: Source, names: list[str], report: Report, what: str) -> None:

@@ -1,4 +1,4 @@
-"""`alignmask demo`: a small AlignMask from nothing to pictures."""
+"""`alignmask demo`: train a small AlignMask on synthetic images and draw what it finds."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+import alignmask
 from alignmask.commands._console import INTERRUPTED, complain
 from alignmask.data import val_dataset
-from alignmask.evaluation.evaluate import evaluate_file
 from alignmask.pictures.run import run_pictures
 from alignmask.recipes import shapes_tiny
 from alignmask.training.signals import Stopped
-from alignmask.training.trainer import train
 
 
 def main(arguments: list[str]) -> int:
@@ -25,10 +24,10 @@ def main(arguments: list[str]) -> int:
 def command(minutes: float = 10.0, out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("demo")) -> int:
     """Train a small AlignMask on built-in synthetic images, evaluate it on held-out ones, and draw pictures.
 
-    Stopped with Ctrl-C, it continues where it was when it is started again.
+    After Ctrl-C, the same command continues where it stopped.
 
     Args:
-        minutes: Time for training. Making the images, evaluation and pictures come on top.
+        minutes: Minutes of training. Making the images, evaluating and drawing take a few more.
         out: Folder to write to.
     """
     if not minutes > 0:
@@ -36,12 +35,12 @@ def command(minutes: float = 10.0, out: Annotated[Path, tyro.conf.arg(metavar="D
     recipe = shapes_tiny()
     config = replace(recipe, out=out, train=replace(recipe.train, max_minutes=minutes))
     try:
-        run = train(config)
+        run = alignmask.train(config)
     except Stopped as stopped:
         return complain(str(stopped), INTERRUPTED)
     dataset = val_dataset(config.data)
     pictures = run_pictures(run, dataset, out)
-    Console().print(evaluate_file(dataset.annotations, run / "results.json").table())
+    Console().print(alignmask.evaluate(run / "results.json", annotations=dataset.annotations).table())
     for what, picture in pictures.items():
         print(f"{what}: {picture}")
     print(f"look into its predictions: alignmask analyze {run}")

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from alignmask.commands._console import choose_recipe
+from alignmask.commands._options import flowing
 from alignmask.config import DataConfig
 from alignmask.model.flops import Flops, count_flops, count_parameters
 
@@ -21,20 +22,22 @@ def main(arguments: list[str]) -> int:
     return tyro.cli(command, prog="alignmask flops", args=arguments)
 
 
+@flowing
 def command(
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")],
     size: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="H W", help_behavior_hint="")] = None,
     aligned_queries: int = 0,
 ) -> int:
-    """Parameters, and multiply-adds (GMACs: 10^9 of them; papers call these GFLOPs) of one image, part by part.
+    """Count parameters, and multiply-adds for one image, part by part.
 
-    Nothing is downloaded or run: the operations are counted. `alignmask train --help` lists the recipes.
+    1 GMAC is 10^9 multiply-adds; papers call these GFLOPs. Nothing is downloaded or run. `alignmask train --help` lists the
+    recipes.
 
     Args:
-        recipe: Whose model.
-        size: Height and width of the image, padded to multiples of 32; default: a 3:4 photo at the recipe's evaluation
-            size.
-        aligned_queries: So many aligned queries stand beside the object queries, as in training (Table 1 counts 100).
+        recipe: The recipe whose model is counted.
+        size: Height and width of the image, which is padded to multiples of 32; by default a 3:4 photo at the recipe's
+            evaluation size.
+        aligned_queries: Number of aligned queries beside the object queries, as in training (Table 1 counts 100).
     """
     config = choose_recipe(recipe)()
     height, width = size or photo(config.data)

@@ -11,10 +11,10 @@ import tyro
 import alignmask
 from alignmask._files import write_json
 from alignmask.commands._console import choose_device, complain, progress
+from alignmask.commands._options import flowing
 from alignmask.config import SHOWN_SCORE
 from alignmask.data import ImageError, read_image
 from alignmask.evaluation.evaluate import to_coco_results
-from alignmask.pictures.drawing import draw_instances
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
@@ -23,6 +23,7 @@ def main(arguments: list[str]) -> int:
     return tyro.cli(command, prog="alignmask predict", args=arguments)
 
 
+@flowing
 def command(
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")],
     images: Annotated[
@@ -32,18 +33,18 @@ def command(
     threshold: float = SHOWN_SCORE,
     device: str = "auto",
 ) -> int:
-    """Segment images: for each a picture with masks, class names and scores; for all a COCO results file.
+    """Segment images: write a picture of each with masks, class names and scores, and one COCO results file for all.
 
-    predictions.json has an entry for every instance. Its image_id is the number that an image file is named by
-    (000000000139.jpg: 139) if all are named by different numbers, else 1, 2, ... in the order of the files; its
-    file_name says which file it was. (For AP use `alignmask eval`, which keeps low scores, too.)
+    predictions.json has an entry for every instance. If all image files are named by different numbers, image_id is that
+    number (139 for 000000000139.jpg); otherwise it is the position of the file, from 1. file_name names the file. (To
+    measure AP, use `alignmask eval`, which also keeps low scores.)
 
     Args:
-        checkpoint: A checkpoint, or a run's folder (then its best one).
-        images: Image files, and folders of image files.
+        checkpoint: A checkpoint, or a run's folder (its best checkpoint is used).
+        images: Image files, and folders of image files (subfolders are not searched).
         out: Folder to write to.
         threshold: Predictions with a lower score are neither drawn nor written.
-        device: Where the model runs: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
+        device: Where the model runs: cpu, cuda, cuda:1, ...; auto chooses a GPU if there is one.
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"predict: --threshold: expected 0 to 1, got {threshold}")
@@ -61,9 +62,8 @@ def command(
             except ImageError as error:  # the others are worth having
                 unreadable.append(str(error))
                 continue
-            found = predictor.predict(image_CHW)
-            found = found[found.scores_N >= threshold]
-            picture = draw_instances(image_CHW.permute(1, 2, 0).numpy(), found, predictor.class_names)
+            found = predictor.predict(image_CHW, threshold=threshold)
+            picture = predictor.draw(image_CHW, found, threshold=threshold)
             picture.save(out / names[position], compress_level=1)  # the default takes longer than the model
             results = to_coco_results(found, ids[position], predictor.category_ids)
             entries += [{**entry, "file_name": str(file)} for entry in results]
@@ -82,9 +82,9 @@ def _count(number: int, what: str) -> str:
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
-    """The files named, and those of folders named (by name, no subfolders).
+    """The image files that are named, and those in the folders that are named, sorted, without subfolders.
 
-    Raises ValueError if there is none, FileNotFoundError for a path that does not exist.
+    Raises ValueError if there are none, FileNotFoundError for a path that does not exist.
     """
     files: list[Path] = []
     for path in paths:
@@ -101,13 +101,13 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def picture_names(files: Sequence[Path]) -> list[str]:
-    """A PNG name for each file; if several files would share one, all get their position before it."""
+    """A PNG name for each file. If several files would have the same, every name begins with the file's position."""
     if len({file.stem for file in files}) == len(files):
         return [f"{file.stem}.png" for file in files]
     return [f"{position}_{file.stem}.png" for position, file in enumerate(files, 1)]
 
 
 def image_ids(files: Sequence[Path]) -> list[int]:
-    """The numbers that the files are named by, if they are and differ; else 1, 2, ..."""
+    """The numbers that the files are named by, if all are and no two are equal; otherwise 1, 2, ..."""
     numbers = [int(file.stem) for file in files if file.stem.isdecimal()]
     return numbers if len(set(numbers)) == len(files) else list(range(1, len(files) + 1))

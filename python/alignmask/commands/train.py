@@ -1,4 +1,4 @@
-"""`alignmask train RECIPE`: every recipe is a subcommand, its settings are the options' defaults."""
+"""`alignmask train RECIPE`: every recipe is a subcommand, and its settings are the defaults of the options."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from typing import Annotated, Literal
 
 import tyro
 
+import alignmask
 from alignmask.commands._console import INTERRUPTED, choose_recipe, complain
+from alignmask.commands._options import Flag
 from alignmask.config import Config
 from alignmask.recipes import RECIPES
 
-DESCRIPTION = """Train a model by a recipe, or continue a stopped run of the same name.
+DESCRIPTION = """Train a model with the settings of a recipe, or continue a stopped run of the same name.
 `alignmask train RECIPE --help` lists all settings with the recipe's values.
 Several GPUs: torchrun --nproc-per-node 8 -m alignmask.cli train RECIPE ..."""
 
-Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
 Part = Literal["model.aligned-queries", "data.shapes"]
 
 
 def main(arguments: list[str]) -> int:
     if arguments and not arguments[0].startswith("-"):
-        choose_recipe(arguments[0])  # says more than the option parser does
+        choose_recipe(arguments[0])  # its message says more than the option parser's
     return tyro.extras.subcommand_cli_from_dict(
         {name: _command(recipe) for name, recipe in RECIPES.items()},
         prog="alignmask train",
@@ -44,10 +45,10 @@ def _command(recipe: Callable[[], Config]) -> Callable[..., int]:
     command.__doc__ = f"""{recipe.__doc__}
 
     Args:
-        config: The run.
-        without: Switch these parts off: Aligned Query Learning; the synthetic data set (give the four data paths then).
-        dry_run: Only try a few steps from random weights: prints losses, seconds and memory, keeps nothing.
-        no_resume: Start anew. An older run of the same name is renamed.
+        config: The settings of the run.
+        without: Parts to switch off: Aligned Query Learning, or the synthetic data set (then give the four data paths).
+        dry_run: Only try a few steps from random weights. Prints losses, seconds and memory, and keeps nothing.
+        no_resume: Start anew. An existing run of the same name is renamed.
     """
     return command
 
@@ -61,17 +62,16 @@ def switch_off(config: Config, parts: tuple[Part, ...]) -> Config:
 
 
 def run(config: Config, *, dry: bool = False, resume: bool = True) -> int:
-    """Trains (or tries, if `dry`) and says where the run is."""
+    """Train, or try a few steps if `dry`. Prints where the run is and returns the exit code."""
     if dry:
         from alignmask.training.dry_run import dry_run
 
         dry_run(config)
         return 0
     from alignmask.training.signals import Stopped
-    from alignmask.training.trainer import train
 
     try:
-        print(f"run: {train(config, resume)}")
+        print(f"run: {alignmask.train(config, resume=resume)}")
     except Stopped as stopped:
         return complain(str(stopped), INTERRUPTED)
     return 0

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def resolve_paths(data: DataConfig) -> DataConfig:
-    """`data` with its four paths set; generates the synthetic data set if it is asked for and absent.
+    """The settings with all four paths; generates the synthetic data set if it is asked for and does not exist yet.
 
     Raises ValueError if both `data.shapes` and a path are given, or neither.
     """
@@ -39,8 +39,8 @@ def resolve_paths(data: DataConfig) -> DataConfig:
     # A resolved configuration, read back from a run's folder, has both; they must agree.
     if clash := [f"data.{name}" for name in given if Path(getattr(data, name)) != getattr(resolved, name)]:
         raise ValueError(
-            f"{', '.join(clash)}: set although data.shapes asks for the synthetic data set; with --without data.shapes your "
-            "own is taken"
+            f"{', '.join(clash)}: set although data.shapes asks for the synthetic data set; use --without data.shapes for your "
+            "own data"
         )
     shapes.generate(data.shapes)
     return resolved

@@ -1,4 +1,4 @@
-"""COCO's 80 classes, in the order of their category ids, which models number from 0."""
+"""COCO's 80 classes, in the order of their category ids. Models number them from 0."""
 
 COCO_CLASSES = {
     1: "person", 2: "bicycle", 3: "car", 4: "motorcycle", 5: "airplane", 6: "bus", 7: "train", 8: "truck", 9: "boat",

@@ -47,7 +47,7 @@ def fault(path: str | Path, text: str, image: int | None = None, annotation: int
 
 
 def read_coco_json(path: str | Path) -> dict[str, Any]:
-    """Parse a COCO JSON file; `images`, `annotations` and `categories` are sure to be lists.
+    """Parse a COCO JSON file; `images`, `annotations` and `categories` are checked to be lists.
 
     Raises CocoError, with line and column for malformed JSON.
     """
@@ -71,8 +71,11 @@ def read_coco_json(path: str | Path) -> dict[str, Any]:
 class CocoIndex:
     """The images of a COCO JSON file, in its order, with the instances that can be trained on.
 
-    limit: the first so many images only. Raises CocoError for every fault that does not need an image or a
-    rasterised polygon to be seen.
+    Args:
+        limit: Number of images to keep, from the start of the list; None keeps all.
+
+    Raises:
+        CocoError: Any fault that can be seen without loading an image or rasterising a polygon.
     """
 
     def __init__(self, path: Path, limit: int | None = None) -> None:
@@ -109,7 +112,7 @@ class CocoIndex:
                 raise CocoError(f"{self.path}, {where}: category id {category_id} occurs twice")
             names[category_id] = name
         if not names:
-            raise fault(self.path, "lists no categories")
+            raise fault(self.path, "it lists no categories")
         return sorted(names), [names[category_id] for category_id in sorted(names)]
 
     def _read_images(self, images: list[Any]) -> dict[int, ImageRecord]:
@@ -125,7 +128,7 @@ class CocoIndex:
                 raise fault(self.path, f"expected positive sides, got height {height}, width {width}", image_id)
             records[image_id] = ImageRecord(image_id, self._get(image, "file_name", str, where), height, width, [])
         if not records:
-            raise fault(self.path, "lists no images")
+            raise fault(self.path, "it lists no images")
         return records
 
     def _read_annotations(

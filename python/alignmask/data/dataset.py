@@ -29,18 +29,20 @@ __all__ = ["CocoDataset", "CocoError", "read_coco_json"]
 class CocoDataset(Dataset[Sample]):
     """Images and instance masks of a COCO-format data set.
 
-    Labels are 0 .. classes - 1 in the order of the category ids, which may have gaps. Crowd annotations are no
+    Labels are 0 .. classes - 1 in the order of the category ids, which may have gaps. Crowd annotations are not
     instances. Polygons of fewer than 3 points, and masks of zero area, are left out as the official tools do;
-    `describe` counts them, and a warning tells of them. Images without instances stay.
+    `describe` counts them, and a warning reports them. Images without instances are kept.
 
-    images: folder that the JSON's `file_name`s are relative to.
-    annotations: the JSON file.
-    transform: applied to every sample.
-    limit: keep the first so many images of the JSON's list only.
-    masks: False gives samples without instances (prediction needs none, and decoding them costs time).
+    Args:
+        images: Folder that the JSON's `file_name`s are relative to.
+        annotations: The JSON file.
+        transform: Is applied to every sample.
+        limit: Number of images to keep, from the start of the JSON's list; None keeps all.
+        masks: False gives samples without instances (prediction needs none, and decoding them takes time).
 
-    Raises CocoError: at once for every fault that the JSON and the folder's listing show, and when a sample is loaded
-    for one that only its image file or its polygons show.
+    Raises:
+        CocoError: At once for every fault that can be seen in the JSON and in the folder's listing; when a sample is loaded
+            for a fault of its image file or its polygons.
     """
 
     def __init__(
@@ -111,7 +113,7 @@ class CocoDataset(Dataset[Sample]):
         )
 
     def file_name(self, index: int) -> str:
-        """As the JSON has it. Raises IndexError."""
+        """The image's file name in the JSON. Raises IndexError."""
         return self._record(index).file_name
 
     def size(self, index: int) -> Size:
@@ -128,7 +130,7 @@ class CocoDataset(Dataset[Sample]):
     def describe(self) -> str:
         """One line: images, instances, classes, and what was left out by reason.
 
-        Polygons of zero area are counted as they are met, in this process and in its data-loading workers.
+        Polygons of zero area are counted when they are loaded, in this process and in its data-loading workers.
         """
         empty = int(self._zero_area.sum())
         skipped = self._skipped + Counter({ZERO_AREA: empty})

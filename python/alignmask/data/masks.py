@@ -16,7 +16,7 @@ from alignmask.data.batch import Size
 Segmentation = list[list[float]] | bytes
 """The two forms kept: polygons (x, y, x, y, ... in pixels), or the counts of a compressed RLE."""
 
-# Rasterising takes time and memory in proportion to an edge's length, wherever it lies; no image is this large.
+# Rasterising takes time and memory in proportion to the length of an edge, even outside of the image. No image is this large.
 _LARGEST_COORDINATE = 1e5
 
 
@@ -101,7 +101,7 @@ def check_coverage(counts: bytes, covered: int, size: Size) -> None:
 
 
 def encode_segmentation(segmentation: Segmentation, size: Size) -> dict[str, Any]:
-    """One instance as pycocotools' RLE. Raises ValueError for polygons that are no finite numbers."""
+    """One instance as pycocotools' RLE. Raises ValueError for polygons whose coordinates are not finite numbers."""
     if isinstance(segmentation, bytes):
         return {"size": list(size), "counts": segmentation}
     polygons = [_coordinates(polygon) for polygon in segmentation]

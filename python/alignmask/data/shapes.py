@@ -1,6 +1,6 @@
 """The built-in synthetic data set in COCO format: textured shapes on textured backgrounds, with occlusion.
 
-Classes differ in shape alone; colours, textures, sizes and angles are drawn alike for all of them, so that a model
+Classes differ only in shape; colours, textures, sizes and angles have the same distribution for all of them, so that a model
 has to look at outlines. An instance's mask is what is visible of it. Image i of a split depends on (seed, split, i)
 and the image size only.
 
@@ -47,7 +47,7 @@ def generate(config: ShapesConfig) -> None:
 
     Writes train/*.png, val/*.png, instances_train.json, instances_val.json and a marker with the settings. The folder
     appears complete or not at all, also when several processes ask for it at once. Raises ValueError for impossible
-    settings, and FileExistsError if the root holds a data set with other settings, which a training may be reading, or
+    settings, and FileExistsError if the root holds a data set with other settings, which a training run may be reading, or
     anything else that this function did not write.
     """
     if config.size < 32 or min(config.train_images, config.val_images, config.max_instances) < 1 or config.seed < 0:
@@ -96,7 +96,7 @@ def _present_settings(root: Path) -> dict[str, Any] | None:
         return {"classes": 6, "crowding": 0.0, "visible_share": 0.3, **json.loads((root / MARKER).read_text())}
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise FileExistsError(
-            f"{root}: holds something that is no synthetic data set (no {MARKER}); choose another root"
+            f"{root}: holds something that is not a synthetic data set (there is no {MARKER}); choose another root"
         )
     return None
 
@@ -177,7 +177,7 @@ def draw(
 
 
 def _distinct_color(rng: np.random.Generator, used: list[np.ndarray]) -> np.ndarray:
-    """Of several random colours the one farthest from those used: neighbours stay tellable apart."""
+    """Of several random colours the one farthest from those used: neighbours can be told apart."""
     candidates = rng.uniform(20, 235, (6, 3))
     distances = np.linalg.norm(candidates[:, None] - np.stack(used), axis=-1).min(axis=1)
     return candidates[distances.argmax()]

@@ -1,4 +1,4 @@
-"""Processes that load data."""
+"""Data-loading processes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import signal
 
 
 def leave_signals_to_the_main_process(worker: int) -> None:
-    """`worker_init_fn` of a DataLoader. Schedulers send SIGTERM to all processes of a job: workers must go on while the main
-    process finishes its step and saves. They end with it."""
+    """The `worker_init_fn` of a DataLoader: ignore SIGINT and SIGTERM.
+
+    Schedulers send SIGTERM to all processes of a job. Workers must continue while the main process finishes its step and
+    saves; they end with it.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""How well scores tell the quality of masks: Table 2 and Fig. 4 of the paper, for any model's COCO results file.
+"""How well scores follow the quality of masks: Table 2 and Fig. 4 of the paper, for any model's COCO results file.
 
 Shapes: N predictions.
 """
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 IoU = Literal["same class", "any class"]
-"""With the best ground-truth mask of the predicted category, or of any."""
+"""The IoU with the best ground-truth mask of the predicted category, or of any category."""
 PER_IMAGE = 100
-"""Predictions of an image that count, the most confident ones: the paper's "top 2 %" are 10,000 of 5,000 x 100."""
+"""Number of predictions of an image that count, the most confident ones: the paper's "top 2 %" are 10,000 of 5,000 x 100."""
 INTERVALS = 10
 """Score intervals of equal width, for the calibration error and the curve of mean IoU."""
 NO_TRUTH = 0
-"""Instead of an annotation's id: no ground-truth mask overlaps the prediction."""
+"""Takes the place of an annotation's id where no ground-truth mask overlaps the prediction."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def score_iou_pairs(
 
 
 def _best(iou_NM: np.ndarray, id_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The largest IoU of each prediction, and the id of the mask it is with."""
+    """The largest IoU of each prediction, and the id of the ground-truth mask."""
     best_N = iou_NM.max(axis=1)
     return best_N, np.where(best_N > 0, id_M[iou_NM.argmax(axis=1)], NO_TRUTH)
 
@@ -206,7 +206,7 @@ def calibration_error(score_N: np.ndarray, iou_N: np.ndarray) -> float | None:
     """Expected calibration error of the score as a forecast of the IoU (Guo et al. 2017, with the IoU in place of the
     accuracy): |mean score - mean IoU| of each score interval, weighted by its share of the predictions.
 
-    None if there is no prediction, or a score is outside 0..1 and so no forecast of an IoU.
+    Returns None if there are no predictions, or if a score is outside 0..1, so that it cannot be a forecast of an IoU.
     """
     if not len(score_N) or score_N.min() < 0 or score_N.max() > 1:
         return None
@@ -220,17 +220,17 @@ def score_interval(score_N: np.ndarray) -> np.ndarray:
 
 
 def score_span(scores: Iterable[np.ndarray]) -> tuple[float, float]:
-    """What an axis of these scores has to show: 0 to 1, and more if some are no probabilities."""
+    """The range that an axis of these scores has to show: 0 to 1, or more if scores are not probabilities."""
     ends = [float(end) for score_N in scores if len(score_N) for end in (score_N.min(), score_N.max())]
     return min([0.0, *ends]), max([1.0, *ends])
 
 
 def oracle_scores(pairs: ScoreIoU) -> np.ndarray:
-    """The scores of a perfect ranking: the IoU (same class) of the best mask of each object, and IoU - 1 of all other
-    predictions, so that they come after.
+    """The scores of a perfect ranking: the IoU (same class) for the best mask of each object, and IoU - 1 for all other
+    predictions, which therefore come after them.
 
-    AP with the plain IoU as the score is no upper bound: it ranks a good duplicate, which can only be wrong, before the
-    only mask of another object.
+    AP with the plain IoU as the score is not an upper bound: a good duplicate, which can only be counted as wrong, would
+    rank before the only mask of another object.
     """
     iou_N = pairs.iou_same_class_N
     order = np.argsort(-iou_N, kind="stable")

@@ -1,6 +1,6 @@
 """COCO mask AP and alignment statistics, of results files and of models.
 
-Numbers are fractions (0..1), -1 where there is no ground truth to measure on, as the official tool gives them.
+Numbers are fractions (0..1); -1 means that there is no ground truth to measure on, as in the official tool.
 Shapes: N predictions of one image.
 """
 
@@ -98,14 +98,14 @@ class Evaluation:
 def to_coco_results(
     instances: Instances, image_id: int, category_ids: Sequence[int], scores: torch.Tensor | None = None
 ) -> list[dict[str, Any]]:
-    """Turns the predictions of one image into entries of a COCO results file.
+    """Turn the predictions of one image into entries of a COCO results file.
 
     Args:
         instances: Predictions at the original size of the image.
         category_ids: COCO category id of each label.
-        scores: float [N] to be used instead of `instances.scores_N`.
+        scores: Float [N], used instead of `instances.scores_N`.
     Raises:
-        ValueError: a score is not finite, or the shapes do not fit (image id named).
+        ValueError: A score is not finite, or the shapes do not agree; the message names the image id.
     """
     values = (instances.scores_N if scores is None else scores).detach().float().cpu().numpy().astype(float)
     labels = instances.labels_N.cpu().tolist()
@@ -150,18 +150,17 @@ def evaluate_model(
     progress: Callable[[int, int], None] | None = None,
     engine: Engine = "hotcoco",
 ) -> Evaluation:
-    """Runs `model.predict` over a data set and measures the predictions against the annotation file, in all score
-    modes.
+    """Run `model.predict` over a data set and measure the predictions against the annotation file, in all score modes.
 
-    With torch.distributed initialised, each rank predicts its share of the images; every rank returns the evaluation of
-    all.
+    If torch.distributed is initialised, each rank predicts its share of the images, and every rank returns the evaluation
+    of all of them.
 
     Args:
-        model: Is put into eval mode, and back as it was.
-        dataset: With the evaluation transform; ground truth is read from its annotation file.
-        batch_size: Images of one size per forward pass and rank.
-        workers: Data-loading processes.
-        out: Folder for results.json (default score mode) and evaluation.json, both written atomically; None writes
+        model: The model. It is put into evaluation mode, and afterwards back into the mode it was in.
+        dataset: A data set with the evaluation transform. Ground truth is read from its annotation file.
+        batch_size: Images per forward pass and rank; all of one size.
+        workers: Number of data-loading processes.
+        out: Folder for results.json (in the default score mode) and evaluation.json, both written atomically. None writes
             nothing.
         progress: Called with (images done, images of this rank) after every batch.
     """
@@ -228,7 +227,7 @@ def _predict(
 
 
 def _batches_of_one_size(dataset: CocoDataset, indices: Iterable[int], batch_size: int) -> list[list[int]]:
-    """Images are not padded to each other's size, so that what is predicted does not depend on who shares a batch."""
+    """Indices in batches of equal size: images are not padded, so that predictions do not depend on the rest of the batch."""
     groups: dict[Size, list[int]] = {}
     for index in indices:
         groups.setdefault(dataset.size(index), []).append(index)

@@ -1,6 +1,6 @@
-"""The official COCO mask metrics of predictions, by two engines that agree.
+"""The official COCO mask metrics of predictions, computed by either of two engines that agree.
 
-Numbers are fractions (0..1), -1 where there is no ground truth to measure on, as the official tool gives them.
+Numbers are fractions (0..1); -1 means that there is no ground truth to measure on, as in the official tool.
 """
 
 from __future__ import annotations
@@ -109,10 +109,10 @@ def evaluate_results(
         annotations: COCO annotation file.
         results: COCO results file, or its entries; see `alignmask.evaluation.results_file.load_results` for what is checked.
         engine: "hotcoco" (fast) or "pycocotools" (the official tool); the numbers are equal.
-        image_ids: evaluate these images alone.
-        ignore_unknown: leave out what `load_results` can leave out instead of raising.
+        image_ids: Evaluate only these images.
+        ignore_unknown: Leave out what `load_results` can leave out, instead of raising.
     Raises:
-        alignmask.data.CocoError: a file cannot be read, or is faulty; the message lists where.
+        alignmask.data.CocoError: A file cannot be read, or has faults; the message lists where they are.
     """
     ground_truth = load_ground_truth(annotations)
     checked = load_results(results, ground_truth, ignore_unknown)

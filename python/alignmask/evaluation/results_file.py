@@ -21,7 +21,7 @@ from alignmask.evaluation import rle
 UNKNOWN_IMAGE, UNKNOWN_CATEGORY = "of an unknown image", "of an unknown category"
 NO_POLYGON = "no polygon of 3 points or more"
 SHOWN_FAULTS = 5
-"""So many faults of a kind are listed in an error message; the rest is counted."""
+"""Number of faults of a kind that an error message lists; the others are counted."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class GroundTruth:
         """The same data set restricted to some of its images."""
         wanted = list(dict.fromkeys(image_ids))
         if not wanted:
-            raise ValueError(f"{self.source}: no images to evaluate on")
+            raise ValueError(f"{self.source}: there are no images to evaluate on")
         if unknown := [image_id for image_id in wanted if image_id not in self.sizes]:
             raise CocoError(f"{self.source}: no image has id {_some(unknown)}")
         sizes = {image_id: self.sizes[image_id] for image_id in wanted}
@@ -93,10 +93,10 @@ def group_by_image(entries: Iterable[dict[str, Any]]) -> dict[int, list[dict[str
 
 
 def load_ground_truth(annotations: Path | str | GroundTruth) -> GroundTruth:
-    """Reads a COCO annotation file (the last few are kept in memory, by path and modification time).
+    """Read a COCO annotation file (the last few are kept in memory, by path and modification time).
 
     Raises:
-        CocoError: the file cannot be read as a COCO annotation file, an id occurs twice, or annotations are faulty
+        CocoError: The file cannot be read as a COCO annotation file, an id occurs twice, or annotations have faults
             (unknown image or category, damaged segmentation, RLE that does not fit its image); ids are named.
             Annotations without a polygon of 3 points or more are left out with a warning, as in training.
     """
@@ -175,17 +175,17 @@ def _load_ground_truth(path: Path, _modified: int) -> GroundTruth:
 def load_results(
     results: Path | str | Sequence[dict[str, Any]] | Results, ground_truth: GroundTruth, ignore_unknown: bool = False
 ) -> Results:
-    """Reads a COCO results file (a list of entries with image_id, category_id, segmentation, score) or such a list.
+    """Read a COCO results file (a list of entries with image_id, category_id, segmentation, score) or such a list.
 
-    Segmentations may be compressed RLE, uncompressed RLE or polygons. Everything else that entries hold is left out,
-    `bbox` above all: with it the official tool would take the box's area as the mask's.
+    Segmentations may be compressed RLE, uncompressed RLE or polygons. All other keys of an entry are left out. (With a `bbox`,
+    the official tool would take the area of the box for that of the mask.)
 
     Args:
-        ignore_unknown: leave out (and count, with a warning) entries of unknown images or categories, entries whose mask
+        ignore_unknown: Leave out (and count, with a warning) entries of unknown images or categories, entries whose mask
             has another size than the image, and entries without a finite score, instead of raising.
     Raises:
-        CocoError: the file cannot be read, or entries are faulty: one message that counts all faulty entries by kind, and
-            lists the first of each.
+        CocoError: The file cannot be read, or entries have faults; one message counts them by kind and lists the first of
+            each.
     """
     if isinstance(results, Results):
         return results
@@ -215,7 +215,7 @@ def load_results(
             faults.add("of a box without a segmentation" if "bbox" in entry else "without a segmentation", where)
             continue
         if not is_id(image_id) or not is_id(category_id):
-            faults.add("whose image_id or category_id is no integer", f"{where}: category {_brief(category_id)}")
+            faults.add("whose image_id or category_id is not an integer", f"{where}: category {_brief(category_id)}")
             continue
         if not is_number(score):
             unknown.add("with a score that is not a finite number", f"{where}: {_brief(score)}")
@@ -256,10 +256,10 @@ def load_results(
 
 
 class _Faults:
-    """Collects faults by kind, so that one error tells of all of them."""
+    """Collects faults by kind, so that one error message can report all of them."""
 
     def __init__(self, notes: dict[str, str] | None = None) -> None:
-        """notes: What helps to understand a kind, added to its list."""
+        """notes: An explanation of a kind of fault, to be added to its list."""
         self.places: dict[str, list[str]] = {}
         self.notes = notes or {}
 
@@ -296,7 +296,7 @@ def is_number(value: Any) -> bool:
 
 
 def is_id(value: Any) -> bool:
-    """Whether it is an integer, in whatever form tools write it (7, 7.0, NumPy's)."""
+    """Whether it is an integer, in any form that tools write (7, 7.0, NumPy's)."""
     return is_number(value) and value == int(value)
 
 
@@ -317,7 +317,7 @@ def _range(ids: Iterable[int]) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file. Raises CocoError if it cannot be read, with the place of a syntax error."""
+    """Read a JSON file. Raises CocoError if it cannot be read, with the place of a syntax error."""
     try:
         return json.loads(path.read_bytes())
     except OSError as error:

@@ -1,6 +1,6 @@
 """A trained model as one file that runs without this toolkit: a `torch.export` program, or ONNX.
 
-`Segmenter` says what goes in and what comes out.
+`Segmenter` describes inputs and outputs.
 """
 
 from __future__ import annotations
@@ -23,45 +23,45 @@ from alignmask.exporting.windows import exportable_windows
 from alignmask.model import AlignMask
 
 LARGEST_BATCH = 65_535
-"""Images at a time: attention on a GPU takes no more."""
+"""The largest number of images at a time; attention on a GPU cannot take more."""
 
 Format = Literal["torch", "onnx"]
 
 OPSET = 20
 """The first ONNX opset in which GridSample's bilinear mode has the name that it has today."""
 ABOUT = "alignmask"
-"""Where the file keeps what the model is about: metadata of that name (ONNX), an extra file (torch)."""
+"""The name under which the file keeps class names and sizes: of a metadata entry (ONNX) or of an extra file (torch)."""
 INPUTS, OUTPUTS = ["image", "size"], ["scores", "labels", "masks"]
 ENOUGH = 0.95
-"""Share of detections that must come back from the file as the model makes them. Not all of them: attention masks are
-cut at 0, so that the last bit of a logit can decide what a query sees."""
+"""Share of the model's detections that the file must reproduce. It is below 1 because attention masks are cut at 0, so that
+the last bit of a logit can decide what a query sees."""
 
 
-def export(model: AlignMask, path: Path, format: Format, about: dict[str, Any] | None = None) -> float | None:
+def export_model(model: AlignMask, path: Path, format: Format, about: dict[str, Any] | None = None) -> float | None:
     """Write `Segmenter(model)` to `path`; it takes any number of images of any size that `Segmenter` takes.
 
     "torch": a `torch.export` program (.pt2) that calls our operators, on the model's device. After `import alignmask.ops`,
     `torch.export.load(path).module()(image, size)` runs it.
-    "onnx": standard operators alone, deformable attention by GridSample; one file, opset 20, float32.
+    "onnx": standard operators only (deformable attention by GridSample); one file, opset 20, float32.
 
-    The file is read back and run on made-up images before it takes its name.
+    The file is read back and run on generated images before it takes its name.
 
     Args:
-        about: Kept in the file as JSON, under "alignmask".
+        about: What the file keeps as JSON, under "alignmask".
     Returns:
-        The share of detections that are the same by file and model (1.0 if all); None if nothing was compared, as
-        onnxruntime is not installed.
+        The share of detections that file and model have in common, 0 to 1; None if nothing was compared because onnxruntime
+        is not installed.
     Raises:
         ValueError: The model is in training mode.
         ImportError: "onnx", and the packages of the extra `[onnx]` are missing.
-        RuntimeError: The file computes something else than the model.
+        RuntimeError: The file does not compute what the model computes.
     """
     if model.training:
-        raise ValueError("export: call model.eval() first; in training mode aligned queries would be made")
+        raise ValueError("export: call model.eval() first; a model in training mode makes aligned queries")
     segmenter = Segmenter(model)
     with replacing(path) as part:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what the exporters say of their own insides
+            warnings.simplefilter("ignore")  # the exporters warn about their own code
             _WRITERS[format](segmenter, part, json.dumps(about or {}))
         share = None
         if format == "torch" or not _missing("onnxruntime"):
@@ -87,8 +87,8 @@ def open_file(path: Path) -> Callable[[Tensor, Tensor], Detections]:
 
 
 def agreement(found: Detections, expected: Detections, score: float = 1e-4, iou: float = 0.99) -> float:
-    """The share of `found`'s detections that `expected` has, too: the same label, a score that differs by `score` at most,
-    a mask with an IoU of `iou` or more. Detections of score 0 are left out; 1.0 if there are no others."""
+    """The share of the detections in `found` that are also in `expected`: with the same label, a score that differs by at
+    most `score`, and a mask with an IoU of at least `iou`. Detections of score 0 do not count; 1.0 if there are no others."""
     same = seen = 0
     on_host = (output.cpu() for output in (*found, *expected))
     for scores, labels, masks, other_scores, other_labels, other_masks in zip(*on_host, strict=True):
@@ -138,7 +138,7 @@ def _missing(*packages: str) -> list[str]:
 
 
 def _check(segmenter: Segmenter, run: Callable[[Tensor, Tensor], Detections]) -> float:
-    """The lowest `agreement` over batches that differ from the one that was traced in number and size."""
+    """The lowest `agreement` over batches whose number and size of images differ from those of the traced batch."""
     shares = []
     for count, size in ((1, (SMALLEST, 160)), (3, (160, 96))):
         images = _images(segmenter, count, size)
@@ -146,17 +146,17 @@ def _check(segmenter: Segmenter, run: Callable[[Tensor, Tensor], Detections]) ->
             expected = segmenter(*images)
         found = run(*images)
         if not found[0].isfinite().all():
-            raise RuntimeError("export: what was written gives scores that are not finite")
+            raise RuntimeError("export: the written file gives scores that are not finite")
         shares.append(min(agreement(found, expected), agreement(expected, found)))
     if min(shares) < ENOUGH:
         raise RuntimeError(
-            f"export: what was written gives {min(shares):.0%} of the model's detections, expected {ENOUGH:.0%} or more"
+            f"export: the written file gives {min(shares):.0%} of the model's detections, expected {ENOUGH:.0%} or more"
         )
     return min(shares)
 
 
 def _images(segmenter: Segmenter, count: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Blotches of colour, and sizes with some padding."""
+    """Generated images of smooth colours, and sizes that leave some padding."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(count, 3, size[0] // 16, size[1] // 16, generator=generator)
     image = (torch.nn.functional.interpolate(coarse, size=size, mode="bicubic").clamp(0, 1) * 255).to(torch.uint8)

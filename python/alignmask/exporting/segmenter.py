@@ -21,11 +21,11 @@ SMALLEST = 64
 
 
 class Segmenter(nn.Module):
-    """A model and its post-processing in one graph. Resizing an image, and padding it, is left to the caller.
+    """A model and its post-processing in one graph. The caller resizes and pads the images.
 
     The numbers are those of `AlignMask.predict`, with two differences: a graph's outputs have a fixed number of detections,
-    so one without a pixel is there, with score 0; and masks have the size of the image that came in, not of a file that it
-    was resized from.
+    so that a detection with an empty mask is kept, with score 0; and masks have the size of the given image, which may have
+    been resized from a file.
     """
 
     def __init__(self, model: AlignMask) -> None:

@@ -1,7 +1,7 @@
 """Swin's window attention in a form that `torch.export` follows for any image size.
 
 timm cuts a map into windows by views. A tracer that keeps sizes as symbols then has to reason about strides of views of
-padded, rolled maps; it takes minutes, and ends in guards that shut out small images. Here tokens are gathered into their
+padded, rolled maps; this takes minutes, and ends in guards that exclude small images. Here tokens are gathered into their
 windows, and back, by computed indices: the same numbers.
 
 B images, H x W tokens, C channels.
@@ -23,7 +23,7 @@ HIDDEN = -100.0
 
 
 class GatheringBlock(SwinBlock):
-    """A `SwinBlock` with another way into the windows."""
+    """A `SwinBlock` that gathers tokens into their windows by index."""
 
     def _attn(self, x_BHWC: Tensor) -> Tensor:
         B, H, W, C = x_BHWC.shape
@@ -67,7 +67,7 @@ def _region(i: Tensor, size: int, window: int, shift: int) -> Tensor:
 
 @contextmanager
 def exportable_windows(model: nn.Module) -> Iterator[None]:
-    """Inside, the Swin blocks in `model` are `GatheringBlock`s, and the tracer takes no size for different from 1."""
+    """Inside, the Swin blocks in `model` are `GatheringBlock`s, and the tracer does not assume that a size differs from 1."""
     blocks = [module for module in model.modules() if type(module) is SwinBlock]
     if not blocks:
         yield

@@ -1,1 +1,1 @@
-"""Our kernels inside other people's models."""
+"""Our kernels in models of other libraries."""

@@ -1,6 +1,6 @@
-"""Hugging Face models with our deformable attention: `accelerate(model)`, one line, and `restore(model)`.
+"""Hugging Face models with our deformable attention: `use_kernels(model)`, one line, and `restore(model)`.
 
-Needs no import of transformers: modules are found by the name of their class.
+Nothing is imported from transformers: modules are found by the name of their class.
 B images, Q queries, S tokens of all levels, E = N·D channels, N heads, L levels, P points.
 """
 
@@ -20,41 +20,49 @@ Model = TypeVar("Model", bound=nn.Module)
 Shapes = Sequence[tuple[int, int]]
 
 
-def accelerate(model: Model) -> Model:
-    """Let every deformable attention in a Hugging Face model run on `ops.ms_deform_attn`; returns the same model.
+def use_kernels(model: Model) -> Model:
+    """Let every deformable attention in a Hugging Face model run on `ops.ms_deform_attn`.
 
-    For models built with `Mask2FormerPixelDecoder...`, `OneFormerPixelDecoder...MultiscaleDeformableAttention` or
-    `MultiScaleDeformableAttention` (Deformable DETR, Grounding DINO, RT-DETR, RF-DETR, LW-DETR, OmDet-Turbo, ...). Parameters,
-    their names, outputs (to rounding) and gradients stay what they were; a module that was accelerated before stays as it is.
+    Models built with `Mask2FormerPixelDecoder...` or `OneFormerPixelDecoder...MultiscaleDeformableAttention` or with
+    `MultiScaleDeformableAttention` are supported (Deformable DETR, Grounding DINO, RT-DETR, RF-DETR, LW-DETR, OmDet-Turbo,
+    ...). Parameters and their names, gradients and outputs (to rounding) stay the same. A module that runs on our kernels
+    already is left as it is. `restore` undoes it all.
+
+    Args:
+        model: The model. It is changed in place.
+
+    Returns:
+        The same model.
 
     Raises:
-        ValueError: The model has no such module (what it has instead is listed), or one that cannot be replaced: its
-            `forward` takes arguments that we do not know, or was replaced by something else. Nothing is changed then.
+        ValueError: The model has no such module (the message lists what it has instead), or has one that cannot be
+            replaced: its `forward` takes arguments that this version does not know, or was replaced by something else.
+            Nothing is changed then.
     """
     found: dict[nn.Module, type] = {}
     others: Counter[str] = Counter()
-    accelerated = 0
+    already = 0
     for name, module in model.named_modules():
         kind = type(module)
-        if issubclass(kind, _Accelerated):
-            accelerated += 1
+        if issubclass(kind, _OnKernels):
+            already += 1
         elif kind.__name__ in _REPLACEMENTS:
             _check(name, module)
-            found[module] = _accelerated(kind)
+            found[module] = _on_kernels(kind)
         elif "deformable" in kind.__name__.lower() and "attention" in kind.__name__.lower():
             others[kind.__name__] += 1
-    if not found and not accelerated:
+    if not found and not already:
         instead = (
             ", ".join(f"{count} {name}" for name, count in others.items()) or "no deformable attention of any kind"
         )
         raise ValueError(
-            f"accelerate: {type(model).__name__} has none of the modules {', '.join(_REPLACEMENTS)}; it has {instead}"
+            f"use_kernels: {type(model).__name__} has none of the modules {', '.join(_REPLACEMENTS)}; it has {instead}"
         )
     devices = {parameter.device.type for parameter in model.parameters()}
     for device in sorted(devices - {"meta"}):
         if ops.implementation("ms_deform_attn", device) == "reference":
             warnings.warn(
-                f"accelerate: there is no ms_deform_attn kernel for {device} in this build: nothing gets faster there",
+                f"use_kernels: this build has no ms_deform_attn kernel for {device}: the model will not be faster there",
                 stacklevel=2,
             )
     for module, replacement in found.items():
@@ -63,20 +71,24 @@ def accelerate(model: Model) -> Model:
 
 
 def restore(model: Model) -> Model:
-    """Undo `accelerate`: every module gets its own `forward` back. Returns the same model."""
+    """Undo `use_kernels`: every module gets its own `forward` back. Returns the same model."""
     for module in model.modules():
-        if isinstance(module, _Accelerated):
+        if isinstance(module, _OnKernels):
             module.__class__ = type(module).__bases__[1]
     return model
 
 
-class _Accelerated:
-    """Marks the classes that `accelerate` makes: of one of the classes below, and of the class that was there before."""
+accelerate = use_kernels
+"""The name that `use_kernels` had before."""
+
+
+class _OnKernels:
+    """Marks the classes that `use_kernels` makes from one of the classes below and the class that was there before."""
 
     forward: ClassVar[Callable[..., Any]]
 
 
-class _Sampling(_Accelerated):
+class _Sampling(_OnKernels):
     """For `MultiScaleDeformableAttention`, the part without parameters: locations and weights are given."""
 
     def forward(
@@ -92,11 +104,11 @@ class _Sampling(_Accelerated):
         return ops.ms_deform_attn(value, value_spatial_shapes_list, sampling_locations, attention_weights)
 
 
-class _Attention(_Accelerated):
+class _Attention(_OnKernels):
     """For the attention of Mask2Former's and OneFormer's pixel decoders: projections, and sampling from offsets.
 
-    What it was given is all that is needed for its second result, the weights of S x N x L x P points: it is made where
-    `output_attentions` asks for it, and None otherwise.
+    Its second result, the weights of S x N x L x P points, is computed only if `output_attentions` asks for it, and is None
+    otherwise.
     """
 
     n_heads: int
@@ -141,7 +153,7 @@ class _Attention(_Accelerated):
         return self.output_proj(out_BQE), weights
 
 
-_REPLACEMENTS: dict[str, type[_Accelerated]] = {
+_REPLACEMENTS: dict[str, type[_OnKernels]] = {
     "MultiScaleDeformableAttention": _Sampling,
     "Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention": _Attention,
     "OneFormerPixelDecoderEncoderMultiscaleDeformableAttention": _Attention,
@@ -150,10 +162,10 @@ _REPLACEMENTS: dict[str, type[_Accelerated]] = {
 
 def _check(name: str, module: nn.Module) -> None:
     """Raise ValueError where our `forward` cannot stand in for the module's."""
-    where = f"accelerate: {name} ({type(module).__module__}.{type(module).__name__})"
+    where = f"use_kernels: {name} ({type(module).__module__}.{type(module).__name__})"
     if "forward" in vars(module):
         raise ValueError(
-            f"{where}: its forward was replaced already, by a kernel or a hook; accelerate the model first"
+            f"{where}: its forward was replaced already, by a kernel or a hook; call use_kernels before that"
         )
     theirs = inspect.signature(type(module).forward).parameters
     ours = inspect.signature(_REPLACEMENTS[type(module).__name__].forward).parameters
@@ -161,13 +173,13 @@ def _check(name: str, module: nn.Module) -> None:
         raise ValueError(f"{where}: its forward takes {', '.join(unknown)}, which this version does not know")
     required = {argument for argument, parameter in ours.items() if parameter.default is inspect.Parameter.empty}
     if missing := sorted(required - set(theirs)):
-        raise ValueError(f"{where}: its forward takes no {', '.join(missing)}; is transformers too old?")
+        raise ValueError(f"{where}: its forward does not take {', '.join(missing)}; is transformers too old?")
 
 
 _made: dict[type, type] = {}
 
 
-def _accelerated(kind: type) -> type:
+def _on_kernels(kind: type) -> type:
     """A class with our `forward` and everything else of `kind`, its name included; one for each `kind`."""
     if kind not in _made:
         bases = (_REPLACEMENTS[kind.__name__], kind)

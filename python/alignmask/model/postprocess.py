@@ -19,7 +19,7 @@ from alignmask.model.heads import Prediction
 CHUNK = 16 * 2**20
 
 
-@dataclass
+@dataclass(repr=False)
 class Instances:
     """The instances found in one image, best first."""
 
@@ -34,6 +34,11 @@ class Instances:
     class_scores_N: Tensor
     mask_scores_N: Tensor
     """The class score, and the mean probability of the mask's pixels: either way of scoring can be had from these."""
+
+    def __repr__(self) -> str:
+        height, width = self.masks_NHW.shape[1:]
+        best = f", scores {self.scores_N[0]:.2f} to {self.scores_N[-1]:.2f}" if len(self) else ""
+        return f"Instances({len(self)} in {height} x {width} pixels{best})"
 
     def __len__(self) -> int:
         return self.scores_N.shape[0]

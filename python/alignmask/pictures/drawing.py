@@ -21,7 +21,7 @@ TRUTH, PREDICTION, OVERLAP = (235, 35, 35), (20, 200, 60), (255, 225, 0)
 
 
 class Drawable(Protocol):
-    """What can be drawn: predictions (`alignmask.model.Instances`, with `scores_N`) and samples (without)."""
+    """What can be drawn: predictions (`alignmask.Instances`), which have `scores_N`, and samples, which do not."""
 
     @property
     def masks_NHW(self) -> Any: ...
@@ -40,18 +40,18 @@ def draw_instances(
     labels: bool = True,
     opacity: float = 0.45,
 ) -> Image.Image:
-    """Draws masks, contours, class names and scores over an image.
+    """Draw masks, contours, class names and scores over an image.
 
     Args:
         image_HWC: uint8 RGB, at the size of the masks. The arrays of `instances` may be torch tensors or numpy arrays.
         threshold: Predictions with a lower score are left out.
-        min_side: A smaller image is enlarged (by a whole factor) until its longer side has so many pixels, because text
-            and contours would be unreadable otherwise.
-        labels: Write class names (unless there is one class only) and scores, the most confident first; a text that
-            would cover another one is left out.
-        opacity: Of the masks' fill.
+        min_side: An image whose longer side has fewer pixels is enlarged by a whole factor, so that text and contours are
+            readable.
+        labels: Write scores, and class names if there are several classes. The most confident instances come first; a text
+            that would cover another one is left out.
+        opacity: Opacity of the masks, 0 to 1.
     Raises:
-        ValueError: sizes do not fit, or a label has no class name.
+        ValueError: Image and masks differ in size, or a label has no class name.
     """
     image_HWC = np.asarray(image_HWC)
     if image_HWC.dtype != np.uint8 or image_HWC.ndim != 3 or image_HWC.shape[2] != 3:
@@ -126,7 +126,8 @@ def _window(mask_HW: np.ndarray) -> tuple[slice, slice] | None:
 
 
 def _bottom_to_top(masks_NHW: np.ndarray) -> list[int]:
-    """Small instances lie on large ones; of about the same size (within a factor of 2), the first one is on top."""
+    """An order in which small instances lie on large ones; of two of about the same size (within a factor of 2), the first one
+    is on top."""
     magnitude_N = [int(math.log2(max(1, mask_HW.sum()))) for mask_HW in masks_NHW]
     return sorted(range(len(masks_NHW)), key=lambda n: (-magnitude_N[n], -n))
 
@@ -149,8 +150,8 @@ def _paint(
     opacity: float,
     thickness: int,
 ) -> None:
-    """Fills and outlines one mask in the enlarged image, in place. It covers what was painted there before: colours that
-    mix would belong to no instance."""
+    """Fills and outlines one mask in the enlarged image, in place. It covers what was painted there before, because a
+    mixture of two colours would not be that of any instance."""
     inside = np.pad(mask_HW[window].repeat(factor, 0).repeat(factor, 1), thickness)
     core = ndimage.binary_erosion(inside, iterations=thickness)
     inside, core = (array[thickness:-thickness, thickness:-thickness] for array in (inside, core))
@@ -184,7 +185,7 @@ def _write_labels(picture: Image.Image, texts: list[str], places: list[tuple[int
 
 @lru_cache
 def font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib and knows most alphabets."""
+    """DejaVu Sans, which is part of matplotlib and covers most alphabets."""
     import matplotlib
 
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), size)

@@ -10,7 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -29,20 +29,16 @@ from alignmask.evaluation.alignment import (
     top_predictions,
 )
 
-if TYPE_CHECKING:
-    pass
-
-
 MANY_POINTS = 5_000
-"""From so many points on, a scatter shows their density instead."""
+"""With more points than this, a scatter plot shows their density instead."""
 
 
 def loss_curve(metrics_jsonl: Path, out_png: Path) -> None:
-    """Plots a run's metrics.jsonl: total loss and its parts; below it the evaluations' mask AP, if there were any.
+    """Plot a run's metrics.jsonl: total loss and its parts, and below them the mask AP of the evaluations, if any.
 
     Raises:
-        CocoError: the file cannot be read, a line is broken (the last one may be: a killed run leaves it so), or
-            neither a step nor an evaluation is logged.
+        CocoError: The file cannot be read, a line is broken (except for the last one, which a killed run can leave
+            incomplete), or neither a step nor an evaluation is logged.
     """
     losses: dict[str, list[tuple[int, float]]] = defaultdict(list)
     ap: dict[str, list[tuple[int, float]]] = defaultdict(list)
@@ -84,7 +80,7 @@ def loss_curve(metrics_jsonl: Path, out_png: Path) -> None:
 
 
 NOT_LOSSES = ("step", "time", "lr", "it_per_s", "grad_norm")
-"""Numbers of a metrics.jsonl line that are no losses."""
+"""Numbers of a metrics.jsonl line that are not losses."""
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -113,13 +109,13 @@ def score_iou_scatter(
     fraction: float = 0.10,
     iou: IoU = "same class",
 ) -> None:
-    """Plots mask IoU against score of the most confident predictions (Fig. 4), with the mean IoU of each score
-    interval: one panel for each model.
+    """Plot mask IoU against score of the most confident predictions (Fig. 4), with the mean IoU of each score interval, in
+    one panel for each model.
 
     Args:
-        models: By name (a panel's title); "" shows none.
-        fraction: So much of 100 predictions per image is shown; see `alignment.top_predictions`.
-        iou: With the best ground truth of the predicted class, or of any.
+        models: By name, which is the title of the panel; "" shows no title.
+        fraction: Share of 100 predictions per image that is shown; see `alignment.top_predictions`.
+        iou: The IoU with the best ground truth of the predicted class, or of any class.
     """
     columns = min(len(models), PANELS_PER_ROW)
     rows = -(-len(models) // columns)
@@ -174,5 +170,5 @@ def _draw_means(panel: Axes, score_N: np.ndarray, iou_N: np.ndarray) -> None:
 
 
 def _fit(name: str, length: int = 48) -> str:
-    """The name as it can stand above a panel: its end, if it is long, and no dollar sign (they enclose formulas)."""
+    """The name as a panel's title: only its end, if it is long, and with dollar signs escaped, which would enclose formulas."""
     return (name if len(name) <= length else "…" + name[1 - length :]).replace("$", r"\$")

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 def run_pictures(
     run: Path, dataset: CocoDataset, out: Path, *, images: int = 8, threshold: float = SHOWN_SCORE
 ) -> dict[str, Path]:
-    """Draws what a run's folder holds: predictions beside ground truth, losses, score against IoU.
+    """Draw what a run's folder holds: predictions beside ground truth, losses, and score against IoU.
 
     Args:
         run: Folder of a run with metrics.jsonl, and results.json of its last evaluation.
         dataset: The validation data.
         out: Folder to write the PNGs to.
     Returns:
-        The files by what they show.
+        The files that were written, by what they show.
     """
     ground_truth = load_ground_truth(dataset.annotations)
     results = load_results(run / "results.json", ground_truth)

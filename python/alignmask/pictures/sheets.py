@@ -31,7 +31,7 @@ class Predictions:
     masks_NHW: np.ndarray
 
 
-def comparison_sheet(
+def truth_sheet(
     rows: Sequence[tuple[np.ndarray, Drawable, Drawable]],
     class_names: Sequence[str],
     out_png: Path,
@@ -40,17 +40,17 @@ def comparison_sheet(
     cell: int = 384,
     pairs_per_row: int = 2,
 ) -> None:
-    """Writes one picture with ground truth (left) beside prediction (right) for several images.
+    """Write one picture that shows several images, each with its ground truth (left) and its prediction (right).
 
     Args:
         rows: (image_HWC uint8 RGB, ground truth, prediction) of each image.
         threshold: Predictions with a lower score are left out.
         cell: Side of the square that each image is fitted into, pixels.
     Raises:
-        ValueError: there is nothing to show.
+        ValueError: There are no images.
     """
     if not rows:
-        raise ValueError("comparison_sheet: expected at least one image, got none")
+        raise ValueError("truth_sheet: expected at least one image, got none")
     gap, head = 6, 28
     pairs = min(pairs_per_row, len(rows))
     titles = ("ground truth", f"prediction (score ≥ {threshold:g})")
@@ -82,12 +82,12 @@ def results_sheet(
     threshold: float = SHOWN_SCORE,
     **options: Any,
 ) -> None:
-    """A comparison sheet of images of a data set, evenly spread over it, with predictions from a results file.
+    """Write a `truth_sheet` of images that are evenly spread over a data set, with predictions from a results file.
 
     Args:
         results: COCO results file of that data set, or its entries.
-        images: So many are shown; those with ground truth are preferred.
-        options: as `comparison_sheet` takes them.
+        images: Number of images to show; those with ground truth are preferred.
+        options: Further arguments of `truth_sheet`.
     """
     by_image = group_by_image(load_results(results, load_ground_truth(dataset.annotations)).entries)
     label_of = {category_id: label for label, category_id in enumerate(dataset.category_ids)}
@@ -105,4 +105,4 @@ def results_sheet(
             masks_NHW,
         )
         rows.append((sample.image_CHW.permute(1, 2, 0).numpy(), sample, prediction))
-    comparison_sheet(rows, dataset.class_names, out_png, threshold=threshold, **options)
+    truth_sheet(rows, dataset.class_names, out_png, threshold=threshold, **options)

@@ -78,7 +78,7 @@ def config_from_tensors(tensors: dict[str, Tensor]) -> ModelConfig:
 
     def shape(name: str) -> tuple[int, ...]:
         if name not in tensors:
-            raise CheckpointError(f"no Mask2Former checkpoint: it has nothing for our {name}")
+            raise CheckpointError(f"not a Mask2Former checkpoint: it has nothing for our {name}")
         return tuple(tensors[name].shape)
 
     queries, width = shape("query_decoder.query")
@@ -118,7 +118,7 @@ def _backbone_from_tensors(tensors: dict[str, Tensor]) -> BackboneConfig:
     tables = [tensors.get(f"{body}layers_{s}.blocks.0.attn.relative_position_bias_table") for s in range(4)]
     patches = tensors.get(f"{body}patch_embed.proj.weight")
     if patches is None or any(table is None or table.ndim != 2 for table in tables):
-        raise CheckpointError("no Mask2Former checkpoint: its backbone is neither a ResNet nor a Swin Transformer")
+        raise CheckpointError("not a Mask2Former checkpoint: its backbone is neither a ResNet nor a Swin Transformer")
     depths = tuple(_count(tensors, rf"{body}layers_{s}\.blocks\.(\d+)\..*") for s in range(4))
     heads = tuple(int(table.shape[1]) for table in tables if table is not None)
     assert tables[0] is not None
@@ -153,7 +153,7 @@ BACKBONE_DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "timm_backbone": {"backbone": None, "num_channels": 3, "features_only": True},
 }  # fmt: skip
-"""What a config.json leaves out has these values."""
+"""The values of settings that a config.json leaves out."""
 
 FIXED: dict[str, Any] = {
     "activation_function": "relu", "pre_norm": False, "enforce_input_projection": False, "common_stride": 4,
@@ -170,7 +170,7 @@ FIXED_BACKBONE: dict[str, dict[str, Any]] = {
     },
     "timm_backbone": {"num_channels": 3, "features_only": True},
 }  # fmt: skip
-"""Our model has these values and no others."""
+"""Settings of which our model has only these values."""
 
 
 @dataclass
@@ -200,7 +200,7 @@ def config_from_huggingface(config: dict[str, Any], preprocessor: dict[str, Any]
     if values["decoder_layers"] < 2:
         faults.append("decoder_layers is less than 2")
     if faults:
-        raise CheckpointError(f"our model has no such settings: {'; '.join(faults)}")
+        raise CheckpointError(f"AlignMask does not have these settings: {'; '.join(faults)}")
 
     labels = {int(index): str(name) for index, name in (values.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}).items()}
     if sorted(labels) != list(range(len(labels))):
@@ -315,7 +315,7 @@ def config_to_huggingface(model: ModelConfig, loss: LossConfig, class_names: lis
 
 
 def not_mask2former(model: ModelConfig) -> list[str]:
-    """What sets a model's inference apart from Mask2Former's, whoever wrote it."""
+    """The differences between a model's inference and that of Mask2Former, in either of the two codes."""
     faults = []
     if model.classification != "softmax":
         faults.append(f"classification is {model.classification}, not softmax")

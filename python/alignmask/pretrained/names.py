@@ -1,4 +1,4 @@
-"""What our tensors are called elsewhere: in Mask2Former's own code (on detectron2) and in Hugging Face's.
+"""The names of our tensors in other projects: in Mask2Former's own code (on detectron2) and in Hugging Face's.
 
 A row of a table names a module or a parameter in all three: ours, Mask2Former's, Hugging Face's; each without the table's
 prefix. `#` is any number; `[0]`, `[1]`, `[2]` are the thirds (query, key, value) of a packed attention matrix. Hugging Face's
@@ -200,7 +200,7 @@ RENAMED: dict[Project, list[tuple[str, str]]] = {
 def to_ours(
     tensors: dict[str, Tensor], project: Project, backbone: Backbones = "native"
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """-> the tensors under our names, and the names that have none of ours."""
+    """The tensors under our names, and the names for which we have none."""
     kept = {}
     for name, tensor in tensors.items():
         for pattern, replacement in RENAMED[project]:

@@ -3,44 +3,38 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
-from os import PathLike
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from alignmask.config import Config, ModelConfig
+from alignmask import checkpoint
+from alignmask.config import Config, ModelConfig, without_pretrained
+from alignmask.data.coco_classes import COCO_CLASSES
 from alignmask.model.alignmask import AlignMask, build_model
 from alignmask.pretrained import configs, names
 from alignmask.safe_load import CheckpointError, read_huggingface, read_json, read_tensors
-
-if TYPE_CHECKING:
-    from transformers import Mask2FormerForUniversalSegmentation
-
-__all__ = [
-    "CheckpointError", "Pretrained", "Report", "Source", "from_huggingface", "from_mask2former", "initialise",
-    "initialise_from", "read",
-]  # fmt: skip
 
 Kind = Literal["alignmask", "mask2former", "huggingface"]
 HEAD = re.compile(r"query_decoder\.heads\.classify\..*")
 ALIGNED = re.compile(
     r"aligned_queries\..*|query_decoder\.aligned_position|query_decoder\.layers\.\d+\.aligned_(masked|self)_attention\..*"
 )
-"""Parts that AlignMask has beyond Mask2Former; only training uses them."""
+"""Parts that AlignMask has in addition to Mask2Former; only training uses them."""
 
 
 @dataclass
 class Report:
-    """What loading left out. Everything else of the model was loaded, everything else of the source was used."""
+    """What was left out when weights were loaded. Everything else in the model was loaded, and everything else in the
+    source was used."""
 
     not_loaded: list[str] = field(default_factory=list)
-    """Tensors of the model that keep their initial values: the class head if it is for other classes or another kind of score,
-    and what AlignMask has beyond Mask2Former."""
+    """Tensors of the model that keep their initial values: the class head, if it is for other classes or another kind of score,
+    and the parts that Mask2Former does not have."""
     unused: list[str] = field(default_factory=list)
-    """Tensors of the source (under our names) that the model has no use for."""
+    """Tensors of the source (under our names) that the model does not need."""
 
     def __str__(self) -> str:
         lines = []
@@ -53,68 +47,36 @@ class Report:
 
 @dataclass
 class Source:
-    """Weights under our names, and what is known about them."""
+    """Weights under our names, and their description."""
 
     tensors: dict[str, Tensor]
     config: Config
-    """model: the shape that the weights fit."""
+    """`config.model` is the model that the weights are of."""
     class_names: list[str] | None = None
     category_ids: list[int] | None = None
     unknown: list[str] = field(default_factory=list)
-    """Names of the file that we have no place for."""
-
-
-@dataclass
-class Pretrained:
-    """A model with loaded weights, in eval mode."""
-
-    model: AlignMask
-    config: Config
-    """A run's configuration around `model.config`; its loss and evaluation sizes are the source's where that tells them."""
-    class_names: list[str] | None
-    report: Report
-
-
-def from_mask2former(path: str | PathLike, model: ModelConfig | None = None) -> Pretrained:
-    """Read a checkpoint of Mask2Former's own code: a detectron2 `.pkl` or `.pth` with a ResNet or a Swin Transformer.
-
-    model: the model to load it into, e.g. an AlignMask of the same shape; by default the baseline that the checkpoint fits
-    (softmax classes, no aligned queries). The class head is loaded only into a softmax head for as many classes.
-    Raises FileNotFoundError, or CheckpointError: for a file that is damaged, of another kind or asks for code; for names that
-    are missing or unknown and for shapes that differ, all of them in one message.
-    """
-    return _load(_read_mask2former(Path(path)), model, str(path))
-
-
-def from_huggingface(
-    model_or_dir: str | PathLike | Mask2FormerForUniversalSegmentation, model: ModelConfig | None = None
-) -> Pretrained:
-    """Read Hugging Face's `Mask2FormerForUniversalSegmentation`: the model, or a folder that `save_pretrained` wrote.
-
-    A folder has config.json and weights (safetensors, or .bin, which is read without executing anything), and may have
-    preprocessor_config.json; transformers need not be installed. model and errors: as in `from_mask2former`.
-    """
-    if isinstance(model_or_dir, (str, PathLike)):
-        return _load(_read_huggingface(Path(model_or_dir)), model, str(model_or_dir))
-    theirs: Any = model_or_dir
-    source = _huggingface_source(theirs.config.to_dict(), {}, {n: t.detach() for n, t in theirs.state_dict().items()})
-    return _load(source, model, type(theirs).__name__)
+    """Names in the file for which we have none."""
 
 
 def initialise(model: AlignMask, path: Path) -> Report:
-    """Load weights into a model of any head: from a run or checkpoint of ours, a Mask2Former file or a Hugging Face folder.
+    """Load weights into a model with any class head.
 
-    Errors as in `from_mask2former`.
+    Args:
+        model: Is changed in place.
+        path: A run or checkpoint of AlignMask, a Mask2Former file or a Hugging Face folder.
+
+    Raises:
+        FileNotFoundError: There are no weights at that path.
+        CheckpointError: They are damaged, or do not fit the model.
     """
     return _fit(model, read(path)[1], str(path))
 
 
 def read(path: Path) -> tuple[Kind, Source]:
-    """Find out whose weights these are, and read them."""
+    """Find out whose weights these are, and read them. Errors: as in `initialise`."""
     kind = kind_of(path)
-    if kind == "mask2former":
-        return kind, _read_mask2former(path)
-    return kind, _read_huggingface(path) if kind == "huggingface" else _read_own(path)
+    readers = {"mask2former": read_mask2former, "huggingface": read_huggingface_folder, "alignmask": _read_own}
+    return kind, readers[kind](path)
 
 
 MASK2FORMER_SUFFIXES = (".pkl", ".pth", ".pt", ".bin")
@@ -127,8 +89,6 @@ def kind_of(path: Path) -> Kind:
     config = path / "config.json"
     if config.is_file() and "model_type" in read_json(config):
         return "huggingface"
-    from alignmask import checkpoint
-
     checkpoint.resolve(path)
     return "alignmask"
 
@@ -136,7 +96,8 @@ def kind_of(path: Path) -> Kind:
 # ---- the three sources
 
 
-def _read_mask2former(path: Path) -> Source:
+def read_mask2former(path: Path) -> Source:
+    """A `.pkl` or `.pth` of Mask2Former's own code."""
     tensors, unknown = names.to_ours(read_tensors(path), "mask2former")
     try:
         model = configs.config_from_tensors(tensors)
@@ -145,7 +106,8 @@ def _read_mask2former(path: Path) -> Source:
     return Source(tensors, Config(path.stem, model=model), unknown=unknown)
 
 
-def _read_huggingface(folder: Path) -> Source:
+def read_huggingface_folder(folder: Path) -> Source:
+    """A folder that Hugging Face's `save_pretrained` wrote."""
     preprocessor = folder / "preprocessor_config.json"
     try:
         return _huggingface_source(
@@ -158,6 +120,11 @@ def _read_huggingface(folder: Path) -> Source:
         raise CheckpointError(f"{folder}: {error}") from error
 
 
+def read_huggingface_model(model: Any) -> Source:
+    """A `Mask2FormerForUniversalSegmentation` in memory; the source shares its tensors."""
+    return _huggingface_source(model.config.to_dict(), {}, {n: t.detach() for n, t in model.state_dict().items()})
+
+
 def _huggingface_source(
     config: dict[str, Any], preprocessor: dict[str, Any], tensors: dict[str, Tensor], name: str = "mask2former"
 ) -> Source:
@@ -168,8 +135,6 @@ def _huggingface_source(
 
 
 def _read_own(path: Path) -> Source:
-    from alignmask import checkpoint
-
     folder = checkpoint.resolve(path)
     meta = checkpoint.load_meta(folder)
     return Source(
@@ -184,15 +149,29 @@ def _read_own(path: Path) -> Source:
 
 
 def initialise_from(source: Source, where: str, model: ModelConfig | None = None) -> tuple[AlignMask, Report]:
-    """Build the model (by default the one that the source's weights are of) and load them; where: for messages."""
-    config = model or source.config.model
-    built = build_model(replace(config, backbone=replace(config.backbone, pretrained=False)))
+    """Build a model, in evaluation mode, and load weights into it.
+
+    Args:
+        source: The weights.
+        where: What messages call the source.
+        model: The model to build; by default the one that the weights are of.
+    """
+    config = without_pretrained(Config(model=model or source.config.model))
+    built = build_model(config.model)
     return built.eval(), _fit(built, source, where)
 
 
-def _load(source: Source, wanted: ModelConfig | None, where: str) -> Pretrained:
-    model, report = initialise_from(source, where, wanted)
-    return Pretrained(model, replace(source.config, model=model.config), source.class_names, report)
+def classes(source: Source, count: int) -> tuple[list[str], list[int]]:
+    """Names and COCO category ids of a model with `count` classes.
+
+    They are the source's own if it has any for as many classes. Otherwise 80 classes are COCO's, and others are numbered.
+    """
+    names = source.class_names if source.class_names is not None and len(source.class_names) == count else None
+    if names is not None and source.category_ids is not None:
+        return names, source.category_ids
+    if count == len(COCO_CLASSES) and (names is None or names[0] in ("person", "LABEL_0")):
+        return list(COCO_CLASSES.values()), list(COCO_CLASSES)
+    return names or [f"class {number}" for number in range(1, count + 1)], list(range(1, count + 1))
 
 
 def _fit(model: AlignMask, source: Source, where: str) -> Report:

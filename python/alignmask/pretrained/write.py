@@ -1,4 +1,4 @@
-"""The baseline in other projects' formats. Files appear whole or not at all."""
+"""Writes the baseline in other projects' formats. Files appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -106,4 +106,4 @@ def _empty_weight(config: Config) -> Tensor:
 
 def _must_be_new(path: Path) -> None:
     if path.exists():
-        raise FileExistsError(f"{path} is there already: nothing is overwritten")
+        raise FileExistsError(f"{path} exists already: nothing is overwritten")
