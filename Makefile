@@ -14,7 +14,7 @@ native := CMakeLists.txt $(wildcard cmake/*.cmake core/*/* bindings/*)
 cpp := $(wildcard core/*/*.h core/*/*.cpp core/*/*.cuh core/*/*.cu bindings/*.h bindings/*.cpp tests/native/*.cpp tests/sanitize/*.cpp \
          tests/simt/*.h tests/simt/*.cpp tests/simt/*.cuh)
 
-.PHONY: help setup simt sanitize sanitize-simt demo test test-all lint format bench native-test cuda-check roofline test-gpu gpu-report mutate clean
+.PHONY: help setup simt sanitize sanitize-simt demo test test-all lint format bench native-test cuda-check roofline test-gpu gpu-report mutate docs clean
 
 help:  ## List what make can do
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -25,8 +25,8 @@ $(stamp): pyproject.toml $(native)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PYTHON): Python 3.10 or newer is needed; set PYTHON=..."; exit 1; }
 	@test -x $(bin)/python || { echo "== creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "== installing packages and building the extension (minutes the first time, then seconds)"
-	@$(bin)/python -m pip install $(PIP_ARGS) --quiet "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.25" ninja
-	@$(bin)/python -m pip install $(PIP_ARGS) --quiet --no-build-isolation --editable ".[train,analyze,lite0,onnx,test,lint]"
+	@$(bin)/python -m pip install $(PIP_ARGS) --quiet "scikit-build-core>=0.11" "pybind11>=2.13" "cmake>=3.25" ninja
+	@$(bin)/python -m pip install $(PIP_ARGS) --quiet --no-build-isolation --editable ".[train,analyze,lite0,onnx,test,lint,docs]"
 	@touch $@
 
 sanitize: setup  ## Run op suite, native tests and fuzzer under the address, undefined behaviour and thread sanitizers (long; docs/log.md)
@@ -94,6 +94,10 @@ format: setup  ## Rewrite the sources in the project's format
 
 bench: setup  ## Time the ops against plain torch and what other peers are installed; one table
 	@$(bin)/python bench/bench_all.py $(ARGS)
+
+docs: setup  ## Build the documentation into build/site; a warning is an error
+	@NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --strict
+	@echo "build/site/index.html"
 
 clean:  ## Remove build products, not the environment
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
