@@ -1,7 +1,8 @@
 """Checkpoints: written atomically, read without executing code.
 
 A checkpoint is a folder: model.safetensors (weights), ema.safetensors (their moving average, if there is one), state.pt
-(optimizer, loss scale), config.json (the whole run's), meta.json (step, classes, metrics).
+(optimizer, loss scale), config.json (the whole run's), meta.json (step, classes, metrics),
+calibration.json (if `alignmask calibrate` was run).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from alignmask.config import Config, config_from_dict, config_to_dict
 from alignmask.safe_load import read_pickled
 
 MODEL, EMA, STATE, CONFIG, META = "model.safetensors", "ema.safetensors", "state.pt", "config.json", "meta.json"
+CALIBRATION = "calibration.json"
 
 
 def save(
@@ -105,7 +107,7 @@ def resolve(path: Path) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"checkpoint {path}: no such file or folder")
     foreign = f"Mask2Former's and Hugging Face's weights become one by: alignmask convert {path} DIR"
-    if path.is_file() and path.name not in (MODEL, EMA, STATE, CONFIG, META):
+    if path.is_file() and path.name not in (MODEL, EMA, STATE, CONFIG, META, CALIBRATION):
         raise FileNotFoundError(f"checkpoint {path}: not a file of a checkpoint, which is a folder. {foreign}")
     best = path / "best"
     candidates = (

@@ -181,10 +181,21 @@ def _sigmoid(values_N: np.ndarray) -> np.ndarray:
     return np.exp(-np.logaddexp(0, -values_N))
 
 
+def check_replaceable(path: Path) -> None:
+    """Raises ValueError if there is a file that is not a calibration."""
+    if not path.exists():
+        return
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        data = None
+    if not isinstance(data, dict) or data.get("made_by") != MADE_BY:
+        raise ValueError(f"{path}: this file is not a calibration, and is not overwritten")
+
+
 def write_calibration(path: Path, calibration: Calibration) -> None:
     """Writes it as JSON. Raises ValueError rather than replace a file that is not a calibration."""
-    if path.exists() and not _is_own(path):
-        raise ValueError(f"{path}: this file is not a calibration, and is not overwritten")
+    check_replaceable(path)
     write_json(path, asdict(calibration), indent=2)
 
 
@@ -199,11 +210,3 @@ def read_calibration(path: Path) -> Calibration:
         if score_map.method == "isotonic" and not len(score_map.scores_K) == len(score_map.iou_K) > 0:
             raise ValueError(f"calibration file {path}: scores_K and iou_K must be equally long, and not empty")
     return found
-
-
-def _is_own(path: Path) -> bool:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(data, dict) and data.get("made_by") == MADE_BY

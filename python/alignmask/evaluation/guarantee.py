@@ -25,7 +25,7 @@ from alignmask.evaluation.calibration import of_class
 from alignmask.evaluation.matches import Matches
 
 MOST_THRESHOLDS = 200
-"""Thresholds that are considered: scores that occur, at most so many, with equally many predictions between them."""
+"""Thresholds that are considered: scores that occur, at most so many, the denser the higher they are."""
 BETS = np.linspace(0, 0.98, 50)
 """How much of the capital is put at risk; see `_log_growth`."""
 
@@ -49,8 +49,9 @@ class Guarantee:
     right: int
     """Predictions of those images that the rule trusts, and the right ones among them."""
 
-    def __str__(self) -> str:
-        what = "" if self.category_id is None else f" of category {self.category_id}"
+    def describe(self, class_name: str | None = None) -> str:
+        """One sentence for the user. class_name: of `category_id`."""
+        what = "" if class_name is None else f" of class {class_name}"
         goal = (
             f"{100 * self.precision:g} % of the predictions{what} have an IoU of {self.iou:g} or more, with "
             f"{100 * self.confidence:g} % confidence"
@@ -125,7 +126,7 @@ def _candidates(matches: Matches, precision: float, per_class: bool) -> list[tup
     scores_N = np.sort(matches.scores_N)[::-1]
     if not len(scores_N):
         return []
-    picks = np.unique(np.linspace(0, len(scores_N) - 1, MOST_THRESHOLDS).round().astype(int))
+    picks = np.geomspace(1, len(scores_N), MOST_THRESHOLDS).round().astype(int) - 1
     candidates = []
     for score in dict.fromkeys(scores_N[picks].tolist()):
         rank_N = matches.class_rank_N if per_class else matches.rank_N
