@@ -10,9 +10,9 @@ PIP_ARGS ?=
 PROCESSES ?= logical
 bin := $(VENV)/bin
 stamp := $(VENV)/.installed
-native := CMakeLists.txt $(wildcard cmake/*.cmake core/*/* bindings/*)
-cpp := $(wildcard core/*/*.h core/*/*.cpp core/*/*.cuh core/*/*.cu bindings/*.h bindings/*.cpp tests/native/*.cpp tests/sanitize/*.cpp \
-         tests/simt/*.h tests/simt/*.cpp tests/simt/*.cuh)
+native := CMakeLists.txt $(wildcard cmake/*.cmake core/*/* core/*/*/* bindings/*)
+cpp := $(wildcard $(foreach ending,h cpp cuh cu,core/*/*.$(ending) core/*/*/*.$(ending) bindings/*.$(ending) tests/native/*.$(ending) \
+         tests/sanitize/*.$(ending) tests/simt/*.$(ending)))
 
 .PHONY: help setup simt sanitize sanitize-simt demo test test-all lint format bench native-test cuda-check roofline test-gpu gpu-report mutate docs clean
 
@@ -32,7 +32,7 @@ $(stamp): pyproject.toml $(native)
 sanitize: setup  ## Run op suite, native tests and fuzzer under the address, undefined behaviour and thread sanitizers (long; docs/log.md)
 	@PYTHON=$(abspath $(bin)/python) tests/sanitize/run address thread
 
-sanitize-simt: simt  ## Run the kernels for GPUs on the host under the address and thread sanitizers (minutes)
+sanitize-simt: simt  ## Run the CUDA kernels on the host under the address and thread sanitizers (minutes)
 	@$(bin)/cmake --build $$(dirname $$(ls -t build/*/CMakeInit.txt | head -n 1)) --target simt_address simt_thread
 	@$(bin)/python -m pytest -q --runslow tests/simt/test_sanitizers.py
 
@@ -40,7 +40,7 @@ demo: setup  ## Train, evaluate and draw on synthetic images; the results go to 
 	@echo "== alignmask demo: ten minutes of training, then evaluation and pictures, into demo/"
 	@$(bin)/alignmask demo
 
-simt: setup  ## Build the kernels for GPUs for the host, where the tests run them
+simt: setup  ## Build the CUDA kernels for the host, where the tests run them
 	@echo "== building tests/simt"
 	@$(bin)/cmake --build $$(dirname $$(ls -t build/*/CMakeInit.txt | head -n 1)) --target _simt
 	@touch tests/simt/_simt.*.so  # a test asks whether it is newer than all sources
@@ -66,10 +66,10 @@ $(nvrtc12): | setup
 	@echo "== fetching NVRTC 12.9, the last that compiles for V100"
 	@$(bin)/python -m pip install $(PIP_ARGS) --quiet --no-deps --target build/nvrtc12 nvidia-cuda-nvrtc-cu12==12.9.86
 
-cuda-check: setup $(nvrtc12)  ## Check the kernels for GPUs without a GPU; ALL=1: nvcc, too, for every architecture
+cuda-check: setup $(nvrtc12)  ## Check the CUDA kernels without a GPU; ALL=1: nvcc, too, for every architecture
 	@$(bin)/python bench/cuda_check.py $(if $(ALL),--all) $(ARGS)
 
-roofline: setup $(nvrtc12)  ## Print the counted model of the kernels for GPUs
+roofline: setup $(nvrtc12)  ## Print the counted model of the CUDA kernels
 	@$(bin)/python bench/roofline.py $(ARGS)
 
 test-gpu: simt  ## Run the tests that need a GPU

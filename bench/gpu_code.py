@@ -84,12 +84,12 @@ class Kernel:
 
 def ops() -> list[str]:
     """Those with kernels for GPUs."""
-    return sorted(path.parent.name for path in SOURCES.glob("*/*_kernels.h"))
+    return sorted(path.parent.parent.name for path in SOURCES.glob("*/cuda/kernels.cuh"))
 
 
 def kernel_names(op: str) -> list[str]:
-    """As core/<op>/<op>_kernels.h lists them."""
-    text = (SOURCES / op / f"{op}_kernels.h").read_text()
+    """As core/<op>/cuda/kernels.cuh lists them."""
+    text = (SOURCES / op / "cuda" / "kernels.cuh").read_text()
     names = re.findall(r"\bX\((\w+<.*?>|\w+)\)", text)
     return [re.sub(r",\s*", ", ", name) for name in names]
 
@@ -109,7 +109,7 @@ def kernels(op: str, architecture: int) -> list[Kernel]:
     kept = KEPT / f"{hashlib.sha256('|'.join(about).encode()).hexdigest()}.json"
     if kept.exists():
         return [Kernel(**fields) for fields in json.loads(kept.read_text())]
-    compiled = library.compile(f"{op}/{op}.cuh", names, architecture, SOURCES, ["--ptxas-options=--verbose"])
+    compiled = library.compile(f"{op}/cuda/kernels.cuh", names, architecture, SOURCES, ["--ptxas-options=--verbose"])
     if re.search(r"\bwarning\b(?!.*deprecated)", compiled.log):
         raise RuntimeError(f"{op} for sm_{architecture}: warnings:\n{compiled.log}")
     used, sass = resources(compiled.log), sass_of(tool, compiled.cubin)

@@ -33,7 +33,7 @@ def kernels(used: Resources, known: Iterable[Kernel]) -> list[Kernel]:
 
 
 def _demangled(symbols: list[str]) -> dict[str, str]:
-    """Names as core/*/*_kernels.h has them: without namespaces and parameters."""
+    """Names as core/*/cuda/kernels.cuh has them: without namespaces and parameters."""
     done = subprocess.run(["c++filt", *symbols], capture_output=True, text=True, check=True) if symbols else None
     lines = done.stdout.splitlines() if done else []
     plain = (re.sub(r"alignmask::|^void |\(alignmask::.*", "", line).split("(")[0] for line in lines)

@@ -1,5 +1,5 @@
-// The parts of DLPack's published ABI that tensor_arg.cpp reads (https://dmlc.github.io/dlpack/latest/c_api.html,
-// version 1.3).
+// The parts of DLPack's published ABI that tensor_arg.cpp reads
+// (https://dmlc.github.io/dlpack/latest/c_api.html, version 1.3).
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,13 @@ struct DLDevice {
   std::int32_t device_id;
 };
 
-enum DLDataTypeCode : std::uint8_t { kDLInt = 0, kDLUInt = 1, kDLFloat = 2, kDLBfloat = 4, kDLBool = 6 };
+enum DLDataTypeCode : std::uint8_t {
+  kDLInt = 0,
+  kDLUInt = 1,
+  kDLFloat = 2,
+  kDLBfloat = 4,
+  kDLBool = 6
+};
 
 struct DLDataType {
   std::uint8_t code;
@@ -51,7 +57,8 @@ struct DLManagedTensorVersioned {
 
 constexpr std::uint64_t kDLPackReadOnly = 1;  // a flag
 
-/// In a capsule named "dlpack_exchange_api", attribute `__dlpack_c_exchange_api__` of an array type.
+/// In a capsule named "dlpack_exchange_api", attribute `__dlpack_c_exchange_api__` of an array
+/// type.
 struct DLPackExchangeAPI {
   struct Header {
     struct {
@@ -62,7 +69,8 @@ struct DLPackExchangeAPI {
   void* managed_tensor_allocator;
   void* managed_tensor_from_py_object_no_sync;
   void* managed_tensor_to_py_object_no_sync;
-  /// Borrows: valid while the object lives and keeps its shape. 0 on success, else a Python exception is set.
+  /// Borrows: valid while the object lives and keeps its shape. 0 on success, else a Python
+  /// exception is set.
   int (*dltensor_from_py_object_no_sync)(void* py_object, DLTensor* out);
   void* current_work_stream;
 };

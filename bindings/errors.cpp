@@ -2,7 +2,7 @@
 
 #include <cstdio>
 
-#include "../core/common/check.h"
+#include "common/check.h"
 #include "ops.h"
 
 namespace py = pybind11;
@@ -19,7 +19,8 @@ void bind_errors() {
       if (error) std::rethrow_exception(error);
     } catch (const TypeError& e) {
       PyErr_SetString(PyExc_TypeError, e.what());
-    }  // pybind11 makes std::invalid_argument, such as ValueError, a ValueError, and std::bad_alloc a MemoryError
+    }  // pybind11 makes std::invalid_argument, such as ValueError, a ValueError, and std::bad_alloc
+       // a MemoryError
   });
 }
 

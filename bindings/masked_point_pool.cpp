@@ -1,103 +1,28 @@
-#include "../core/masked_point_pool/masked_point_pool.h"
+#include "masked_point_pool/masked_point_pool.h"
 
-#include "ops.h"
-#include "scalar_arg.h"
-#include "tensor_arg.h"
-
-namespace py = pybind11;
+#include "op_function.h"
 
 namespace alignmask {
 
-namespace {
+void bind_masked_point_pool(pybind11::module_& module) {
+  using Args = MaskedPointPoolArgs;
+  const auto weight = tensor("weight", &Args::weight), masks = tensor("masks", &Args::masks),
+             owner = tensor("owner", &Args::owner), points = tensor("points", &Args::points);
+  const auto divide_by_points = scalar("divide_by_points", &Args::divide_by_points);
+  const auto threads = scalar("threads", &Args::threads);
+  const auto on_stream = stream("stream", &Args::stream);
 
-constexpr const char* kOp = "masked_point_pool";
-
-void forward(py::handle pooled, py::handle weight, py::handle features, py::handle masks, py::handle owner,
-             py::handle points, py::handle divide_by_points, py::handle threads, py::handle stream) {
-  MaskedPointPoolArgs args;
-  args.divide_by_points = bool_arg(kOp, "divide_by_points", divide_by_points);
-  args.threads = int_arg(kOp, "threads", threads);
-  args.stream = stream_arg(kOp, "stream", stream);
-  const TensorArg pooled_arg(kOp, "pooled", pooled), weight_arg(kOp, "weight", weight),
-      features_arg(kOp, "features", features), masks_arg(kOp, "masks", masks), owner_arg(kOp, "owner", owner),
-      points_arg(kOp, "points", points);
-  args.pooled = pooled_arg;
-  args.weight = weight_arg;
-  args.features = features_arg;
-  args.masks = masks_arg;
-  args.owner = owner_arg;
-  args.points = points_arg;
-  without_gil(kOp, [&] { masked_point_pool_forward(args); });
-}
-
-/// Arguments of backward, and the Python tensors behind them.
-struct BackwardCall {
-  BackwardCall(py::handle grad_features, py::handle grad_pooled, py::handle weight, py::handle masks, py::handle owner,
-               py::handle points, py::handle divide_by_points, py::handle deterministic,
-               py::handle threads = py::int_(1), py::handle stream = py::int_(0))
-      : args(numbers(divide_by_points, deterministic, threads, stream)),
-        grad_features(kOp, "grad_features", grad_features),
-        grad_pooled(kOp, "grad_pooled", grad_pooled),
-        weight(kOp, "weight", weight),
-        masks(kOp, "masks", masks),
-        owner(kOp, "owner", owner),
-        points(kOp, "points", points) {
-    args.grad_features = this->grad_features;
-    args.grad_pooled = this->grad_pooled;
-    args.weight = this->weight;
-    args.masks = this->masks;
-    args.owner = this->owner;
-    args.points = this->points;
-  }
-
-  static MaskedPointPoolArgs numbers(py::handle divide_by_points, py::handle deterministic, py::handle threads,
-                                     py::handle stream) {
-    MaskedPointPoolArgs args;
-    args.divide_by_points = bool_arg(kOp, "divide_by_points", divide_by_points);
-    args.deterministic = bool_arg(kOp, "deterministic", deterministic);
-    args.threads = int_arg(kOp, "threads", threads);
-    args.stream = stream_arg(kOp, "stream", stream);
-    return args;
-  }
-
-  MaskedPointPoolArgs args;
-  TensorArg grad_features, grad_pooled, weight, masks, owner, points;
-};
-
-void backward(py::handle grad_features, py::handle grad_pooled, py::handle weight, py::handle masks, py::handle owner,
-              py::handle points, py::handle divide_by_points, py::handle threads, py::handle deterministic,
-              py::handle workspace, py::handle stream) {
-  BackwardCall call(grad_features, grad_pooled, weight, masks, owner, points, divide_by_points, deterministic, threads,
-                    stream);
-  const WorkspaceArg memory(kOp, workspace, [&] { return masked_point_pool_backward_workspace(call.args); });
-  call.args.workspace = memory;
-  without_gil(kOp, [&] { masked_point_pool_backward(call.args); });
-}
-
-std::int64_t backward_workspace(py::handle grad_features, py::handle grad_pooled, py::handle weight, py::handle masks,
-                                py::handle owner, py::handle points, py::handle divide_by_points,
-                                py::handle deterministic) {
-  const BackwardCall call(grad_features, grad_pooled, weight, masks, owner, points, divide_by_points, deterministic);
-  return masked_point_pool_backward_workspace(call.args);
-}
-
-}  // namespace
-
-void bind_masked_point_pool(py::module_& module) {
-  module.def("masked_point_pool_forward", forward, py::arg("pooled"), py::arg("weight"), py::arg("features"),
-             py::arg("masks"), py::arg("owner"), py::arg("points"), py::arg("divide_by_points") = false,
-             py::arg("threads") = 1, py::arg("stream") = 0,
-             "Write pooled and weight; see core/masked_point_pool/masked_point_pool.h.");
-  module.def("masked_point_pool_backward", backward, py::arg("grad_features"), py::arg("grad_pooled"),
-             py::arg("weight"), py::arg("masks"), py::arg("owner"), py::arg("points"),
-             py::arg("divide_by_points") = false, py::arg("threads") = 1, py::arg("deterministic") = false,
-             py::arg("workspace") = py::none(), py::arg("stream") = 0,
-             "Write grad_features; see core/masked_point_pool/masked_point_pool.h. workspace: as many bytes as "
-             "masked_point_pool_backward_workspace says, or a function that returns as many as it is asked for.");
-  module.def("masked_point_pool_backward_workspace", backward_workspace, py::arg("grad_features"),
-             py::arg("grad_pooled"), py::arg("weight"), py::arg("masks"), py::arg("owner"), py::arg("points"),
-             py::arg("divide_by_points") = false, py::arg("deterministic") = false,
-             "Bytes of workspace that masked_point_pool_backward wants for these arguments; none on the CPU.");
+  def_op(module, "masked_point_pool_forward", masked_point_pool_forward,
+         "Write pooled and weight; see core/masked_point_pool/masked_point_pool.h.",
+         tensor("pooled", &Args::pooled), weight, tensor("features", &Args::features), masks, owner,
+         points, divide_by_points, threads, on_stream);
+  def_op(module, "masked_point_pool_backward", masked_point_pool_backward,
+         masked_point_pool_backward_workspace,
+         "Write grad_features; see core/masked_point_pool/masked_point_pool.h.",
+         tensor("grad_features", &Args::grad_features), tensor("grad_pooled", &Args::grad_pooled),
+         weight, masks, owner, points, divide_by_points, threads,
+         scalar("deterministic", &Args::deterministic), workspace("workspace", &Args::workspace),
+         on_stream);
 }
 
 }  // namespace alignmask

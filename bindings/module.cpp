@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "../core/common/check.h"
-#include "../core/common/dispatch.h"
+#include "common/check.h"
+#include "common/cpu/dispatch.h"
 #include "ops.h"
 
 namespace py = pybind11;
@@ -14,11 +14,14 @@ using namespace alignmask;
 
 PYBIND11_MODULE(_core, module) {
   module.doc() =
-      "Kernels of AlignMask. They read torch tensors, NumPy arrays and DLPack tensors in place and write preallocated "
+      "Kernels of AlignMask. They read torch tensors, NumPy arrays and DLPack tensors in place and "
+      "write preallocated "
       "outputs.";
   bind_errors();
 
-  module.def("cpu_instruction_set", [] { return std::string(name(cpu_isa())); }, "Name of the CPU code in use.");
+  module.def(
+      "cpu_instruction_set", [] { return std::string(name(cpu_isa())); },
+      "Name of the CPU code in use.");
   module.def(
       "cpu_instruction_sets",
       [] {
@@ -36,13 +39,11 @@ PYBIND11_MODULE(_core, module) {
         const auto wanted = object.attr("encode")("utf-8", "replace").cast<std::string>();
         for (CpuIsa isa : available_cpu_isas())
           if (wanted == name(isa)) return select_cpu_isa(isa);
-        throw ValueError("select_cpu_instruction_set: no CPU code named '" + wanted + "' for this machine");
+        throw ValueError("select_cpu_instruction_set: no CPU code named '" + wanted +
+                         "' for this machine");
       },
       py::arg("name"), "For tests and measurements.");
 
   bind_gpu(module);
-  bind_mask_iou(module);
-  bind_masked_point_pool(module);
-  bind_ms_deform_attn(module);
-  bind_quality_focal_loss(module);
+  bind_ops(module);
 }

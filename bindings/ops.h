@@ -1,4 +1,4 @@
-// What the module is made of. One function per op, each in bindings/<op>.cpp: adds <op>_forward, <op>_backward, ...
+// What the module is made of.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -30,12 +30,10 @@ void without_gil(const char* op, const Kernel& kernel) {
   }
 }
 
-/// Kernels for GPUs: what the build has, who launches them.
+/// CUDA kernels: what the build has, and who launches them.
 void bind_gpu(pybind11::module_& module);
 
-void bind_mask_iou(pybind11::module_& module);
-void bind_masked_point_pool(pybind11::module_& module);
-void bind_ms_deform_attn(pybind11::module_& module);
-void bind_quality_focal_loss(pybind11::module_& module);
+/// Calls bind_<op>() of every op; CMake generates it.
+void bind_ops(pybind11::module_& module);
 
 }  // namespace alignmask

@@ -3,7 +3,7 @@
 #include <limits>
 #include <string>
 
-#include "../core/common/check.h"
+#include "common/check.h"
 
 namespace py = pybind11;
 
@@ -22,7 +22,8 @@ std::string type_name(py::handle object) { return Py_TYPE(object.ptr())->tp_name
 
 /// `object` as an integer of 64 bits.
 std::int64_t integer(const char* op, const char* name, py::handle object) {
-  if (!PyIndex_Check(object.ptr())) fail<TypeError>(op, name, "must be an integer, got " + type_name(object));
+  if (!PyIndex_Check(object.ptr()))
+    fail<TypeError>(op, name, "must be an integer, got " + type_name(object));
   try {
     const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(object.ptr()));
     if (!index) throw py::error_already_set();
@@ -32,7 +33,7 @@ std::int64_t integer(const char* op, const char* name, py::handle object) {
     if (overflow) fail<ValueError>(op, name, "must fit in 64 bits, got a larger integer");
     return value;
   } catch (py::error_already_set& error) {
-    refuse<TypeError>(op, name, "is no integer", error);
+    refuse<TypeError>(op, name, "is not an integer", error);
   }
 }
 
@@ -58,23 +59,27 @@ double number_arg(const char* op, const char* name, py::handle object) {
   if (!PyErr_Occurred()) return value;
   py::error_already_set error;
   if (error.matches(PyExc_OverflowError)) refuse<ValueError>(op, name, "is too large", error);
-  refuse<TypeError>(op, name, "is no number", error);
+  refuse<TypeError>(op, name, "is not a number", error);
 }
 
 bool bool_arg(const char* op, const char* name, py::handle object) {
-  if (!PyBool_Check(object.ptr())) fail<TypeError>(op, name, "must be True or False, got " + type_name(object));
+  if (!PyBool_Check(object.ptr()))
+    fail<TypeError>(op, name, "must be True or False, got " + type_name(object));
   return object.ptr() == Py_True;
 }
 
 std::vector<std::int64_t> ints_arg(const char* op, const char* name, py::handle object) {
-  if (!PySequence_Check(object.ptr()) || PyUnicode_Check(object.ptr()) || PyBytes_Check(object.ptr()))
+  if (!PySequence_Check(object.ptr()) || PyUnicode_Check(object.ptr()) ||
+      PyBytes_Check(object.ptr()))
     fail<TypeError>(op, name, "must be a list of integers, got " + type_name(object));
   try {
-    std::vector<std::int64_t> values;  // grows as items arrive, and not without end: a length may be a lie
+    // grows as items arrive, and not without end: a length may be a lie
+    std::vector<std::int64_t> values;
     for (const py::handle item : py::reinterpret_borrow<py::object>(object)) {
       if (values.size() == kMostInts)
         fail<ValueError>(op, name, "holds more than " + std::to_string(kMostInts) + " integers");
-      values.push_back(integer(op, (name + ("[" + std::to_string(values.size()) + "]")).c_str(), item));
+      values.push_back(
+          integer(op, (name + ("[" + std::to_string(values.size()) + "]")).c_str(), item));
     }
     return values;
   } catch (py::error_already_set& error) {

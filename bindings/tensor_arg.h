@@ -1,5 +1,5 @@
-// The only place that reads a Python tensor: torch tensors, NumPy arrays and whatever speaks the buffer protocol or
-// DLPack. No copies.
+// The only class that reads a Python tensor: torch tensors, NumPy arrays and whatever speaks the
+// buffer protocol or DLPack, in a file each. No copies.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -7,17 +7,22 @@
 #include <cstdint>
 #include <memory>
 
-#include "../core/common/tensor_view.h"
+#include "common/tensor_view.h"
 #include "dlpack.h"
 
 namespace alignmask {
 
-/// Borrows the memory of a Python tensor while it lives; construct and destroy it with the GIL held.
+/// Is it a torch.Tensor? (Not if torch has not been imported.)
+bool is_torch_tensor(pybind11::handle object);
+
+/// Borrows the memory of a Python tensor while it lives; construct and destroy it with the GIL
+/// held.
 class TensorArg {
  public:
-  /// Throws TypeError if `object` is no tensor, ValueError if its data type, device or rank is not supported or it does
-  /// not show its memory; both name `op` and `name`. None gives an absent view. What a torch tensor, a buffer or a
-  /// DLPack capsule then says about its memory is believed.
+  /// Throws TypeError if `object` is not a tensor, ValueError if its data type, device or rank is
+  /// not supported or it does not show its memory; both name `op` and `name`. None gives an absent
+  /// view. What a torch tensor, a buffer or a DLPack capsule then says about its memory is
+  /// believed.
   TensorArg(const char* op, const char* name, pybind11::handle object);
   TensorArg(const TensorArg&) = delete;
   TensorArg& operator=(const TensorArg&) = delete;
@@ -42,15 +47,16 @@ class TensorArg {
   std::unique_ptr<DLManagedTensorVersioned, void (*)(DLManagedTensorVersioned*)> managed_versioned_;
 };
 
-/// Memory for a kernel's temporaries: a tensor or, so that a call need not be made twice, a function that returns one.
-/// The function is told how many bytes are wanted, and is not called for none. Tensors that were read before must not
-/// change their memory meanwhile.
+/// Memory for a kernel's temporaries: a tensor or, so that a call need not be made twice, a
+/// function that returns one. The function gets the number of bytes, and is not called for none.
+/// Tensors that were read before must not change their memory meanwhile.
 class WorkspaceArg {
  public:
   template <class Bytes>
   WorkspaceArg(const char* op, pybind11::handle object, const Bytes& wanted)
-      : owner_(PyCallable_Check(object.ptr()) ? lend(object, wanted())
-                                              : pybind11::reinterpret_borrow<pybind11::object>(object)),
+      : owner_(PyCallable_Check(object.ptr())
+                   ? lend(object, wanted())
+                   : pybind11::reinterpret_borrow<pybind11::object>(object)),
         tensor_(op, "workspace", owner_) {}
 
   operator const TensorView&() const { return tensor_; }

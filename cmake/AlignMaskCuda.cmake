@@ -1,4 +1,4 @@
-# Kernels for GPUs, compiled ahead of time by nvcc. ALIGNMASK_CUDA (a CMake option or an environment variable):
+# CUDA kernels, compiled ahead of time by nvcc. ALIGNMASK_CUDA (a CMake option or an environment variable):
 #
 #   AUTO  for the GPUs of this machine, if it has nvcc and a driver; nothing otherwise, and a line says why
 #   ON    for every architecture of the list below, GPU or not; it is an error if there is no nvcc
@@ -9,7 +9,7 @@
 
 include(${CMAKE_CURRENT_LIST_DIR}/AlignMaskArchitectures.cmake)
 
-set(ALIGNMASK_CUDA "AUTO" CACHE STRING "Compile kernels for GPUs: AUTO, ON, OFF")
+set(ALIGNMASK_CUDA "AUTO" CACHE STRING "Compile CUDA kernels: AUTO, ON, OFF")
 set_property(CACHE ALIGNMASK_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(ALIGNMASK_WITH_CUDA OFF)
 
@@ -35,7 +35,7 @@ endfunction()
 
 macro(alignmask_without_cuda why)
   set(ALIGNMASK_CUDA_WHY_NOT "${why}")
-  message(STATUS "AlignMask: no kernels for GPUs are compiled: ${why}")
+  message(STATUS "AlignMask: no CUDA kernels are compiled: ${why}")
 endmacro()
 
 string(TOUPPER "${ALIGNMASK_CUDA}" alignmask_cuda)
@@ -84,16 +84,16 @@ else()
   endif()
   enable_language(CUDA)
   find_package(CUDAToolkit REQUIRED)
-  message(STATUS "AlignMask: kernels for GPUs by nvcc ${ALIGNMASK_CUDA_VERSION}: ${CMAKE_CUDA_ARCHITECTURES}")
+  message(STATUS "AlignMask: CUDA kernels by nvcc ${ALIGNMASK_CUDA_VERSION}: ${CMAKE_CUDA_ARCHITECTURES}")
 endif()
 
-# Who runs launches: the CUDA runtime, or nobody in this build.
+# Adds what runs launches: the CUDA runtime, or a message that this build has none.
 function(alignmask_add_launches target)
   if(NOT ALIGNMASK_WITH_CUDA)
-    set(file ${PROJECT_SOURCE_DIR}/core/common/launch_none.cpp)
+    set(file ${PROJECT_SOURCE_DIR}/core/common/launch/runtime_none.cpp)
     set(definitions "ALIGNMASK_CUDA_WHY_NOT=\"${ALIGNMASK_CUDA_WHY_NOT}\"")
   else()
-    set(file ${PROJECT_SOURCE_DIR}/core/common/launch_cuda.cpp)
+    set(file ${PROJECT_SOURCE_DIR}/core/common/launch/runtime.cpp)
     list(JOIN CMAKE_CUDA_ARCHITECTURES " " architectures)
     set(definitions "ALIGNMASK_CUDA_ARCHITECTURES=\"${architectures}\""
                     "ALIGNMASK_CUDA_COMPILER=\"nvcc ${ALIGNMASK_CUDA_VERSION}\"")

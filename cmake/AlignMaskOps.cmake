@@ -1,9 +1,15 @@
-# alignmask_add_op(<name>): adds an op's files to the core, found by convention in core/<name>/.
+# ALIGNMASK_OPS is the one list of ops. An op's files are found by convention:
 #
-#   <name>.cpp         validates and dispatches; compiled once
-#   <name>_launch.cpp  works out which kernels a call on a GPU runs; compiled once
-#   <name>.cu          the kernels for GPUs; compiled once, where CUDA is built
-#   <name>_cpu.cpp     the CPU schedule; compiled once per instruction set, in a namespace of that name
+#   core/<op>/<op>.cpp            checks the arguments and dispatches; compiled once
+#   core/<op>/cpu/kernels.cpp     the CPU kernels; compiled once per instruction set, in a namespace of that name
+#   core/<op>/cuda/launches.cpp   computes which CUDA kernels a call runs; compiled once
+#   core/<op>/cuda/kernels.cuh    the CUDA kernels and the list of them, from which a .cu file is generated
+#   bindings/<op>.cpp             bind_<op>()
+#
+# alignmask_add_op(<op>) adds the first three to the core, and appends the generated file to ALIGNMASK_CUDA_KERNELS.
+
+set(ALIGNMASK_OPS mask_iou masked_point_pool ms_deform_attn quality_focal_loss)
+set(ALIGNMASK_GENERATED ${PROJECT_BINARY_DIR}/generated)
 
 set(ALIGNMASK_WARNINGS -Wall -Wextra -Wno-psabi -Wno-ignored-attributes)
 
@@ -20,18 +26,17 @@ else()
   set(ALIGNMASK_ISAS baseline)
 endif()
 
-function(alignmask_add_op name)
-  set(folder ${PROJECT_SOURCE_DIR}/core/${name})
-  target_sources(alignmask_core PRIVATE ${folder}/${name}.cpp)
-  if(EXISTS ${folder}/${name}_launch.cpp)
-    target_sources(alignmask_core PRIVATE ${folder}/${name}_launch.cpp)
-  endif()
-  if(ALIGNMASK_WITH_CUDA AND EXISTS ${folder}/${name}.cu)
-    target_sources(alignmask_core PRIVATE ${folder}/${name}.cu)
-  endif()
+function(alignmask_add_op op)
+  set(folder ${PROJECT_SOURCE_DIR}/core/${op})
+  target_sources(alignmask_core PRIVATE ${folder}/${op}.cpp ${folder}/cuda/launches.cpp)
+  set(generated ${ALIGNMASK_GENERATED}/${op}_kernels.cu)
+  configure_file(${PROJECT_SOURCE_DIR}/cmake/kernels.cu.in ${generated} @ONLY)
+  list(APPEND ALIGNMASK_CUDA_KERNELS ${generated})
+  set(ALIGNMASK_CUDA_KERNELS ${ALIGNMASK_CUDA_KERNELS} PARENT_SCOPE)
   foreach(isa IN LISTS ALIGNMASK_ISAS)
-    set(object alignmask_${name}_${isa})
-    add_library(${object} OBJECT ${folder}/${name}_cpu.cpp)
+    set(object alignmask_${op}_${isa})
+    add_library(${object} OBJECT ${folder}/cpu/kernels.cpp)
+    target_include_directories(${object} PRIVATE ${PROJECT_SOURCE_DIR}/core)
     target_compile_definitions(${object} PRIVATE ALIGNMASK_ISA=${isa})
     target_compile_options(${object} PRIVATE ${ALIGNMASK_WARNINGS} ${ALIGNMASK_CPU_FLAGS} ${ALIGNMASK_ISA_FLAGS_${isa}})
     if(ALIGNMASK_X86)
@@ -39,4 +44,18 @@ function(alignmask_add_op name)
     endif()
     target_sources(alignmask_core PRIVATE $<TARGET_OBJECTS:${object}>)
   endforeach()
+endfunction()
+
+# Generates `file` from a template in this folder: @declarations@ and @calls@ are `declaration` and `call` for every op,
+# with its name for <op>, one a line.
+function(alignmask_for_each_op template file declaration call)
+  set(declarations "")
+  set(calls "")
+  foreach(op IN LISTS ALIGNMASK_OPS)
+    string(REPLACE "<op>" "${op}" one "${declaration}")
+    string(APPEND declarations "${one}\n")
+    string(REPLACE "<op>" "${op}" one "${call}")
+    string(APPEND calls "${one}\n")
+  endforeach()
+  configure_file(${PROJECT_SOURCE_DIR}/cmake/${template} ${file} @ONLY)
 endfunction()

@@ -22,9 +22,9 @@ def jobs() -> list[tuple[str, str]]:
     from alignmask.ops import _backend
 
     found = []
-    for path in sorted(Path(_backend.sources(_core)).glob("*/*_kernels.h")):
+    for path in sorted(Path(_backend.sources(_core)).glob("*/cuda/kernels.cuh")):
         names = re.findall(r"\bX\((\w+<.*?>|\w+)\)", path.read_text())
-        found += [(path.parent.name, re.sub(r",\s*", ", ", name)) for name in names]
+        found += [(path.parent.parent.name, re.sub(r",\s*", ", ", name)) for name in names]
     return found
 
 

@@ -149,6 +149,7 @@ class Report:
                     120,
                     "tests/gpu/test_ops.py",
                     "tests/gpu/test_model_on_gpu.py",
+                    "tests/gpu/test_training_on_gpu.py",
                     "-k",
                     self.device,
                     workers=6,

@@ -1,13 +1,15 @@
-// Bilinear sampling at normalised coordinates: align_corners=False, zero outside. For scalars and for packs of lanes.
+// Bilinear sampling at normalised coordinates: align_corners=False, zero outside. For scalars and
+// for packs of lanes.
 #pragma once
 
 #include "target.h"
 
 namespace alignmask::ALIGNMASK_ISA {
 
-/// Coordinate in [0, 1] over an axis of `size` pixels -> position among the pixel centres. The position p is between
-/// the pixels floor(p) and floor(p) + 1; it is outside, and samples zero, unless -1 <= p < size. (At -1, too, but there
-/// the slope towards pixel 0 begins, as in torch's grid_sample.)
+/// Coordinate in [0, 1] over an axis of `size` pixels -> position among the pixel centres. The
+/// position p is between the pixels floor(p) and floor(p) + 1; it is outside, and samples zero,
+/// unless -1 <= p < size. (At -1, too, but there the slope towards pixel 0 begins, as in torch's
+/// grid_sample.)
 template <class F>
 ALIGNMASK_HOST_DEVICE F pixel_position(F coordinate, F size) {
   return coordinate * size - 0.5f;

@@ -1,4 +1,5 @@
-// Element types of tensors, and what is computed in for each. Free of host includes: kernels for devices use it.
+// Element types of tensors, and the arithmetic type of each. Free of host includes: CUDA kernels
+// use it.
 #pragma once
 
 namespace alignmask {
@@ -23,7 +24,7 @@ struct ArithmeticOf<double> {
   using type = double;
 };
 
-/// What is computed in beside elements of type T: float, or double for double.
+/// The type of arithmetic on elements of type T: float, or double for double.
 template <class T>
 using Arithmetic = typename ArithmeticOf<T>::type;
 

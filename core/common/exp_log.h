@@ -1,5 +1,5 @@
-// e^x and log(1 + x) where the losses need them, for scalars and for packs of lanes. Their relative error is a few
-// units in the last place; NaN gives NaN.
+// e^x and log(1 + x) where the losses need them, for scalars and for packs of lanes. Their relative
+// error is a few units in the last place; NaN gives NaN.
 #pragma once
 
 #include "target.h"
@@ -62,10 +62,11 @@ ALIGNMASK_HOST_DEVICE P exp_of_negative(P x) {
   __builtin_memcpy(&bits, &shifted, sizeof(bits));
   __builtin_memcpy(&base, &magic, sizeof(base));
   const Ints exponent = bits - base, first = exponent >> 1, second = exponent - first;
-  // (Of NaN, bits are lost at the top, which unsigned integers do not mind. The sum is NaN already.)
+  // (Of NaN, bits are lost at the top, which unsigned integers do not mind. The sum is NaN
+  // already.)
   using Bits = std::conditional_t<std::is_arithmetic_v<P>, std::make_unsigned_t<Int>, Ints>;
-  const Bits scale_bits[2] = {static_cast<Bits>(first + kBias) << kMantissa, static_cast<Bits>(second + kBias)
-                                                                                 << kMantissa};
+  const Bits scale_bits[2] = {static_cast<Bits>(first + kBias) << kMantissa,
+                              static_cast<Bits>(second + kBias) << kMantissa};
   P scales[2];
   __builtin_memcpy(scales, scale_bits, sizeof(scales));
   return sum * scales[0] * scales[1];

@@ -1,5 +1,5 @@
-// Conversions of half precision. Arithmetic never happens in it: it is read into float and rounded (to nearest
-// even) back.
+// Conversions of half precision. Arithmetic never happens in it: it is read into float and rounded
+// (to nearest even) back.
 #pragma once
 
 #include <cstdint>
@@ -23,18 +23,21 @@ ALIGNMASK_HOST_DEVICE To bit_cast(From from) {
   return to;
 }
 
-ALIGNMASK_HOST_DEVICE float to_float(BFloat16 x) { return bit_cast<float>(static_cast<std::uint32_t>(x.bits) << 16); }
+ALIGNMASK_HOST_DEVICE float to_float(BFloat16 x) {
+  return bit_cast<float>(static_cast<std::uint32_t>(x.bits) << 16);
+}
 
 ALIGNMASK_HOST_DEVICE float to_float(Half x) {
 #if defined(__F16C__)
   return _cvtsh_ss(x.bits);
 #else
-  // Exponent and mantissa move to float's place; the factor 2^112 corrects the exponent's bias and makes subnormals
-  // right.
+  // Exponent and mantissa move to float's place; the factor 2^112 corrects the exponent's bias and
+  // makes subnormals right.
   const std::uint32_t sign = static_cast<std::uint32_t>(x.bits & 0x8000u) << 16;
   const std::uint32_t rest = static_cast<std::uint32_t>(x.bits & 0x7fffu) << 13;
   const float scaled = bit_cast<float>(rest) * bit_cast<float>(std::uint32_t{(127 + 112) << 23});
-  const std::uint32_t magnitude = rest >= (0x7c00u << 13) ? rest | 0x7f800000u : bit_cast<std::uint32_t>(scaled);
+  const std::uint32_t magnitude =
+      rest >= (0x7c00u << 13) ? rest | 0x7f800000u : bit_cast<std::uint32_t>(scaled);
   return bit_cast<float>(sign | magnitude);
 #endif
 }
@@ -58,7 +61,8 @@ ALIGNMASK_HOST_DEVICE Half to_half(float x) {
   } else if (magnitude >= 0x477ff000u) {
     half = 0x7c00u;  // rounds to infinity from 65520 on
   } else if (magnitude < 0x38800000u) {
-    // Below half's smallest normal: adding 0.5 leaves the subnormal's bits, rounded by the addition, at the bottom.
+    // Below half's smallest normal: adding 0.5 leaves the subnormal's bits, rounded by the
+    // addition, at the bottom.
     half = bit_cast<std::uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
   } else {
     half = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;

@@ -1,4 +1,5 @@
-// What the compiler and its target can do. Free of host includes, so that kernels for devices may use it.
+// What the compiler and its target can do. Free of host includes, so that CUDA kernels may include
+// it.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -7,8 +8,9 @@
 #define ALIGNMASK_HOST_DEVICE inline __attribute__((always_inline))
 #endif
 
-// CPU kernels are compiled once per instruction set, each time inside the namespace named here. Everything such a file
-// includes lives in that namespace or is always inlined: the linker must never mix the copies of two instruction sets.
+// CPU kernels are compiled once per instruction set, each time inside the namespace named here.
+// Everything such a file includes lives in that namespace or is always inlined: the linker must
+// never mix the copies of two instruction sets.
 #if !defined(ALIGNMASK_ISA)
 #define ALIGNMASK_ISA baseline
 #endif

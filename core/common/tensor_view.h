@@ -3,9 +3,20 @@
 
 #include <cstdint>
 
+#include "target.h"
+
 namespace alignmask {
 
-enum class DType : std::uint8_t { kFloat32, kFloat64, kFloat16, kBFloat16, kInt64, kInt32, kUInt8, kBool };
+enum class DType : std::uint8_t {
+  kFloat32,
+  kFloat64,
+  kFloat16,
+  kBFloat16,
+  kInt64,
+  kInt32,
+  kUInt8,
+  kBool
+};
 
 enum class DeviceType : std::uint8_t { kCPU, kCUDA };
 
@@ -23,7 +34,7 @@ struct TensorView {
   DType dtype = DType::kFloat32;
   Device device;
   int dims = 0;
-  bool present = false;    ///< false: the caller passed nothing (an optional output it does not need)
+  bool present = false;  ///< false: the caller passed nothing (an optional output it does not need)
   bool read_only = false;  ///< true: must not be used as an output
   std::int64_t shape[kMaxDims] = {};
   std::int64_t strides[kMaxDims] = {};  ///< in elements, may be zero or negative
@@ -51,6 +62,12 @@ constexpr int element_bytes(DType dtype) {
       return 1;
   }
   return 0;
+}
+
+/// Element of a tensor of int64 or int32.
+ALIGNMASK_HOST_DEVICE std::int64_t int_at(const TensorView& tensor, std::int64_t offset) {
+  return tensor.dtype == DType::kInt64 ? static_cast<const std::int64_t*>(tensor.data)[offset]
+                                       : static_cast<const std::int32_t*>(tensor.data)[offset];
 }
 
 }  // namespace alignmask

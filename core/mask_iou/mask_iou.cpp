@@ -2,10 +2,10 @@
 
 #include <string>
 
-#include "../common/check.h"
-#include "../common/dispatch.h"
-#include "../common/launch.h"
-#include "mask_iou_launch.h"
+#include "common/check.h"
+#include "common/cpu/dispatch.h"
+#include "common/launch/launch.h"
+#include "mask_iou/cuda/launches.h"
 
 namespace alignmask {
 
@@ -14,15 +14,16 @@ ALIGNMASK_FOR_EACH_ISA(void mask_iou_forward_cpu(const MaskIouArgs& args);)
 namespace {
 
 ArgumentCheck check_forward(const MaskIouArgs& args) {
-  ArgumentCheck check("mask_iou");
+  ArgumentCheck check(MaskIouArgs::op());
   check.input("predictions", args.predictions, "BQhw", kFloats);
   check.input("owner", args.owner, "G", kInts);
   check.input("targets", args.targets, "GHW", kMasks);
-  const std::int64_t h = check.size('h'), w = check.size('w'), H = check.size('H'), W = check.size('W');
+  const std::int64_t h = check.size('h'), w = check.size('w'), H = check.size('H'),
+                     W = check.size('W');
   if ((H != h || W != w) && (h == 0 || w == 0 || H == 0 || H % h || W % w || H / h != W / w)) {
-    check.fail_value("targets must have the predictions' size (" + std::to_string(h) + ", " + std::to_string(w) +
-                     ") or the same integer multiple of both sides, got (" + std::to_string(H) + ", " +
-                     std::to_string(W) + ")");
+    check.fail_value("targets must have the predictions' size (" + std::to_string(h) + ", " +
+                     std::to_string(w) + ") or the same integer multiple of both sides, got (" +
+                     std::to_string(H) + ", " + std::to_string(W) + ")");
   }
   check.product("BQHW");
   if (!args.iou.present) check.fail_type("iou is missing");
@@ -35,15 +36,16 @@ ArgumentCheck check_forward(const MaskIouArgs& args) {
 
 void mask_iou_forward(const MaskIouArgs& args) {
   const ArgumentCheck check = check_forward(args);
-  if (is_launch_device(check.device())) {
+  if (uses_cuda_kernels(check.device())) {
     check.workspace(args.workspace, mask_iou_forward_workspace_bytes(args));
-    return run({"mask_iou", check.device(), args.stream, &check}, mask_iou_forward_launches(args));
+    return run({args.op(), check.device(), args.stream, &check}, mask_iou_forward_launches(args));
   }
   ALIGNMASK_ON_CPU(mask_iou_forward_cpu, args);
 }
 
 std::int64_t mask_iou_forward_workspace(const MaskIouArgs& args) {
-  return is_launch_device(check_forward(args).device()) ? mask_iou_forward_workspace_bytes(args) : 0;
+  return uses_cuda_kernels(check_forward(args).device()) ? mask_iou_forward_workspace_bytes(args)
+                                                         : 0;
 }
 
 }  // namespace alignmask

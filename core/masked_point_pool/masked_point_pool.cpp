@@ -2,10 +2,10 @@
 
 #include <string>
 
-#include "../common/check.h"
-#include "../common/dispatch.h"
-#include "../common/launch.h"
-#include "masked_point_pool_launch.h"
+#include "common/check.h"
+#include "common/cpu/dispatch.h"
+#include "common/launch/launch.h"
+#include "masked_point_pool/cuda/launches.h"
 
 namespace alignmask {
 
@@ -14,8 +14,8 @@ ALIGNMASK_FOR_EACH_ISA(void masked_point_pool_backward_cpu(const MaskedPointPool
 
 namespace {
 
-constexpr std::int64_t kMostIndex =
-    (std::int64_t{1} << 31) - 4;  // pixels of a side, points and slots have 32-bit indices
+// pixels of a side, points and slots have 32-bit indices
+constexpr std::int64_t kMostIndex = (std::int64_t{1} << 31) - 4;
 
 /// args.features, which the caller calls `features`, has been checked as `check`'s first tensor.
 void check_inputs(ArgumentCheck& check, const char* features, const MaskedPointPoolArgs& args) {
@@ -31,8 +31,8 @@ void check_inputs(ArgumentCheck& check, const char* features, const MaskedPointP
   std::int64_t points = 0, slots = 0;
   if (__builtin_mul_overflow(check.size('T'), check.size('K'), &points) || points > kMostIndex ||
       __builtin_mul_overflow(check.size('T'), check.size('G'), &slots) || slots > kMostIndex)
-    check.fail_value("points has T = " + std::to_string(check.size('T')) +
-                     " sets of K = " + std::to_string(check.size('K')) + ", too many for 32-bit indices");
+    check.fail_value("points has T = " + std::to_string(check.size('T')) + " sets of K = " +
+                     std::to_string(check.size('K')) + ", too many for 32-bit indices");
   check.product("GTK");
   check.product("TKC");
   check.in_range("owner", args.owner, 0, check.size('B'));
@@ -41,15 +41,16 @@ void check_inputs(ArgumentCheck& check, const char* features, const MaskedPointP
 }  // namespace
 
 void masked_point_pool_forward(const MaskedPointPoolArgs& args) {
-  ArgumentCheck check("masked_point_pool");
+  ArgumentCheck check(MaskedPointPoolArgs::op());
   check.input("features", args.features, "BCHW", kFloats);
   check_inputs(check, "features", args);
   if (!args.pooled.present) check.fail_type("pooled is missing");
   if (!args.weight.present) check.fail_type("weight is missing");
   check.output("pooled", args.pooled, "GTC", {args.features.dtype});
   check.output("weight", args.weight, "GT", {arithmetic_dtype(args.features.dtype)});
-  if (is_launch_device(check.device()))
-    return run({"masked_point_pool", check.device(), args.stream, &check}, masked_point_pool_forward_launches(args));
+  if (uses_cuda_kernels(check.device()))
+    return run({args.op(), check.device(), args.stream, &check},
+               masked_point_pool_forward_launches(args));
   ALIGNMASK_ON_CPU(masked_point_pool_forward_cpu, args);
 }
 
@@ -63,7 +64,7 @@ MaskedPointPoolArgs sized_by_gradient(const MaskedPointPoolArgs& args) {
 }
 
 ArgumentCheck check_backward(const MaskedPointPoolArgs& args) {
-  ArgumentCheck check("masked_point_pool");
+  ArgumentCheck check(MaskedPointPoolArgs::op());
   if (!args.grad_features.present) check.fail_type("grad_features is missing");
   check.output("grad_features", args.grad_features, "BCHW", kFloats);
   check_inputs(check, "grad_features", sized_by_gradient(args));
@@ -76,15 +77,18 @@ ArgumentCheck check_backward(const MaskedPointPoolArgs& args) {
 
 void masked_point_pool_backward(const MaskedPointPoolArgs& args) {
   const ArgumentCheck check = check_backward(args);
-  if (is_launch_device(check.device())) {
+  if (uses_cuda_kernels(check.device())) {
     check.workspace(args.workspace, masked_point_pool_backward_workspace_bytes(args));
-    return run({"masked_point_pool", check.device(), args.stream, &check}, masked_point_pool_backward_launches(args));
+    return run({args.op(), check.device(), args.stream, &check},
+               masked_point_pool_backward_launches(args));
   }
   ALIGNMASK_ON_CPU(masked_point_pool_backward_cpu, sized_by_gradient(args));
 }
 
 std::int64_t masked_point_pool_backward_workspace(const MaskedPointPoolArgs& args) {
-  return is_launch_device(check_backward(args).device()) ? masked_point_pool_backward_workspace_bytes(args) : 0;
+  return uses_cuda_kernels(check_backward(args).device())
+             ? masked_point_pool_backward_workspace_bytes(args)
+             : 0;
 }
 
 }  // namespace alignmask

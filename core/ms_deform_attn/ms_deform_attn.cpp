@@ -2,10 +2,10 @@
 
 #include <string>
 
-#include "../common/check.h"
-#include "../common/dispatch.h"
-#include "../common/launch.h"
-#include "ms_deform_attn_launch.h"
+#include "common/check.h"
+#include "common/cpu/dispatch.h"
+#include "common/launch/launch.h"
+#include "ms_deform_attn/cuda/launches.h"
 
 namespace alignmask {
 
@@ -14,37 +14,33 @@ ALIGNMASK_FOR_EACH_ISA(void ms_deform_attn_backward_cpu(const MSDeformAttnArgs& 
 
 namespace {
 
-constexpr std::int64_t kMaxLevelTokens = (std::int64_t{1} << 31) - 2;  // indices of tokens are 32-bit
-constexpr std::int64_t kMaxChannels = std::int64_t{1} << 27;           // so are the bytes of a packed token
+using Form = MSDeformAttnArgs::Form;
 
-/// What the caller calls the arguments of the two forms.
-struct Names {
-  const char *op, *locations, *weights, *grad_locations, *grad_weights;
-};
-
-Names names(const MSDeformAttnArgs& args) {
-  if (args.reference.present)
-    return {"ms_deform_attn_from_offsets", "offsets", "logits", "grad_offsets", "grad_logits"};
-  return {"ms_deform_attn", "locations", "weights", "grad_locations", "grad_weights"};
-}
+constexpr std::int64_t kMaxLevelTokens =
+    (std::int64_t{1} << 31) - 2;                              // indices of tokens are 32-bit
+constexpr std::int64_t kMaxChannels = std::int64_t{1} << 27;  // so are the bytes of a packed token
 
 ArgumentCheck check_inputs(const MSDeformAttnArgs& args) {
-  const Names name = names(args);
+  const auto& name = args.names();
   ArgumentCheck check(name.op);
-  check.input("value", args.value, "BSND", {DType::kFloat32, DType::kFloat64, DType::kFloat16, DType::kBFloat16});
+  check.input("value", args.value, "BSND", kFloats);
   const DType dtype = args.value.dtype;
-  const DType arithmetic = dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
-  if (args.reference.present) check.input("reference", args.reference, "BQL2", {dtype, arithmetic});
+  const DType arithmetic = arithmetic_dtype(dtype);
+  if (args.form == Form::kOffsets)
+    check.input("reference", args.reference, "BQL2", {dtype, arithmetic});
+  if (args.form == Form::kLocations && args.reference.present)
+    check.fail_value("reference is given, but locations instead of offsets");
   check.input(name.locations, args.locations, "BQNLP2", {dtype, arithmetic});
   check.input(name.weights, args.weights, "BQNLP", {dtype, arithmetic});
   if (check.size('D') > kMaxChannels)
-    check.fail_value("value has D = " + std::to_string(check.size('D')) + " channels per head, at most " +
-                     std::to_string(kMaxChannels) + " are supported");
+    check.fail_value("value has D = " + std::to_string(check.size('D')) +
+                     " channels per head, at most " + std::to_string(kMaxChannels) +
+                     " are supported");
 
   const auto count = static_cast<std::int64_t>(args.levels.size());
   if (count != check.size('L'))
-    check.fail_value("level_shapes lists " + std::to_string(count) + " levels, but " + name.locations +
-                     " has L = " + std::to_string(check.size('L')));
+    check.fail_value("level_shapes lists " + std::to_string(count) + " levels, but " +
+                     name.locations + " has L = " + std::to_string(check.size('L')));
   const auto level = [&](std::int64_t l) {
     const auto [height, width] = args.levels[static_cast<std::size_t>(l)];
     return "(" + std::to_string(height) + ", " + std::to_string(width) + ")";
@@ -56,7 +52,8 @@ ArgumentCheck check_inputs(const MSDeformAttnArgs& args) {
   for (std::int64_t l = 0; l < count; ++l) {
     const auto [height, width] = args.levels[static_cast<std::size_t>(l)];
     if (height < 0 || width < 0) fail(l, " is negative");
-    if (height > kMaxLevelTokens || width > kMaxLevelTokens || (width > 0 && height > kMaxLevelTokens / width))
+    if (height > kMaxLevelTokens || width > kMaxLevelTokens ||
+        (width > 0 && height > kMaxLevelTokens / width))
       fail(l, " has too many tokens for 32-bit indices");
     tokens += height * width;
   }
@@ -73,12 +70,12 @@ void check_channels(const ArgumentCheck& check, const char* name, const TensorVi
   std::int64_t expected = 0;
   const bool overflow = __builtin_mul_overflow(check.size('N'), check.size('D'), &expected);
   if (overflow || tensor.shape[2] != expected)
-    check.fail_value(std::string(name) + " (BQE) must have E = N·D = " + std::to_string(expected) + ", got " +
-                     shape_string(tensor));
+    check.fail_value(std::string(name) + " (BQE) must have E = N·D = " + std::to_string(expected) +
+                     ", got " + shape_string(tensor));
 }
 
 LaunchTarget launch_target(const ArgumentCheck& check, const MSDeformAttnArgs& args) {
-  return {names(args).op, check.device(), args.stream, &check};
+  return {args.op(), check.device(), args.stream, &check};
 }
 
 }  // namespace
@@ -88,7 +85,8 @@ void ms_deform_attn_forward(const MSDeformAttnArgs& args) {
   if (!args.out.present) check.fail_type("out is missing");
   check.output("out", args.out, "BQE", {args.value.dtype});
   check_channels(check, "out", args.out);
-  if (is_launch_device(check.device())) return run(launch_target(check, args), ms_deform_attn_forward_launches(args));
+  if (uses_cuda_kernels(check.device()))
+    return run(launch_target(check, args), ms_deform_attn_forward_launches(args));
   ALIGNMASK_ON_CPU(ms_deform_attn_forward_cpu, args);
 }
 
@@ -99,9 +97,9 @@ ArgumentCheck check_backward(const MSDeformAttnArgs& args) {
   check.input("grad_out", args.grad_out, "BQE", {args.value.dtype});
   check_channels(check, "grad_out", args.grad_out);
   check.output("grad_value", args.grad_value, "BSND", {args.value.dtype});
-  check.output(names(args).grad_locations, args.grad_locations, "BQNLP2", {args.locations.dtype});
-  check.output(names(args).grad_weights, args.grad_weights, "BQNLP", {args.weights.dtype});
-  if (args.grad_reference.present && !args.reference.present)
+  check.output(args.names().grad_locations, args.grad_locations, "BQNLP2", {args.locations.dtype});
+  check.output(args.names().grad_weights, args.grad_weights, "BQNLP", {args.weights.dtype});
+  if (args.form == Form::kLocations && args.grad_reference.present)
     check.fail_value("grad_reference is given, but no reference");
   check.output("grad_reference", args.grad_reference, "BQL2", {args.reference.dtype});
   return check;
@@ -111,7 +109,7 @@ ArgumentCheck check_backward(const MSDeformAttnArgs& args) {
 
 void ms_deform_attn_backward(const MSDeformAttnArgs& args) {
   ArgumentCheck check = check_backward(args);
-  if (is_launch_device(check.device())) {
+  if (uses_cuda_kernels(check.device())) {
     check.workspace(args.workspace, ms_deform_attn_backward_workspace_bytes(args));
     return run(launch_target(check, args), ms_deform_attn_backward_launches(args));
   }
@@ -120,7 +118,7 @@ void ms_deform_attn_backward(const MSDeformAttnArgs& args) {
 
 std::int64_t ms_deform_attn_backward_workspace(const MSDeformAttnArgs& args) {
   const ArgumentCheck check = check_backward(args);
-  return is_launch_device(check.device()) ? ms_deform_attn_backward_workspace_bytes(args) : 0;
+  return uses_cuda_kernels(check.device()) ? ms_deform_attn_backward_workspace_bytes(args) : 0;
 }
 
 }  // namespace alignmask

@@ -58,15 +58,17 @@ _HOMES = {
 """The module that each name comes from."""
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'alignmask' has no attribute {name!r}")
-    if name not in _WITHOUT_EXTRA:
-        require_train(f"alignmask.{name}")
-    module = importlib.import_module(f"alignmask.{_HOMES[name]}")
-    value = module if name == _HOMES[name] else getattr(module, name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # type checkers would take any name for one of the package
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'alignmask' has no attribute {name!r}")
+        if name not in _WITHOUT_EXTRA:
+            require_train(f"alignmask.{name}")
+        module = importlib.import_module(f"alignmask.{_HOMES[name]}")
+        value = module if name == _HOMES[name] else getattr(module, name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

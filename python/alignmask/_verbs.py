@@ -118,7 +118,7 @@ def evaluate(
         >>> again.AP == evaluation.AP
         True
     """
-    if not isinstance(model_or_results, Predictor) and _are_results(model_or_results):
+    if not isinstance(model_or_results, Predictor) and are_results(model_or_results):
         if annotations is None:
             raise ValueError("evaluate: results can be measured only against a COCO annotation file: give annotations")
         if images is not None:
@@ -196,7 +196,7 @@ def analyze(
         ground_truth = ground_truth.subset(dataset.image_ids)
     out, analyses = Path(out), []
     for number, (name, model) in enumerate(named.items(), 1):
-        if isinstance(model, Path) and _are_results(model):
+        if isinstance(model, Path) and are_results(model):
             results = load_results(model, ground_truth, ignore_unknown)
         else:
             assert dataset is not None
@@ -300,7 +300,7 @@ def draw(
 # ---- what the arguments mean
 
 
-def _are_results(given: PathLike | Sequence[dict[str, Any]] | Results) -> bool:
+def are_results(given: PathLike | Sequence[dict[str, Any]] | Results) -> bool:
     """Whether it is a COCO results file, or the content of one; otherwise it names a checkpoint."""
     if isinstance(given, (str, os.PathLike)):
         path = Path(given)
@@ -338,7 +338,7 @@ def _common_data(
 
     Raises ValueError if it is not clear which data is meant.
     """
-    trained = {name: model for name, model in models.items() if isinstance(model, Predictor) or not _are_results(model)}
+    trained = {name: model for name, model in models.items() if isinstance(model, Predictor) or not are_results(model)}
     if annotations is not None:
         if images is None and trained:
             raise ValueError(f"analyze: {next(iter(trained))} is to predict on {annotations}: give its images, too")

@@ -4,11 +4,14 @@ that needs none at all says `NEEDS_NO_GPU = True`."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from alignmask import ops
+from alignmask.config import DataConfig, ShapesConfig
 
 REASON = "no GPU that torch can use: `make test-gpu` on a machine with one runs these"
 
@@ -37,3 +40,29 @@ def deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture
+def float32_is_float32() -> Iterator[None]:
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.fixture
+def same_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random numbers do not depend on the device."""
+    rand = torch.rand
+
+    def on_the_host(*size: Any, device: Any = None, **options: Any) -> Tensor:
+        return rand(*size, generator=torch.Generator().manual_seed(0), **options).to(device or "cpu")
+
+    monkeypatch.setattr(torch, "rand", on_the_host)
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    root = tmp_path_factory.mktemp("shapes")
+    made = ShapesConfig(root=root, train_images=8, val_images=3, size=64)
+    return DataConfig(shapes=made, crop=64, eval_short_side=64, eval_max_side=64, workers=0)

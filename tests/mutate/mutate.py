@@ -33,7 +33,7 @@ SOURCES = (
     "python/alignmask/config.py",
     "python/alignmask/ops/*.py",
     "python/alignmask/ops/reference/*.py",
-    "core/*/*_math.h",
+    "core/*/formula.h",
     "core/common/bilinear.h",
     "core/common/exp_log.h",
 )
@@ -53,7 +53,7 @@ def all_mutants(repository: Path = REPOSITORY, only: str | None = None) -> list[
     """Of all sources, or of a file or folder."""
     settings = [p.read_text() for p in (repository / "python/alignmask").glob("**/config.py")]
     beside, mutants = fields_beside(*settings), []
-    patterns = (only, f"{only}/**/*.py", f"{only}/**/*_math.h") if only else SOURCES
+    patterns = (only, f"{only}/**/*.py", f"{only}/**/formula.h") if only else SOURCES
     for file in sorted({file for pattern in patterns for file in repository.glob(pattern) if file.is_file()}):
         path, source = file.relative_to(repository).as_posix(), file.read_bytes()
         mutants += python_mutants(path, source, beside) if file.suffix == ".py" else cpp_mutants(path, source)

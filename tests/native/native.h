@@ -1,4 +1,5 @@
-// What the tests of the core share: expectations that count failures, and small arrays as tensor views.
+// What the tests of the core share: expectations that count failures, and small arrays as tensor
+// views.
 #pragma once
 
 #include <cmath>
@@ -11,7 +12,7 @@
 #include <vector>
 
 #include "common/check.h"
-#include "common/dispatch.h"
+#include "common/cpu/dispatch.h"
 
 namespace alignmask {
 
@@ -29,7 +30,8 @@ struct Array {
   std::vector<T> data;
   std::vector<std::int64_t> shape;
 
-  Array(std::initializer_list<std::int64_t> sizes, std::initializer_list<double> values = {}) : shape(sizes) {
+  Array(std::initializer_list<std::int64_t> sizes, std::initializer_list<double> values = {})
+      : shape(sizes) {
     std::size_t count = 1;
     for (const std::int64_t size : shape) count *= static_cast<std::size_t>(size);
     data.assign(count, std::numeric_limits<T>::quiet_NaN());
@@ -60,11 +62,13 @@ struct Array {
     std::size_t i = 0;
     for (const double value : expected) {
       const double found = static_cast<double>(data[i]);
-      expect(std::abs(found - value) <= 1e-5, std::string(what) + "[" + std::to_string(i) + "] is " +
-                                                  std::to_string(found) + " instead of " + std::to_string(value));
+      expect(std::abs(found - value) <= 1e-5, std::string(what) + "[" + std::to_string(i) +
+                                                  "] is " + std::to_string(found) + " instead of " +
+                                                  std::to_string(value));
       ++i;
     }
-    expect(i == data.size(), std::string(what) + " has another number of elements than this test expects");
+    expect(i == data.size(),
+           std::string(what) + " has another number of elements than this test expects");
   }
 };
 

@@ -1,4 +1,4 @@
-// The C++ interface of mask_iou on cases that are worked out by hand, and its argument checks.
+// The C++ interface of mask_iou on cases that are computed by hand, and its argument checks.
 #include "mask_iou/mask_iou.h"
 
 #include "native.h"
@@ -7,7 +7,8 @@ using namespace alignmask;
 
 namespace {
 
-// Two predictions of 2 x 2: the upper row, and nothing. Targets: the left column, nothing, the upper row.
+// Two predictions of 2 x 2: the upper row, and nothing. Targets: the left column, nothing, the
+// upper row.
 template <class F>
 struct Case {
   Array<F> predictions{{1, 2, 2, 2}, {1, 1, -1, -1, -1, 0, -1, -1}};
@@ -48,17 +49,19 @@ void test_errors() {
   const auto fails = [](const char* message, auto change, auto error) {
     Case<float> c;
     change(c);
-    expect_throw<decltype(error)>(std::string("mask_iou: ") + message, [&] { mask_iou_forward(c.args); });
+    expect_throw<decltype(error)>(std::string("mask_iou: ") + message,
+                                  [&] { mask_iou_forward(c.args); });
     expect(std::isnan(c.iou.data[0]), std::string("iou was written in spite of: ") + message);
   };
   using C = Case<float>;
   fails("owner[1] = 1 is outside [0, 0]", [](C& c) { c.owner.data[1] = 1; }, ValueError(""));
   fails(
-      "targets must have the predictions' size (2, 2) or the same integer multiple of both sides, got (2, 1)",
+      "targets must have the predictions' size (2, 2) or the same integer multiple of both sides, "
+      "got (2, 1)",
       [](C& c) { c.args.targets.shape[2] = 1; }, ValueError(""));
   fails(
-      "targets must be of dtype bool, uint8, got int32", [](C& c) { c.args.targets.dtype = DType::kInt32; },
-      TypeError(""));
+      "targets must be of dtype bool, uint8, got int32",
+      [](C& c) { c.args.targets.dtype = DType::kInt32; }, TypeError(""));
   fails("iou is missing", [](C& c) { c.args.iou = {}; }, TypeError(""));
 }
 

@@ -1,4 +1,5 @@
-// The C++ interface of masked_point_pool on a case that is worked out by hand, and its argument checks.
+// The C++ interface of masked_point_pool on a case that is computed by hand, and its argument
+// checks.
 #include "masked_point_pool/masked_point_pool.h"
 
 #include "native.h"
@@ -7,14 +8,17 @@ using namespace alignmask;
 
 namespace {
 
-// One image of 1 x 2 pixels with the feature 3, 5; the mask is the right pixel. Points: its centre, the middle between
-// the pixels (half the mask, feature 4), the left pixel's centre, and one outside.
+// One image of 1 x 2 pixels with the feature 3, 5; the mask is the right pixel. Points: its centre,
+// the middle between the pixels (half the mask, feature 4), the left pixel's centre, and one
+// outside.
 template <class F>
 struct Case {
-  Array<F> features{{1, 1, 1, 2}, {3, 5}}, points{{1, 1, 4, 2}, {0.75, 0.5, 0.5, 0.5, 0.25, 0.5, 0.75, 2}};
+  Array<F> features{{1, 1, 1, 2}, {3, 5}},
+      points{{1, 1, 4, 2}, {0.75, 0.5, 0.5, 0.5, 0.25, 0.5, 0.75, 2}};
   Array<std::uint8_t> masks{{1, 1, 2}, {0, 1}};
   Array<std::int64_t> owner = Array<std::int64_t>({1}, {0});
-  Array<F> pooled{{1, 1, 1}}, weight{{1, 1}}, grad_pooled{{1, 1, 1}, {6}}, grad_features{{1, 1, 1, 2}};
+  Array<F> pooled{{1, 1, 1}}, weight{{1, 1}}, grad_pooled{{1, 1, 1}, {6}},
+      grad_features{{1, 1, 1, 2}};
   MaskedPointPoolArgs args;
 
   Case() {
@@ -66,8 +70,8 @@ void test_errors() {
       },
       ValueError(""));
   fails(
-      "points must be of dtype float32, got float64", [](C& c) { c.args.points.dtype = DType::kFloat64; },
-      TypeError(""));
+      "points must be of dtype float32, got float64",
+      [](C& c) { c.args.points.dtype = DType::kFloat64; }, TypeError(""));
   fails("pooled is missing", [](C& c) { c.args.pooled = {}; }, TypeError(""));
   fails(
       "features has W = 4294967296, too many pixels for 32-bit indices",

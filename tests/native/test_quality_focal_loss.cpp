@@ -1,4 +1,5 @@
-// The C++ interface of quality_focal_loss on a case that is worked out by hand, and its argument checks.
+// The C++ interface of quality_focal_loss on a case that is computed by hand, and its argument
+// checks.
 #include "quality_focal_loss/quality_focal_loss.h"
 
 #include "native.h"
@@ -7,7 +8,8 @@ using namespace alignmask;
 
 namespace {
 
-// At logit 0, s = 1/2 and BCE = ln 2 for any target. Rows: a label with IoU 1, a negative below θ, one at IoU 3/4.
+// At logit 0, s = 1/2 and BCE = ln 2 for any target. Rows: a label with IoU 1, a negative below θ,
+// one at IoU 3/4.
 template <class F>
 struct Case {
   Array<F> logits{{3, 2}, {0, 0, 0, 0, 0, 0}}, iou{{3}, {1, 0.25, 0.75}};
@@ -32,7 +34,8 @@ void test_values() {
   c.loss.expect_values("loss", {2 * ln2 / 4, 2 * ln2 / 4, weight * 2 * ln2 / 4});
   // d/dx s² softplus(x) = 2 s² (1 - s) softplus(x) + s³; the label's term is its mirror image.
   const double slope = ln2 / 4 + 1.0 / 8;
-  c.grad_logits.expect_values("grad_logits", {slope, -slope, slope, slope, weight * slope, weight * slope});
+  c.grad_logits.expect_values("grad_logits",
+                              {slope, -slope, slope, slope, weight * slope, weight * slope});
 
   Case<F> d;
   d.args.grad_logits = {};
@@ -56,8 +59,8 @@ void test_errors() {
   fails("theta must be in [0, 1), got 1", [](C& c) { c.args.theta = 1; }, ValueError(""));
   fails("loss is missing", [](C& c) { c.args.loss = {}; }, TypeError(""));
   fails(
-      "grad_logits must be of dtype float32, got float64", [](C& c) { c.args.grad_logits.dtype = DType::kFloat64; },
-      TypeError(""));
+      "grad_logits must be of dtype float32, got float64",
+      [](C& c) { c.args.grad_logits.dtype = DType::kFloat64; }, TypeError(""));
 }
 
 }  // namespace

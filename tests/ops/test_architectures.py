@@ -75,11 +75,10 @@ def test_threads_that_a_multiprocessor_holds(tmp_path: Path, architecture: int, 
         pytest.skip(str(error))
     for right in (True, False):
         text = f"static_assert(ALIGNMASK_RESIDENT_THREADS == {threads if right else threads + 1});"
-        (tmp_path / "bounds.cuh").write_text(
-            f'#include "{REPOSITORY}/core/common/device.cuh"\n{text}\nextern "C" __global__ void kernel() {{}}\n'
-        )
+        header = tmp_path / "bounds.cuh"
+        header.write_text(f'#include "common/cuda/device.cuh"\n{text}\nextern "C" __global__ void kernel() {{}}\n')
         if right:
-            LIBRARY.compile("bounds.cuh", ["kernel"], architecture, tmp_path)
+            LIBRARY.compile(str(header), ["kernel"], architecture, REPOSITORY / "core")
         else:
             with pytest.raises(RuntimeError, match=r"static assertion failed|static_assert"):
-                LIBRARY.compile("bounds.cuh", ["kernel"], architecture, tmp_path)
+                LIBRARY.compile(str(header), ["kernel"], architecture, REPOSITORY / "core")

@@ -235,8 +235,8 @@ def _first_kernel(op: str) -> str:
 
 def test_what_a_cache_entry_depends_on(tmp_path: Path) -> None:
     for folder in ("common", "op", "other"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "a.cuh").write_text("old")
+        (tmp_path / folder / "cuda").mkdir(parents=True)
+        (tmp_path / folder / "cuda" / "a.cuh").write_text("old")
 
     def key(kernel: str = "f<float>", architecture: int = 80, version: tuple[int, int] = (13, 0)) -> str:
         from alignmask.ops.jit import cache
@@ -246,10 +246,10 @@ def test_what_a_cache_entry_depends_on(tmp_path: Path) -> None:
 
     before = key()
     assert len({before, key("f<double>"), key(architecture=86), key(version=(12, 9))}) == 4
-    (tmp_path / "other" / "a.cuh").write_text("new")
+    (tmp_path / "other" / "cuda" / "a.cuh").write_text("new")
     assert key() == before
     for folder in ("op", "common"):
-        (tmp_path / folder / "a.cuh").write_text("new")
+        (tmp_path / folder / "cuda" / "a.cuh").write_text("new")
         assert key() != before
         before = key()
 
@@ -287,7 +287,7 @@ def test_without_a_launcher_the_device_is_named() -> None:
 def test_nvrtc_says_what_it_cannot_compile() -> None:
     assert LIBRARY is not None
     with pytest.raises(RuntimeError, match=r"cannot compile .* for sm_80:\n(.*\n)*.*nothing"):
-        LIBRARY.compile("quality_focal_loss/quality_focal_loss.cuh", ["nothing<float>"], 80, SOURCES)
+        LIBRARY.compile("quality_focal_loss/cuda/kernels.cuh", ["nothing<float>"], 80, SOURCES)
     assert LIBRARY.target(87) == 87 if 87 in LIBRARY.architectures else 86
     with pytest.raises(RuntimeError, match="sm_52"):
         LIBRARY.target(52)

@@ -225,7 +225,7 @@ def prediction(size: tuple[int, int], scores: list[float]) -> Predictions:
 @pytest.mark.parametrize(
     ("images", "pairs_per_row", "size"), [(1, 2, (218, 134)), (3, 2, (430, 240)), (3, 1, (218, 346))]
 )
-def test_comparison_sheet(tmp_path: Path, images: int, pairs_per_row: int, size: tuple[int, int]) -> None:
+def test_truth_sheet(tmp_path: Path, images: int, pairs_per_row: int, size: tuple[int, int]) -> None:
     """Cells of 100 pixels, gaps of 6, a heading of 28."""
     grey_HWC = np.full((40, 40, 3), 128, np.uint8)
     rows = [(grey_HWC, prediction((40, 40), [1.0]), prediction((40, 40), [0.4, 0.2]))] * images
@@ -237,7 +237,7 @@ def test_comparison_sheet(tmp_path: Path, images: int, pairs_per_row: int, size:
     assert (found == 128).all()  # below the threshold
 
 
-def test_comparison_sheet_of_nothing(tmp_path: Path) -> None:
+def test_truth_sheet_of_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected at least one image"):
         truth_sheet([], ["a"], tmp_path / "sheet.png")
 

@@ -1,10 +1,11 @@
-// Bugs of the kinds that the sanitizers are there for, as a kernel could have them: ./planted race | bounds | overflow
+// Bugs of the kinds that the sanitizers are there for, as a kernel could have them: ./planted race
+// | bounds | overflow
 #include <cstdint>
 #include <cstdio>
 #include <limits>
 #include <string>
 
-#include "common/parallel_for.h"
+#include "common/cpu/parallel_for.h"
 
 using namespace alignmask;
 
@@ -13,7 +14,9 @@ int main(int argc, char** argv) {
   if (bug == "race") {  // tasks of two threads add to one sum
     std::int64_t sum = 0;
     parallel_for(
-        1000, 2, [](void* context, std::int64_t task, int) { *static_cast<std::int64_t*>(context) += task; }, &sum);
+        1000, 2,
+        [](void* context, std::int64_t task, int) { *static_cast<std::int64_t*>(context) += task; },
+        &sum);
     std::printf("%lld\n", static_cast<long long>(sum));
   } else if (bug == "bounds") {  // one element after a call's memory
     const Scratch scratch(256);

@@ -6,7 +6,8 @@
 #include <new>
 
 #if defined(__x86_64__)
-// Saves the registers that a called function must preserve, changes stacks, restores them from the other one.
+// Saves the registers that a called function must preserve, changes stacks, restores them from the
+// other one.
 extern "C" void simt_switch_stacks(void** save_to, void* go_to);
 asm(R"(
 .text
@@ -39,8 +40,8 @@ Fiber::~Fiber() {
 
 void Fiber::restart(void (*entry)()) {
   if (!stack_) {
-    void* memory =
-        mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* memory = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) throw std::bad_alloc();
     stack_ = static_cast<char*>(memory);
   }
@@ -54,7 +55,8 @@ void Fiber::restart(void (*entry)()) {
   if (!tsan_fiber_) tsan_fiber_ = __tsan_create_fiber(0);
 #endif
 #if defined(__x86_64__)
-  // Tops of stacks that all have the same address modulo 4096 would fight over the same cache lines.
+  // Tops of stacks that all have the same address modulo 4096 would fight over the same cache
+  // lines.
   const std::size_t colour = reinterpret_cast<std::uintptr_t>(this) / sizeof(Fiber) % 61;
   void** top = reinterpret_cast<void**>(stack_ + kStackBytes - 64 * (1 + colour));
   *--top = nullptr;  // where entry() would return to

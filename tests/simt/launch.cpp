@@ -1,11 +1,11 @@
-// The third way to carry out launches, beside the CUDA runtime and NVRTC: the SIMT runtime. Tensors of the CPU go
-// there.
-#include "../../core/common/launch.h"
+// The third way to carry out launches, beside the CUDA runtime and NVRTC: the SIMT runtime. Tensors
+// of the CPU go there.
+#include "common/launch/launch.h"
 
 #include <set>
 #include <utility>
 
-#include "../../core/common/kernel_tables.h"
+#include "common/launch/kernel_table.h"
 #include "launched.h"
 #include "runtime.h"
 
@@ -27,7 +27,7 @@ std::set<std::string> all_kernels() {
 
 std::set<std::string> launched_kernels() { return std::exchange(seen, {}); }
 
-bool is_launch_device(Device device) { return device.type == DeviceType::kCPU; }
+bool uses_cuda_kernels(Device device) { return device.type == DeviceType::kCPU; }
 
 void record_launches(std::vector<Launch>* to) { recording = to; }
 

@@ -4,7 +4,7 @@
 #include <set>
 #include <string>
 
-#include "../../core/common/launch.h"
+#include "common/launch/launch.h"
 
 namespace alignmask {
 

@@ -1,4 +1,5 @@
-// alignmask._core with the kernels for GPUs in place of those for the CPU, and the switches of the SIMT runtime.
+// alignmask._core with the CUDA kernels in place of the CPU kernels, and the switches of the SIMT
+// runtime.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -21,7 +22,8 @@ void set_order(const std::string& order, unsigned seed) {
   throw std::invalid_argument("order is ascending, descending or shuffled, not " + order);
 }
 
-/// Sums of 128 numbers each, and how many of them are positive. The numbers lie in the middle of others that are NaN.
+/// Sums of 128 numbers each, and how many of them are positive. The numbers lie in the middle of
+/// others that are NaN.
 py::tuple planted(const std::string& bug, const std::vector<float>& numbers) {
   constexpr std::size_t kThreads = alignmask::kPlantedThreads;
   std::vector<float> guarded(2 * kThreads + numbers.size(), std::nanf(""));
@@ -29,8 +31,8 @@ py::tuple planted(const std::string& bug, const std::vector<float>& numbers) {
   const std::size_t blocks = (numbers.size() + kThreads - 1) / kThreads;
   std::vector<float> sums(blocks + 1, std::nanf(""));
   std::vector<int> positive(blocks);
-  alignmask::run_planted(bug, guarded.data() + kThreads, static_cast<int>(numbers.size()), sums.data(),
-                         positive.data());
+  alignmask::run_planted(bug, guarded.data() + kThreads, static_cast<int>(numbers.size()),
+                         sums.data(), positive.data());
   return py::make_tuple(sums, positive);
 }
 
@@ -53,9 +55,9 @@ std::vector<py::tuple> record(const py::object& call) {
   alignmask::record_launches(nullptr);
   std::vector<py::tuple> result;
   for (const alignmask::Launch& launch : launches)
-    result.push_back(
-        py::make_tuple(launch.kernel, launch.blocks, launch.threads,
-                       py::bytes(reinterpret_cast<const char*>(launch.params.data()), launch.params.size())));
+    result.push_back(py::make_tuple(
+        launch.kernel, launch.blocks, launch.threads,
+        py::bytes(reinterpret_cast<const char*>(launch.params.data()), launch.params.size())));
   return result;
 }
 
@@ -63,10 +65,7 @@ std::vector<py::tuple> record(const py::object& call) {
 
 PYBIND11_MODULE(_simt, module) {
   alignmask::bind_errors();
-  alignmask::bind_mask_iou(module);
-  alignmask::bind_masked_point_pool(module);
-  alignmask::bind_ms_deform_attn(module);
-  alignmask::bind_quality_focal_loss(module);
+  alignmask::bind_ops(module);
   module.def("cpu_instruction_set", [] { return "simt"; });
 
   py::register_exception<simt::Error>(module, "Error", PyExc_RuntimeError);
@@ -75,10 +74,12 @@ PYBIND11_MODULE(_simt, module) {
   module.def("set_vector_atomics", simt::set_vector_atomics, py::arg("has"),
              "Shall kernels add several floats at once, as from sm_90 on?");
   module.def("all_kernels", alignmask::all_kernels, "Names of all kernels.");
-  module.def("launched_kernels", alignmask::launched_kernels, "Names of those that ran since the last call.");
-  module.def("launch", launch, py::arg("kernel"), py::arg("blocks"), py::arg("threads"), py::arg("params"),
-             "Run one kernel.");
-  module.def("record", record, py::arg("call"), "The launches (kernel, blocks, threads, params) of an op in call().");
+  module.def("launched_kernels", alignmask::launched_kernels,
+             "Names of those that ran since the last call.");
+  module.def("launch", launch, py::arg("kernel"), py::arg("blocks"), py::arg("threads"),
+             py::arg("params"), "Run one kernel.");
+  module.def("record", record, py::arg("call"),
+             "The launches (kernel, blocks, threads, params) of an op in call().");
   std::vector<std::string> bugs;
   for (const alignmask::PlantedBug& bug : alignmask::kPlantedBugs) bugs.emplace_back(bug.name);
   module.attr("PLANTED_BUGS") = bugs;

@@ -1,7 +1,8 @@
-// A small kernel, right and with each class of mistake: the tests show that the runtime and the sanitizers notice.
+// A small kernel, right and with each class of mistake: the tests show that the runtime and the
+// sanitizers notice.
 #pragma once
 
-#include "../../core/common/ptx.cuh"
+#include "common/cuda/ptx.cuh"
 
 namespace alignmask {
 
@@ -15,8 +16,8 @@ enum class Bug {
   kShortShuffleMask,     // a shuffle's mask names half of the lanes that take part
   kBallotOfTheDeparted,  // a ballot's mask names lanes that have left
   kDivergentBarrier,     // half of the threads go round the barrier
-  kReadBeforeWrite,      // shared memory is read that nobody wrote
-  kMisaligned,           // a vector is read from an address that is no multiple of it
+  kReadBeforeWrite,      // shared memory is read that no thread wrote
+  kMisaligned,           // a vector is read from an address that is not a multiple of it
 };
 
 struct PlantedParams {
@@ -53,7 +54,8 @@ planted(ALIGNMASK_PARAMS PlantedParams params) {
     votes[warp] = __popc(ballot);
   }
 
-  if (kBug != Bug::kMissingBarrier && !(kBug == Bug::kDivergentBarrier && thread % 2)) __syncthreads();
+  if (kBug != Bug::kMissingBarrier && !(kBug == Bug::kDivergentBarrier && thread % 2))
+    __syncthreads();
   if (thread == 0) {
     float sum = 0;
     int positive = 0;

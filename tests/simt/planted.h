@@ -33,13 +33,15 @@ inline constexpr PlantedBug kPlantedBugs[] = {
     {"misaligned", call_planted<Bug::kMisaligned>},
 };
 
-/// `x`, `sums` and `positive` as in PlantedParams. Throws std::invalid_argument for an unknown name.
-inline void run_planted(const std::string& name, const float* x, int count, float* sums, int* positive) {
+/// `x`, `sums` and `positive` as in PlantedParams. Throws std::invalid_argument for an unknown
+/// name.
+inline void run_planted(const std::string& name, const float* x, int count, float* sums,
+                        int* positive) {
   const PlantedParams params{x, sums, positive, count};
   for (const PlantedBug& bug : kPlantedBugs)
     if (name == bug.name)
-      return simt::launch(static_cast<unsigned>(count + kPlantedThreads - 1) / kPlantedThreads, kPlantedThreads,
-                          bug.kernel, &params);
+      return simt::launch(static_cast<unsigned>(count + kPlantedThreads - 1) / kPlantedThreads,
+                          kPlantedThreads, bug.kernel, &params);
   throw std::invalid_argument("no bug is called " + name);
 }
 

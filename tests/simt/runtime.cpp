@@ -17,8 +17,8 @@
 
 namespace simt {
 
-/// Where lanes of a warp meet: one per mask in use. Two phases, because a lane that has read everything may be back
-/// before the others have read.
+/// Where lanes of a warp meet: one per mask in use. Two phases, because a lane that has read
+/// everything may be back before the others have read.
 struct Table {
   std::uint32_t mask = 0, arrived = 0;
   const char* operation = nullptr;
@@ -48,7 +48,8 @@ struct SharedArray {
   std::size_t bytes;
 };
 
-/// Threads that can go on, in the order in which they will. Allocates nothing: the thread sanitizer would see it.
+/// Threads that can go on, in the order in which they will. Allocates nothing: the thread sanitizer
+/// would see it.
 class Queue {
  public:
   bool empty() const { return count_ == 0; }
@@ -120,8 +121,9 @@ std::string where() {
 std::string who_waits() {
   unsigned count[4] = {};
   for (unsigned i = 0; i < machine.threads; ++i) ++count[static_cast<int>(machine.thread[i].state)];
-  std::string text = std::to_string(count[1]) + " threads wait at __syncthreads, " + std::to_string(count[2]) +
-                     " at a warp operation, " + std::to_string(count[3]) + " have left the kernel";
+  std::string text = std::to_string(count[1]) + " threads wait at __syncthreads, " +
+                     std::to_string(count[2]) + " at a warp operation, " +
+                     std::to_string(count[3]) + " have left the kernel";
   for (auto& warp : machine.tables)
     for (const Table& table : warp)
       if (table.arrived) return text + "; " + table.operation + " misses lanes that its mask names";
@@ -175,10 +177,12 @@ void choose_turns(std::vector<unsigned>& turns, unsigned count, unsigned salt) {
 }
 
 #if defined(SIMT_THREAD_SANITIZER)
-// Every block gets memory that no thread has touched, else the sanitizer would take the next block's use for a race.
-constexpr std::size_t kArena = std::size_t{1} << 36;  // of addresses; pages exist from their first use on
-char* arena = static_cast<char*>(
-    mmap(nullptr, kArena, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+// Every block gets memory that no thread has touched, else the sanitizer would take the next
+// block's use for a race.
+constexpr std::size_t kArena = std::size_t{1}
+                               << 36;  // of addresses; pages exist from their first use on
+char* arena = static_cast<char*>(mmap(nullptr, kArena, PROT_READ | PROT_WRITE,
+                                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
 char* poisoned_memory(std::size_t bytes) {
   char* memory = arena;
   arena += (bytes + 15) / 16 * 16;
@@ -219,7 +223,8 @@ void run_block(unsigned block) {
   m.scheduler.switch_to(m.current->fiber);
   if (m.error) std::rethrow_exception(std::exchange(m.error, nullptr));
   for (unsigned i = 0; i < m.threads; ++i)
-    if (m.thread[i].state != State::kGone) throw Error(where() + "nobody can go on: " + who_waits());
+    if (m.thread[i].state != State::kGone)
+      throw Error(where() + "no thread can go on: " + who_waits());
   for (int a = 0; a < m.shared_count; ++a)
     for (std::size_t i = 0; i < kGuardBytes; ++i)
       if (m.shared[a].memory[m.shared[a].bytes + i] != '\xff')
@@ -245,7 +250,8 @@ bool has_vector_atomics() { return machine.vector_atomics; }
 void launch(unsigned blocks, unsigned threads, void (*kernel)(const void*), const void* argument) {
   const std::lock_guard<std::mutex> lock(machine.busy);
   if (threads == 0 || threads > kMaxThreads || threads % kWarp)
-    throw Error("a block of " + std::to_string(threads) + " threads: whole warps, up to 1024 threads, are wanted");
+    throw Error("a block of " + std::to_string(threads) +
+                " threads: whole warps, up to 1024 threads, are wanted");
   machine.blocks = blocks;
   machine.threads = threads;
   machine.kernel = kernel;
@@ -269,7 +275,8 @@ void* shared_memory(const void* tag, std::size_t bytes) {
     total += machine.shared[i].bytes;
   }
   if (machine.shared_count == kMostSharedArrays) throw Error(where() + "too many shared arrays");
-  if (total > kMaxSharedBytes) throw Error(where() + std::to_string(total) + " bytes of shared memory are too many");
+  if (total > kMaxSharedBytes)
+    throw Error(where() + std::to_string(total) + " bytes of shared memory are too many");
   char* memory = poisoned_memory(bytes);
   machine.shared[machine.shared_count++] = {tag, memory, bytes};
   return memory;
@@ -277,7 +284,8 @@ void* shared_memory(const void* tag, std::size_t bytes) {
 
 void check_alignment(const void* pointer, std::size_t bytes) {
   if (reinterpret_cast<std::uintptr_t>(pointer) % bytes)
-    throw Error(where() + "an access of " + std::to_string(bytes) + " bytes is not aligned to them");
+    throw Error(where() + "an access of " + std::to_string(bytes) +
+                " bytes is not aligned to them");
 }
 
 int barrier(bool vote) {
@@ -298,16 +306,20 @@ int barrier(bool vote) {
   return m.votes[phase];
 }
 
-Meeting::Meeting(const char* operation, std::uint32_t mask, std::uint64_t value, bool orders_memory) {
+Meeting::Meeting(const char* operation, std::uint32_t mask, std::uint64_t value,
+                 bool orders_memory) {
   Thread& self = *machine.current;
   const unsigned lane = self.index % kWarp, warp = self.index / kWarp;
-  if (!(mask >> lane & 1)) throw Error(where() + operation + " with a mask that lacks the calling lane");
+  if (!(mask >> lane & 1))
+    throw Error(where() + operation + " with a mask that lacks the calling lane");
   Table* tables = machine.tables[warp];
   const auto same = [&](const Table& table) { return table.mask == mask && !table.free(); };
   table_ = std::find_if(tables, tables + kTables, same);
   if (table_ == tables + kTables)
-    table_ = std::find_if(tables, tables + kTables, [](const Table& table) { return table.free(); });
-  if (table_ == tables + kTables) throw Error(where() + operation + " with one mask more than the runtime can keep");
+    table_ =
+        std::find_if(tables, tables + kTables, [](const Table& table) { return table.free(); });
+  if (table_ == tables + kTables)
+    throw Error(where() + operation + " with one mask more than the runtime can keep");
   Table& table = *table_;
   if (!table.arrived) table.operation = operation;
   if (std::strcmp(table.operation, operation) != 0)
@@ -323,7 +335,8 @@ Meeting::Meeting(const char* operation, std::uint32_t mask, std::uint64_t value,
     ++table.phase;
     for (const unsigned i : machine.turns) {
       Thread& other = machine.thread[i];
-      if (i / kWarp == warp && (mask >> i % kWarp & 1) && other.state == State::kAtMeeting) wake(other);
+      if (i / kWarp == warp && (mask >> i % kWarp & 1) && other.state == State::kAtMeeting)
+        wake(other);
     }
   } else {
     wait(State::kAtMeeting);
@@ -334,7 +347,8 @@ Meeting::Meeting(const char* operation, std::uint32_t mask, std::uint64_t value,
 Meeting::~Meeting() { --table_->readers; }
 
 std::uint64_t Meeting::value_of(unsigned lane) const {
-  if (!(table_->mask >> lane & 1)) throw Error(where() + "a lane is read that the mask does not name");
+  if (!(table_->mask >> lane & 1))
+    throw Error(where() + "a lane is read that the mask does not name");
   return table_->value[phase_][lane];
 }
 

@@ -1,5 +1,6 @@
-// The kernels for GPUs under a sanitizer, without Python: `sanitize ops` runs all of them on tensors that end where
-// they end, `sanitize bug <name>` runs a planted bug. Fails if an output is not written or not finite.
+// The CUDA kernels under a sanitizer, without Python: `sanitize ops` runs all of them on tensors
+// that end where they end, `sanitize bug <name>` runs a planted bug. Fails if an output is not
+// written or not finite.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -8,12 +9,12 @@
 #include <string>
 #include <vector>
 
-#include "../../core/common/half.h"
-#include "../../core/mask_iou/mask_iou_launch.h"
-#include "../../core/masked_point_pool/masked_point_pool_launch.h"
-#include "../../core/ms_deform_attn/ms_deform_attn_launch.h"
-#include "../../core/quality_focal_loss/quality_focal_loss_launch.h"
+#include "common/half.h"
+#include "mask_iou/cuda/launches.h"
+#include "masked_point_pool/cuda/launches.h"
+#include "ms_deform_attn/cuda/launches.h"
 #include "planted.h"
+#include "quality_focal_loss/cuda/launches.h"
 #include "runtime.h"
 
 using namespace alignmask;
@@ -94,21 +95,25 @@ struct Tensor {
   }
 };
 
-DType arithmetic(DType dtype) { return dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32; }
+DType arithmetic(DType dtype) {
+  return dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+}
 
 Tensor workspace_of(std::int64_t bytes) { return Tensor(DType::kUInt8, {bytes}); }
 
-// Sizes are such that every loop of every kernel goes round more than once: what one round leaves in shared memory must
-// not meet the next.
+// Sizes are such that every loop of every kernel goes round more than once: what one round leaves
+// in shared memory must not meet the next.
 
 void run_ms_deform_attn(DType dtype, std::int64_t D, bool deterministic) {
   const std::int64_t B = 1, N = 2, Q = deterministic ? 70 : 5, P = 5;
   MSDeformAttnArgs args;
+  args.form = MSDeformAttnArgs::Form::kOffsets;
   args.levels = {{3, 4}, {2, 5}};
   const auto L = static_cast<std::int64_t>(args.levels.size()), S = std::int64_t{22};
-  Tensor value(dtype, {B, S, N, D}), offsets(dtype, {B, Q, N, L, P, 2}), logits(dtype, {B, Q, N, L, P}),
-      reference(dtype, {B, Q, L, 2}), out(dtype, {B, Q, N * D}), grad_out(dtype, {B, Q, N * D}),
-      grad_value(dtype, {B, S, N, D}), grad_offsets(dtype, {B, Q, N, L, P, 2}), grad_logits(dtype, {B, Q, N, L, P}),
+  Tensor value(dtype, {B, S, N, D}), offsets(dtype, {B, Q, N, L, P, 2}),
+      logits(dtype, {B, Q, N, L, P}), reference(dtype, {B, Q, L, 2}), out(dtype, {B, Q, N * D}),
+      grad_out(dtype, {B, Q, N * D}), grad_value(dtype, {B, S, N, D}),
+      grad_offsets(dtype, {B, Q, N, L, P, 2}), grad_logits(dtype, {B, Q, N, L, P}),
       grad_reference(dtype, {B, Q, L, 2});
   args.value = value.fill(-1, 1).view;
   args.locations = offsets.fill(-2, 2).view;
@@ -136,8 +141,10 @@ void run_ms_deform_attn(DType dtype, std::int64_t D, bool deterministic) {
 void run_masked_point_pool(DType dtype, std::int64_t C, bool channels_last, bool deterministic) {
   const std::int64_t B = 2, H = 5, W = 4, G = 20, T = 2, K = 290;
   MaskedPointPoolArgs args;
-  Tensor features(dtype, channels_last ? std::vector<std::int64_t>{B, H, W, C} : std::vector<std::int64_t>{B, C, H, W});
-  Tensor grad_features(dtype, std::vector<std::int64_t>(features.view.shape, features.view.shape + 4));
+  Tensor features(dtype, channels_last ? std::vector<std::int64_t>{B, H, W, C}
+                                       : std::vector<std::int64_t>{B, C, H, W});
+  Tensor grad_features(dtype,
+                       std::vector<std::int64_t>(features.view.shape, features.view.shape + 4));
   Tensor masks(DType::kBool, {G, 6, 7}), owner(DType::kInt64, {G}), points(dtype, {B, T, K, 2}),
       pooled(dtype, {G, T, C}), weight(arithmetic(dtype), {G, T}), grad_pooled(dtype, {G, T, C});
   const auto as_BCHW = [&](TensorView view) {
@@ -169,7 +176,8 @@ void run_masked_point_pool(DType dtype, std::int64_t C, bool channels_last, bool
   grad_features.expect_finite("grad_features");
 }
 
-void run_mask_iou(DType dtype, std::int64_t Q, std::int64_t h, std::int64_t width, std::int64_t scale) {
+void run_mask_iou(DType dtype, std::int64_t Q, std::int64_t h, std::int64_t width,
+                  std::int64_t scale) {
   const std::int64_t B = 2, G = 40;
   Tensor predictions(dtype, {B, Q, h, width}), targets(DType::kBool, {G, h * scale, width * scale}),
       owner(DType::kInt64, {G}), iou(arithmetic(dtype), {G, Q});

@@ -1,4 +1,5 @@
-// The CUDA dialect of the kernels in terms of the runtime. The compiler's command line includes it before all else.
+// The CUDA dialect of the kernels in terms of the runtime. The compiler's command line includes it
+// before all else.
 #pragma once
 
 #include <cmath>
@@ -28,7 +29,9 @@
 inline int __syncthreads_count(int vote) { return simt::barrier(vote != 0); }
 inline int __syncthreads_or(int vote) { return simt::barrier(vote != 0) != 0; }
 
-inline void __syncwarp(std::uint32_t mask = 0xffffffffu) { simt::Meeting("__syncwarp", mask, 0, true); }
+inline void __syncwarp(std::uint32_t mask = 0xffffffffu) {
+  simt::Meeting("__syncwarp", mask, 0, true);
+}
 
 inline std::uint32_t __ballot_sync(std::uint32_t mask, int vote) {
   const simt::Meeting meeting("__ballot_sync", mask, vote != 0);
@@ -42,7 +45,8 @@ inline int __all_sync(std::uint32_t mask, int vote) { return __ballot_sync(mask,
 
 namespace simt {
 
-/// What lane `source` of the caller's group of `width` lanes holds; one's own value if there is no such lane.
+/// What lane `source` of the caller's group of `width` lanes holds; one's own value if there is no
+/// such lane.
 template <class T>
 T shuffle(const char* operation, std::uint32_t mask, T value, int source, int width) {
   static_assert(sizeof(T) <= sizeof(std::uint64_t), "shuffles move up to eight bytes");
@@ -50,7 +54,8 @@ T shuffle(const char* operation, std::uint32_t mask, T value, int source, int wi
   std::memcpy(&bits, &value, sizeof(value));
   const Meeting meeting(operation, mask, bits);
   const int lane = static_cast<int>(thread_index().x % kWarp), first = lane & ~(width - 1);
-  bits = meeting.value_of(static_cast<unsigned>(source < 0 || source >= width ? lane : first + source));
+  bits = meeting.value_of(
+      static_cast<unsigned>(source < 0 || source >= width ? lane : first + source));
   std::memcpy(&value, &bits, sizeof(value));
   return value;
 }
@@ -84,11 +89,13 @@ T __shfl_xor_sync(std::uint32_t mask, T value, int bits, int width = 32) {
 }
 template <class T>
 T __shfl_down_sync(std::uint32_t mask, T value, unsigned steps, int width = 32) {
-  return simt::shuffle("__shfl_down_sync", mask, value, simt::lane_in(width) + static_cast<int>(steps), width);
+  return simt::shuffle("__shfl_down_sync", mask, value,
+                       simt::lane_in(width) + static_cast<int>(steps), width);
 }
 template <class T>
 T __shfl_up_sync(std::uint32_t mask, T value, unsigned steps, int width = 32) {
-  return simt::shuffle("__shfl_up_sync", mask, value, simt::lane_in(width) - static_cast<int>(steps), width);
+  return simt::shuffle("__shfl_up_sync", mask, value,
+                       simt::lane_in(width) - static_cast<int>(steps), width);
 }
 
 template <class T>

@@ -1,4 +1,4 @@
-"""Every kernel that is compiled for GPUs is run here, and each is chosen by some call."""
+"""Every CUDA kernel is run here, and each is chosen by some call."""
 
 from __future__ import annotations
 
@@ -96,6 +96,16 @@ def test_gradients_need_no_alignment() -> None:
         results.append(gradient)
     for result in results:
         assert torch.equal(result, results[0])
+
+
+@pytest.mark.parametrize("op", ["ms_deform_attn", "ms_deform_attn_from_offsets"])
+def test_errors_of_launches_name_the_op_that_was_called(op: str) -> None:
+    shape = cases.DeformShape(1, ((1, 1),) * 65, 1, 4, 2, 1)
+    with (
+        cases.using(cases.EMULATIONS[0], op),
+        pytest.raises(ValueError, match=rf"^{op}: L = 65 levels, at most 64 are supported"),
+    ):
+        getattr(ops, op)(*getattr(cases, op)(shape, "local"))
 
 
 class TestWorkspace:

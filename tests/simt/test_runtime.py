@@ -46,8 +46,8 @@ def test_wrong_results_show(bug: str) -> None:
 
 ERRORS = {
     "short shuffle mask": r"block \d, thread \d+: __shfl_xor_sync with a mask that lacks the calling lane",
-    "ballot of the departed": r"nobody can go on: .* 16 have left the kernel; __ballot_sync misses lanes",
-    "divergent barrier": r"nobody can go on: 64 threads wait at __syncthreads, 0 at a warp operation, 64 have left",
+    "ballot of the departed": r"no thread can go on: .* 16 have left the kernel; __ballot_sync misses lanes",
+    "divergent barrier": r"no thread can go on: 64 threads wait at __syncthreads, 0 at a warp operation, 64 have left",
     "off-by-one in shared memory": r"a shared array of 512 bytes was written behind its end",
     "misaligned": r"an access of 16 bytes is not aligned to them",
 }

@@ -1,4 +1,4 @@
-"""All kernels for GPUs under sanitizers, and the mistakes that these notice. `make sanitize-simt` builds and runs this."""
+"""All CUDA kernels under sanitizers, and the mistakes that these notice. `make sanitize-simt` builds and runs this."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import tyro
 from rich.console import Console
 
 import alignmask
+from alignmask._verbs import are_results
 from alignmask.analysis.compare import analysis_table
 from alignmask.commands._console import choose_device, progress
 from alignmask.commands._options import File, Flag, Folder, flowing
@@ -65,8 +66,11 @@ def command(
         raise ValueError(f"analyze: --fraction: expected more than 0 and at most 1, got {fraction:g}")
     if inversions < 0:
         raise ValueError(f"analyze: --inversions: expected 0 or more, got {inversions}")
-    if annotations is None and images is not None:
-        raise ValueError("analyze: --images: give --annotations FILE as well, which lists them")
+    results = [path for path in models if are_results(path)]
+    if annotations is None and (images is not None or results):
+        raise ValueError("analyze: give --annotations FILE (only checkpoints have validation data of their own)")
+    if annotations is not None and images is None and len(results) < len(models):
+        raise ValueError(f"analyze: checkpoints are to predict on the images of {annotations}: give --images DIR, too")
     files = alignmask.analyze(
         models,
         annotations=annotations,

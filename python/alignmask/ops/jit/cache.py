@@ -85,7 +85,7 @@ def fingerprint(sources: Path, folder: str, kernel: str, architecture: int, nvrt
 def _hash(sources: Path, folder: str) -> str:
     """Of the headers that an op's kernels can include."""
     digest = hashlib.sha256()
-    for path in sorted(path for part in ("common", folder) for path in (sources / part).iterdir()):
+    for path in sorted(path for part in ("common", folder) for path in (sources / part).rglob("*")):
         if path.suffix in (".h", ".cuh"):
             digest.update(f"{path.relative_to(sources)}\n{path.stat().st_size}\n".encode())
             digest.update(path.read_bytes())

@@ -31,7 +31,7 @@ class Launcher:
     """Carries out launches; to be given to `alignmask._core.set_launcher`. Safe in several threads.
 
     Args:
-        sources: Folder with the kernels' headers: `<op>/<op>.cuh` and what they include.
+        sources: Folder with the kernels' headers: `<op>/cuda/kernels.cuh` and what they include.
         ops: Names of the folders.
     """
 
@@ -72,7 +72,7 @@ class Launcher:
         key = fingerprint(self.sources, folder, kernel, target, self.nvrtc.version)
         found = self.cache.read(key)
         if found is None:
-            compiled = self.nvrtc.compile(f"{folder}/{folder}.cuh", [kernel], target, self.sources)
+            compiled = self.nvrtc.compile(f"{folder}/cuda/kernels.cuh", [kernel], target, self.sources)
             found = Cubin(compiled.symbols[kernel], compiled.cubin)
             self.cache.write(key, found)
         return found
