@@ -115,7 +115,7 @@ def test_bad_checkpoints_are_named(tmp_path: Path) -> None:
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "model.safetensors").touch()
     (tmp_path / "hf" / "config.json").write_text('{"model_type": "mask2former"}')
-    with pytest.raises(ValueError, match=r"hf: not one of AlignMask.*alignmask convert .*hf DIR"):
+    with pytest.raises(ValueError, match=r"hf: not a checkpoint of AlignMask.*alignmask convert .*hf DIR"):
         alignmask.load(tmp_path / "hf")
     assert checkpoint.resolve(tmp_path / "run" / "best" / "model.safetensors") == tmp_path / "run" / "best"
     save(tmp_path / "c")

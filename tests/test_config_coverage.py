@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import itertools
+import re
 import typing
 from pathlib import Path
 
 import pytest
 
+from alignmask import config
 from alignmask.config import Config
 from tests.covers import covered_names, field_names
 
@@ -27,6 +31,23 @@ def test_every_name_that_is_covered_is_a_field() -> None:
     fields = {name for section, kind in SECTIONS.items() for name in field_names(kind, section)}
     unknown = {name: where for name, where in covered_names().items() if name not in fields}
     assert not unknown
+
+
+def test_every_setting_has_whole_sentences() -> None:
+    """They are its `--help`. A section is a class, whose docstring is its text."""
+    assert config.__file__ is not None
+    missing = []
+    for kind in ast.parse(Path(config.__file__).read_text()).body:
+        if not (isinstance(kind, ast.ClassDef) and kind.name.endswith("Config")):
+            continue
+        assert ast.get_docstring(kind), kind.name
+        for field, text in itertools.pairwise([*kind.body, ast.Pass()]):
+            if not isinstance(field, ast.AnnAssign) or ast.unparse(field.annotation).endswith("Config"):
+                continue
+            said = text.value.value if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) else ""
+            if not re.fullmatch(r"[A-Z].*[a-z0-9)`]\.", str(said), re.DOTALL):
+                missing.append(f"{kind.name}.{ast.unparse(field.target)}")
+    assert not missing
 
 
 def test_names_follow_configs_inside_of_configs() -> None:

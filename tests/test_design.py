@@ -14,7 +14,7 @@ import pytest
 
 from alignmask import ops
 from tests.conftest import REPOSITORY
-from tests.floors import circles, graph
+from tests.floors import circles, graph, mermaid
 
 PACKAGE = REPOSITORY / "python" / "alignmask"
 if sys.version_info >= (3, 11):
@@ -90,6 +90,11 @@ def test_no_module_is_part_of_a_circle() -> None:
     """Modules, where the floors are about packages: within a package, too, imports have one direction."""
     assert circles(graph()) == []
     assert circles(graph(modules=True)) == []
+
+
+def test_the_architecture_page_shows_the_graph() -> None:
+    """`python -m tests.floors` prints what belongs there."""
+    assert f"```mermaid\n{mermaid(graph())}\n```" in (REPOSITORY / "docs/architecture.md").read_text()
 
 
 def test_the_core_knows_neither_python_nor_torch() -> None:

@@ -2,6 +2,7 @@
 
 Tensors may be torch tensors, NumPy arrays, or anything with the DLPack or the buffer protocol; they are read in place.
 `workspace` is a function that lends as many bytes as it is asked for, on the tensors' device; `stream` is a CUDA stream.
+A function `..._workspace` returns how many bytes its namesake would ask for, and runs nothing.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,16 @@ def mask_iou_forward(
     workspace: Workspace = ...,
     stream: int = ...,
 ) -> None: ...
-def mask_iou_forward_workspace(iou: Array, predictions: Array, targets: Array, owner: Array) -> int: ...
+def mask_iou_forward_workspace(
+    iou: Array,
+    predictions: Array,
+    targets: Array,
+    owner: Array,
+    threshold: float = ...,
+    threads: int = ...,
+    workspace: Workspace = ...,
+    stream: int = ...,
+) -> int: ...
 def masked_point_pool_forward(
     pooled: Array,
     weight: Array,
@@ -60,7 +70,10 @@ def masked_point_pool_backward_workspace(
     owner: Array,
     points: Array,
     divide_by_points: bool = ...,
+    threads: int = ...,
     deterministic: bool = ...,
+    workspace: Workspace = ...,
+    stream: int = ...,
 ) -> int: ...
 def ms_deform_attn_forward(
     out: Array,
@@ -97,9 +110,12 @@ def ms_deform_attn_backward_workspace(
     level_shapes: Array,
     locations: Array,
     weights: Array,
+    threads: int = ...,
     reference: Array | None = ...,
     grad_reference: Array | None = ...,
     deterministic: bool = ...,
+    workspace: Workspace = ...,
+    stream: int = ...,
 ) -> int: ...
 def quality_focal_loss_forward(
     loss: Array,

@@ -184,7 +184,7 @@ def analyze(
         >>> str(files["page"])
         'analysis/report.html'
     """
-    require_analyze("alignmask analyze")  # before the long work
+    require_analyze("alignmask.analyze")  # before the long work
     if not 0 < fraction <= 1:
         raise ValueError(f"analyze: fraction: expected more than 0 and at most 1, got {fraction:g}")
     if inversions < 0:

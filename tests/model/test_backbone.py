@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,7 +68,7 @@ def test_swin_has_the_shape_that_was_asked_for() -> None:
             assert (block.window_size, block.shift_size) == ((5, 5), (2, 2) if index % 2 else (0, 0))
     maps = backbone(torch.randint(0, 256, (1, 3, 64, 96)))
     assert [tuple(m.shape[1:]) for m in maps] == [(24, 16, 24), (48, 8, 12), (96, 4, 6), (192, 2, 3)]
-    with pytest.raises(ValueError, match="is no Swin Transformer"):
+    with pytest.raises(ValueError, match="is not a Swin Transformer"):
         Backbone(BackboneConfig("resnet10t", SWIN, pretrained=False))
 
 
@@ -127,3 +128,20 @@ def test_no_path_is_dropped_where_none_is_asked_for() -> None:
     image = torch.randint(0, 256, (1, 3, 64, 64)).expand(8, -1, -1, -1)
     with torch.no_grad():
         assert backbone(image)[3].std(dim=0).amax() < 1e-5
+
+
+def test_a_name_that_timm_does_not_know_gives_similar_names() -> None:
+    sentence = r"^backbone 'resnet5O': timm \S+ has no model of this name; similar names: .*resnet50"
+    with pytest.raises(ValueError, match=sentence) as found:
+        Backbone(BackboneConfig("resnet5O", pretrained=False))
+    assert len(str(found.value)) < 200
+    with pytest.raises(ValueError, match=r"has no model of this name$"):
+        Backbone(BackboneConfig("-", pretrained=False))
+
+
+def test_weights_of_another_model_give_one_sentence(tmp_path: Path) -> None:
+    torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "other.pth")
+    sentence = r"^backbone 'resnet18', weights .*other\.pth: .*size mismatch.*\(and \d+ more\)$"
+    with pytest.raises(ValueError, match=sentence) as found:
+        Backbone(BackboneConfig("resnet18", pretrained=str(tmp_path / "other.pth")))
+    assert len(str(found.value)) < 600

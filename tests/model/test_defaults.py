@@ -28,9 +28,6 @@ def test_model() -> None:
             "count": 100,  # N_AQ, section 2.2
             "point_sets": 5,  # T
             "points": 112 * 112,  # K
-            "outline_share": 0.0,
-            "noised_sets": 0,
-            "noise": 0.3,
             "normalize": "mask",
             "detach_pixel_embedding": False,
             "learned_position": False,

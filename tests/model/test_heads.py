@@ -79,3 +79,14 @@ def test_mask_logits_are_those_of_the_output_that_is_asked_for() -> None:
                 torch.testing.assert_close(prediction.mask_logits(output)[b, r], expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(prediction.mask_logits(), prediction.mask_logits(3))
     assert (prediction.mask_logits() - prediction.mask_logits(2)).abs().max() > 1e-3
+
+
+def test_views_of_a_prediction_are_its_object_and_aligned_rows() -> None:
+    prediction = tiny.model().train()(tiny.batch())
+    objects, aligned = prediction.object_rows, prediction.aligned_rows
+    assert prediction.kind_2R.tolist() == [[True] * 6 + [False] * 7, [False] * 6 + [True] * 7]
+    for name in ("class_logits_LBRC", "mask_embedding_LBRE"):
+        whole = getattr(prediction, name)
+        assert torch.equal(torch.cat((getattr(objects, name), getattr(aligned, name)), dim=2), whole)
+        assert getattr(objects, name).shape[2] == prediction.queries == 6
+        assert getattr(objects, name).untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()

@@ -224,10 +224,12 @@ def test_losses_and_gradients_are_the_same(backbone: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(criterion, "uncertain_points", lambda *_: given)
     losses = Criterion(model.config, config)(prediction, batch)
     for name, ours_L in (
-        ("loss_cross_entropy", losses.classification_L), ("loss_mask", losses.mask_L), ("loss_dice", losses.dice_L)
+        ("loss_cross_entropy", losses.objects.classification_L),
+        ("loss_mask", losses.objects.mask_L),
+        ("loss_dice", losses.objects.dice_L),
     ):  # fmt: skip
         assert relative_error(ours_L, torch.stack([e[name] for e in expected])) <= TOLERANCE
-    assert losses.aligned_mask_L.sum() == 0
+    assert losses.aligned.mask_L.sum() == 0
 
     weights = peer.weight_dict
     sum(weights[name] * value for values in expected for name, value in values.items()).backward()

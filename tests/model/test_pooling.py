@@ -15,7 +15,7 @@ from torch import Tensor
 
 from alignmask import ops
 from alignmask.config import AlignedQueryConfig
-from alignmask.model.aligned_queries import AlignedQueries, AlignedQueryGenerator, shift
+from alignmask.model.aligned_queries import AlignedQueryGenerator
 from tests import tiny
 from tests.covers import covers
 from tests.model import peers
@@ -126,51 +126,3 @@ def test_detaching_keeps_aligned_queries_from_the_pixel_decoder(detach: bool) ->
     model(tiny.batch()).class_logits_LBRC[0].square().sum().backward()
     assert (model.pixel_decoder.embed.weight.grad is None) == detach
     assert model.aligned_queries.mlp[0].weight.grad.any()
-
-
-# ---- beyond the paper
-
-
-def run(config: AlignedQueryConfig, masks_GHW: Tensor) -> AlignedQueries:
-    """All masks in one image."""
-    embedding = torch.randn(1, 32, 16, 32)
-    generator = AlignedQueryGenerator(config, 32)
-    return generator(embedding, masks_GHW, torch.zeros(len(masks_GHW), dtype=torch.long), [len(masks_GHW)])
-
-
-@covers("model.aligned_queries.noised_sets", "model.aligned_queries.noise")
-def test_noised_sets_look_through_masks_that_are_moved_so_far(calls: list[Call]) -> None:
-    """A mask of 20 x 40 pixels, 300 times: with noise 0.5 it moves by up to 10 down or up, and by up to 20 sideways."""
-    masks = torch.zeros(300, 64, 128, dtype=torch.bool)
-    masks[:, 22:42, 44:84] = True
-    config = AlignedQueryConfig(count=700, point_sets=1, points=50, noised_sets=2, noise=0.5)
-    run(config, masks)
-    plain, noised = calls
-    assert torch.equal(plain.masks_GHW, masks)
-    assert plain.points_BTK2.shape == (1, 1, 50, 2)
-    assert noised.points_BTK2.shape == (1, 2, 50, 2)
-    assert (noised.masks_GHW.flatten(1).sum(1) == 20 * 40).all()
-    for axis, (first, most) in enumerate(((22, 10), (44, 20))):
-        moves = noised.masks_GHW.any(2 - axis).float().argmax(1) - first
-        assert moves.min() == -most
-        assert moves.max() == most
-        assert moves.float().abs().mean() == pytest.approx(most / 2, rel=0.15)
-        assert moves.float().mean().abs() < 0.15 * most
-    torch.manual_seed(3)
-    again = shift(masks, 0.5)
-    assert again.flatten(1).unique(dim=0).shape[0] > 200  # every mask for itself
-
-
-@covers("model.aligned_queries.outline_share")
-def test_a_share_of_the_points_lies_on_outlines(calls: list[Call]) -> None:
-    """A square of 8 x 8 pixels has an outline of 28 pixels inside and 32 outside, of 64 x 128."""
-    masks = torch.zeros(1, 64, 128, dtype=torch.bool)
-    masks[0, 20:28, 40:48] = True
-    run(AlignedQueryConfig(count=9, point_sets=3, points=2000, outline_share=0.3), masks)
-    pixels = (calls[0].points_BTK2[0] * torch.tensor([128, 64])).long()
-    near = ((pixels - torch.tensor([43.5, 23.5])).abs() < 5).all(-1)  # 10 x 10 pixels around it
-    inner = ((pixels - torch.tensor([43.5, 23.5])).abs() < 3).all(-1)  # 6 x 6 pixels, none of the outline
-    for t in range(3):
-        assert near[t].float().mean() == pytest.approx(0.3 + 0.7 * 100 / 64 / 128, abs=0.01)
-        assert near[t, :600].all()
-    assert inner.float().mean() < 0.01

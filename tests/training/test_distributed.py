@@ -62,7 +62,7 @@ def test_an_iteration_is_that_of_one_process_with_all_images(
 ) -> None:
     monkeypatch.setattr(torch, "rand", two_processes.same_points_for_all)
     trainer = RecordingTrainer(two_processes.settings(root, "one"))
-    trainer.train_step(trainer._batches())
+    trainer.train_step(trainer.batches())
     (one,) = trainer.steps
     (batch,) = one.batches
     assert batch.image_ids == ranks[0]["images"][0] + ranks[1]["images"][0]

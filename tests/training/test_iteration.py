@@ -15,9 +15,10 @@ from alignmask import checkpoint
 from alignmask.config import DataConfig
 from alignmask.data import TrainingStream, resolve_paths, train_dataset
 from alignmask.loss import Criterion
-from alignmask.training.trainer import Trainer, _seed
+from alignmask.training.trainer import Trainer, seed_of
 from tests import tiny
 from tests.covers import covers
+from tests.loss.oracle import by_name
 from tests.training.runs import RecordingTrainer, Step, assert_close, assert_equal, config, lines, moving_average, small
 
 # Of the tiny model: parameters that belong to norms, and those that are embeddings.
@@ -51,7 +52,7 @@ def test_images_come_in_the_order_of_the_stream(recorded: RecordingTrainer, shap
 def test_every_forward_pass_draws_points_of_its_own(recorded: RecordingTrainer) -> None:
     states = {state.numpy().tobytes() for step in recorded.steps for state in step.generators}
     assert len(states) == 16
-    neighbours = {_seed(seed, step, process) for seed in range(6) for step in range(6) for process in range(6)}
+    neighbours = {seed_of(seed, step, process) for seed in range(6) for step in range(6) for process in range(6)}
     assert len(neighbours) == 216
 
 
@@ -64,10 +65,10 @@ def gradients_by_hand(recorded: RecordingTrainer, step: Step) -> tuple[dict[str,
     logged = dict.fromkeys(("loss", *LOSS_WEIGHTS), 0.0)
     for batch, generator in zip(step.batches, step.generators, strict=True):
         torch.set_rng_state(generator)
-        losses = criterion(model(batch), batch)
+        losses = by_name(criterion(model(batch), batch))
         total = torch.zeros(())
         for name, weight in LOSS_WEIGHTS.items():
-            loss_L = getattr(losses, f"{name}_L")
+            loss_L = losses[f"{name}_L"]
             total = total + weight * loss_L.sum()
             logged[name] += loss_L[-1].item() / 2
         (total / 2).backward()
@@ -92,7 +93,7 @@ def test_the_optimizer_gets_the_clipped_mean_gradient(recorded: RecordingTrainer
 def test_a_gradient_below_the_limit_is_left_as_it_is(shapes: DataConfig, tmp_path: Path) -> None:
     trainers = [RecordingTrainer(config(shapes, tmp_path, f"{clip}", clip=clip)) for clip in (0.0, 1e6)]
     for trainer in trainers:
-        trainer.train_step(trainer._batches())
+        trainer.train_step(trainer.batches())
     unlimited, limited = (trainer.steps[0] for trainer in trainers)
     assert 1.0 < unlimited.values["grad_norm"] < 1e6
     assert_equal(unlimited.gradients, limited.gradients)
@@ -140,7 +141,7 @@ def test_the_moving_average_is_that_of_the_weights(
     assert_equal(checkpoint.load_weights(kept, ema=False), recorded.steps[-1].after)
 
     slower = RecordingTrainer(config(shapes, tmp_path, ema=0.6, learning_rate=1e-2))
-    batches = slower._batches()
+    batches = slower.batches()
     for _ in range(6):
         slower.train_step(batches)
         slower.step += 1
@@ -194,7 +195,7 @@ def test_number_formats_reach_the_layers(shapes: DataConfig, tmp_path: Path) -> 
         trainer.model.pixel_decoder.embed.register_forward_hook(
             lambda *arguments, key=precision: seen.update({key: (arguments[2].dtype, tf32_is_on())})
         )
-        trainer.train_step(trainer._batches())
+        trainer.train_step(trainer.batches())
     if not torch.cuda.is_available():
         assert seen.pop("auto") == (torch.float32, False)
     assert seen["fp32"] == (torch.float32, False)

@@ -100,9 +100,6 @@ PAPER: dict[str, Any] = {
 OURS: dict[str, Any] = {
     "out": "runs",
     "model.score": "class^0.5*mask",
-    "model.aligned_queries.outline_share": 0.0,
-    "model.aligned_queries.noised_sets": 0,
-    "model.aligned_queries.noise": 0.3,
     "model.aligned_queries.normalize": "mask",
     "model.aligned_queries.detach_pixel_embedding": False,
     "model.aligned_queries.learned_position": False,

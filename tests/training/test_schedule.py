@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from alignmask.config import DataConfig
-from alignmask.training import trainer as trainer_module
+from alignmask.training import clock as clock_module
+from alignmask.training import log as log_module
 from alignmask.training.optimizer import learning_rate_factor
 from alignmask.training.trainer import Trainer
 from tests.covers import covers
@@ -66,8 +67,8 @@ def test_a_time_limit_drives_the_schedule_and_ends_the_run(
 ) -> None:
     """A step takes 3 s of 12 s; saving and evaluating take 100 s, which do not count; nor does the time between two runs."""
     clock = SimpleNamespace(now=1000.0)
-    stopped_clock = SimpleNamespace(monotonic=lambda: clock.now, strftime=time.strftime)
-    monkeypatch.setattr(trainer_module, "time", stopped_clock)
+    for module in (clock_module, log_module):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now, time=time.time))
 
     class Timed(RecordingTrainer):
         kill_at = -1

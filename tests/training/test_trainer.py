@@ -26,7 +26,7 @@ from alignmask.evaluation.evaluate import evaluate_model
 from alignmask.training.dry_run import dry_run
 from alignmask.training.log import Log
 from alignmask.training.signals import Stopped
-from alignmask.training.trainer import Trainer, _seed, train
+from alignmask.training.trainer import Trainer, seed_of, train
 from tests import tiny
 from tests.training.runs import (
     RecordingTrainer,
@@ -140,7 +140,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(shapes: DataConfig, tmp_path: P
     def broken(prediction: Any, batch: Any) -> Any:
         losses = criterion(prediction, batch)
         if trainer.step == 4:
-            losses.dice_L = losses.dice_L + value
+            losses.objects.dice_L = losses.objects.dice_L + value
         return losses
 
     trainer.criterion = broken
@@ -286,14 +286,14 @@ def test_accumulation_makes_one_step_along_the_mean_gradient(shapes: DataConfig,
 
     trainer.optimizer.optimizer.register_step_pre_hook(note)
     state = {n: v.clone() for n, v in trainer.model.state_dict().items()}
-    values = trainer.train_step(trainer._batches())
+    values = trainer.train_step(trainer.batches())
     (taken,) = steps
 
     trainer.model.load_state_dict(state)
     trainer.model.train()
     trainer.model.zero_grad()
-    batches = trainer._batches()
-    set_seed(_seed(0, 0, 0))
+    batches = trainer.batches()
+    set_seed(seed_of(0, 0, 0))
     for batch in itertools.islice(batches, 2):
         (trainer.criterion(trainer.model(batch), batch).total(trainer.config.loss) / 2).backward()
     expected = {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None}

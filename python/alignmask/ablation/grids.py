@@ -153,9 +153,7 @@ BEYOND = Grid(
     (
         replace(FULL, labels=("none",)),
         _one("iou_cost", "loss.iou_cost = 2", iou_cost=2.0),
-        _one("outline_points", "aligned_queries.outline_share = 0.5", aligned={"outline_share": 0.5}),
         _one("score_targets", "loss.target_score_share = 0.25", target_score_share=0.25),
-        _one("noised_sets", "aligned_queries.noised_sets = 1", aligned={"noised_sets": 1}),
     ),
 )
 

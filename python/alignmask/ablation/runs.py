@@ -31,7 +31,8 @@ Status = Literal["done", "failed", "running", "stopped", "missing"]
 FINISHED = ("done", "failed")
 FAILURES_IN_A_ROW = 3
 MAY_DIFFER = (
-    "data.workers", "train.evaluate_every", "train.checkpoint_every", "train.log_every", "train.keep_checkpoints"
+    "name", "out", "data.workers", "train.evaluate_every", "train.checkpoint_every", "train.log_every",
+    "train.keep_checkpoints",
 )  # fmt: skip
 """Settings that do not change the result of a run."""
 
@@ -126,16 +127,10 @@ def _progress(run: Path, looks: int = 3) -> int:
 
 def _check_same(cell: Cell) -> None:
     """Compare with what the run noted when it began, which is there when its checkpoints have been deleted."""
-    stored = checkpoint.load_config(cell.run)
-    changed = [
-        line
-        for part in ("model", "loss", "data", "train")
-        for line in changed_fields(getattr(stored, part), getattr(cell.config, part), part)
-        if not line.startswith(MAY_DIFFER)
-    ]
+    changed = changed_fields(checkpoint.load_config(cell.run), cell.config, may_differ=MAY_DIFFER)
     if changed:
         raise ValueError(
-            f"{cell.run} holds a run with other settings ({'; '.join(changed)}): "
+            f"{cell.run} holds a run with other settings ({'; '.join(map(str, changed))}): "
             "give this grid another --name, or the settings of that run"
         )
 

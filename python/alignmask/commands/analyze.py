@@ -9,6 +9,7 @@ import tyro
 from rich.console import Console
 
 import alignmask
+from alignmask._extras import require_analyze
 from alignmask._verbs import are_results
 from alignmask.analysis.compare import analysis_table
 from alignmask.commands._console import choose_device, progress
@@ -62,6 +63,7 @@ def command(
         ignore_unknown: Leave out results that have no score, or whose image or category is unknown, instead of refusing
             the file.
     """
+    require_analyze("alignmask analyze")
     if not 0 < fraction <= 1:
         raise ValueError(f"analyze: --fraction: expected more than 0 and at most 1, got {fraction:g}")
     if inversions < 0:

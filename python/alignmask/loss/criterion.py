@@ -1,7 +1,7 @@
 """The training losses: classification, mask BCE and dice at every output of the decoder, for both kinds of query.
 
-L outputs, B images, R rows = Q object queries, then A aligned ones, N rows with a mask loss (all outputs and images, flat),
-G instances of the whole batch, C class logits, K points, H x W the pixel embedding's size.
+L outputs, B images, R rows = Q object queries, then A aligned ones, N rows with a mask
+loss (all outputs and images, flat), C class logits, E channels, K points, H x W the pixel embedding's size.
 """
 
 from __future__ import annotations
@@ -13,137 +13,136 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
-from alignmask import ops
 from alignmask.config import LossConfig, ModelConfig
 from alignmask.data.batch import Batch
-from alignmask.loss.label_assignment import Targets, assign, mask_ious, quality
+from alignmask.loss.label_assignment import Targets, assign, mask_ious, quality_focal_loss
 from alignmask.loss.matcher import match
 from alignmask.loss.points import sample_maps, sample_masks, uncertain_points
 from alignmask.model.heads import Prediction
 
 
 @dataclass
-class Losses:
-    """Unweighted losses, one value per output of the decoder (first: before its first layer)."""
+class LossTerms:
+    """Unweighted losses of one kind of query, one value per output of the decoder (first: before its first layer)."""
 
     classification_L: Tensor
     mask_L: Tensor
     dice_L: Tensor
-    aligned_classification_L: Tensor
-    aligned_mask_L: Tensor
-    aligned_dice_L: Tensor
+
+    def total(self, config: LossConfig) -> Tensor:
+        """The weighted sum."""
+        return (
+            config.class_weight * self.classification_L
+            + config.mask_weight * self.mask_L
+            + config.dice_weight * self.dice_L
+        ).sum()
+
+
+@dataclass
+class Losses:
+    """The losses of object queries and of aligned queries."""
+
+    objects: LossTerms
+    aligned: LossTerms
 
     def total(self, config: LossConfig) -> Tensor:
         """The weighted sum that is minimised."""
-        objects = _weighted(config, self.classification_L, self.mask_L, self.dice_L)
-        aligned = _weighted(config, self.aligned_classification_L, self.aligned_mask_L, self.aligned_dice_L)
-        return objects + config.aligned_weight * aligned
+        return self.objects.total(config) + config.aligned_weight * self.aligned.total(config)
 
     def summary(self) -> dict[str, Tensor]:
         """Name -> loss at the last output, for the log."""
-        return {f.name.removesuffix("_L"): getattr(self, f.name)[-1].detach() for f in fields(self)}
-
-
-def _weighted(config: LossConfig, classification_L: Tensor, mask_L: Tensor, dice_L: Tensor) -> Tensor:
-    return (config.class_weight * classification_L + config.mask_weight * mask_L + config.dice_weight * dice_L).sum()
+        return {
+            prefix + field.name.removesuffix("_L"): getattr(terms, field.name)[-1].detach()
+            for prefix, terms in (("", self.objects), ("aligned_", self.aligned))
+            for field in fields(terms)
+        }
 
 
 class Criterion:
-    """Prediction and batch -> Losses (section 2.2; everything the paper does not change is Mask2Former's)."""
+    """Prediction and batch -> Losses (section 2.2; what the paper does not change is as in Mask2Former)."""
 
-    def __init__(self, model: ModelConfig, loss: LossConfig) -> None:
-        self.model, self.loss = model, loss
-        if not 0 <= loss.target_score_share < 1:
-            raise ValueError(f"loss.target_score_share: expected a number in [0, 1), got {loss.target_score_share}")
+    def __init__(self, model_config: ModelConfig, loss_config: LossConfig) -> None:
+        self.model_config, self.loss_config = model_config, loss_config
+        share = loss_config.target_score_share
+        if not 0 <= share < 1:
+            raise ValueError(f"loss.target_score_share: expected a number in [0, 1), got {share}")
 
     def __call__(self, prediction: Prediction, batch: Batch) -> Losses:
+        classification, config = self.model_config.classification, self.loss_config
         with torch.autocast(prediction.class_logits_LBRC.device.type, enabled=False):
-            iou_needed = self.model.classification == "quality_focal" or self.loss.iou_cost
-            iou_LGR = mask_ious(prediction, batch, self.loss) if iou_needed else None
-            query_LG = match(prediction, batch, self.loss, self.model.classification, iou_LGR=iou_LGR)
+            iou_needed = classification == "quality_focal" or config.iou_cost
+            iou_LGR = mask_ious(prediction, batch, config) if iou_needed else None
+            query_LG = match(prediction, batch, config, classification, iou_LGR=iou_LGR)
             targets = assign(query_LG, prediction, batch, iou_LGR)
-            aligned_rows = torch.arange(targets.live_BR.shape[1], device=query_LG.device) >= prediction.queries
-            norms = self._normalisers(prediction, batch)
-            classification = self._classification(prediction, targets, aligned_rows, norms)
-            masks = self._masks(prediction, batch, targets, norms)
-        return Losses(classification[0], masks[0], masks[1], classification[1], masks[2], masks[3])
+            norm_2 = self._normalisers(prediction, batch)
+            classification_2L = self._classification(prediction, targets, norm_2)
+            mask_2L, dice_2L = self._masks(prediction, batch, targets, norm_2)
+        objects, aligned = (LossTerms(*terms) for terms in zip(classification_2L, mask_2L, dice_2L, strict=True))
+        return Losses(objects, aligned)
 
     @staticmethod
     def _normalisers(prediction: Prediction, batch: Batch) -> Tensor:
-        """-> [2]: instances, live aligned queries; each the mean over all processes and at least 1."""
-        live = prediction.aligned.live_BA.sum() if prediction.aligned is not None else 0
-        counts = prediction.class_logits_LBRC.new_tensor([len(batch.labels_G), 0], dtype=torch.float32)
-        counts[1] = live
+        """-> [2]: instances and live aligned queries, by which the losses are divided. Each is the mean over all processes, and
+        at least 1."""
+        norm_2 = prediction.class_logits_LBRC.new_tensor([len(batch.labels_G), 0], dtype=torch.float32)
+        if prediction.aligned is not None:
+            norm_2[1] = prediction.aligned.live_BA.sum()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(counts)
-            counts = counts / torch.distributed.get_world_size()
-        return counts.clamp(min=1)
+            torch.distributed.all_reduce(norm_2)
+            norm_2 = norm_2 / torch.distributed.get_world_size()
+        return norm_2.clamp(min=1)
 
-    def _classification(
-        self, prediction: Prediction, targets: Targets, aligned_R: Tensor, norms: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """-> the losses [L] of object queries and of aligned queries."""
-        logits_LBRC, label_LBR = prediction.class_logits_LBRC.float(), targets.label_LBR
-        classes = self.model.num_classes
-        if self.model.classification == "softmax":
-            return self._cross_entropy(logits_LBRC, targets, aligned_R)
-        if self.model.classification == "focal":
-            one_hot = F.one_hot(label_LBR.clamp(min=0), classes) * (label_LBR >= 0)[..., None]
-            loss_LBR = sigmoid_focal_loss(logits_LBRC, one_hot.float(), gamma=self.loss.gamma).sum(-1)
+    def _classification(self, prediction: Prediction, targets: Targets, norm_2: Tensor) -> Tensor:
+        """-> [2, L]."""
+        logits_LBRC = prediction.class_logits_LBRC.float()
+        kind_2R = prediction.kind_2R[:, None, None]
+        if self.model_config.classification == "softmax":
+            loss_LBR, weight_LBR = self._cross_entropy(logits_LBRC, targets)
+            weight_2LBR = weight_LBR * kind_2R
+            return (loss_LBR * weight_2LBR).sum((2, 3)) / weight_2LBR.sum((2, 3)).clamp(min=1e-6)
+        if self.model_config.classification == "focal":
+            loss_LBR = self._focal_loss(logits_LBRC, targets)
         else:
-            loss = ops.quality_focal_loss(
-                logits_LBRC.flatten(0, 2),
-                label_LBR.flatten(),
-                quality(logits_LBRC, targets, self.loss).flatten(),
-                self.loss.gamma,
-                self.loss.theta,
-            )
-            loss_LBR = loss.view_as(label_LBR)
-        loss_LBR = loss_LBR * targets.live_BR
-        objects, aligned = loss_LBR * ~aligned_R, loss_LBR * aligned_R
-        return objects.sum((1, 2)) / norms[0], aligned.sum((1, 2)) / norms[1]
+            loss_LBR = quality_focal_loss(logits_LBRC, targets, self.loss_config)
+        return (loss_LBR * targets.live_BR * kind_2R).sum((2, 3)) / norm_2[:, None]
 
-    def _cross_entropy(self, logits_LBRC: Tensor, targets: Targets, aligned_R: Tensor) -> tuple[Tensor, Tensor]:
-        """Mask2Former's: a weighted mean over queries, with a light "no object" class."""
-        classes = self.model.num_classes
-        label_LBR = torch.where(targets.label_LBR >= 0, targets.label_LBR, classes)
+    def _cross_entropy(self, logits_LBRC: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+        """-> [L, B, R]: losses, and weights for their mean: "no object" has a low one (Mask2Former), padding none."""
+        no_object = self.model_config.num_classes
+        label_LBR = torch.where(targets.label_LBR >= 0, targets.label_LBR, no_object)
         loss_LBR = F.cross_entropy(logits_LBRC.flatten(0, 2), label_LBR.flatten(), reduction="none").view_as(label_LBR)
-        weight_LBR = torch.where(label_LBR == classes, self.loss.no_object_weight, 1.0) * targets.live_BR
+        weight_LBR = torch.where(label_LBR == no_object, self.loss_config.no_object_weight, 1.0)
+        return loss_LBR, weight_LBR * targets.live_BR
 
-        def mean(rows_R: Tensor) -> Tensor:
-            weight = weight_LBR * rows_R
-            return (loss_LBR * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1e-6)
+    def _focal_loss(self, logits_LBRC: Tensor, targets: Targets) -> Tensor:
+        """-> [L, B, R]."""
+        label_LBR = targets.label_LBR
+        one_hot_LBRC = F.one_hot(label_LBR.clamp(min=0), self.model_config.num_classes) * (label_LBR >= 0)[..., None]
+        return sigmoid_focal_loss(logits_LBRC, one_hot_LBRC.float(), gamma=self.loss_config.gamma).sum(-1)
 
-        return mean(~aligned_R), mean(aligned_R)
-
-    def _masks(self, prediction: Prediction, batch: Batch, targets: Targets, norms: Tensor) -> tuple[Tensor, ...]:
-        """-> BCE [L] and dice [L] of object queries, then of aligned queries."""
-        outputs = targets.instance_LBR.shape[0]
+    def _masks(self, prediction: Prediction, batch: Batch, targets: Targets, norm_2: Tensor) -> tuple[Tensor, Tensor]:
+        """-> [2, L]: BCE and dice."""
+        config = self.loss_config
         # Image-major, so that every image's pixel embedding is contracted once, with its own positive rows alone.
         image_N, output_N, row_N = (targets.instance_LBR >= 0).transpose(0, 1).nonzero(as_tuple=True)
         instance_N = targets.instance_LBR[output_N, image_N, row_N]
         embedding_NE = prediction.mask_embedding_LBRE[output_N, image_N, row_N].float()
+        pixels_BEHW = prediction.pixel_embedding_BEHW.float()
         rows_B = torch.bincount(image_N, minlength=batch.batch_size).tolist()
-        logits_NHW = torch.cat(
-            [
-                torch.einsum("ne,ehw->nhw", embedding, pixels)
-                for embedding, pixels in zip(
-                    embedding_NE.split(rows_B), prediction.pixel_embedding_BEHW.float(), strict=True
-                )
-            ]
-        )
-        c = self.loss
-        points_NK2 = uncertain_points(logits_NHW, c.points, c.oversample, c.importance)
+        parts = zip(embedding_NE.split(rows_B), pixels_BEHW, strict=True)
+        logits_NHW = torch.cat([torch.einsum("ne,ehw->nhw", *part) for part in parts])
+
+        points_NK2 = uncertain_points(logits_NHW, config.points, config.oversample, config.importance)
         logits_NK = sample_maps(logits_NHW, points_NK2)
-        with torch.no_grad():
-            target_NK = sample_masks(batch.masks_GHW, instance_N, points_NK2)
+        target_NK = sample_masks(batch.masks_GHW, instance_N, points_NK2)
         bce_N = F.binary_cross_entropy_with_logits(logits_NK, target_NK, reduction="none").mean(1)
         probability_NK = logits_NK.sigmoid()
         overlap_N = (probability_NK * target_NK).sum(1)
         dice_N = 1 - (2 * overlap_N + 1) / (probability_NK.sum(1) + target_NK.sum(1) + 1)
 
-        # One bin per kind of query and output.
-        aligned_N = row_N >= prediction.queries
-        bin_N = aligned_N.long() * outputs + output_N
-        bce, dice = (loss_N.new_zeros(2 * outputs).index_add(0, bin_N, loss_N) for loss_N in (bce_N, dice_N))
-        return bce[:outputs] / norms[0], dice[:outputs] / norms[0], bce[outputs:] / norms[1], dice[outputs:] / norms[1]
+        outputs = prediction.outputs
+        bin_N = (row_N >= prediction.queries) * outputs + output_N  # one bin per kind of query and output
+        bce_2L, dice_2L = (
+            loss_N.new_zeros(2 * outputs).index_add(0, bin_N, loss_N).view(2, outputs) for loss_N in (bce_N, dice_N)
+        )
+        return bce_2L / norm_2[:, None], dice_2L / norm_2[:, None]

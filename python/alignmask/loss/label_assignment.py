@@ -1,4 +1,4 @@
-"""Aligned Label Assignment: which class and which mask IoU every query is trained towards (section 2.2, Eq. 2 and 3).
+"""Aligned Label Assignment: the class and the mask IoU towards which every query is trained (section 2.2, Eq. 2 and 3).
 
 L outputs, B images, R rows = Q object queries, then A aligned ones, G instances of the whole batch, H x W pixels.
 """
@@ -17,19 +17,22 @@ from alignmask.data.batch import Batch
 from alignmask.model.heads import Prediction
 
 SHRUNK_AT_A_TIME = 64
-"""Masks: as float32 they are four times as large."""
+"""Number of masks to reduce at once. As float32 they are four times as large, so this bounds the memory."""
 
 
 @dataclass
 class Targets:
-    """instance_LBR: the instance a row is trained on, -1 for background. live_BR: False for padding, which is in no loss."""
+    """What every row is trained towards."""
 
     instance_LBR: Tensor
+    """Index into the batch's instances; -1 for background."""
     label_LBR: Tensor
-    """Class of that instance, -1 for background."""
+    """Class of that instance; -1 for background."""
     live_BR: Tensor
+    """False for padding, which contributes to no loss."""
     iou_LBR: Tensor | None
-    """IoU of the row's mask with its instance; for background with the best instance of its image. None if not asked for."""
+    """IoU of the row's mask with its instance; for background, the greatest IoU with any instance of its image. None if the
+    losses need no IoU."""
 
 
 def assign(query_LG: Tensor, prediction: Prediction, batch: Batch, iou_LGR: Tensor | None) -> Targets:
@@ -62,15 +65,29 @@ def assign(query_LG: Tensor, prediction: Prediction, batch: Batch, iou_LGR: Tens
     return Targets(instance_LBR, label_LBR, live_BR, torch.where(positive, own_LBR, best_LBR))
 
 
+def quality_focal_loss(logits_LBRC: Tensor, targets: Targets, config: LossConfig) -> Tensor:
+    """-> [L, B, R]: the classification loss of every row. With s = sigmoid(logits), summed over the classes,
+
+        Eq. 3, positives:  |t_i - s_i|^gamma * BCE(s_i, t_i)       t_i = IoU with the matched instance; other classes: 0
+        Eq. 3, negatives:  w_neg_j * s_j^gamma * BCE(s_j, 0)
+        Eq. 2:             w_neg = 1 if IoU < theta, else -k * IoU^gamma + b, through (theta, 1) and (1, 0)
+
+    One kernel computes all three; alignmask/ops/reference/quality_focal_loss.py is the same in plain PyTorch.
+    """
+    s_RC, class_R = logits_LBRC.flatten(0, 2), targets.label_LBR.flatten()
+    iou_R = quality(logits_LBRC, targets, config).flatten()
+    return ops.quality_focal_loss(s_RC, class_R, iou_R, config.gamma, config.theta).view_as(targets.label_LBR)
+
+
 @torch.no_grad()
 def quality(logits_LBRC: Tensor, targets: Targets, config: LossConfig) -> Tensor:
-    """-> [L, B, R]: what Eq. 2 and 3 take as IoU. By default it is the IoU."""
+    """-> [L, B, R]: the IoU of Eq. 2 and 3, or what two switches put in its place."""
     assert targets.iou_LBR is not None
     iou_LBR, positive_LBR = targets.iou_LBR, targets.label_LBR >= 0
     if not config.weigh_negatives:
         iou_LBR = torch.where(positive_LBR, iou_LBR, 0)  # w_neg(0) = 1
     if config.target_score_share:
-        # Where the score equals it, this target is the IoU; elsewhere it asks for a part of the way only.
+        # A score that equals the IoU keeps its target; any other gets a target between itself and the IoU.
         score_LBR = logits_LBRC.gather(3, targets.label_LBR.clamp(min=0)[..., None])[..., 0].sigmoid()
         share = config.target_score_share
         iou_LBR = torch.where(positive_LBR, score_LBR**share * iou_LBR ** (1 - share), iou_LBR)
@@ -82,13 +99,13 @@ def mask_ious(prediction: Prediction, batch: Batch, config: LossConfig) -> Tenso
     """-> [L, G, R]: IoU of every row's whole mask (logit > 0) with every instance of its image."""
     size = prediction.pixel_embedding_BEHW.shape[2:]
     targets_GHW = batch.masks_GHW if config.iou_resolution == "image" else shrink(batch.masks_GHW, size)
-    outputs = range(prediction.class_logits_LBRC.shape[0])
-    return torch.stack([ops.mask_iou(prediction.mask_logits(o), targets_GHW, batch.owner_G) for o in outputs])
+    found = [ops.mask_iou(prediction.mask_logits(o), targets_GHW, batch.owner_G) for o in range(prediction.outputs)]
+    return torch.stack(found)
 
 
 def shrink(masks_GHW: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Masks at a lower resolution: a cell counts where at least half of it is covered. A mask that would be empty keeps its
-    best-covered cell, else a tiny object's target score would be 0 for ever."""
+    """Masks at a lower resolution: a cell is foreground if at least half of it is covered. A mask that would be empty keeps its
+    best-covered cell; otherwise the target score of a tiny object would always be 0."""
     if masks_GHW.shape[0] == 0:
         return masks_GHW.new_zeros(0, *size)
     return torch.cat([_shrink(some_GHW, size) for some_GHW in masks_GHW.split(SHRUNK_AT_A_TIME)])

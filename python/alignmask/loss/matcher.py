@@ -28,11 +28,11 @@ def match(
 ) -> Tensor:
     """-> [L, G]: the object query matched to each instance at each output, -1 where an image has more instances than queries.
 
-    points_BK2: where masks are compared, shared by all queries and outputs; drawn at random if not given. iou_LGR:
-    the rows' mask IoUs, for `config.iou_cost`. All costs are computed in one batch and cross to the host in one transfer.
-    Raises FloatingPointError with the image id for a cost that is not finite.
+    points_BK2: the points at which masks are compared, the same for all queries and outputs; random if not given. iou_LGR: the
+    rows' mask IoUs, for `config.iou_cost`. All costs are computed at once and copied to the host in one transfer.
+    Raises FloatingPointError that names the image if a cost is not finite.
     """
-    outputs, instances = prediction.class_logits_LBRC.shape[0], batch.labels_G.shape[0]
+    outputs, instances = prediction.outputs, batch.labels_G.shape[0]
     device = prediction.class_logits_LBRC.device
     if instances == 0:
         return torch.empty(outputs, 0, dtype=torch.long, device=device)
@@ -66,9 +66,8 @@ def cost(
 ) -> Tensor:
     """-> [L, B, M, Q]: class_weight * class + mask_weight * BCE + dice_weight * dice - iou_cost * IoU; padding instances
     cost 0."""
-    queries = prediction.queries
-    outputs, device = prediction.class_logits_LBRC.shape[0], points_BK2.device
-    most = max(batch.counts)
+    objects, outputs, queries = prediction.object_rows, prediction.outputs, prediction.queries
+    device, most = points_BK2.device, max(batch.counts)
     count_B = torch.tensor(batch.counts, device=device)
     real_BM = torch.arange(most, device=device) < count_B[:, None]
 
@@ -76,8 +75,7 @@ def cost(
     embedding_BEHW = prediction.pixel_embedding_BEHW.float()
     grid_BK12 = 2 * points_BK2[:, :, None] - 1
     embedding_BEK = F.grid_sample(embedding_BEHW, grid_BK12, align_corners=False)[..., 0]
-    mask_embedding_LBQE = prediction.mask_embedding_LBRE[:, :, :queries].float()
-    logits_BNK = mask_embedding_LBQE.transpose(0, 1).flatten(1, 2) @ embedding_BEK  # N = L * Q
+    logits_BNK = objects.mask_embedding_LBRE.float().transpose(0, 1).flatten(1, 2) @ embedding_BEK  # N = L * Q
 
     target_GK = sample_masks(
         batch.masks_GHW, torch.arange(len(batch.owner_G), device=device), points_BK2[batch.owner_G]
@@ -98,7 +96,7 @@ def cost(
         (config.mask_weight * bce + config.dice_weight * dice).unflatten(1, (outputs, queries)).permute(1, 0, 3, 2)
     )
 
-    class_LBQC = class_cost(prediction.class_logits_LBRC[:, :, :queries].float(), config, classification)
+    class_LBQC = class_cost(objects.class_logits_LBRC.float(), config, classification)
     class_LBMQ = class_LBQC.transpose(2, 3).gather(2, label_BM[None, :, :, None].expand(outputs, -1, -1, queries))
     cost_LBMQ = config.class_weight * class_LBMQ + mask_LBMQ
     if config.iou_cost:
@@ -108,7 +106,7 @@ def cost(
 
 
 def class_cost(logits: Tensor, config: LossConfig, classification: Classification) -> Tensor:
-    """Cost of giving a query each class: minus its probability, or the focal cost of DETR's successors."""
+    """Cost of assigning each class to a query: minus its probability, or the focal cost of Deformable DETR."""
     if classification == "softmax":
         return -logits.softmax(-1)
     probability = logits.sigmoid()

@@ -1,4 +1,4 @@
-"""Point sampling: mask losses and matching costs look at a few points instead of all pixels (PointRend, Mask2Former).
+"""Point sampling: mask losses and matching costs are computed at a few points instead of all pixels (PointRend, Mask2Former).
 
 R rows (one mask each), K points, G instances, H x W pixels. Points are (x, y) in [0, 1]; sampling is bilinear and zero outside.
 """
@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK = {"cpu": 128, "cuda": 1024}
-"""Rows that are looked at together, by device: bounds the memory of temporary results. On a GPU fewer chunks are fewer
-launches, which cost more than the memory that they save."""
+"""Number of rows to process at once, by device. It bounds the memory of temporary results; on a GPU it is larger, because more
+chunks mean more kernel launches."""
 
 
 def _chunk(tensor: Tensor) -> int:
@@ -50,8 +50,8 @@ def _sample_masks(masks_GHW: Tensor, index_R: Tensor, points_RK2: Tensor) -> Ten
 
 @torch.no_grad()
 def uncertain_points(logits_RHW: Tensor, points: int, oversample: float, importance: float) -> Tensor:
-    """-> [R, points, 2]: of `oversample` times as many random points, the share `importance` with logits nearest to 0;
-    the rest are fresh random points (PointRend's training sampling)."""
+    """-> [R, points, 2], as PointRend samples in training. The share `importance` of them is chosen from `oversample` times
+    as many random candidates, for logits nearest to 0; the others are new random points."""
     return (
         torch.cat([_uncertain(c, points, oversample, importance) for c in logits_RHW.split(_chunk(logits_RHW))])
         if len(logits_RHW)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alignmask import ops
@@ -16,30 +15,28 @@ from alignmask.config import AlignedQueryConfig
 from alignmask.model.layers import mlp
 
 SLOT_STEP = 32
-"""On a GPU the number of slots is a multiple of this, or as many as there can be."""
+"""On a GPU the number of slots is rounded up to a multiple of this, but not beyond N_AQ: every new shape has a cost there
+(cuDNN searches for its best attention kernel)."""
 
 
 @dataclass
 class AlignedQueries:
-    """Aligned queries in their slots; a padding slot has instance -1 and set -1."""
+    """Aligned queries in their slots. A padding slot has zeros for features, instance -1 and set -1."""
 
     features_BAE: Tensor
     instance_BA: Tensor
     """Index into the batch's instances (0..G-1)."""
     set_BA: Tensor
-    """Which point set the query was pooled from."""
+    """The point set from which the query was pooled."""
 
     @property
     def live_BA(self) -> Tensor:
+        """False for padding."""
         return self.instance_BA >= 0
 
 
 class AlignedQueryGenerator(nn.Module):
-    """Eq. 1: points sampled from pixel embedding and mask, product, average pooling, LayerNorm, MLP.
-
-    Per image the T * M queries are listed set by set; the first N_AQ are kept (the paper pads the rest with zeros), and as
-    many of the noised sets. An instance that a whole set missed makes no query there.
-    """
+    """Makes one aligned query for each instance and point set (Eq. 1), and puts them into slots (Fig. 3)."""
 
     def __init__(self, config: AlignedQueryConfig, width: int) -> None:
         super().__init__()
@@ -48,76 +45,51 @@ class AlignedQueryGenerator(nn.Module):
         self.mlp = mlp(width, width, width)
 
     def forward(self, embedding_BEHW: Tensor, masks_GHW: Tensor, owner_G: Tensor, counts: list[int]) -> AlignedQueries:
-        """counts: instances per image, on the host, so that no slot is made that nobody fills."""
-        config, device, batch = self.config, embedding_BEHW.device, embedding_BEHW.shape[0]
-        if config.detach_pixel_embedding:
-            embedding_BEHW = embedding_BEHW.detach()
-        pooled_GTE, weight_GT = self._pool(config.point_sets, embedding_BEHW, masks_GHW, owner_G, counts)
-        if config.noised_sets:
-            noised = self._pool(config.noised_sets, embedding_BEHW, shift(masks_GHW, config.noise), owner_G, counts)
-            pooled_GTE, weight_GT = torch.cat((pooled_GTE, noised[0]), dim=1), torch.cat((weight_GT, noised[1]), dim=1)
-        queries_GTE = self.mlp(self.norm(pooled_GTE))
+        """counts: instances of each image, on the host, from which the number of slots follows without waiting for a GPU."""
+        queries_GTE, weight_GT = self._queries(embedding_BEHW, masks_GHW, owner_G, len(counts))
+        # An instance that a whole point set missed makes no query there.
+        slot_GT = assign_slots(weight_GT > 0, owner_G, counts, self.config.count)
+        slots = self._slots(counts, embedding_BEHW.device)
+        return _fill_slots(queries_GTE, slot_GT, owner_G, len(counts), slots)
 
-        instances = owner_G.shape[0]
-        sets, most = config.point_sets + config.noised_sets, max(counts, default=0)
-        unnoised = min(config.count, config.point_sets * most)  # slots; noised sets have their own, after these
-        slots = unnoised + min(config.count, config.noised_sets * most)
-        count_B = torch.tensor(counts, device=device, dtype=torch.long)
-        first_B = count_B.cumsum(0) - count_B
-        rank_G = torch.arange(instances, device=device) - first_B[owner_G]
-        set_T = torch.arange(sets, device=device)
-        noised_T = set_T >= config.point_sets
-        first_T, end_T = torch.where(noised_T, unnoised, 0), torch.where(noised_T, slots, unnoised)
-        order_T = torch.where(noised_T, set_T - config.point_sets, set_T)  # among sets of its kind
-        slot_GT = first_T + rank_G[:, None] + order_T * count_B[owner_G][:, None]
-        kept_GT = (slot_GT < end_T) & (weight_GT > 0)
-        if device.type != "cpu":  # where every new shape has a price (cuDNN searches for its best attention)
-            slots = min(-(-slots // SLOT_STEP) * SLOT_STEP, max(slots, config.count))
-        # Queries that are not kept go to one extra slot, which is cut off.
-        slot_GT = torch.where(kept_GT, slot_GT, slots)
-        at = (owner_G[:, None].expand_as(slot_GT), slot_GT)
+    def _queries(self, pe_BEHW: Tensor, m_GHW: Tensor, owner_G: Tensor, images: int) -> tuple[Tensor, Tensor]:
+        """-> the queries [G, T, E], and the mask weight that the points hit [G, T]."""
+        c = self.config
+        if c.detach_pixel_embedding:
+            pe_BEHW = pe_BEHW.detach()
+        # Eq. 1 for all instances and point sets: the op samples PE and m_i at the points, multiplies, and averages.
+        phi_BTK2 = torch.rand(images, c.point_sets, c.points, 2, device=pe_BEHW.device)  # phi: K random points
+        gap_GTE, weight_GT = ops.masked_point_pool(pe_BEHW, m_GHW, owner_G, phi_BTK2, c.normalize)  # GAP(MPf_i)
+        aq_GTE = self.mlp(self.norm(gap_GTE))  # aq_i = MLP(LN(GAP(MPf_i)))
+        return aq_GTE, weight_GT
 
-        features = queries_GTE.new_zeros(batch, slots + 1, queries_GTE.shape[2]).index_put(at, queries_GTE)
-        empty = torch.full((batch, slots + 1), -1, device=device, dtype=torch.long)
-        instance = empty.index_put(at, torch.arange(instances, device=device)[:, None].expand_as(slot_GT))
-        point_set = empty.index_put(at, set_T.expand_as(slot_GT))
-        return AlignedQueries(features[:, :slots], instance[:, :slots], point_set[:, :slots])
-
-    def _pool(
-        self, sets: int, embedding_BEHW: Tensor, masks_GHW: Tensor, owner_G: Tensor, counts: list[int]
-    ) -> tuple[Tensor, Tensor]:
-        """-> the masked means [G, sets, E] over random points, and how much of the mask the points hit [G, sets]."""
-        config = self.config
-        points_BTK2 = torch.rand(len(counts), sets, config.points, 2, device=embedding_BEHW.device)
-        if on_outline := round(config.outline_share * config.points):
-            for points_TK2, masks_MHW in zip(points_BTK2, masks_GHW.split(counts), strict=True):
-                move_to_outlines(points_TK2[:, :on_outline], masks_MHW)
-        return ops.masked_point_pool(embedding_BEHW, masks_GHW, owner_G, points_BTK2, config.normalize)
+    def _slots(self, counts: list[int], device: torch.device) -> int:
+        """Slots per image: as many as the image with the most instances needs."""
+        slots = min(self.config.count, self.config.point_sets * max(counts, default=0))
+        return slots if device.type == "cpu" else min(-(-slots // SLOT_STEP) * SLOT_STEP, self.config.count)
 
 
-def move_to_outlines(points_TK2: Tensor, masks_MHW: Tensor) -> None:
-    """Put points (in place) at random places of an image's outline pixels: those beside a pixel that is in another
-    set of masks, and so is on the other side of an outline. Without instances the points stay."""
-    across_y = (masks_MHW[:, 1:] != masks_MHW[:, :-1]).any(dim=0)
-    across_x = (masks_MHW[:, :, 1:] != masks_MHW[:, :, :-1]).any(dim=0)
-    outline_HW = F.pad(across_y, (0, 0, 1, 0)) | F.pad(across_y, (0, 0, 0, 1))
-    outline_HW |= F.pad(across_x, (1, 0)) | F.pad(across_x, (0, 1))
-    pixels_N2 = outline_HW.nonzero()
-    if len(pixels_N2) == 0:
-        return
-    chosen_TK = torch.randint(len(pixels_N2), points_TK2.shape[:2], device=points_TK2.device)
-    corner_TK2 = pixels_N2.flip(1)[chosen_TK]  # x, y
-    points_TK2.add_(corner_TK2).div_(points_TK2.new_tensor(outline_HW.shape).flip(0))
+def assign_slots(made_GT: Tensor, owner_G: Tensor, counts: list[int], limit: int) -> Tensor:
+    """-> [G, T]: which slot of its image the query of an instance and a point set gets; -1 for none.
+
+    The T * M queries of an image with M instances are listed set by set, and the first `limit` (N_AQ) of them are kept, each
+    in the slot of its place in that list. made_GT: False where there is no query; its slot then stays empty.
+    """
+    count_B = torch.tensor(counts, device=owner_G.device, dtype=torch.long)
+    first_B = count_B.cumsum(0) - count_B
+    rank_G = torch.arange(len(owner_G), device=owner_G.device) - first_B[owner_G]
+    set_T = torch.arange(made_GT.shape[1], device=owner_G.device)
+    slot_GT = set_T * count_B[owner_G][:, None] + rank_G[:, None]
+    return torch.where(made_GT & (slot_GT < limit), slot_GT, -1)
 
 
-def shift(masks_GHW: Tensor, noise: float) -> Tensor:
-    """The masks, each moved by up to `noise` times its height in y and its width in x; what leaves the image is lost."""
-    height, width = masks_GHW.shape[1:]
-    size_G2 = torch.stack((masks_GHW.any(2).sum(1), masks_GHW.any(1).sum(1)), dim=1)
-    offset_G2 = ((2 * torch.rand(len(masks_GHW), 2, device=masks_GHW.device) - 1) * noise * size_G2).round().long()
-    shifted = torch.zeros_like(masks_GHW)
-    for mask, moved, (dy, dx) in zip(masks_GHW, shifted, offset_G2.tolist(), strict=True):
-        moved[max(dy, 0) : height + min(dy, 0), max(dx, 0) : width + min(dx, 0)] = mask[
-            max(-dy, 0) : height + min(-dy, 0), max(-dx, 0) : width + min(-dx, 0)
-        ]
-    return shifted
+def _fill_slots(queries_GTE: Tensor, slot_GT: Tensor, owner_G: Tensor, images: int, slots: int) -> AlignedQueries:
+    instances, sets, width = queries_GTE.shape
+    at = (owner_G[:, None].expand_as(slot_GT), slot_GT)  # slot -1 is one slot too many, at the end, which is cut off
+    features_BAE = queries_GTE.new_zeros(images, slots + 1, width).index_put(at, queries_GTE)
+    empty_BA = torch.full((images, slots + 1), -1, device=slot_GT.device)
+    instance_G1 = torch.arange(instances, device=slot_GT.device)[:, None]
+    set_T = torch.arange(sets, device=slot_GT.device)
+    instance_BA = empty_BA.index_put(at, instance_G1.expand_as(slot_GT))
+    set_BA = empty_BA.index_put(at, set_T.expand_as(slot_GT))
+    return AlignedQueries(features_BAE[:, :slots], instance_BA[:, :slots], set_BA[:, :slots])

@@ -5,6 +5,7 @@ B images, H x W pixels, C channels, h x w a map's size.
 
 from __future__ import annotations
 
+import difflib
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ STRIDES = (4, 8, 16, 32)
 class Backbone(nn.Module):
     """A timm `features_only` model that returns four NCHW maps, finest first.
 
-    Raises ValueError where the timm model has no maps at strides 4, 8, 16, 32, or knows no such name.
+    Raises ValueError if timm has no model of that name, or if the model has no maps at strides 4, 8, 16 and 32.
     """
 
     def __init__(self, config: BackboneConfig) -> None:
@@ -41,10 +42,10 @@ class Backbone(nn.Module):
         if tuple(strides) != STRIDES:
             raise ValueError(f"backbone {config.name}: its last four maps have strides {strides}, expected {STRIDES}")
         self.channels: list[int] = channels
-        # Swin and its like return NHWC maps that no norm has seen; Mask2Former puts a LayerNorm on each.
+        # Swin and similar models return NHWC maps without a final norm; Mask2Former puts a LayerNorm on each.
         self.channels_last = str(getattr(self.body, "output_fmt", "NCHW")).endswith("NHWC")
         self.norms = nn.ModuleList(nn.LayerNorm(c) for c in channels) if self.channels_last else None
-        if not self.channels_last:  # the layout that convolutions are faster in, on CPUs and on GPUs
+        if not self.channels_last:  # convolutions are faster in this layout, on CPUs and on GPUs
             self.body.to(memory_format=torch.channels_last)
 
     def forward(self, image_BCHW: Tensor, valid_BHW: Tensor | None = None) -> list[Tensor]:
@@ -71,10 +72,10 @@ class Backbone(nn.Module):
 
 
 class SwinBlock(SwinTransformerBlock):
-    """timm's block, but a map is padded to whole windows before it is shifted, as in Swin's detectors and Mask2Former.
+    """timm's block, except that a map is padded to whole windows before it is shifted, as in Swin's detectors and Mask2Former.
 
-    timm shifts first. That is the same where the window's side divides the map's; elsewhere the shift there takes the first
-    rows to the middle of the last windows, beside the padding.
+    timm shifts before it pads. The result is the same if the window's side divides the map's. Otherwise timm's shift moves the
+    first rows into the middle of the last windows, next to the padding.
     """
 
     def _attn(self, x_BHWC: Tensor) -> Tensor:
@@ -88,13 +89,14 @@ def _batch_norms(body: nn.Module) -> list[nn.Module]:
 
 
 def _create(config: BackboneConfig) -> nn.Module:
+    _check_name(config.name)
     options: dict[str, Any] = {"drop_path_rate": config.drop_path_rate} if config.drop_path_rate else {}
     if config.name.startswith("swin"):
         options["strict_img_size"] = False
         options["always_partition"] = True  # or the last stage never shifts its windows, whatever the image's size
     if config.swin is not None:
         if not config.name.startswith("swin_"):
-            raise ValueError(f"backbone {config.name}: it is no Swin Transformer, so `swin` cannot shape it")
+            raise ValueError(f"backbone {config.name}: it is not a Swin Transformer, so `swin` cannot be set")
         shape = config.swin
         options.update(embed_dim=shape.embed_dim, depths=shape.depths, num_heads=shape.heads, window_size=shape.window)
     file = config.pretrained if isinstance(config.pretrained, str) and config.pretrained != "lite0-package" else None
@@ -108,18 +110,20 @@ def _create(config: BackboneConfig) -> nn.Module:
             options["pretrained_cfg_overlay"] = {"state_dict": tensors}
         pretrained = config.pretrained is True or tensors is not None
         body = timm.create_model(config.name, pretrained=pretrained, features_only=True, **options)
-    except RuntimeError as error:  # timm does not know the name, or the file's tensors are not those of this model
-        raise ValueError(f"backbone {config.name!r}{f', weights {file}' if file else ''}: {error}") from error
+    except RuntimeError as error:  # timm does not know the name's tag, or the file's tensors do not fit the model
+        raise ValueError(
+            f"backbone {config.name!r}{f', weights {file}' if file else ''}: {_shortened(error)}"
+        ) from error
     except OSError as error:
         raise OSError(
-            f"backbone {config.name}: its ImageNet weights are not in the cache and cannot be downloaded ({error}); give a "
-            "file with --model.backbone.pretrained FILE, or start from other weights with --train.init-from"
+            f"backbone {config.name}: its ImageNet weights are not in the cache and cannot be downloaded ({error}); "
+            "name a file with --model.backbone.pretrained FILE, or start from other weights with --train.init-from"
         ) from error
     for block in body.modules():
         if type(block) is SwinTransformerBlock:
             block.__class__ = SwinBlock
     if not config.drop_path_rate:
-        # Swin, and some others of timm's, drop paths unless told not to. Many models do not know the option.
+        # Swin and some other timm models drop paths by default. Many models do not know the option.
         for module in body.modules():
             if isinstance(module, DropPath):
                 module.drop_prob = 0.0
@@ -131,8 +135,24 @@ def _create(config: BackboneConfig) -> nn.Module:
     return body
 
 
+def _check_name(name: str) -> None:
+    """Raises ValueError with similar names if timm has no such model. (It does not know names like hf-hub:OWNER/NAME.)"""
+    if ":" in name or timm.is_model(name):
+        return
+    similar = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=3)
+    hint = f"; similar names: {', '.join(similar)}" if similar else ""
+    raise ValueError(f"backbone {name!r}: timm {timm.__version__} has no model of this name{hint}")
+
+
+def _shortened(error: Exception) -> str:
+    """torch names every tensor that does not fit, a line each: the first two of them will do."""
+    first, *faults = (line.strip() for line in str(error).splitlines())
+    more = f" (and {len(faults) - 2} more)" if len(faults) > 2 else ""
+    return " ".join([first, *faults[:2]]) + more
+
+
 def _check_tensors(whole: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """timm takes what fits, for it may have another classifier. Raises RuntimeError if anything else is missing."""
+    """Raises RuntimeError if any tensor but the classifier's is missing. (timm ignores missing ones.)"""
     filter_names = getattr(sys.modules[type(whole).__module__], "checkpoint_filter_fn", lambda tensors, _: tensors)
     missing = whole.load_state_dict(filter_names(dict(tensors), whole), strict=False).missing_keys
     classifier = whole.pretrained_cfg["classifier"]  # type: ignore[index]
@@ -143,7 +163,7 @@ def _check_tensors(whole: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 def _load_lite0(body: nn.Module) -> None:
     weights = read_tensors(_lite0_file())
-    # The package names its tensors otherwise, but lists them in the same order; the classifier comes last.
+    # The package has other names for its tensors, but the same order; the classifier comes last.
     own = body.state_dict()
     for (name, target), tensor in zip(own.items(), weights.values(), strict=False):
         if target.shape != tensor.shape:

@@ -43,7 +43,7 @@ class Flops:
 def count_flops(config: ModelConfig, height: int, width: int, aligned_queries: int = 0) -> Flops:
     """One forward pass on one image of height x width (divisible by 32).
 
-    aligned_queries: so many aligned queries stand beside the object queries, as in training (Table 1 counts 100).
+    aligned_queries: number of aligned queries besides the object queries, as in training (Table 1 counts 100).
     """
     with torch.device("meta"):
         model = _without_weights(config)

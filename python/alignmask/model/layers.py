@@ -34,3 +34,17 @@ def mlp(width_in: int, width_hidden: int, width_out: int, hidden_layers: int = 2
     for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers, nn.Linear(widths[-1], width_out))
+
+
+def feed_forward(width: int, width_hidden: int) -> nn.Sequential:
+    """The feed-forward network of a transformer layer, with ReLU; weights by Xavier's rule."""
+    widen, narrow = nn.Linear(width, width_hidden), nn.Linear(width_hidden, width)
+    for linear in (widen, narrow):
+        nn.init.xavier_uniform_(linear.weight)
+    return nn.Sequential(widen, nn.ReLU(inplace=True), narrow)
+
+
+def check_heads(width: int, heads: int) -> None:
+    """Raises ValueError unless the channels can be divided among the attention heads."""
+    if width % heads:
+        raise ValueError(f"width {width} is not divisible by {heads} attention heads")

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from alignmask import ops
 from alignmask.config import PixelDecoderConfig
-from alignmask.model.layers import sine_position
+from alignmask.model.layers import check_heads, feed_forward, sine_position
 
 Shapes = list[tuple[int, int]]
 
 
 @dataclass
 class PixelFeatures:
-    """What the query decoder sees of an image."""
+    """Input of the query decoder."""
 
     levels: list[Tensor]
     """Three maps [B, E, h, w]: strides 32, 16, 8."""
@@ -34,8 +34,7 @@ class MSDeformAttn(nn.Module):
 
     def __init__(self, width: int, heads: int, levels: int, points: int) -> None:
         super().__init__()
-        if width % heads:
-            raise ValueError(f"width {width} is not divisible by {heads} heads")
+        check_heads(width, heads)
         self.heads, self.levels, self.points = heads, levels, points
         self.value = nn.Linear(width, width)
         self.offsets = nn.Linear(width, heads * levels * points * 2)
@@ -50,7 +49,7 @@ class MSDeformAttn(nn.Module):
             nn.init.zeros_(linear.bias)
         nn.init.zeros_(self.weights.weight)
         nn.init.zeros_(self.offsets.weight)
-        # Each head starts looking along its own direction; point p looks p + 1 steps far.
+        # At the start each head samples along its own direction; point p is p + 1 steps away.
         angle = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
         direction_N2 = torch.stack((angle.cos(), angle.sin()), dim=1)
         direction_N2 = direction_N2 / direction_N2.abs().amax(dim=1, keepdim=True)
@@ -60,12 +59,12 @@ class MSDeformAttn(nn.Module):
             self.offsets.bias.copy_(bias.expand(-1, self.levels, -1, -1).flatten())
 
     def forward(self, x_BSE: Tensor, position_SE: Tensor, reference_S2: Tensor, shapes: Shapes) -> Tensor:
-        batch, tokens, width = x_BSE.shape
+        images, tokens, width = x_BSE.shape
         query_BSE = x_BSE + position_SE
-        value_BSND = self.value(x_BSE).view(batch, tokens, self.heads, width // self.heads)
-        points = (batch, tokens, self.heads, self.levels, self.points)
-        # Under autocast the reference points stay float32: half precision has no room for a position in a large map.
-        reference_BSL2 = reference_S2[:, None].expand(batch, tokens, self.levels, 2)
+        value_BSND = self.value(x_BSE).view(images, tokens, self.heads, width // self.heads)
+        points = (images, tokens, self.heads, self.levels, self.points)
+        # Reference points stay float32 under autocast: half precision cannot resolve positions in a large map.
+        reference_BSL2 = reference_S2[:, None].expand(images, tokens, self.levels, 2)
         offsets_BSNLP2 = self.offsets(query_BSE).view(*points, 2)
         logits_BSNLP = self.weights(query_BSE).view(points)
         out_BSE = ops.ms_deform_attn_from_offsets(value_BSND, shapes, reference_BSL2, offsets_BSNLP2, logits_BSNLP)
@@ -79,13 +78,8 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.attention = MSDeformAttn(config.width, config.heads, levels, config.points)
         self.attention_norm = nn.LayerNorm(config.width)
-        self.ffn = nn.Sequential(
-            nn.Linear(config.width, config.ffn_width), nn.ReLU(inplace=True), nn.Linear(config.ffn_width, config.width)
-        )
+        self.ffn = feed_forward(config.width, config.ffn_width)
         self.ffn_norm = nn.LayerNorm(config.width)
-        for linear in self.ffn:
-            if isinstance(linear, nn.Linear):
-                nn.init.xavier_uniform_(linear.weight)
 
     def forward(self, x_BSE: Tensor, position_SE: Tensor, reference_S2: Tensor, shapes: Shapes) -> Tensor:
         x_BSE = self.attention_norm(x_BSE + self.attention(x_BSE, position_SE, reference_S2, shapes))
@@ -93,7 +87,7 @@ class EncoderLayer(nn.Module):
 
 
 class PixelDecoder(nn.Module):
-    """Encoder over strides 32, 16, 8; one FPN step brings stride 4; a 1x1 convolution makes the pixel embedding."""
+    """Encoder over strides 32, 16, 8; one FPN step to stride 4; a 1x1 convolution to the pixel embedding."""
 
     def __init__(self, config: PixelDecoderConfig, channels: list[int]) -> None:
         super().__init__()
@@ -139,7 +133,7 @@ class PixelDecoder(nn.Module):
         ]
         upsampled = F.interpolate(levels[-1], size=stride4.shape[2:], mode="bilinear", align_corners=False)
         fused = self.fuse(self.lateral(stride4) + upsampled)
-        # Pooling and sampling read all channels of a pixel. (On a GPU, GroupNorm leaves channels apart.)
+        # Pooling and sampling read all channels of a pixel, so these must be contiguous. (GroupNorm on a GPU undoes that.)
         return PixelFeatures(levels, self.embed(fused.contiguous(memory_format=torch.channels_last)))
 
 

@@ -16,7 +16,7 @@ from alignmask.config import ModelConfig, ScoreMode
 from alignmask.data.batch import Batch
 from alignmask.model.heads import Prediction
 
-# Masks are upsampled so many pixels at a time: a hundred masks of 1024 x 1024 take 400 MB as logits, several times over.
+# Number of pixels to upsample at once: the logits of a hundred masks of 1024 x 1024 take 400 MB, and several copies exist.
 CHUNK = 16 * 2**20
 
 
@@ -34,7 +34,7 @@ class Instances:
     """float32: x1, y1, x2, y2 in pixels, around the mask."""
     class_scores_N: Tensor
     mask_scores_N: Tensor
-    """The class score, and the mean probability of the mask's pixels: either way of scoring can be had from these."""
+    """The class score, and the mean probability of the mask's pixels: every score mode can be computed from these."""
     quality_N: Tensor | None = None
     """float32 in [0, 1]: the expected IoU, if the model is calibrated (`alignmask calibrate`). A forecast, with equal
     values for different scores; the order is that of the scores."""
@@ -95,12 +95,11 @@ def combine_scores(class_scores: Tensor, mask_scores: Tensor, mode: ScoreMode) -
 
 
 def postprocess(prediction: Prediction, batch: Batch, config: ModelConfig) -> list[Instances]:
-    """The best (query, class) pairs of every image. Only their masks are made; a pair with an empty mask is dropped.
+    """The best (query, class) pairs of every image. Only their masks are computed; a pair with an empty mask is dropped.
 
     Raises FloatingPointError that names the image if scores or mask logits are not finite: such a model finds nothing.
     """
-    scores_BQC = class_scores(prediction.class_logits_LBRC[-1].float(), config)
-    scores_BQC = scores_BQC[:, : prediction.queries]
+    scores_BQC = class_scores(prediction.object_rows.class_logits_LBRC[-1].float(), config)
     pairs = scores_BQC.shape[1] * scores_BQC.shape[2]
     scores_BN, pair_BN = scores_BQC.flatten(1).topk(min(config.detections, pairs), dim=1)
     padded = batch.image_BCHW.shape[-2:]

@@ -1,10 +1,12 @@
 """Masked-attention transformer decoder (section 2.1; Mask2Former), with aligned queries beside the object queries.
 
 B images, R rows = Q object queries, then A aligned ones, S tokens of one level, E channels, L outputs, h x w a map's size.
-Attention masks are boolean, True where a row may look, broadcast over heads.
+Attention masks are boolean, True where a row may attend, and broadcast over heads.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from alignmask.config import AlignedQueryConfig, QueryDecoderConfig, Visible
 from alignmask.model.aligned_queries import AlignedQueries
 from alignmask.model.heads import Heads, Prediction
-from alignmask.model.layers import sine_position
+from alignmask.model.layers import check_heads, feed_forward, sine_position
 from alignmask.model.pixel_decoder import PixelFeatures
 
 LEVELS = 3
@@ -24,13 +26,12 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        if width % heads:
-            raise ValueError(f"width {width} is not divisible by {heads} heads")
+        check_heads(width, heads)
         self.heads = heads
         self.query, self.key, self.value, self.output = (nn.Linear(width, width) for _ in range(4))
         self.norm = nn.LayerNorm(width)
         for linear in (self.query, self.key, self.value, self.output):
-            # Mask2Former initialises query, key and value as one matrix, whose three-fold outputs lower the bound.
+            # Mask2Former initialises query, key and value as one matrix. Its triple number of outputs lowers Xavier's bound.
             nn.init.xavier_uniform_(linear.weight, gain=1.0 if linear is self.output else 0.5**0.5)
             nn.init.zeros_(linear.bias)
 
@@ -52,6 +53,16 @@ class AttentionBlock(nn.Module):
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
+@dataclass
+class Level:
+    """A map of the pixel decoder, in the form in which decoder layers attend to it."""
+
+    memory_BSE: Tensor
+    position_SE: Tensor
+    embedding_BES: Tensor
+    """The pixel embedding at this map's size, for attention masks."""
+
+
 class DecoderLayer(nn.Module):
     """Masked cross-attention, self-attention, feed-forward network."""
 
@@ -65,47 +76,50 @@ class DecoderLayer(nn.Module):
             self.aligned_masked_attention = AttentionBlock(width, config.heads)
         if aligned is not None and not aligned.share_self_attention:
             self.aligned_self_attention = AttentionBlock(width, config.heads)
-        self.ffn = nn.Sequential(
-            nn.Linear(width, config.ffn_width), nn.ReLU(inplace=True), nn.Linear(config.ffn_width, width)
-        )
+        self.ffn = feed_forward(width, config.ffn_width)
         self.ffn_norm = nn.LayerNorm(width)
-        for linear in self.ffn:
-            if isinstance(linear, nn.Linear):
-                nn.init.xavier_uniform_(linear.weight)
 
     def forward(
         self,
         x_BRE: Tensor,
         position_RE: Tensor,
-        memory_BSE: Tensor,
-        memory_position_SE: Tensor,
+        level: Level,
         attention_mask: Tensor,
         queries: int,
         aligned_mask: Tensor | None,
     ) -> Tensor:
         """queries: Q; attention_mask [B, 1, R, S]; aligned_mask [B, 1, A, R], None without aligned queries."""
-        if self.aligned_masked_attention is None or aligned_mask is None:
-            x_BRE = self.masked_attention(x_BRE, position_RE, memory_BSE, memory_position_SE, attention_mask)
-        else:
-            blocks = (self.masked_attention, self.aligned_masked_attention)
-            parts = zip(
-                blocks, _groups(x_BRE, 1, queries), _groups(position_RE, 0, queries), _groups(attention_mask, 2, queries),
-                strict=True,
-            )  # fmt: skip
-            x_BRE = torch.cat([block(x, p, memory_BSE, memory_position_SE, m) for block, x, p, m in parts], dim=1)
+        own = None if aligned_mask is None else self.aligned_masked_attention
+        x_BRE = self._cross_attention(x_BRE, position_RE, level, attention_mask, queries, own)
+        x_BRE = self._self_attention(x_BRE, position_RE, queries, aligned_mask)
+        return self.ffn_norm(x_BRE + self.ffn(x_BRE))
 
-        # Object queries never see an aligned query: what they compute is the same with and without them.
-        objects, position = x_BRE[:, :queries], position_RE[:queries]
-        attended = self.self_attention(objects, position, objects, position)
-        if aligned_mask is not None:
-            block = self.aligned_self_attention or self.self_attention
-            aligned = block(x_BRE[:, queries:], position_RE[queries:], x_BRE, position_RE, aligned_mask)
-            attended = torch.cat((attended, aligned), dim=1)
-        return self.ffn_norm(attended + self.ffn(attended))
+    def _cross_attention(
+        self, x_BRE: Tensor, position_RE: Tensor, level: Level, mask: Tensor, queries: int, own: AttentionBlock | None
+    ) -> Tensor:
+        """own: the aligned queries' copy of the block, if they have one."""
+        if own is None:
+            return self.masked_attention(x_BRE, position_RE, level.memory_BSE, level.position_SE, mask)
+        blocks = (self.masked_attention, own)
+        rows = zip(
+            blocks, _kinds(x_BRE, 1, queries), _kinds(position_RE, 0, queries), _kinds(mask, 2, queries), strict=True
+        )
+        return torch.cat([block(x, p, level.memory_BSE, level.position_SE, m) for block, x, p, m in rows], dim=1)
+
+    def _self_attention(self, x_BRE: Tensor, position_RE: Tensor, queries: int, aligned_mask: Tensor | None) -> Tensor:
+        """Object queries never attend to aligned queries, so their results are the same with and without them."""
+        objects_BQE, aligned_BAE = _kinds(x_BRE, 1, queries)
+        position_QE, aligned_position_AE = _kinds(position_RE, 0, queries)
+        objects_BQE = self.self_attention(objects_BQE, position_QE, objects_BQE, position_QE)
+        if aligned_mask is None:
+            return objects_BQE
+        block = self.aligned_self_attention or self.self_attention
+        aligned_BAE = block(aligned_BAE, aligned_position_AE, x_BRE, position_RE, aligned_mask)
+        return torch.cat((objects_BQE, aligned_BAE), dim=1)
 
 
 class QueryDecoder(nn.Module):
-    """Learned object queries (and aligned ones) look at the image level by level; heads read them after every layer."""
+    """Object queries, and aligned queries in training, attend to the image level by level; heads read them after each."""
 
     def __init__(
         self, config: QueryDecoderConfig, width: int, heads: Heads, aligned: AlignedQueryConfig | None
@@ -121,9 +135,8 @@ class QueryDecoder(nn.Module):
         self.heads = heads
 
     def forward(self, features: PixelFeatures, aligned: AlignedQueries | None = None) -> Prediction:
-        embedding_BEHW = features.embedding_BEHW
-        batch, queries = embedding_BEHW.shape[0], self.query.shape[0]
-        x_BRE: Tensor = self.query.expand(batch, -1, -1)
+        embedding_BEHW, queries = features.embedding_BEHW, self.query.shape[0]
+        x_BRE: Tensor = self.query.expand(len(embedding_BEHW), -1, -1)
         position_RE: Tensor = self.query_position
         aligned_mask = None
         if aligned is not None:
@@ -131,26 +144,19 @@ class QueryDecoder(nn.Module):
             position_RE = torch.cat((position_RE, self._aligned_position(aligned.features_BAE.shape[1])))
             aligned_mask = _aligned_visibility(aligned, queries, self.aligned_visible)[:, None]
 
-        memories, positions, coarse_embeddings = [], [], []
-        for level, level_embedding in zip(features.levels, self.level_embedding, strict=True):
-            height, width = level.shape[2:]
-            memories.append(level.flatten(2).transpose(1, 2) + level_embedding)
-            positions.append(sine_position(height, width, level.shape[1], level.device))
-            # Resizing is linear: contracting queries with the resized pixel embedding gives the resized mask logits.
-            with torch.no_grad():
-                resized = F.interpolate(embedding_BEHW, size=(height, width), mode="bilinear", align_corners=False)
-                coarse_embeddings.append(resized.flatten(2))
-
-        class_logits, mask_embedding = self.heads(x_BRE)
-        outputs = [(class_logits, mask_embedding)]
+        levels = [
+            _level(map_BEhw, level_embedding_E, embedding_BEHW)
+            for map_BEhw, level_embedding_E in zip(features.levels, self.level_embedding, strict=True)
+        ]
+        outputs: list[tuple[Tensor, Tensor]] = [self.heads(x_BRE)]
         for index, layer in enumerate(self.layers):
-            i = index % LEVELS
-            attention_mask = _attention_mask(mask_embedding, coarse_embeddings[i])
-            x_BRE = layer(x_BRE, position_RE, memories[i], positions[i], attention_mask, queries, aligned_mask)
-            class_logits, mask_embedding = self.heads(x_BRE)
-            outputs.append((class_logits, mask_embedding))
-        classes, masks = zip(*outputs, strict=True)
-        return Prediction(torch.stack(classes), torch.stack(masks), embedding_BEHW, queries, aligned)
+            level = levels[index % LEVELS]
+            _, mask_embedding_BRE = outputs[-1]
+            attention_mask = _attention_mask(mask_embedding_BRE, level.embedding_BES)
+            x_BRE = layer(x_BRE, position_RE, level, attention_mask, queries, aligned_mask)
+            outputs.append(self.heads(x_BRE))
+        class_logits, mask_embeddings = zip(*outputs, strict=True)
+        return Prediction(torch.stack(class_logits), torch.stack(mask_embeddings), embedding_BEHW, queries, aligned)
 
     def _aligned_position(self, slots: int) -> Tensor:
         if self.aligned_position is None:
@@ -158,25 +164,37 @@ class QueryDecoder(nn.Module):
         return self.aligned_position.expand(slots, -1)
 
 
-def _groups(x: Tensor, dim: int, queries: int) -> tuple[Tensor, Tensor]:
-    """Object rows, aligned rows."""
+def _level(map_BEhw: Tensor, level_embedding_E: Tensor, embedding_BEHW: Tensor) -> Level:
+    width, h, w = map_BEhw.shape[1:]
+    memory_BSE = map_BEhw.flatten(2).transpose(1, 2) + level_embedding_E
+    position_SE = sine_position(h, w, width, map_BEhw.device)
+    # Resizing is linear, so queries times the resized pixel embedding are the resized mask logits.
+    with torch.no_grad():
+        resized_BEhw = F.interpolate(embedding_BEHW, size=(h, w), mode="bilinear", align_corners=False)
+    return Level(memory_BSE, position_SE, resized_BEhw.flatten(2))
+
+
+def _kinds(x: Tensor, dim: int, queries: int) -> tuple[Tensor, Tensor]:
+    """The object rows, and the aligned rows."""
     return x.narrow(dim, 0, queries), x.narrow(dim, queries, x.shape[dim] - queries)
 
 
 @torch.no_grad()
 def _attention_mask(mask_embedding_BRE: Tensor, embedding_BES: Tensor) -> Tensor:
-    """-> [B, 1, R, S]: a row looks where its own mask is foreground; everywhere, if it is foreground nowhere."""
+    """-> [B, 1, R, S]: a row attends to the foreground of its own mask; to everything, if that is empty."""
     visible_BRS = torch.bmm(mask_embedding_BRE, embedding_BES.to(mask_embedding_BRE.dtype)) >= 0
     return (visible_BRS | ~visible_BRS.any(dim=2, keepdim=True))[:, None]
 
 
 def _aligned_visibility(aligned: AlignedQueries, queries: int, visible: Visible) -> Tensor:
-    """-> [B, A, R]: which object queries and (live) aligned queries an aligned query sees."""
+    """-> [B, A, R]: the object queries and (live) aligned queries to which an aligned query attends."""
     set_BA, slots = aligned.set_BA, aligned.set_BA.shape[1]
     others = aligned.live_BA[:, None, :].expand(-1, slots, -1)
     if visible != "all":
         others = others & (set_BA[:, :, None] == set_BA[:, None, :])
     if visible == "set":
-        others = others | torch.eye(slots, dtype=torch.bool, device=set_BA.device)  # padding, too, must see something
+        others = others | torch.eye(
+            slots, dtype=torch.bool, device=set_BA.device
+        )  # padding needs a key, too, or softmax gives NaN
     objects = others.new_full((*set_BA.shape, queries), visible != "set")
     return torch.cat((objects, others), dim=2)

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl, TensorBoard, and a progress bar."""
+"""The log of a run: metrics.jsonl, TensorBoard, a progress bar."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
@@ -55,12 +56,12 @@ class Log:
             self.board.close()
 
     def advance(self, step: int) -> None:
-        """step: iterations that are done."""
+        """step: number of finished iterations."""
         if self.active:
             self.progress.update(self.task, completed=step)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Numbers of the last iterations: one JSON line, TensorBoard scalars, the bar's text."""
+        """Means over the last iterations: one JSON line, TensorBoard scalars, and the text of the progress bar."""
         if not self.active:
             return
         self._line({"step": step, "time": time.time(), **values})
@@ -85,14 +86,34 @@ class Log:
             self.progress.console.print(text, highlight=False, soft_wrap=isinstance(text, str))
 
     def _line(self, values: dict[str, Any]) -> None:
-        # JSON has no infinity: fp16 gradients that overflow, and skip a step, are null.
+        # JSON has no infinity: the norm of fp16 gradients that overflow, whose step is skipped, is written as null.
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         self.file.write(json.dumps(finite) + "\n")
         self.file.flush()
 
 
+class Window:
+    """Means of the values since the last line of the log. The sums stay on the device, so that no step waits for the host."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, torch.Tensor] = {}
+        self.steps, self.since = 0, time.monotonic()
+
+    def add(self, values: dict[str, torch.Tensor]) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.steps += 1
+
+    def means(self, **more: float) -> dict[str, float]:
+        now = time.monotonic()
+        means = {name: float(total) / self.steps for name, total in self.sums.items()}
+        speed = self.steps / (now - self.since)
+        self.sums, self.steps, self.since = {}, 0, now
+        return {**means, **more, "it_per_s": speed}
+
+
 def last_evaluation(run: Path) -> int | None:
-    """The iteration after which a run was evaluated last, None if it never was."""
+    """The iteration after which a run was last evaluated; None if it never was."""
     lines = (json.loads(line) for line in (run / METRICS).read_text().splitlines())
     return max((line["step"] for line in lines if "eval" in line), default=None)
 
@@ -102,7 +123,7 @@ def _short(name: str) -> str:
 
 
 def _forget_after(path: Path, step: int) -> None:
-    """Drop lines of iterations that a resumed run will do again (and a last line that a kill cut off)."""
+    """Drop the lines of iterations that a resumed run will repeat, and an incomplete last line of a killed run."""
     if not path.exists():
         return
     kept = []

@@ -23,7 +23,8 @@ EMBEDDINGS = (
 
 
 def build_optimizer(model: AlignMask, config: TrainConfig) -> torch.optim.AdamW:
-    """The backbone learns at `backbone_multiplier` times the rate; norms, embeddings and position tables do not decay."""
+    """The backbone's rate is `backbone_multiplier` times the learning rate. Weight decay leaves out norms, embeddings and
+    position tables."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     norms = {
         id(p)

@@ -15,9 +15,9 @@ from alignmask.config import PrecisionChoice
 @dataclass(frozen=True)
 class Precision:
     autocast: Literal["no", "bf16", "fp16"]
-    """What autocast turns float32 into; Accelerate's `mixed_precision`."""
+    """Number format that autocast uses instead of float32: Accelerate's `mixed_precision`."""
     tf32: bool
-    """May matrix products and convolutions of float32 numbers round their inputs to TF32?"""
+    """Whether matrix products and convolutions of float32 numbers round their inputs to TF32."""
 
     def __str__(self) -> str:
         if self.autocast == "no":
@@ -26,7 +26,7 @@ class Precision:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Sets torch's switches for TF32, and restores them: evaluation is not affected."""
+        """Sets torch's switches for TF32 within this context only, so that evaluation is not affected."""
         matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
         before = matmul.allow_tf32, cudnn.allow_tf32
         matmul.allow_tf32 = cudnn.allow_tf32 = self.tf32

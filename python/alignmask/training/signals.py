@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a run finishes its iteration and saves."""
+"""Ctrl-C and SIGTERM: a run finishes its iteration and saves a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Stopped(Exception):
 
 
 class StopSignals:
-    """Within this context either signal sets `requested`; a second one interrupts at once (KeyboardInterrupt)."""
+    """Within this context, either signal sets `requested`; a second signal raises KeyboardInterrupt at once."""
 
     def __init__(self) -> None:
         self.requested = False

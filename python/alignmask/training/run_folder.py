@@ -1,0 +1,90 @@
+"""The folder of a run: how it is begun, continued and filled.
+
+config.json (the resolved configuration), checkpoints/step_NNNNNNN (the newest ones), best (the checkpoint with the highest AP),
+evaluation.json and results.json (of the last evaluation), metrics.jsonl and tensorboard (the log).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor
+
+from alignmask import checkpoint as checkpoints
+from alignmask.config import Config, ScoreMode, changed_fields
+
+MAY_DIFFER = (
+    "name", "out",
+    "model.score", "data.workers",
+    "train.iterations", "train.batch_size", "train.accumulate",
+    "train.learning_rate", "train.backbone_multiplier", "train.weight_decay",
+    "train.schedule", "train.milestones", "train.warmup", "train.clip", "train.precision", "train.ema",
+    "train.evaluate_every", "train.checkpoint_every", "train.log_every", "train.keep_checkpoints", "train.max_minutes",
+)  # fmt: skip
+"""Settings that may change when a run is continued. All others must be those with which it began."""
+
+
+class RunFolder:
+    """`path` is where the run of `config` is written."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.path = config.out / config.name
+        self.best = self.path / "best"
+
+    def begin(self, resume: bool, accelerator: Accelerator) -> Path | None:
+        """Prepare the folder. Returns the checkpoint to continue from, None for a new run.
+
+        An existing folder that is not continued is renamed: nothing of an older run is ever deleted. Raises ValueError if
+        settings of the run to continue differ that are not in MAY_DIFFER.
+        """
+        newest = self.latest() if resume else None
+        if newest is not None:
+            self._check_settings(newest)
+        elif self.path.exists() and accelerator.is_main_process:
+            self.path.rename(self.path.with_name(f"{self.path.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            self.path.mkdir(parents=True, exist_ok=True)
+            checkpoints.write_config(self.path, self.config)
+        return newest
+
+    def _check_settings(self, checkpoint: Path) -> None:
+        changed = changed_fields(checkpoints.load_config(checkpoint), self.config, may_differ=MAY_DIFFER)
+        if changed:
+            raise ValueError(
+                f"run {self.path} exists with another configuration ({'; '.join(map(str, changed))}); "
+                "give this run another --name, or --no-resume to start it anew (the old folder is renamed)"
+            )
+
+    def latest(self) -> Path | None:
+        """The newest checkpoint."""
+        return checkpoints.latest(self.path)
+
+    def save(
+        self,
+        meta: dict[str, Any],
+        weights: dict[str, Tensor],
+        ema: dict[str, Tensor] | None,
+        state: dict[str, Any],
+    ) -> None:
+        """Write the checkpoint of iteration meta["step"], and remove the oldest ones."""
+        folder = self.path / "checkpoints" / f"step_{meta['step']:07d}"
+        checkpoints.save(folder, self.config, weights, meta, ema, state)
+        checkpoints.prune(self.path, self.config.train.keep_checkpoints)
+
+    def save_best(self, meta: dict[str, Any], weights: dict[str, Tensor], metrics: dict[str, Any]) -> None:
+        checkpoints.save(self.best, self.config, weights, {**meta, "metrics": metrics})
+
+    def best_ap(self, score: ScoreMode) -> float:
+        """AP of the best checkpoint by this score; minus infinity if there is none, or if it was not measured by this score."""
+        if not self.best.exists():
+            return -math.inf
+        return checkpoints.load_meta(self.best)["metrics"].get(score, {"AP": -math.inf})["AP"]
+
+    def is_evaluated(self) -> bool:
+        return (self.path / "evaluation.json").exists()
