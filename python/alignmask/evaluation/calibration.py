@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from alignmask.evaluation.matches import ANY_OVERLAP, Matches
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 BINS = 25
 EDGES = np.arange(BINS + 1) / BINS
@@ -175,6 +178,34 @@ def measure(matches: Mapping[float, Matches], weight_I: np.ndarray | None = None
         "AUROC50": auroc(half, weight_I),
         "AUROC75": auroc(good, weight_I),
     }
+
+
+SHOWN = {
+    "LaECE0": "LaECE0", "LaACE0": "LaACE0", "D-ECE50": "D-ECE50", "oLRP": "oLRP", "oLRP_localisation": "loc",
+    "oLRP_false_positive": "FP", "oLRP_false_negative": "FN", "Brier75": "Brier75", "AUROC50": "AUROC50",
+    "AUROC75": "AUROC75",
+}  # fmt: skip
+"""The measures that the table shows, and its headings."""
+
+
+def calibration_table(measured: Mapping[str, Mapping[str, float | None]], column: str = "score") -> Table:
+    """A row for each of several named `measure`s."""
+    from rich import box
+    from rich.table import Table
+
+    title = "the score as a forecast of the IoU"
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False, min_width=len(title)
+    )
+    named = any(measured)
+    if named:
+        table.add_column(column)
+    for heading in SHOWN.values():
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, values in measured.items():
+        shown = ["-" if (value := values[key]) is None else f"{value:.3f}" for key in SHOWN]
+        table.add_row(*([name] if named else []), *shown)
+    return table
 
 
 @dataclass(frozen=True)
