@@ -80,7 +80,7 @@ def test_python_runs(
 
 def test_every_block_has_a_language_that_is_checked() -> None:
     for block in BLOCKS:
-        assert block.language in ("sh", "python") or block.file, block
+        assert block.language in ("sh", "python", "mermaid") or block.file, block
 
 
 # ---- commands

@@ -136,7 +136,7 @@ class QueryDecoder(nn.Module):
 
     def forward(self, features: PixelFeatures, aligned: AlignedQueries | None = None) -> Prediction:
         embedding_BEHW, queries = features.embedding_BEHW, self.query.shape[0]
-        x_BRE: Tensor = self.query.expand(len(embedding_BEHW), -1, -1)
+        x_BRE: Tensor = self.query.expand(embedding_BEHW.shape[0], -1, -1)  # len() would fix it in an export
         position_RE: Tensor = self.query_position
         aligned_mask = None
         if aligned is not None:
@@ -193,8 +193,7 @@ def _aligned_visibility(aligned: AlignedQueries, queries: int, visible: Visible)
     if visible != "all":
         others = others & (set_BA[:, :, None] == set_BA[:, None, :])
     if visible == "set":
-        others = others | torch.eye(
-            slots, dtype=torch.bool, device=set_BA.device
-        )  # padding needs a key, too, or softmax gives NaN
+        # Padding needs a key, too, or softmax gives NaN.
+        others = others | torch.eye(slots, dtype=torch.bool, device=set_BA.device)
     objects = others.new_full((*set_BA.shape, queries), visible != "set")
     return torch.cat((objects, others), dim=2)

@@ -1,0 +1,79 @@
+"""How a run begins and ends: which weights the backbone starts from, and which checkpoints are written."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from alignmask import config as settings
+from alignmask.config import DataConfig, ModelConfig
+from alignmask.model import AlignMask, build_model
+from alignmask.training import trainer
+from alignmask.training.log import Log
+from alignmask.training.trainer import Trainer, train
+from tests.training.runs import config
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[bool | str]:
+    """What the model's backbone was to start from. It is built without ImageNet weights all the same."""
+    seen: list[bool | str] = []
+
+    def build(model: ModelConfig) -> AlignMask:
+        seen.append(model.backbone.pretrained)
+        return build_model(replace(model, backbone=replace(model.backbone, pretrained=False)))
+
+    monkeypatch.setattr(trainer, "build_model", build)
+    return seen
+
+
+def test_the_backbone_starts_from_imagenet_unless_the_run_has_other_weights(
+    shapes: DataConfig, tmp_path: Path, asked: list[bool | str]
+) -> None:
+    first = config(shapes, tmp_path, "first", iterations=1)
+    first = replace(first, model=replace(first.model, backbone=replace(first.model.backbone, pretrained=True)))
+    run = train(first)
+    assert asked == [True]
+    Trainer(replace(first, name="second", train=replace(first.train, init_from=run)))
+    assert asked == [True, False]
+
+
+def test_a_run_without_iterations_leaves_a_checkpoint(shapes: DataConfig, tmp_path: Path) -> None:
+    run = train(config(shapes, tmp_path, iterations=0))
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_0000000"]
+    assert (run / "evaluation.json").exists()
+
+
+def test_a_finished_run_is_not_written_again(shapes: DataConfig, tmp_path: Path) -> None:
+    done = config(shapes, tmp_path, iterations=1)
+    run = train(done)
+
+    def written() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")} | {
+            run / name: (run / name).stat().st_mtime_ns for name in ("results.json", "evaluation.json")
+        }
+
+    before = written()
+    assert train(done) == run
+    assert written() == before
+
+
+def test_the_bar_moves_on_the_main_process_alone(tmp_path: Path) -> None:
+    with Log(tmp_path, 2, 10) as log:
+        assert log.progress.tasks[0].completed == 2
+        log.advance(5)
+        assert log.progress.tasks[0].completed == 5
+    with Log(tmp_path / "other", 2, 10, active=False) as log:
+        log.advance(5)
+        log.metrics(5, {"loss": 1.0})
+    assert not (tmp_path / "other").exists()
+
+
+def test_settings_cannot_be_changed_in_place() -> None:
+    """A run's folder holds the settings that it began with."""
+    classes = [value for value in vars(settings).values() if dataclasses.is_dataclass(value)]
+    assert len(classes) >= 10
+    assert all(value.__dataclass_params__.frozen for value in classes)
