@@ -21,11 +21,13 @@ from alignmask.checkpoint import load_config, resolve
 from alignmask.config import SHOWN_SCORE, Config, DataConfig, ScoreMode
 from alignmask.data import CocoDataset, evaluation_transform, val_dataset
 from alignmask.data.images import ImageLike, to_pixels
+from alignmask.evaluation.duplicates import DUPLICATE_IOU, suppress_duplicates
 from alignmask.evaluation.evaluate import Evaluation, evaluate_file, evaluate_model
 from alignmask.evaluation.metrics import Engine
 from alignmask.evaluation.results_file import Results, load_ground_truth, load_results
 from alignmask.exporting.export import SUFFIX, Format, export_model
 from alignmask.model import Instances
+from alignmask.model.suppression import Suppression
 from alignmask.pictures.drawing import Drawable, draw_instances
 from alignmask.predictor import Predictor, load
 from alignmask.pretrained.read import MASK2FORMER_SUFFIXES
@@ -85,6 +87,8 @@ def evaluate(
     workers: int = 2,
     engine: Engine = "hotcoco",
     ignore_unknown: bool = False,
+    suppression: Suppression = "off",
+    suppression_iou: float = DUPLICATE_IOU,
     progress: Progress = quiet,
 ) -> Evaluation:
     """Measure COCO mask AP and how well scores follow mask quality, of a model or of any model's results file.
@@ -100,6 +104,8 @@ def evaluate(
         workers: Data-loading processes; 0 loads in this process.
         engine: What computes AP: "pycocotools" is the official tool; "hotcoco" gives the same numbers, faster.
         ignore_unknown: Leave out results that fit no image or category or have no score, instead of refusing the file.
+        suppression: Remove second masks of one object ("hard"), or lower their scores ("soft"), before anything is measured.
+        suppression_iou: Of two predictions of one class whose IoU is above this, the worse-scored one is such a mask.
         progress: Shows how far the evaluation is.
 
     Returns:
@@ -124,7 +130,10 @@ def evaluate(
         if images is not None:
             raise ValueError("evaluate: images are for a model to predict on: give results without them")
         results = str(model_or_results) if isinstance(model_or_results, os.PathLike) else model_or_results
-        evaluation = evaluate_file(str(annotations), results, engine, ignore_unknown=ignore_unknown)
+        evaluation = evaluate_file(
+            str(annotations), results, engine, ignore_unknown=ignore_unknown, suppression=suppression,
+            suppression_iou=suppression_iou,
+        )  # fmt: skip
         if out is not None:
             write_json(Path(out) / "evaluation.json", evaluation.as_dict(), indent=2)
         return evaluation
@@ -134,6 +143,7 @@ def evaluate(
         return evaluate_model(
             predictor.model, dataset, device=predictor.model.device, batch_size=batch_size, workers=workers,
             out=None if out is None else Path(out), progress=advance, engine=engine,
+            suppression=suppression, suppression_iou=suppression_iou,
         )  # fmt: skip
 
 
@@ -150,6 +160,8 @@ def analyze(
     batch_size: int = 1,
     workers: int = 2,
     ignore_unknown: bool = False,
+    suppression: Suppression = "off",
+    suppression_iou: float = DUPLICATE_IOU,
     progress: Progress = quiet,
     measured: Callable[[Sequence[ModelAnalysis]], None] | None = None,
 ) -> dict[str, Path]:
@@ -168,6 +180,8 @@ def analyze(
         batch_size: Images per forward pass.
         workers: Data-loading processes; 0 loads in this process.
         ignore_unknown: Leave out results that fit no image or category or have no score, instead of refusing the file.
+        suppression: As in `evaluate`, for all models alike.
+        suppression_iou: As in `evaluate`.
         progress: Shows how far predicting and writing are.
         measured: Called with what was measured before the page is written, which takes longer.
 
@@ -209,6 +223,7 @@ def analyze(
                 )  # fmt: skip
             results = load_results(folder / "results.json", ground_truth)
             name += f" ({mode})"
+        results = suppress_duplicates(results, suppression, suppression_iou)
         analyses.append(analyze_model(name, ground_truth, results, inversions=inversions))
     if measured is not None:
         measured(analyses)

@@ -23,6 +23,7 @@ from alignmask.config import Config, config_from_dict, config_to_dict
 from alignmask.safe_load import read_pickled
 
 MODEL, EMA, STATE, CONFIG, META = "model.safetensors", "ema.safetensors", "state.pt", "config.json", "meta.json"
+CALIBRATION = "calibration.json"
 
 
 def save(
@@ -105,7 +106,7 @@ def resolve(path: Path) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"checkpoint {path}: no such file or folder")
     foreign = f"To convert weights of Mask2Former or Hugging Face into one: alignmask convert {path} DIR"
-    if path.is_file() and path.name not in (MODEL, EMA, STATE, CONFIG, META):
+    if path.is_file() and path.name not in (MODEL, EMA, STATE, CONFIG, META, CALIBRATION):
         raise FileNotFoundError(f"checkpoint {path}: not a file of a checkpoint folder. {foreign}")
     best = path / "best"
     candidates = (

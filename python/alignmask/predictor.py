@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -14,6 +15,7 @@ from alignmask import checkpoint as checkpoints
 from alignmask.config import SHOWN_SCORE, Config, ModelConfig, without_pretrained
 from alignmask.data import Sample, collate, evaluation_transform
 from alignmask.data.images import ImageLike, to_pixels
+from alignmask.evaluation.calibrators import Calibration, read_calibration
 from alignmask.model import AlignMask, Instances, build_model
 from alignmask.pictures.drawing import draw_instances
 from alignmask.pretrained import read
@@ -31,6 +33,7 @@ class Predictor:
         class_names: The name of every class, by contiguous label.
         category_ids: The COCO category id of every class, by contiguous label.
         report: What was left out when the weights of another project were loaded; None for a checkpoint of AlignMask.
+        calibration: What `alignmask calibrate` found; None if the checkpoint has not been calibrated.
     """
 
     def __init__(
@@ -40,12 +43,14 @@ class Predictor:
         class_names: list[str],
         category_ids: list[int],
         report: read.LoadReport | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         self.model = model.eval()
         self.config = config
         self.class_names = class_names
         self.category_ids = category_ids
         self.report = report
+        self.calibration = calibration
         self._transform = evaluation_transform(config.data)
 
     def __repr__(self) -> str:
@@ -53,22 +58,27 @@ class Predictor:
         classes = f"{count} classes" if count != 1 else "1 class"
         return f"Predictor({self.config.name!r}, {self.config.model.backbone.name}, {classes}, {self.model.device})"
 
-    def predict(self, image: ImageLike, *, threshold: float = 0.0) -> Instances:
+    def predict(self, image: ImageLike, *, threshold: float = 0.0, trusted: bool = False) -> Instances:
         """Find the instances in one image.
 
         Args:
             image: A path, a PIL image, a uint8 array [H, W, 3] (or [H, W], or [H, W, 4]), or a uint8 tensor [3, H, W].
                 Colours are RGB; alpha is dropped.
             threshold: Instances with a lower score are left out.
+            trusted: Return only the instances that the guarantee of the calibration covers.
 
         Returns:
-            The instances, best first, on the CPU; masks and boxes are at the image's own size.
+            The instances, best first, on the CPU; masks and boxes are at the image's own size. Those of a calibrated model
+            have `quality`, the IoU to expect.
 
         Raises:
             ImageError: The image file cannot be read. (ImageError is a ValueError.)
-            ValueError: The image has another shape or another type of numbers.
+            ValueError: The image has another shape or another type of numbers; or trusted instances are asked for, and
+                there is no guarantee.
             TypeError: The argument is not an image.
         """
+        if trusted and (self.calibration is None or not self.calibration.guarantees):
+            raise ValueError("predict: nothing is known to be trusted: run `alignmask calibrate RUN --precision 0.9`")
         pixels_CHW = to_pixels(image)
         size = (pixels_CHW.shape[1], pixels_CHW.shape[2])
         name = str(image) if isinstance(image, (str, os.PathLike)) else "image"
@@ -82,6 +92,11 @@ class Predictor:
         )
         batch = collate([self._transform(sample)]).to(self.model.device)
         found: Instances = self.model.predict(batch)[0].cpu()
+        if self.calibration is not None:
+            score_N, category_N = found.scores_N.double().numpy(), np.array(self.category_ids)[found.labels_N.numpy()]
+            found.quality_N = torch.from_numpy(self.calibration.quality(score_N, category_N)).float()
+            if trusted:
+                found = found[torch.from_numpy(self.calibration.trusted(score_N, category_N))]
         return found[found.scores_N >= threshold] if threshold > 0 else found
 
     def draw(
@@ -144,7 +159,21 @@ def load(checkpoint: str | os.PathLike[str], device: str | torch.device = "cpu")
         raise ValueError(
             f"checkpoint {folder} does not fit its own config.json: {' '.join(faults[:2])}{more}"
         ) from error
-    return Predictor(model.to(device), config, meta["class_names"], meta["category_ids"])
+    calibration = _calibration(folder / checkpoints.CALIBRATION, config)
+    return Predictor(model.to(device), config, meta["class_names"], meta["category_ids"], calibration=calibration)
+
+
+def _calibration(path: Path, config: Config) -> Calibration | None:
+    """What is beside the checkpoint, if anything is. Raises ValueError if it is of another kind of score."""
+    if not path.is_file():
+        return None
+    calibration = read_calibration(path)
+    if calibration.fit.score not in ("file", config.model.score):
+        raise ValueError(
+            f"calibration file {path} is of the score {calibration.fit.score}, and the model scores by "
+            f"{config.model.score}: calibrate again, or remove it"
+        )
+    return calibration
 
 
 def from_mask2former(

@@ -30,6 +30,7 @@ HELP = {
     "train shapes_tiny": ("--train.learning-rate", "--model.aligned-queries.point-sets", "--dry-run", "--no-resume"),
     "eval": ("CHECKPOINT", "--results FILE", "--annotations FILE", "--per-category"),
     "analyze": ("CHECKPOINT|RESULTS", "--annotations FILE", "--images DIR", "--fraction", "report.html"),
+    "calibrate": ("CHECKPOINT|RESULTS", "--annotations FILE", "--precision SHARE", "--method", "--out FILE"),
     "predict": ("CHECKPOINT", "IMAGE|DIR", "--out DIR", "--threshold"),
     "ablate": ("table3", "table4", "components", "nuclei_small"),
     "ablate table4 nuclei_small": ("--seeds", "--only", "--dry-run", "--retry", "--train.iterations"),

@@ -19,6 +19,8 @@ from alignmask.analysis.measure import ModelAnalysis
 from alignmask.evaluation.alignment import (
     IoU,
 )
+from alignmask.evaluation.calibration import calibration_table
+from alignmask.evaluation.duplicates import REMOVED, duplicates_table
 from alignmask.evaluation.metrics import percent
 from alignmask.evaluation.results_file import GroundTruth
 from alignmask.pictures.plots import score_iou_scatter
@@ -125,6 +127,10 @@ def analysis_table(models: Sequence[ModelAnalysis]) -> Group:
                 values += [top.mean_score, getattr(top, f"mean_iou_{kind}")]
                 shown = ["-" if value is None else f"{value:.3f}" for value in values]
                 tables[-1].add_row(model.name, f"{100 * top.fraction:g} %", str(top.predictions), *shown)
+    tables.append(duplicates_table({model.name: model.duplicates for model in models}, "model"))
+    tables.append(calibration_table({model.name: model.calibration for model in models}, "model"))
+    if removed := {model.name: model.results.ignored[REMOVED] for model in models if REMOVED in model.results.ignored}:
+        tables[0].title = f"{tables[0].title}; removed by suppression: {', '.join(map(str, removed.values()))}"
     return Group(*tables)
 
 

@@ -18,6 +18,9 @@ from alignmask.evaluation.alignment import (
     score_iou_pairs,
     statistics,
 )
+from alignmask.evaluation.calibration import measure
+from alignmask.evaluation.duplicates import Duplicates, count_duplicates, rival_pairs
+from alignmask.evaluation.matches import match
 from alignmask.evaluation.metrics import CocoMetrics, Engine, evaluate_results
 from alignmask.evaluation.results_file import GroundTruth, Results
 
@@ -40,6 +43,10 @@ class ModelAnalysis:
     """Ranked by `oracle_scores`: the metrics that a perfect ranking of the same masks would have."""
     alignment: AlignmentStatistics
     inversions: list[Inversion]
+    duplicates: dict[str, Duplicates]
+    """Second masks of one object among the predictions that are shown, and the most confident ones."""
+    calibration: dict[str, float | None]
+    """The score as a forecast: `alignmask.evaluation.calibration.measure`."""
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -51,6 +58,8 @@ class ModelAnalysis:
             "metrics_ranked_by_iou": self.by_iou.as_dict(),
             "metrics_ranked_by_iou_duplicates_last": self.oracle.as_dict(),
             "alignment": self.alignment.as_dict(),
+            "duplicates": {name: entry.as_dict() for name, entry in self.duplicates.items()},
+            "calibration": self.calibration,
             "inversions": [{**asdict(inversion), **self._both(inversion)} for inversion in self.inversions],
         }
 
@@ -86,4 +95,6 @@ def analyze_model(
         oracle=ranked(oracle_scores(pairs)),
         alignment=statistics(pairs, FRACTIONS),
         inversions=worst_inversions(pairs, inversions),
+        duplicates=count_duplicates(pairs, rival_pairs(results)),
+        calibration=measure(match(ground_truth, results)),
     )

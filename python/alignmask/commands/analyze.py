@@ -15,6 +15,8 @@ from alignmask.analysis.compare import analysis_table
 from alignmask.commands._console import choose_device, progress
 from alignmask.commands._options import File, Flag, Folder, flowing
 from alignmask.config import ScoreMode
+from alignmask.evaluation.duplicates import DUPLICATE_IOU
+from alignmask.model.suppression import Suppression
 
 
 def main(arguments: list[str]) -> int:
@@ -38,6 +40,8 @@ def command(
     batch_size: int = 1,
     workers: int = 2,
     ignore_unknown: Flag = False,
+    suppression: Suppression = "off",
+    suppression_iou: float = DUPLICATE_IOU,
 ) -> int:
     """Show how well scores follow mask quality (Table 2, Fig. 1 and 4 of the paper), for several models side by side.
 
@@ -62,8 +66,13 @@ def command(
         workers: Number of data-loading processes.
         ignore_unknown: Leave out results that have no score, or whose image or category is unknown, instead of refusing
             the file.
+        suppression: What happens to second masks of one object, before anything is measured: off leaves them, hard removes
+            them, soft lowers their scores.
+        suppression_iou: Of two predictions of a class that overlap by more than this IoU, the worse-scored is such a mask.
     """
     require_analyze("alignmask analyze")
+    if not 0 <= suppression_iou <= 1:
+        raise ValueError(f"analyze: --suppression-iou: expected 0 to 1, got {suppression_iou:g}")
     if not 0 < fraction <= 1:
         raise ValueError(f"analyze: --fraction: expected more than 0 and at most 1, got {fraction:g}")
     if inversions < 0:
@@ -85,6 +94,8 @@ def command(
         batch_size=batch_size,
         workers=workers,
         ignore_unknown=ignore_unknown,
+        suppression=suppression,
+        suppression_iou=suppression_iou,
         progress=progress,
         measured=lambda analyses: Console().print(analysis_table(analyses)),
     )

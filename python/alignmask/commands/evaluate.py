@@ -11,6 +11,8 @@ from rich.console import Console
 import alignmask
 from alignmask.commands._console import choose_device, progress
 from alignmask.commands._options import File, Flag, Folder, flowing
+from alignmask.evaluation.duplicates import DUPLICATE_IOU
+from alignmask.model.suppression import Suppression
 
 
 def main(arguments: list[str]) -> int:
@@ -32,6 +34,8 @@ def command(
     engine: Literal["hotcoco", "pycocotools"] = "hotcoco",
     per_category: Flag = False,
     ignore_unknown: Flag = False,
+    suppression: Suppression = "off",
+    suppression_iou: float = DUPLICATE_IOU,
 ) -> int:
     """Measure COCO mask AP and alignment statistics (Table 2 of the paper).
 
@@ -54,7 +58,12 @@ def command(
         per_category: Also print the AP of every category.
         ignore_unknown: Leave out results that have no score, or whose image or category is unknown, instead of refusing
             the file.
+        suppression: What happens to second masks of one object, before anything is measured: off leaves them, hard removes
+            them, soft lowers their scores.
+        suppression_iou: Of two predictions of a class that overlap by more than this IoU, the worse-scored is such a mask.
     """
+    if not 0 <= suppression_iou <= 1:
+        raise ValueError(f"eval: --suppression-iou: expected 0 to 1, got {suppression_iou:g}")
     if (checkpoint is None) == (results is None):
         raise ValueError("eval: give either a CHECKPOINT or --results FILE")
     if results is not None:
@@ -73,6 +82,8 @@ def command(
         workers=workers,
         engine=engine,
         ignore_unknown=ignore_unknown,
+        suppression=suppression,
+        suppression_iou=suppression_iou,
         progress=progress,
     )
     console = Console()

@@ -11,7 +11,7 @@ import tyro
 import alignmask
 from alignmask._files import write_json
 from alignmask.commands._console import choose_device, complain, progress
-from alignmask.commands._options import flowing
+from alignmask.commands._options import Flag, flowing
 from alignmask.config import SHOWN_SCORE
 from alignmask.data import ImageError, read_image
 from alignmask.evaluation.evaluate import to_coco_results
@@ -31,19 +31,22 @@ def command(
     ],
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("predictions"),
     threshold: float = SHOWN_SCORE,
+    trusted: Flag = False,
     device: str = "auto",
 ) -> int:
     """Segment images: write a picture of each with masks, class names and scores, and one COCO results file for all.
 
-    predictions.json has an entry for every instance. If all image files are named by different numbers, image_id is that
-    number (139 for 000000000139.jpg); otherwise it is the position of the file, from 1. file_name names the file. (To
-    measure AP, use `alignmask eval`, which also keeps low scores.)
+    predictions.json has an entry for every instance; those of a calibrated model have `quality`, the IoU to expect. If all
+    image files are named by different numbers, image_id is that number (139 for 000000000139.jpg); otherwise it is the
+    position of the file, from 1. file_name names the file. (To measure AP, use `alignmask eval`, which also keeps low
+    scores.)
 
     Args:
         checkpoint: A checkpoint, or a run's folder (its best checkpoint is used).
         images: Image files, and folders of image files (subfolders are not searched).
         out: Folder to write to.
         threshold: Predictions with a lower score are neither drawn nor written.
+        trusted: Keep only what the guarantee of `alignmask calibrate --precision` covers.
         device: Where the model runs: cpu, cuda, cuda:1, ...; auto chooses a GPU if there is one.
     """
     if not 0 <= threshold <= 1:
@@ -62,10 +65,12 @@ def command(
             except ImageError as error:  # the others are worth having
                 unreadable.append(str(error))
                 continue
-            found = predictor.predict(image_CHW, threshold=threshold)
+            found = predictor.predict(image_CHW, threshold=threshold, trusted=trusted)
             picture = predictor.draw(image_CHW, found, threshold=threshold)
             picture.save(out / names[position], compress_level=1)  # the default takes longer than the model
             results = to_coco_results(found, ids[position], predictor.category_ids)
+            if found.quality_N is not None:
+                results = [{**entry, "quality": q} for entry, q in zip(results, found.quality_N.tolist(), strict=True)]
             entries += [{**entry, "file_name": str(file)} for entry in results]
         advance(len(files), len(files))
     write_json(out / "predictions.json", entries)

@@ -9,16 +9,25 @@ Shapes: N predictions, P pairs of them.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.stats import rankdata
 
+from alignmask.config import SHOWN_SCORE
+from alignmask.evaluation.alignment import ScoreIoU, top_predictions
 from alignmask.evaluation.results_file import Results
 from alignmask.model.suppression import Suppression, iou_within_classes, suppress
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 DUPLICATE_IOU = 0.5
 """Two masks of one class that overlap by more than this cannot both be the mask of a different object."""
+REMOVED = "duplicates"
+"""The reason in `Results.ignored` for what suppression removed."""
 
 
 def rival_pairs(results: Results, iou: float = DUPLICATE_IOU) -> np.ndarray:
@@ -41,6 +50,57 @@ def duplicates(scores_N: np.ndarray, rivals_P2: np.ndarray) -> np.ndarray:
     duplicate_N = np.zeros(len(scores_N), bool)
     duplicate_N[worse_P] = True
     return duplicate_N
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """How many of some predictions are duplicates."""
+
+    predictions: int
+    duplicates: int
+
+    @property
+    def share(self) -> float | None:
+        """None if there is no prediction."""
+        return self.duplicates / self.predictions if self.predictions else None
+
+    def as_dict(self) -> dict[str, float | None]:
+        """JSON-ready."""
+        return {"predictions": self.predictions, "duplicates": self.duplicates, "share": self.share}
+
+
+SHOWN, TOP = f"score >= {SHOWN_SCORE:g}", {"top 2 %": 0.02, "top 10 %": 0.10}
+
+
+def count_duplicates(pairs: ScoreIoU, rivals_P2: np.ndarray) -> dict[str, Duplicates]:
+    """Duplicates among the predictions that are shown by default, and among the most confident (`top_predictions`)."""
+    duplicate_N = duplicates(pairs.scores_N, rivals_P2)
+    chosen = {SHOWN: pairs.scores_N >= SHOWN_SCORE}
+    chosen |= {name: top_predictions(pairs, fraction) for name, fraction in TOP.items()}
+    return {name: Duplicates(len(duplicate_N[some]), int(duplicate_N[some].sum())) for name, some in chosen.items()}
+
+
+def duplicates_table(counted: Mapping[str, Mapping[str, Duplicates]], column: str = "score") -> Table:
+    """A row for each of several named counts (the one of a single score has no name)."""
+    from rich import box
+    from rich.table import Table
+
+    title = "second masks of one object, in % of the predictions (their number)"
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False, min_width=len(title)
+    )
+    named = any(counted)
+    if named:
+        table.add_column(column)
+    for name in (SHOWN, *TOP):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, row in counted.items():
+        shown = [
+            f"{'-' if entry.share is None else f'{100 * entry.share:.1f}'} ({entry.predictions})"
+            for entry in row.values()
+        ]
+        table.add_row(*([name] if named else []), *shown)
+    return table
 
 
 def suppress_duplicates(results: Results, mode: Suppression, iou: float = DUPLICATE_IOU) -> Results:
@@ -67,7 +127,7 @@ def suppress_duplicates(results: Results, mode: Suppression, iou: float = DUPLIC
         if score >= 0
     ]
     removed = len(results.entries) - len(entries)
-    counted = {"duplicates": removed} if removed else {}
+    counted = {REMOVED: removed} if removed else {}
     return replace(results, entries=entries, ignored={**results.ignored, **counted})
 
 

@@ -7,7 +7,7 @@ Shapes: N predictions of one image.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +22,28 @@ from alignmask.data import CocoDataset, collate, leave_signals_to_the_main_proce
 from alignmask.data.batch import Size
 from alignmask.evaluation import rle
 from alignmask.evaluation.alignment import AlignmentStatistics, alignment_table, score_iou_pairs, statistics
+from alignmask.evaluation.calibration import calibration_table, measure
+from alignmask.evaluation.duplicates import (
+    DUPLICATE_IOU,
+    REMOVED,
+    Duplicates,
+    count_duplicates,
+    duplicates_table,
+    rival_pairs,
+    suppress_duplicates,
+)
+from alignmask.evaluation.matches import match
 from alignmask.evaluation.metrics import CocoMetrics, Engine, evaluate_results, numbers_table, percent
 from alignmask.evaluation.results_file import (
     AnnotationsLike,
+    GroundTruth,
+    Results,
     ResultsLike,
     load_ground_truth,
     load_results,
 )
 from alignmask.model.postprocess import combine_scores
+from alignmask.model.suppression import Suppression
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -50,7 +64,13 @@ class Evaluation:
     images: int
     predictions: int
     left_out: dict[str, int] = field(default_factory=dict)
-    """Entries of the file that were not evaluated (`ignore_unknown`), counted by reason."""
+    """Entries that were not evaluated (`ignore_unknown`, suppression), counted by reason; of the default score mode."""
+    duplicates: dict[str, dict[str, Duplicates]] = field(default_factory=dict)
+    """Second masks of one object, by score mode, among the predictions that are shown and the most confident."""
+    calibration: dict[str, float | None] = field(default_factory=dict)
+    """The score as a forecast (`calibration.measure`), of the default score mode."""
+    suppression: Suppression = "off"
+    suppression_iou: float = DUPLICATE_IOU
 
     @property
     def AP(self) -> float:
@@ -63,22 +83,35 @@ class Evaluation:
             "images": self.images,
             "predictions": self.predictions,
             "left_out": self.left_out,
+            "suppression": self.suppression,
+            "suppression_iou": None if self.suppression == "off" else self.suppression_iou,
             "default": self.default,
             "modes": {
-                mode: {"metrics": metrics.as_dict(), "alignment": self.alignment[mode].as_dict()}
+                mode: {
+                    "metrics": metrics.as_dict(),
+                    "alignment": self.alignment[mode].as_dict(),
+                    "duplicates": {name: entry.as_dict() for name, entry in self.duplicates.get(mode, {}).items()},
+                }
                 for mode, metrics in self.metrics.items()
             },
+            "calibration": self.calibration,
         }
 
     def table(self) -> Group:
         """AP and alignment statistics, as a rich renderable."""
         from rich.console import Group
 
-        left_out = f" ({sum(self.left_out.values())} left out)" if self.left_out else ""
-        return Group(
-            numbers_table(self.metrics, f"mask AP (%), {self.images} images, {self.predictions} predictions{left_out}"),
-            alignment_table(self.alignment),
-        )
+        removed = self.left_out.get(REMOVED, 0)
+        others = sum(self.left_out.values()) - removed
+        left_out = f" ({others} left out)" if others else ""
+        suppressed = f", {removed} removed by suppression" if self.suppression == "hard" else ""
+        title = f"mask AP (%), {self.images} images, {self.predictions} predictions{left_out}{suppressed}"
+        tables = [numbers_table(self.metrics, title), alignment_table(self.alignment)]
+        if self.duplicates:
+            tables.append(duplicates_table(self.duplicates))
+        if self.calibration:
+            tables.append(calibration_table({"": self.calibration}))
+        return Group(*tables)
 
     def category_table(self) -> Table:
         """AP per category of the default score mode, best first; categories without ground truth last."""
@@ -124,18 +157,54 @@ def to_coco_results(
 
 
 def evaluate_file(
-    annotations: AnnotationsLike, results: ResultsLike, engine: Engine = "hotcoco", *, ignore_unknown: bool = False
+    annotations: AnnotationsLike,
+    results: ResultsLike,
+    engine: Engine = "hotcoco",
+    *,
+    ignore_unknown: bool = False,
+    suppression: Suppression = "off",
+    suppression_iou: float = DUPLICATE_IOU,
 ) -> Evaluation:
-    """COCO metrics and alignment statistics of a results file of any model; arguments as in `evaluate_results`."""
+    """Everything that `Evaluation` has, of a results file of any model; arguments as in `evaluate_results`.
+
+    Args:
+        suppression, suppression_iou: Non-maximum suppression within each class, before anything is measured.
+    """
     ground_truth = load_ground_truth(annotations)
     checked = load_results(results, ground_truth, ignore_unknown)
+    return _measure(ground_truth, {"score": checked}, "score", engine, suppression, suppression_iou)
+
+
+def _measure(
+    ground_truth: GroundTruth,
+    results: Mapping[str, Results],
+    default: str,
+    engine: Engine,
+    suppression: Suppression,
+    suppression_iou: float,
+) -> Evaluation:
+    """Of the same predictions under the scores of several modes."""
+    metrics, alignment, counted = {}, {}, {}
+    pairs, rivals_P2 = None, None
+    kept = {mode: suppress_duplicates(scored, suppression, suppression_iou) for mode, scored in results.items()}
+    for mode, scored in kept.items():
+        if pairs is None or rivals_P2 is None or suppression == "hard":  # or else the masks are the same in all modes
+            pairs, rivals_P2 = score_iou_pairs(ground_truth, scored), rival_pairs(scored)
+        pairs = pairs.with_scores(np.array([entry["score"] for entry in scored.entries]))
+        metrics[mode] = evaluate_results(ground_truth, scored, engine)
+        alignment[mode] = statistics(pairs)
+        counted[mode] = count_duplicates(pairs, rivals_P2)
     return Evaluation(
-        metrics={"score": evaluate_results(ground_truth, checked, engine)},
-        alignment={"score": statistics(score_iou_pairs(ground_truth, checked))},
-        default="score",
+        metrics=metrics,
+        alignment=alignment,
+        default=default,
         images=len(ground_truth.sizes),
-        predictions=len(checked.entries),
-        left_out=checked.ignored,
+        predictions=len(kept[default].entries),
+        left_out=kept[default].ignored,
+        duplicates=counted,
+        calibration=measure(match(ground_truth, kept[default])),
+        suppression=suppression,
+        suppression_iou=suppression_iou,
     )
 
 
@@ -149,6 +218,8 @@ def evaluate_model(
     out: Path | None,
     progress: Callable[[int, int], None] | None = None,
     engine: Engine = "hotcoco",
+    suppression: Suppression = "off",
+    suppression_iou: float = DUPLICATE_IOU,
 ) -> Evaluation:
     """Run `model.predict` over a data set and measure the predictions against the annotation file, in all score modes.
 
@@ -163,17 +234,23 @@ def evaluate_model(
         out: Folder for results.json (in the default score mode) and evaluation.json, both written atomically. None writes
             nothing.
         progress: Called with (images done, images of this rank) after every batch.
+        suppression, suppression_iou: Non-maximum suppression within each class, before anything is measured. results.json
+            has all predictions nevertheless.
     """
     rank, world = _rank_and_world()
     shard = range(rank, len(dataset), world)
     predictions = _predict(model, dataset, shard, torch.device(device), batch_size, workers, progress)
+
+    def assess() -> Evaluation:
+        return _assess(model, dataset, predictions, out, engine, suppression, suppression_iou)
+
     if world > 1:
         from accelerate.utils import broadcast_object_list, gather_object
 
         predictions = gather_object(predictions)
-        holder = [_assess(model, dataset, predictions, out, engine) if rank == 0 else None]
+        holder = [assess() if rank == 0 else None]
         return broadcast_object_list(holder)[0]
-    return _assess(model, dataset, predictions, out, engine)
+    return assess()
 
 
 @dataclass(frozen=True)
@@ -237,22 +314,25 @@ def _batches_of_one_size(dataset: CocoDataset, indices: Iterable[int], batch_siz
 
 
 def _assess(
-    model: AlignMask, dataset: CocoDataset, predictions: list[_ImagePredictions], out: Path | None, engine: Engine
+    model: AlignMask,
+    dataset: CocoDataset,
+    predictions: list[_ImagePredictions],
+    out: Path | None,
+    engine: Engine,
+    suppression: Suppression = "off",
+    suppression_iou: float = DUPLICATE_IOU,
 ) -> Evaluation:
     # Ties are broken by order: the order of the data set, whatever the number of ranks.
     predictions = sorted(predictions, key=lambda prediction: prediction.index)
     entries = [entry for prediction in predictions for entry in prediction.entries]
     ground_truth = load_ground_truth(dataset.annotations).subset(dataset.image_ids)
     results = load_results(entries, ground_truth)
-    pairs = score_iou_pairs(ground_truth, results)
-    metrics: dict[str, CocoMetrics] = {}
-    alignment: dict[str, AlignmentStatistics] = {}
+    scored: dict[str, Results] = {}
     for mode in SCORE_MODES:
         scores = [score for prediction in predictions for score in prediction.scores[mode]]
         rescored = [{**entry, "score": score} for entry, score in zip(results.entries, scores, strict=True)]
-        metrics[mode] = evaluate_results(ground_truth, replace(results, entries=rescored), engine)
-        alignment[mode] = statistics(pairs.with_scores(np.asarray(scores)))
-    evaluation = Evaluation(metrics, alignment, model.config.score, len(ground_truth.sizes), len(entries))
+        scored[mode] = replace(results, entries=rescored)
+    evaluation = _measure(ground_truth, scored, model.config.score, engine, suppression, suppression_iou)
     if out is not None:
         write_json(out / "results.json", entries)
         write_json(out / "evaluation.json", evaluation.as_dict(), indent=2)

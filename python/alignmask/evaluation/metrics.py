@@ -24,6 +24,7 @@ from alignmask.evaluation.results_file import (
 )
 
 if TYPE_CHECKING:
+    from pycocotools.cocoeval import COCOeval
     from rich.table import Table
 
 
@@ -150,7 +151,8 @@ def _run_hotcoco(ground_truth: GroundTruth, results: Results) -> tuple[np.ndarra
     return np.asarray(evaluation.stats), np.asarray(evaluation.eval["precision"])
 
 
-def _run_pycocotools(ground_truth: GroundTruth, results: Results) -> tuple[np.ndarray, np.ndarray]:
+def official_tool(ground_truth: GroundTruth, results: Results) -> COCOeval:
+    """The official tool, given the data and not yet run. It prints whatever it does."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -164,7 +166,12 @@ def _run_pycocotools(ground_truth: GroundTruth, results: Results) -> tuple[np.nd
             predictions = COCO()
             predictions.dataset = {**ground_truth.as_coco(), "annotations": []}
             predictions.createIndex()
-        evaluation = COCOeval(data, predictions, "segm")
+        return COCOeval(data, predictions, "segm")
+
+
+def _run_pycocotools(ground_truth: GroundTruth, results: Results) -> tuple[np.ndarray, np.ndarray]:
+    evaluation = official_tool(ground_truth, results)
+    with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

@@ -5,6 +5,7 @@ B images, Q queries, C classes, N instances of one image, E channels, H x W pixe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -34,6 +35,9 @@ class Instances:
     class_scores_N: Tensor
     mask_scores_N: Tensor
     """The class score, and the mean probability of the mask's pixels: every score mode can be computed from these."""
+    quality_N: Tensor | None = None
+    """float32 in [0, 1]: the expected IoU, if the model is calibrated (`alignmask calibrate`). A forecast, with equal
+    values for different scores; the order is that of the scores."""
 
     def __repr__(self) -> str:
         height, width = self.masks_NHW.shape[1:]
@@ -44,10 +48,14 @@ class Instances:
         return self.scores_N.shape[0]
 
     def __getitem__(self, index: Tensor | slice) -> Instances:
-        return Instances(*(getattr(self, f.name)[index] for f in fields(self)))
+        return self._each(lambda value: value[index])
 
     def cpu(self) -> Instances:
-        return Instances(*(getattr(self, f.name).cpu() for f in fields(self)))
+        return self._each(Tensor.cpu)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Instances:
+        values = (getattr(self, f.name) for f in fields(self))
+        return Instances(*(None if value is None else change(value) for value in values))  # type: ignore[arg-type]
 
     @property
     def scores(self) -> Tensor:
@@ -64,6 +72,10 @@ class Instances:
     @property
     def boxes(self) -> Tensor:
         return self.boxes_N4
+
+    @property
+    def quality(self) -> Tensor | None:
+        return self.quality_N
 
 
 def class_scores(logits: Tensor, config: ModelConfig) -> Tensor:

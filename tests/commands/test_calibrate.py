@@ -1,0 +1,127 @@
+"""`alignmask calibrate`, and what `predict` makes of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import alignmask
+from alignmask import checkpoint
+from alignmask.evaluation.calibrators import read_calibration, write_calibration
+from tests.commands.terminal import Terminal
+from tests.evaluation.worlds import small_world, write
+
+
+@pytest.fixture
+def run(workshop: Path, tmp_path: Path) -> Path:
+    """A copy: what is stored beside a checkpoint must not reach other tests."""
+    return Path(shutil.copytree(workshop / "run", tmp_path / "run"))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    return write(small_world(3, images=12), tmp_path)
+
+
+def test_a_checkpoint(run: Path, workshop: Path, alignmask_: Terminal) -> None:
+    path = checkpoint.resolve(run) / checkpoint.CALIBRATION
+    shapes = workshop / "shapes"
+    own = ("--workers", 0, "--resamples", 20, "--method", "platt")
+    assert alignmask_("calibrate", run, *own) == 0
+    assert f"calibration: {path}" in alignmask_.out
+    first = read_calibration(path)
+    assert (first.fit.annotations, first.fit.images, first.fit.held_out_images) == ("instances_val.json", 2, 1)
+    assert first.fit.score == checkpoint.load_config(path.parent).model.score
+    assert first.guarantees == []
+    other = ("--images", shapes / "train", "--annotations", shapes / "instances_train.json", "--precision", 0.9)
+    assert alignmask_("calibrate", run, *own, *other) == 0
+    assert "4 images cannot support that 90 % of the predictions have an IoU of 0.75 or more" in alignmask_.out
+    second = read_calibration(path)
+    assert (second.fit.annotations, second.fit.images, len(second.guarantees)) == ("instances_train.json", 4, 1)
+
+
+def test_predictions_have_a_quality_and_can_be_trusted(run: Path, workshop: Path, alignmask_: Terminal) -> None:
+    path = checkpoint.resolve(run) / checkpoint.CALIBRATION
+    image = min((workshop / "shapes" / "val").iterdir())
+    plain = alignmask.load(run).predict(image)
+    assert plain.quality_N is None
+    assert alignmask_("predict", run, image, "--trusted") == 2
+    assert "run `alignmask calibrate" in alignmask_.err
+    assert alignmask_("calibrate", run, "--workers", 0, "--resamples", 0, "--precision", 0.9) == 0
+
+    data = json.loads(path.read_text())
+    data["guarantees"][0] |= {"threshold": float(plain.scores_N[4]), "most_per_image": 3}
+    path.write_text(json.dumps(data))
+    predictor = alignmask.load(run)
+    found, trusted = predictor.predict(image), predictor.predict(image, trusted=True)
+    category_N = np.array(predictor.category_ids)[found.labels_N]
+    expected = read_calibration(path).quality(found.scores_N.numpy(), category_N)
+    assert found.quality.tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+    assert found.scores_N.tolist() == plain.scores_N.tolist()
+    assert trusted.scores_N.tolist() == found.scores_N[:3].tolist()
+    assert trusted.quality_N.tolist() == found.quality_N[:3].tolist()
+    assert alignmask_("predict", run, image, "--trusted", "--threshold", 0, "--out", "p") == 0
+    written = json.loads(Path("p/predictions.json").read_text())
+    assert [entry["quality"] for entry in written] == found.quality_N[:3].tolist()
+
+
+def test_a_calibration_of_another_score_is_refused(run: Path, alignmask_: Terminal) -> None:
+    path = checkpoint.resolve(run) / checkpoint.CALIBRATION
+    assert alignmask_("calibrate", run, "--workers", 0, "--resamples", 0) == 0
+    data = json.loads(path.read_text())
+    data["fit"]["score"] = "something"
+    path.write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=r"calibration\.json is of the score something, and the model scores by"):
+        alignmask.load(run)
+    data["fit"]["score"] = "file"
+    path.write_text(json.dumps(data))
+    assert alignmask.load(run).calibration is not None
+
+
+def test_what_is_not_a_calibration_stays(run: Path, alignmask_: Terminal) -> None:
+    path = checkpoint.resolve(run) / checkpoint.CALIBRATION
+    path.write_text("mine")
+    assert alignmask_("calibrate", run, "--workers", 0) == 2
+    assert f"{path}: this file is not a calibration, and is not overwritten" in alignmask_.err
+    assert path.read_text() == "mine"
+
+
+def test_a_results_file(files: tuple[Path, Path], alignmask_: Terminal, tmp_path: Path) -> None:
+    annotations, results = files
+    before = sorted(tmp_path.iterdir())
+    arguments = ("calibrate", results, "--annotations", annotations, "--resamples", 20, "--method", "linear")
+    assert alignmask_(*arguments) == 0
+    assert "on the 6 images that were held out" in alignmask_.out
+    assert max(map(len, alignmask_.out.splitlines())) <= 80
+    assert sorted(tmp_path.iterdir()) == before
+    more = ("--out", tmp_path / "c.json", "--diagram", tmp_path / "d.png", "--precision", 0.5, "--per-class")
+    assert alignmask_(*arguments, *more) == 0
+    calibration = read_calibration(tmp_path / "c.json")
+    assert calibration.method == "linear"
+    assert [guarantee.category_id for guarantee in calibration.guarantees] == [3, 11]
+    assert "of class cat" in alignmask_.out
+    assert (tmp_path / "d.png").read_bytes().startswith(b"\x89PNG")
+    write_calibration(tmp_path / "c.json", calibration)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--precision", 1), "--precision: expected more than 0 and less than 1, got 1"),
+        (("--confidence", 0), "--confidence: expected more than 0 and less than 1, got 0"),
+        (("--iou", 1.5), "--iou: expected more than 0 and at most 1, got 1.5"),
+        (("--fewest", 0), "--fewest of 1 or more"),
+        (("--images", "."), "give --annotations FILE, and no --images"),
+    ],
+)
+def test_mistakes(files: tuple[Path, Path], alignmask_: Terminal, options: tuple, message: str) -> None:
+    annotations, results = files
+    assert alignmask_("calibrate", results, "--annotations", annotations, *options) == 2
+    assert message in alignmask_.err
+    assert alignmask_("calibrate", results) == 2
+    assert alignmask_("calibrate", results.parent, "--annotations", annotations) == 2
+    assert "give --images and --annotations, or neither" in alignmask_.err
