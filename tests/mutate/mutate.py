@@ -27,7 +27,7 @@ T = TypeVar("T")
 REPOSITORY = Path(__file__).resolve().parents[2]
 EQUIVALENT = Path(__file__).with_name("equivalent.txt")
 SOURCES = (
-    *(f"python/alignmask/{folder}/**/*.py" for folder in ("loss", "model", "training", "evaluation")),
+    *(f"python/alignmask/{folder}/**/*.py" for folder in ("loss", "model", "pretrained", "training", "evaluation")),
     "python/alignmask/data/transforms.py",
     "python/alignmask/checkpoint.py",
     "python/alignmask/config.py",
