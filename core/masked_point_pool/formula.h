@@ -12,7 +12,9 @@ template <class F, class I = long long>
 struct PointOnMap {
   I x, y;
   F x_part, y_part;
-  bool inside;  ///< does it touch a pixel? (NaN: yes, the pixel 0, 0, with NaN for parts)
+  /// Whether the point touches a pixel. A NaN point counts as touching pixel (0, 0), and its x_part
+  /// and y_part are NaN.
+  bool inside;
 
   /// `x`, `y`: normalised.
   static ALIGNMASK_HOST_DEVICE PointOnMap of(F x, F y, I width, I height) {

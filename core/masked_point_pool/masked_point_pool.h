@@ -5,8 +5,9 @@
 //   hit = sample(mask g; point k),  point k = points[owner[g], t, k]
 //
 // sample: bilinear at (x, y) normalised to [0, 1] over the map, align_corners=False, zero outside;
-// a mask's non-zero bytes count as 1. divisor: weight[g, t], or K; where weight is 0, pooled is 0.
-// A NaN point makes NaN of all that its set gives; an infinite one is outside.
+// a mask's non-zero bytes count as 1. The divisor is weight[g, t], or K if divide_by_points is set;
+// where weight is 0, pooled is 0. If a point is NaN, all results of its point set are NaN. An
+// infinite point lies outside the map.
 //
 // B images, C channels, H x W features, G instances of h x w, T sets of K points.
 #pragma once
@@ -27,7 +28,8 @@ struct MaskedPointPoolArgs {
   bool divide_by_points = false;  ///< divisor: K, not weight
 
   TensorView pooled;  ///< forward, output: [G, T, C], dtype of features
-  /// forward, output; backward, input: [G, T], float32, or float64 beside float64
+  /// [G, T]; written by forward and read by backward. float64 if features are float64, else
+  /// float32.
   TensorView weight;
 
   TensorView grad_pooled;    ///< backward, input: [G, T, C], dtype of features

@@ -53,9 +53,11 @@ class BackboneConfig:
     """Stochastic depth in training: probability of skipping the residual branch of the last block. It rises linearly from 0
     at the first block. 0 switches stochastic depth off."""
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    """Mean of the channels R, G and B on the 0..255 scale, which is subtracted from the pixels. The default is ImageNet's."""
+    """Mean of the channels R, G and B on the 0..255 scale, which is subtracted from the pixels. That of ImageNet is
+    123.675 116.28 103.53."""
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
-    """Standard deviation of the channels R, G and B on the 0..255 scale, by which the pixels are divided after that."""
+    """Standard deviation of the channels R, G and B on the 0..255 scale, by which the pixels are divided after that.
+    That of ImageNet is 58.395 57.12 57.375."""
 
 
 @dataclass(frozen=True)
@@ -99,14 +101,14 @@ class AlignedQueryConfig:
     point_sets: int = 5
     """T: number of random point sets per image. Each set makes one aligned query for each instance."""
     points: int = 12544
-    """K: number of points in a set. The default is 112 x 112."""
+    """K: number of points in a set. 12544 points are 112 x 112."""
     normalize: Literal["mask", "points"] = "mask"
     """Denominator of the average pooling in Eq. 1. mask: the sum of the mask's values at the points, which gives the mean over
     the mask. points: K, as Eq. 1 is written."""
     detach_pixel_embedding: bool = False
     """Stop gradients from the aligned queries into the pixel embedding from which they are pooled."""
     learned_position: bool = False
-    """Give the aligned queries a learned position vector, shared by all of them. By default their position is zero."""
+    """Give the aligned queries a learned position vector, shared by all of them. Without it their position is zero."""
     visible: Visible = "objects+set"
     """Which queries an aligned query attends to in self-attention. objects+set: all object queries, and the aligned queries of
     its own point set. set: only the aligned queries of its own point set. all: all object queries and all aligned queries.
@@ -122,7 +124,7 @@ class ModelConfig:
     """The network, and how its outputs become scored instances."""
 
     num_classes: int = 80
-    """Number of classes. It must equal the number of `categories` in the annotation files; the default is COCO's."""
+    """Number of classes. It must equal the number of `categories` in the annotation files; COCO has 80."""
     classification: Classification = "quality_focal"
     """Classification loss. softmax: cross-entropy with a "no object" class (Mask2Former). focal: sigmoid focal loss.
     quality_focal: quality focal loss whose target is the mask IoU (the paper, Eq. 3)."""
@@ -226,7 +228,7 @@ class LossConfig:
     """Class term of the matching cost. probability: minus the probability of the instance's class. focal: the change of the
     focal loss, as in Deformable DETR. With model.classification softmax it is always the probability."""
     iou_cost: float = 0.0
-    """Weight of minus the mask IoU in the matching cost. The paper has no such term; 0 leaves it out."""
+    """The matching cost is reduced by this weight times the mask IoU. The paper has no such term; 0 leaves it out."""
     gamma: float = 2.0
     """Exponent gamma of Eq. 2 and 3, of the focal loss and of the focal matching cost."""
     theta: float = 0.5
@@ -238,7 +240,8 @@ class LossConfig:
     """Exponent alpha in the classification target of matched queries, score^alpha * IoU^(1 - alpha); at least 0 and less
     than 1. With 0 the target is the IoU, as in the paper."""
     points: int = 12544
-    """Number of points per mask at which the matching cost and the mask losses are computed. The default is 112 x 112."""
+    """Number of points per mask at which the matching cost and the mask losses are computed. 12544 points are
+    112 x 112."""
     oversample: float = 3.0
     """Number of candidate points for the mask losses, as a multiple of `points`."""
     importance: float = 0.75
@@ -258,7 +261,7 @@ class TrainConfig:
     loaded only if it has the same number of classes and the same kind of score (softmax or sigmoid). None starts from the
     backbone's weights alone."""
     iterations: int = 368_750
-    """Number of optimizer steps. The default is 50 epochs of COCO with 16 images per step."""
+    """Number of optimizer steps. With 16 images per step, 368,750 steps are 50 epochs of COCO."""
     batch_size: int = 16
     """Images per optimizer step, summed over all processes and accumulation steps."""
     accumulate: int = 1
@@ -273,8 +276,8 @@ class TrainConfig:
     """How the learning rate falls over the run. step: it is divided by 10 at each of the `milestones`. cosine: it follows half
     a cosine wave down to 0."""
     milestones: tuple[float, ...] = (0.888889, 0.962961)
-    """Shares of the run after which the step schedule divides the learning rate by 10. The defaults are iterations 327778 and
-    355092 of Mask2Former's 368750."""
+    """Shares of the run after which the step schedule divides the learning rate by 10. Mask2Former divides it after 327778 and
+    355092 of 368750 iterations, which are the shares 0.888889 and 0.962961."""
     warmup: int = 10
     """Number of iterations over which the learning rate rises linearly at the start."""
     clip: float = 0.01
@@ -298,7 +301,7 @@ class TrainConfig:
     """Number of most recent checkpoints to keep, in addition to the best one."""
     max_minutes: float | None = None
     """Training time after which the run stops with a checkpoint and a final evaluation, in minutes. The schedule then follows
-    the share of this time that has passed, if it is greater than that of the iterations. None sets no limit."""
+    the time or the iterations, whichever has progressed further. None sets no limit."""
 
 
 @dataclass(frozen=True)

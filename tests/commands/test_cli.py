@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,21 @@ def test_every_option_has_a_text(alignmask_: Terminal, monkeypatch: pytest.Monke
         text = re.split(r" {2,}", lines[number])[1:] or [lines[number + 1]]
         if not lines[number].startswith(("--name ", "--out PATH")):
             assert re.match(text_form, text[0]), lines[number : number + 2]
+
+
+@pytest.mark.parametrize("command", ["train shapes_small", "ablate table4 nuclei_small"])
+def test_texts_of_settings_fill_their_lines(
+    alignmask_: Terminal, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """A line ends only where the next line's first word did not fit: a docstring's line breaks do not survive."""
+    monkeypatch.setenv("COLUMNS", "110")
+    assert alignmask_(*command.split(), "--help") == 0
+    lines = [line[2:-2] for line in alignmask_.out.splitlines()]  # without the frame
+    texts = [line if re.match(r" {6}\S", line) else None for line in lines]
+    pairs = [(above, below) for above, below in pairwise(texts) if above and below]
+    assert len(pairs) > 20
+    for above, below in pairs:
+        assert len(f"{above.rstrip()} {below.split()[0]}") > len(above), (above, below)
 
 
 def test_version(alignmask_: Terminal) -> None:

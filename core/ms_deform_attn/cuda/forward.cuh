@@ -11,10 +11,11 @@ namespace alignmask {
 /// are aligned in value and out, and so do the points of a query and head. kVector = 1: any number
 /// of channels (in several rounds if there are more than lanes), any strides.
 ///
-/// At least half of the threads that a multiprocessor can hold (four blocks of 256, at most 64
-/// registers each; five with four channels per lane): every lane has the four loads of a point in
-/// flight, 64 KB or more together, several times what the latency of the L2 cache needs. More loads
-/// per lane would cost threads.
+/// The launch bounds ask for four blocks of 256 threads per multiprocessor, half of what it can
+/// hold, so a thread has at most 64 registers. With four channels per lane they ask for five
+/// blocks. Each lane then has the four loads of a point in flight. With kVector > 1 they are
+/// together 64 KB or more, which is several times what hides the latency of the L2 cache. More
+/// loads per lane would cost threads.
 template <class T, int kVector, int kLanes>
 ALIGNMASK_KERNEL(kAttentionThreads, kVector == 4 ? 5 : 4)
 ms_deform_attn_forward(ALIGNMASK_PARAMS MSDeformAttnParams params) {

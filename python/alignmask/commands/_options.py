@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import inspect
 import re
 from collections.abc import Callable
+from itertools import pairwise
+from types import MappingProxyType
 from typing import Annotated
 
 import tyro
+
+from alignmask import config
 
 File = tyro.conf.arg(metavar="FILE", help_behavior_hint="")
 Folder = tyro.conf.arg(metavar="DIR", help_behavior_hint="")
@@ -17,3 +24,19 @@ def flowing(command: Callable[..., int]) -> Callable[..., int]:
     """The command, with each text of the docstring's `Args` on one line: tyro would keep its line breaks."""
     command.__doc__ = re.sub(r"\n {12,}(?=\S)", " ", command.__doc__ or "")
     return command
+
+
+def let_settings_flow() -> None:
+    """Give tyro the text below each setting of `alignmask.config` on one line, as the field's metadata `help`.
+
+    tyro looks there first. It finds the texts by itself, too, but would keep their line breaks.
+    """
+    for node in ast.parse(inspect.getsource(config)).body:
+        settings = getattr(config, node.name) if isinstance(node, ast.ClassDef) else None
+        if not (isinstance(node, ast.ClassDef) and dataclasses.is_dataclass(settings)):
+            continue
+        fields = {field.name: field for field in dataclasses.fields(settings)}
+        for field, text in pairwise(node.body):
+            match field, text:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(words))):
+                    fields[name].metadata = MappingProxyType({"help": " ".join(words.split())})

@@ -19,7 +19,7 @@ from alignmask.ablation.claims import Claims
 from alignmask.ablation.grids import GRIDS, Grid
 from alignmask.ablation.tables import write_tables
 from alignmask.commands._console import INTERRUPTED, choose_recipe, complain
-from alignmask.commands._options import Flag
+from alignmask.commands._options import Flag, let_settings_flow
 from alignmask.commands.train import Part, switch_off
 from alignmask.config import Config
 from alignmask.data import resolve_paths, train_dataset, val_dataset
@@ -43,6 +43,7 @@ def main(arguments: list[str]) -> int:
         raise ValueError(f"ablate: unknown grid {name!r}: expected one of {', '.join(GRIDS)}")
     if rest and not rest[0].startswith("-"):
         choose_recipe(rest[0])  # its message says more than the option parser's
+    let_settings_flow()
     return tyro.extras.subcommand_cli_from_dict(
         {recipe: _command(name, function) for recipe, function in RECIPES.items()},
         prog=f"alignmask ablate {name}",

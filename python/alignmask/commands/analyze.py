@@ -58,7 +58,7 @@ def command(
         annotations: COCO annotation file; by default that of the checkpoints' own validation data.
         images: Folder of the images that the annotation file lists. Without it, masks of results files are shown on grey.
         out: Folder to write to.
-        fraction: Share of 100 predictions per image to plot, the most confident ones; 0.1 plots 10 per image on average.
+        fraction: How much to plot: 0.1 plots the most confident 10 predictions per image on average, 1 plots 100.
         inversions: Number of each model's worst rank inversions to show.
         score: How checkpoints score their predictions (see --model.score of `train`); default: as they were configured.
         device: Where models run: cpu, cuda, cuda:1, ...; auto chooses a GPU if there is one.

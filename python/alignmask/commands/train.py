@@ -10,7 +10,7 @@ import tyro
 
 import alignmask
 from alignmask.commands._console import INTERRUPTED, choose_recipe, complain
-from alignmask.commands._options import Flag
+from alignmask.commands._options import Flag, let_settings_flow
 from alignmask.config import Config
 from alignmask.recipes import RECIPES
 
@@ -24,6 +24,7 @@ Part = Literal["model.aligned-queries", "data.shapes"]
 def main(arguments: list[str]) -> int:
     if arguments and not arguments[0].startswith("-"):
         choose_recipe(arguments[0])  # its message says more than the option parser's
+    let_settings_flow()
     return tyro.extras.subcommand_cli_from_dict(
         {name: _command(recipe) for name, recipe in RECIPES.items()},
         prog="alignmask train",

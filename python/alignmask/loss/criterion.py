@@ -1,7 +1,8 @@
 """The training losses: classification, mask BCE and dice at every output of the decoder, for both kinds of query.
 
-L outputs, B images, R rows = Q object queries, then A aligned ones, N rows with a mask
-loss (all outputs and images, flat), C class logits, E channels, K points, H x W the pixel embedding's size.
+L outputs, B images, N rows with a mask loss (all outputs and images, flat), C class logits, E channels, K points,
+H x W the pixel embedding's size.
+R rows: first the Q object queries, then the A aligned queries.
 """
 
 from __future__ import annotations
@@ -82,8 +83,8 @@ class Criterion:
 
     @staticmethod
     def _normalisers(prediction: Prediction, batch: Batch) -> Tensor:
-        """-> [2]: instances and live aligned queries, by which the losses are divided. Each is the mean over all processes, and
-        at least 1."""
+        """-> [2]: the divisors of the losses: the number of instances and the number of live aligned queries, averaged
+        over all processes and at least 1."""
         norm_2 = prediction.class_logits_LBRC.new_tensor([len(batch.labels_G), 0], dtype=torch.float32)
         if prediction.aligned is not None:
             norm_2[1] = prediction.aligned.live_BA.sum()
@@ -123,7 +124,8 @@ class Criterion:
     def _masks(self, prediction: Prediction, batch: Batch, targets: Targets, norm_2: Tensor) -> tuple[Tensor, Tensor]:
         """-> [2, L]: BCE and dice."""
         config = self.loss_config
-        # Image-major, so that every image's pixel embedding is contracted once, with its own positive rows alone.
+        # The rows are sorted by image, so that each pixel embedding is multiplied once, by the positive rows of its own
+        # image.
         image_N, output_N, row_N = (targets.instance_LBR >= 0).transpose(0, 1).nonzero(as_tuple=True)
         instance_N = targets.instance_LBR[output_N, image_N, row_N]
         embedding_NE = prediction.mask_embedding_LBRE[output_N, image_N, row_N].float()

@@ -1,6 +1,7 @@
 """Aligned Label Assignment: the class and the mask IoU towards which every query is trained (section 2.2, Eq. 2 and 3).
 
-L outputs, B images, R rows = Q object queries, then A aligned ones, G instances of the whole batch, H x W pixels.
+L outputs, B images, G instances of the whole batch, H x W pixels.
+R rows: first the Q object queries, then the A aligned queries.
 """
 
 from __future__ import annotations
@@ -68,10 +69,11 @@ def assign(query_LG: Tensor, prediction: Prediction, batch: Batch, iou_LGR: Tens
 def quality_focal_loss(logits_LBRC: Tensor, targets: Targets, config: LossConfig) -> Tensor:
     """-> [L, B, R]: the classification loss of every row. With s = sigmoid(logits), summed over the classes,
 
-        Eq. 3, positives:  |t_i - s_i|^gamma * BCE(s_i, t_i)       t_i = IoU with the matched instance; other classes: 0
+        Eq. 3, positives:  |t_i - s_i|^gamma * BCE(s_i, t_i)
         Eq. 3, negatives:  w_neg_j * s_j^gamma * BCE(s_j, 0)
         Eq. 2:             w_neg = 1 if IoU < theta, else -k * IoU^gamma + b, through (theta, 1) and (1, 0)
 
+    t is the IoU with the matched instance for its class, and 0 for every other class.
     One kernel computes all three; alignmask/ops/reference/quality_focal_loss.py is the same in plain PyTorch.
     """
     s_RC, class_R = logits_LBRC.flatten(0, 2), targets.label_LBR.flatten()

@@ -50,8 +50,8 @@ def _sample_masks(masks_GHW: Tensor, index_R: Tensor, points_RK2: Tensor) -> Ten
 
 @torch.no_grad()
 def uncertain_points(logits_RHW: Tensor, points: int, oversample: float, importance: float) -> Tensor:
-    """-> [R, points, 2], as PointRend samples in training. The share `importance` of them is chosen from `oversample` times
-    as many random candidates, for logits nearest to 0; the others are new random points."""
+    """-> [R, points, 2], as PointRend samples in training. `oversample * points` random candidates are drawn. The
+    `importance * points` with logits nearest to 0 are kept. The others are new random points."""
     return (
         torch.cat([_uncertain(c, points, oversample, importance) for c in logits_RHW.split(_chunk(logits_RHW))])
         if len(logits_RHW)

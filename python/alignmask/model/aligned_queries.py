@@ -45,9 +45,10 @@ class AlignedQueryGenerator(nn.Module):
         self.mlp = mlp(width, width, width)
 
     def forward(self, embedding_BEHW: Tensor, masks_GHW: Tensor, owner_G: Tensor, counts: list[int]) -> AlignedQueries:
-        """counts: instances of each image, on the host, from which the number of slots follows without waiting for a GPU."""
+        """counts: the number of instances in each image, as Python ints, so that the number of slots is known without
+        waiting for the GPU."""
         queries_GTE, weight_GT = self._queries(embedding_BEHW, masks_GHW, owner_G, len(counts))
-        # An instance that a whole point set missed makes no query there.
+        # If no point of a set hits an instance, that set makes no query for it.
         slot_GT = assign_slots(weight_GT > 0, owner_G, counts, self.config.count)
         slots = self._slots(counts, embedding_BEHW.device)
         return _fill_slots(queries_GTE, slot_GT, owner_G, len(counts), slots)
@@ -72,8 +73,8 @@ class AlignedQueryGenerator(nn.Module):
 def assign_slots(made_GT: Tensor, owner_G: Tensor, counts: list[int], limit: int) -> Tensor:
     """-> [G, T]: which slot of its image the query of an instance and a point set gets; -1 for none.
 
-    The T * M queries of an image with M instances are listed set by set, and the first `limit` (N_AQ) of them are kept, each
-    in the slot of its place in that list. made_GT: False where there is no query; its slot then stays empty.
+    The T * M queries of an image with M instances are listed set by set. The first `limit` (N_AQ) of them are kept; the
+    i-th gets slot i. made_GT is False where no query was made, and that slot stays empty.
     """
     count_B = torch.tensor(counts, device=owner_G.device, dtype=torch.long)
     first_B = count_B.cumsum(0) - count_B
@@ -85,7 +86,8 @@ def assign_slots(made_GT: Tensor, owner_G: Tensor, counts: list[int], limit: int
 
 def _fill_slots(queries_GTE: Tensor, slot_GT: Tensor, owner_G: Tensor, images: int, slots: int) -> AlignedQueries:
     instances, sets, width = queries_GTE.shape
-    at = (owner_G[:, None].expand_as(slot_GT), slot_GT)  # slot -1 is one slot too many, at the end, which is cut off
+    # There is one extra slot at the end. Index -1 writes to it, and it is cut off below.
+    at = (owner_G[:, None].expand_as(slot_GT), slot_GT)
     features_BAE = queries_GTE.new_zeros(images, slots + 1, width).index_put(at, queries_GTE)
     empty_BA = torch.full((images, slots + 1), -1, device=slot_GT.device)
     instance_G1 = torch.arange(instances, device=slot_GT.device)[:, None]

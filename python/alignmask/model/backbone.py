@@ -93,7 +93,8 @@ def _create(config: BackboneConfig) -> nn.Module:
     options: dict[str, Any] = {"drop_path_rate": config.drop_path_rate} if config.drop_path_rate else {}
     if config.name.startswith("swin"):
         options["strict_img_size"] = False
-        options["always_partition"] = True  # or the last stage never shifts its windows, whatever the image's size
+        # Without this option, timm does not shift the windows of the last stage, even in large images.
+        options["always_partition"] = True
     if config.swin is not None:
         if not config.name.startswith("swin_"):
             raise ValueError(f"backbone {config.name}: it is not a Swin Transformer, so `swin` cannot be set")

@@ -1,6 +1,7 @@
 """Multiply-adds of a model's forward pass, counted on the meta device: no weights, no memory, any size.
 
-B images, R rows = Q object queries, then A aligned ones, E channels, H x W pixels.
+B images, E channels, H x W pixels.
+R rows: first the Q object queries, then the A aligned queries.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ class Flops:
     pixel_decoder: float
     query_decoder: float
     masks: float
-    """Mask logits of all queries at stride 4, once: the last output's."""
+    """Mask logits of all queries at stride 4, for the last output only."""
     plain_masks: float
-    """What Mask2Former's form spends on mask logits beyond that: full-size logits at every output."""
+    """Additional cost in Mask2Former's implementation, which computes full-size mask logits at every output."""
 
     @property
     def total(self) -> float:

@@ -1,7 +1,8 @@
 """Queries -> class logits and mask embeddings; the prediction that losses and post-processing share.
 
-L outputs of the decoder (before its first layer and after each), B images, R rows = Q object queries, then A aligned
-ones, C class logits, E channels, H x W the pixel embedding's size (stride 4).
+L outputs of the decoder (before its first layer and after each), B images, C class logits, E channels, H x W
+the pixel embedding's size (stride 4).
+R rows: first the Q object queries, then the A aligned queries.
 """
 
 from __future__ import annotations

@@ -133,7 +133,8 @@ class PixelDecoder(nn.Module):
         ]
         upsampled = F.interpolate(levels[-1], size=stride4.shape[2:], mode="bilinear", align_corners=False)
         fused = self.fuse(self.lateral(stride4) + upsampled)
-        # Pooling and sampling read all channels of a pixel, so these must be contiguous. (GroupNorm on a GPU undoes that.)
+        # Pooling and sampling read all channels of a pixel, so the map must be channels-last. GroupNorm on a GPU returns
+        # another layout.
         return PixelFeatures(levels, self.embed(fused.contiguous(memory_format=torch.channels_last)))
 
 

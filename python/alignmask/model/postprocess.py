@@ -97,7 +97,8 @@ def combine_scores(class_scores: Tensor, mask_scores: Tensor, mode: ScoreMode) -
 def postprocess(prediction: Prediction, batch: Batch, config: ModelConfig) -> list[Instances]:
     """The best (query, class) pairs of every image. Only their masks are computed; a pair with an empty mask is dropped.
 
-    Raises FloatingPointError that names the image if scores or mask logits are not finite: such a model finds nothing.
+    Raises FloatingPointError that names the image if scores or mask logits are not finite, because such a model would
+    otherwise return no instances without an error.
     """
     scores_BQC = class_scores(prediction.object_rows.class_logits_LBRC[-1].float(), config)
     pairs = scores_BQC.shape[1] * scores_BQC.shape[2]

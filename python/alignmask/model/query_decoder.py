@@ -1,6 +1,7 @@
 """Masked-attention transformer decoder (section 2.1; Mask2Former), with aligned queries beside the object queries.
 
-B images, R rows = Q object queries, then A aligned ones, S tokens of one level, E channels, L outputs, h x w a map's size.
+B images, S tokens of one level, E channels, L outputs, h x w a map's size.
+R rows: first the Q object queries, then the A aligned queries.
 Attention masks are boolean, True where a row may attend, and broadcast over heads.
 """
 
@@ -31,7 +32,8 @@ class AttentionBlock(nn.Module):
         self.query, self.key, self.value, self.output = (nn.Linear(width, width) for _ in range(4))
         self.norm = nn.LayerNorm(width)
         for linear in (self.query, self.key, self.value, self.output):
-            # Mask2Former initialises query, key and value as one matrix. Its triple number of outputs lowers Xavier's bound.
+            # Mask2Former initialises query, key and value as one matrix. That matrix has three times as many outputs, so
+            # Xavier's rule gives it smaller values; the gain reproduces them.
             nn.init.xavier_uniform_(linear.weight, gain=1.0 if linear is self.output else 0.5**0.5)
             nn.init.zeros_(linear.bias)
 
@@ -119,7 +121,8 @@ class DecoderLayer(nn.Module):
 
 
 class QueryDecoder(nn.Module):
-    """Object queries, and aligned queries in training, attend to the image level by level; heads read them after each."""
+    """Object queries, and aligned queries in training, attend to the image level by level. The heads are applied
+    before the first layer and after every layer."""
 
     def __init__(
         self, config: QueryDecoderConfig, width: int, heads: Heads, aligned: AlignedQueryConfig | None
@@ -136,7 +139,8 @@ class QueryDecoder(nn.Module):
 
     def forward(self, features: PixelFeatures, aligned: AlignedQueries | None = None) -> Prediction:
         embedding_BEHW, queries = features.embedding_BEHW, self.query.shape[0]
-        x_BRE: Tensor = self.query.expand(embedding_BEHW.shape[0], -1, -1)  # len() would fix it in an export
+        # With len(), an export would make the number of images a constant.
+        x_BRE: Tensor = self.query.expand(embedding_BEHW.shape[0], -1, -1)
         position_RE: Tensor = self.query_position
         aligned_mask = None
         if aligned is not None:
