@@ -55,6 +55,26 @@ def test_of_results_without_images(alignmask_: Terminal, tmp_path: Path) -> None
     assert json.loads(Path("analysis/analysis.json").read_text())["models"][0]["left_out"] == {"of an unknown image": 1}
 
 
+def test_suppression_is_applied_to_all_models(alignmask_: Terminal, tmp_path: Path) -> None:
+    """And `eval` says the same of one of them."""
+    world = small_world()
+    world.results += [{**result, "score": result["score"] / 2} for result in world.results]
+    annotations, results = write(world, tmp_path)
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(world.results[::-1]))
+    options = ("--annotations", annotations, "--suppression", "hard", "--suppression-iou", 0.9, "--out", tmp_path)
+    assert alignmask_("analyze", results, other, *options, "--inversions", 0) == 0
+    models = json.loads((tmp_path / "analysis.json").read_text())["models"]
+    assert [model["left_out"] for model in models] == [{"duplicates": len(world.results) // 2}] * 2
+    assert alignmask_("eval", "--results", results, *options) == 0
+    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+    assert evaluation["left_out"] == models[0]["left_out"]
+    assert evaluation["modes"]["score"]["metrics"] == models[0]["metrics"]
+    for command in (("analyze", results), ("eval", "--results", results)):
+        assert alignmask_(*command, *options, "--suppression-iou", 2) == 2
+        assert "--suppression-iou: expected 0 to 1, got 2" in alignmask_.err
+
+
 def test_mistakes(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> None:
     run, other, complaint = workshop / "run", tmp_path / "other", alignmask_.complaint
     annotations, results = write(small_world(), tmp_path)

@@ -32,11 +32,14 @@ def test_eval_of_a_checkpoint_repeats_the_runs_own(workshop: Path, alignmask_: T
     assert alignmask_("eval", checkpoint.latest(run), "--workers", 0, "--engine", "pycocotools") == 0
 
 
-def test_eval_of_other_data(workshop: Path, alignmask_: Terminal) -> None:
+def test_eval_of_other_data(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> None:
     shapes = workshop / "shapes"
     files = ("--data-images", shapes / "train", "--annotations", shapes / "instances_train.json")
-    assert alignmask_("eval", workshop / "run", "--workers", 0, *files) == 0
+    more = ("--suppression", "soft", "--suppression-iou", 0.3, "--out", tmp_path)
+    assert alignmask_("eval", workshop / "run", "--workers", 0, *files, *more) == 0
     assert "mask AP (%), 8 images" in alignmask_.out
+    written = json.loads((tmp_path / "evaluation.json").read_text())
+    assert (written["suppression"], written["suppression_iou"]) == ("soft", 0.3)
 
 
 def test_eval_of_a_results_file(alignmask_: Terminal, tmp_path: Path) -> None:

@@ -93,6 +93,28 @@ def test_the_capital_by_hand() -> None:
     assert (guarantee.most_per_image, guarantee.trusted, guarantee.right, guarantee.images) == (0, 0, 0, 30)
 
 
+def levels(wrong: dict[float, int]) -> Matches:
+    """60 images with a prediction of 0.9, one of 0.8, and 20 of 0.7; on so many images those of a score are wrong."""
+    image_N, scores_N = np.repeat(np.arange(60), 22), np.tile([0.9, 0.8, *[0.7] * 20], 60)
+    right_N = image_N >= np.array([wrong[score] for score in scores_N])
+    return made(scores_N, right_N * 0.8, image_N, [0] * len(image_N), [[22]] * 60, 0.75)
+
+
+def test_the_first_threshold_that_fails_ends_it() -> None:
+    """0.7 would pass by itself, after 0.8 has failed: but each further test would be one more chance of an error."""
+    chosen, tested = levels({0.9: 0, 0.8: 1, 0.7: 1}), levels({0.9: 0, 0.8: 30, 0.7: 0})
+    assert find_guarantee(chosen, tested, precision=0.9, confidence=0.95).threshold == 0.9
+    without = tested.select(tested.scores_N != 0.8)
+    without_chosen = chosen.select(chosen.scores_N != 0.8)
+    assert find_guarantee(without_chosen, without, precision=0.9, confidence=0.95).threshold == 0.7
+
+
+def test_images_that_choose_prove_nothing() -> None:
+    good, bad = levels({0.9: 0, 0.8: 0, 0.7: 0}), levels({0.9: 10, 0.8: 10, 0.7: 10})
+    assert find_guarantee(good, bad, precision=0.9, confidence=0.95).threshold is None
+    assert find_guarantee(good, good, precision=0.9, confidence=0.95).threshold == 0.7
+
+
 def test_the_rule_that_is_tested_is_the_rule_that_is_applied() -> None:
     """What the guarantee counted is what `trusted` picks, image by image; per class, too."""
     rng = np.random.default_rng(5)

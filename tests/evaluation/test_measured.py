@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pycocotools import mask as mask_utils
 from rich.console import Console
 
 from alignmask.analysis.compare import analysis_table
@@ -88,7 +89,8 @@ def test_of_a_model_in_every_score_mode(tmp_path: Path, mode: str) -> None:
     world = small_world(2)
     rng = np.random.default_rng(0)
     for result in list(world.results):
-        world.results.append({**result, "score": float(rng.random())})
+        mask_HW = np.roll(mask_utils.decode(result["segmentation"]).astype(bool), 1, axis=0)
+        world.predict(result["image_id"], result["category_id"], mask_HW, float(rng.random()))
     model, dataset = TableModel(world), dataset_of(world, tmp_path)
     found = evaluate_model(model, dataset, device="cpu", batch_size=2, workers=0, out=tmp_path, suppression=mode)
     assert len(json.loads((tmp_path / "results.json").read_text())) == len(world.results)
