@@ -2,9 +2,9 @@
 
     python bench/analyze_scale.py ANNOTATIONS IMAGES --images 5 50 500
 
-makes data sets of so many images (those of the file, over and over) with 100 predictions each, analyses them in a
-process of their own, and opens the page in Chromium: seconds until it is ready, and until what follows a filter, a
-click on a point, and the same on another image, has been drawn.
+makes data sets of so many images (those of the file, over and over) with 100 predictions each,
+analyses them in a process of their own, and opens the page in Chromium: seconds until it is ready,
+and until what follows a filter, a click on a point, and the same on another image, has been drawn.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ from tests.analysis import chromium
 PER_IMAGE = 100
 
 
-def predictions(truths: list[dict[str, Any]], size: tuple[int, int], rng: np.random.Generator) -> list[dict[str, Any]]:
+def predictions(
+    truths: list[dict[str, Any]], size: tuple[int, int], rng: np.random.Generator
+) -> list[dict[str, Any]]:
     """Shifted and cut ground truth; the score follows the shift, loosely."""
     import torch
 
@@ -59,7 +61,9 @@ def make(annotations: Path, count: int, out: Path) -> None:
     truth = load_ground_truth(annotations)
     rng = np.random.default_rng(0)
     originals = [
-        image for image in data["images"] if any(not a["iscrowd"] for a in truth.by_image.get(image["id"], []))
+        image
+        for image in data["images"]
+        if any(not a["iscrowd"] for a in truth.by_image.get(image["id"], []))
     ]
     made = {}
     images, instances, results = [], [], []
@@ -67,12 +71,22 @@ def make(annotations: Path, count: int, out: Path) -> None:
         original = originals[number % len(originals)]
         image_id, mine = number + 1, truth.by_image[original["id"]]
         if original["id"] not in made:
-            made[original["id"]] = predictions([a for a in mine if not a["iscrowd"]], truth.sizes[original["id"]], rng)
+            made[original["id"]] = predictions(
+                [a for a in mine if not a["iscrowd"]], truth.sizes[original["id"]], rng
+            )
         images.append({**original, "id": image_id})
         for annotation in mine:
-            segmentation = {**annotation["segmentation"], "counts": annotation["segmentation"]["counts"].decode()}
+            segmentation = {
+                **annotation["segmentation"],
+                "counts": annotation["segmentation"]["counts"].decode(),
+            }
             instances.append(
-                {**annotation, "id": len(instances) + 1, "image_id": image_id, "segmentation": segmentation}
+                {
+                    **annotation,
+                    "id": len(instances) + 1,
+                    "image_id": image_id,
+                    "segmentation": segmentation,
+                }
             )
         results += [{**entry, "image_id": image_id} for entry in made[original["id"]]]
     data.update(images=images, annotations=instances)
@@ -106,19 +120,29 @@ def time_page(page: Path, profile: Path) -> str:
         times = {"ready": browser.open(page)}
         browser.driver.set_script_timeout(chromium.PATIENCE)
         points = browser.value("models[0].kept.length")
-        times |= {"class filter": timed("set('class', 0)"), "all classes": timed("set('class', -1)")}
-        times |= {"IoU filter": timed("set('iou-from', 0.5)"), "IoU of any class": timed("set('kind', 'any')")}
+        times |= {
+            "class filter": timed("set('class', 0)"),
+            "all classes": timed("set('class', -1)"),
+        }
+        times |= {
+            "IoU filter": timed("set('iou-from', 0.5)"),
+            "IoU of any class": timed("set('kind', 'any')"),
+        }
         times |= {"a point": point(10), "another": point(points - 10)}
         complaints = browser.complaints()
     finally:
         end()
     if complaints:
         raise RuntimeError(f"{page}: the console shows {complaints}")
-    return f"{points} points: " + ", ".join(f"{what} {seconds:.2f} s" for what, seconds in times.items())
+    return f"{points} points: " + ", ".join(
+        f"{what} {seconds:.2f} s" for what, seconds in times.items()
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("annotations", type=Path)
     parser.add_argument("pictures", type=Path, metavar="IMAGES")
     parser.add_argument("--images", type=int, nargs="+", default=[50, 500])
@@ -131,7 +155,12 @@ def main() -> None:
             folder.mkdir(parents=True, exist_ok=True)
             make(arguments.annotations, count, folder)
             command = [sys.executable, "-m", "alignmask.cli", "analyze", folder / "results.json"]
-            command += ["--annotations", folder / "annotations.json", "--images", arguments.pictures]
+            command += [
+                "--annotations",
+                folder / "annotations.json",
+                "--images",
+                arguments.pictures,
+            ]
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
             start = time.perf_counter()
             subprocess.run(
@@ -141,11 +170,14 @@ def main() -> None:
             seconds = time.perf_counter() - start
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             work = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-            peak = after.ru_maxrss / 2**20  # of the largest child so far: name the sizes in ascending order
+            # Of the largest child so far: name the sizes in ascending order.
+            peak = after.ru_maxrss / 2**20
             size = (folder / "out" / "report.html").stat().st_size / 1e6
             print(
-                f"{count * PER_IMAGE} predictions: {work:.1f} s of processor time ({seconds:.1f} s), peak {peak:.2f} GiB, "
-                f"page {size:.1f} MB\n  {time_page(folder / 'out' / 'report.html', Path(temporary) / f'profile-{count}')}",
+                f"{count * PER_IMAGE} predictions: {work:.1f} s of processor time ({seconds:.1f} "
+                f"s), peak {peak:.2f} GiB, "
+                f"page {size:.1f} MB\n  "
+                f"{time_page(folder / 'out' / 'report.html', Path(temporary) / f'profile-{count}')}",
                 flush=True,
             )
 

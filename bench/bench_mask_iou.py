@@ -1,4 +1,5 @@
-"""mask_iou of 100 predictions with 15 targets, at 256x256, at 1024x1024, and at 256x256 with targets of 1024x1024."""
+"""mask_iou of 100 predictions with 15 targets, at 256x256, at 1024x1024, and at 256x256 with
+targets of 1024x1024."""
 
 from __future__ import annotations
 
@@ -30,8 +31,13 @@ def with_matmul(predictions_1QHW: Tensor, targets_GHW: Tensor) -> Tensor:
     """What models do: floats, one matrix product for the intersections. One image."""
     size = targets_GHW.shape[1:]
     if predictions_1QHW.shape[2:] != size:
-        predictions_1QHW = F.interpolate(predictions_1QHW, size=size, mode="bilinear", align_corners=False)
-    masks_QS, targets_GS = (predictions_1QHW[0] > 0).flatten(1).float(), targets_GHW.flatten(1).float()
+        predictions_1QHW = F.interpolate(
+            predictions_1QHW, size=size, mode="bilinear", align_corners=False
+        )
+    masks_QS, targets_GS = (
+        (predictions_1QHW[0] > 0).flatten(1).float(),
+        targets_GHW.flatten(1).float(),
+    )
     both_GQ = targets_GS @ masks_QS.T
     return both_GQ / (targets_GS.sum(1, keepdim=True) + masks_QS.sum(1) - both_GQ).clamp(min=1)
 
@@ -41,9 +47,13 @@ def with_pycocotools(predictions_1QHW: Tensor, targets_GHW: Tensor) -> Any:
     from pycocotools import mask as mask_utils
 
     def encode(masks: Tensor) -> Any:
-        return mask_utils.encode(np.asfortranarray(masks.numpy().astype(np.uint8).transpose(1, 2, 0)))
+        return mask_utils.encode(
+            np.asfortranarray(masks.numpy().astype(np.uint8).transpose(1, 2, 0))
+        )
 
-    return mask_utils.iou(encode(predictions_1QHW[0] > 0), encode(targets_GHW), [False] * len(targets_GHW))
+    return mask_utils.iou(
+        encode(predictions_1QHW[0] > 0), encode(targets_GHW), [False] * len(targets_GHW)
+    )
 
 
 def measurements(options: argparse.Namespace) -> Iterator[Measurement]:
@@ -72,6 +82,7 @@ def measurements(options: argparse.Namespace) -> Iterator[Measurement]:
 
 if __name__ == "__main__":
     assert torch.allclose(
-        with_matmul(*(arguments := cases.mask_iou(cases.IouShape(1, 5, (9, 9), 2, 3)))[:2]), ops.mask_iou(*arguments)
+        with_matmul(*(arguments := cases.mask_iou(cases.IouShape(1, 5, (9, 9), 2, 3)))[:2]),
+        ops.mask_iou(*arguments),
     )
     main(measurements)

@@ -1,4 +1,5 @@
-"""ms_deform_attn as the pixel decoder calls it: 8 heads of 32 channels, 3 levels, 4 points, every token a query."""
+"""ms_deform_attn as the pixel decoder calls it: 8 heads of 32 channels, 3 levels, 4 points, every
+token a query."""
 
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ def by_torch(levels: list[tuple[int, int]]) -> Function:
 
     def function(value: Tensor, reference: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
         weights = logits.flatten(-2).softmax(-1).view_as(logits)
-        return ops.ms_deform_attn(value, levels, reference[:, :, None, :, None] + offsets / size_L12, weights)
+        return ops.ms_deform_attn(
+            value, levels, reference[:, :, None, :, None] + offsets / size_L12, weights
+        )
 
     return function
 
@@ -62,20 +65,37 @@ def measurements(options: argparse.Namespace) -> Iterator[Measurement]:
     size = 256 if options.quick else 1024
     shape = cases.encoder(size)
     levels = list(shape.levels)
-    dtypes = cases.DTYPES[1:2] if options.quick else (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    dtypes = (
+        cases.DTYPES[1:2]
+        if options.quick
+        else (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    )
     for dtype, layout in itertools.product(dtypes, ("local", "uniform")):
         *tensors, grad = inputs(shape, layout)
         half = dtype.itemsize == 2
-        names = {name: peer for name, peer in PEERS.items() if dtype == torch.float32 and layout == "local"}
-        peers = {name: passes(first_form(peer, levels), tensors, grad) for name, peer in names.items()}
+        names = {
+            name: peer
+            for name, peer in PEERS.items()
+            if dtype == torch.float32 and layout == "local"
+        }
+        peers = {
+            name: passes(first_form(peer, levels), tensors, grad) for name, peer in names.items()
+        }
         if half:
             peers["float32"] = passes(first_form(ops.ms_deform_attn, levels), tensors, grad)
-        ours = passes(first_form(ops.ms_deform_attn, levels), [t.to(dtype) for t in tensors], grad.to(dtype))
+        ours = passes(
+            first_form(ops.ms_deform_attn, levels), [t.to(dtype) for t in tensors], grad.to(dtype)
+        )
         for name, threads in itertools.product(ours, options.threads):
             targets = {"float32": HALF_TARGET} if half else TARGETS[name] if names else {}
             yield Measurement(
                 OP,
-                {"image": f"{size}x{size}", "points": layout, "dtype": str(dtype).removeprefix("torch."), "pass": name},
+                {
+                    "image": f"{size}x{size}",
+                    "points": layout,
+                    "dtype": str(dtype).removeprefix("torch."),
+                    "pass": name,
+                },
                 threads,
                 ours[name],
                 shape._asdict(),
@@ -86,11 +106,15 @@ def measurements(options: argparse.Namespace) -> Iterator[Measurement]:
 
 
 def second_form(options: argparse.Namespace, size: int) -> Iterator[Measurement]:
-    """From reference points, offsets and logits, as the pixel decoder calls it: one point for all levels."""
+    """From reference points, offsets and logits, as the pixel decoder calls it: one point for all
+    levels."""
     shape = cases.encoder(size)
     levels = list(shape.levels)
     value, locations, logits, grad = inputs(shape, "local")
-    centres = [torch.cartesian_prod((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w) for h, w in levels]
+    centres = [
+        torch.cartesian_prod((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w)
+        for h, w in levels
+    ]
     reference = torch.cat(centres).flip(1)[None, :, None].expand(shape.B, shape.Q, len(levels), 2)
     size_L12 = torch.tensor([[[w, h]] for h, w in levels])
     points = [(locations - reference[:, :, None, :, None]) * size_L12, 10 * logits]

@@ -1,4 +1,5 @@
-"""quality_focal_loss as a training step calls it: 10 outputs of 2 images, 200 queries each, 80 classes."""
+"""quality_focal_loss as a training step calls it: 10 outputs of 2 images, 200 queries each, 80
+classes."""
 
 from __future__ import annotations
 
@@ -12,7 +13,10 @@ from torch import Tensor
 from alignmask import ops
 
 OP = "quality_focal_loss"
-SHAPES = {"10x2x200 rows": cases.LossShape(10 * 2 * 200, 80), "10x16x200 rows": cases.LossShape(10 * 16 * 200, 80)}
+SHAPES = {
+    "10x2x200 rows": cases.LossShape(10 * 2 * 200, 80),
+    "10x16x200 rows": cases.LossShape(10 * 16 * 200, 80),
+}
 
 
 def plain(logits_RC: Tensor, label_R: Tensor, iou_R: Tensor) -> Tensor:
@@ -20,7 +24,9 @@ def plain(logits_RC: Tensor, label_R: Tensor, iou_R: Tensor) -> Tensor:
     target_RC = torch.zeros_like(logits_RC)
     positive_R = label_R >= 0
     target_RC.scatter_(1, label_R.clamp(min=0)[:, None], torch.where(positive_R, iou_R, 0)[:, None])
-    bce_RC = torch.nn.functional.binary_cross_entropy_with_logits(logits_RC, target_RC, reduction="none")
+    bce_RC = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits_RC, target_RC, reduction="none"
+    )
     weight_R = torch.where(positive_R | (iou_R < 0.5), 1, (1 - iou_R**2) / 0.75)
     return weight_R * ((target_RC - logits_RC.sigmoid()).abs() ** 2 * bce_RC).sum(1)
 
@@ -44,7 +50,9 @@ def measurements(options: argparse.Namespace) -> Iterator[Measurement]:
         logits, label, iou = cases.quality_focal_loss(shape)
         leaf = logits.clone().requires_grad_()
 
-        def backward(function: Callable[..., Tensor], arguments: tuple[Tensor, ...] = (leaf, label, iou)) -> object:
+        def backward(
+            function: Callable[..., Tensor], arguments: tuple[Tensor, ...] = (leaf, label, iou)
+        ) -> object:
             return torch.autograd.grad(function(*arguments).sum(), arguments[0])
 
         peers = {"torch.compile": lambda b=backward: b(fast)} if fast else {}

@@ -1,7 +1,9 @@
-"""How far the CPU kernels are from this machine's limits: bytes and operations counted, bandwidth and rate measured.
+"""How far the CPU kernels are from this machine's limits: bytes and operations counted, bandwidth
+and rate measured.
 
-The floor of a call is the longer of two times: its compulsory memory traffic (every input read and every output written once)
-at the bandwidth of a triad, and its arithmetic at the rate of a matrix product. One thread.
+The floor of a call is the longer of two times: its compulsory memory traffic (every input read and
+every output written once) at the bandwidth of a triad, and its arithmetic at the rate of a matrix
+product. One thread.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ def median(call: Callable[[], Any], turns: int = 9) -> float:
 
 
 def bandwidth() -> float:
-    """Bytes per second of a = b + s c on arrays far larger than the caches, written memory read first."""
+    """Bytes per second of a = b + s c on arrays far larger than the caches, written memory read
+    first."""
     a, b, c = (torch.ones(1 << 25) for _ in range(3))
     return 4 * a.nbytes / median(lambda: torch.add(b, c, alpha=2, out=a))
 
@@ -55,13 +58,15 @@ def all_cases() -> list[Case]:
     locations = cases.encoder_locations(shape, torch.Generator().manual_seed(0))
     leaves = [tensor.clone().requires_grad_() for tensor in (value, locations, weights)]
     grad = torch.ones(1, shape.Q, shape.N * shape.D)
-    samples = shape.Q * shape.N * len(levels) * shape.P * shape.D  # of a channel, four multiply-adds each
+    # Of a channel, four multiply-adds each.
+    samples = shape.Q * shape.N * len(levels) * shape.P * shape.D
     inputs = value.nbytes + locations.nbytes + weights.nbytes
 
     features, masks, owner, points = cases.masked_point_pool(POOL)
     features = features.contiguous(memory_format=torch.channels_last)
     leaf = features.clone().requires_grad_()
-    pooled_flops = 8 * POOL.B * POOL.T * POOL.K * POOL.C  # the samples alone; masks hit about half the points
+    # The samples alone; masks hit about half the points.
+    pooled_flops = 8 * POOL.B * POOL.T * POOL.K * POOL.C
 
     predictions, targets, image = cases.mask_iou(cases.IouShape(1, 100, (1024, 1024), 1, 15))
     low, low_targets, low_image = cases.mask_iou(cases.IouShape(1, 100, (256, 256), 4, 15))
@@ -78,7 +83,9 @@ def all_cases() -> list[Case]:
             "ms_deform_attn 1024x1024 forward + backward",
             (3 * inputs + 2 * grad.nbytes) / MB,  # read twice, gradients written once
             24 * samples / GFLOP,
-            lambda: torch.autograd.grad(ops.ms_deform_attn(leaves[0], levels, *leaves[1:]), leaves, grad),
+            lambda: torch.autograd.grad(
+                ops.ms_deform_attn(leaves[0], levels, *leaves[1:]), leaves, grad
+            ),
         ),
         Case(
             "masked_point_pool channels-last forward",
@@ -90,7 +97,9 @@ def all_cases() -> list[Case]:
             "masked_point_pool channels-last forward + backward",
             (2 * features.nbytes + 2 * masks.nbytes + 2 * points.nbytes) / MB,
             2 * pooled_flops / GFLOP,
-            lambda: torch.autograd.grad(ops.masked_point_pool(leaf, masks, owner, points)[0].sum(), leaf),
+            lambda: torch.autograd.grad(
+                ops.masked_point_pool(leaf, masks, owner, points)[0].sum(), leaf
+            ),
         ),
         Case(
             "mask_iou 1024x1024",
@@ -107,7 +116,8 @@ def all_cases() -> list[Case]:
         Case(
             "quality_focal_loss 4000 x 80 forward + backward",
             3 * logits.nbytes / MB,
-            60 * logits.numel() / GFLOP,  # an exponential, a logarithm, two divisions and what joins them
+            # An exponential, a logarithm, two divisions and what joins them.
+            60 * logits.numel() / GFLOP,
             lambda: torch.autograd.grad(ops.quality_focal_loss(logits, label, iou).sum(), logits),
         ),
     ]
@@ -116,7 +126,10 @@ def all_cases() -> list[Case]:
 def main() -> None:
     torch.set_num_threads(1)
     bytes_per_second, flops = bandwidth(), rate()
-    print(f"{cpu_name()}: triad {bytes_per_second / 1e9:.1f} GB/s, sgemm {flops / 1e9:.0f} GFLOP/s, one thread")
+    print(
+        f"{cpu_name()}: triad {bytes_per_second / 1e9:.1f} GB/s, sgemm {flops / 1e9:.0f} GFLOP/s, "
+        "one thread"
+    )
     print(f"{'':<52}{'MB':>8}{'GFLOP':>8}{'floor ms':>10}{'measured':>10}{'reached':>9}")
     for case in all_cases():
         floor = max(case.megabytes * MB / bytes_per_second, case.gigaflops * GFLOP / flops)

@@ -1,9 +1,11 @@
 """What can be known about the kernels for GPUs without a GPU; the gate behind `make cuda-check`.
 
 1. nvcc compiles and links them, and the module imports where there is no driver.
-2. NVRTC compiles every instantiation for every architecture, Volta included, as it would on a user's machine.
-3. No instantiation uses more registers, shared memory or stack, or has fewer threads on a multiprocessor, than
-   bench/ptxas_limits.json allows; in NVRTC's code and, where nvcc is, in its own.
+2. NVRTC compiles every instantiation for every architecture, Volta included, as it would on a
+   user's machine.
+3. No instantiation uses more registers, shared memory or stack, or has fewer threads on a
+   multiprocessor, than bench/ptxas_limits.json allows; in NVRTC's code and, where nvcc is, in its
+   own.
 4. The instructions that the fast paths are about are there.
 """
 
@@ -77,22 +79,33 @@ def check_nvcc(everything: bool) -> tuple[list[str], nvcc_code.Resources]:
         ),
         *(f"-DPython_EXECUTABLE={sys.executable}", "-DALIGNMASK_CUDA=ON", "-DALIGNMASK_TESTS=OFF"),
         # The CPU's kernels are needed for linking alone. nvcc optimises device code all the same.
-        *("-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O0", "-DCMAKE_CUDA_FLAGS_DEBUG=-O0 --resource-usage"),
+        *(
+            "-DCMAKE_BUILD_TYPE=Debug",
+            "-DCMAKE_CXX_FLAGS_DEBUG=-O0",
+            "-DCMAKE_CUDA_FLAGS_DEBUG=-O0 --resource-usage",
+        ),
         f"-DCMAKE_CUDA_ARCHITECTURES={'' if everything else IN_CI}",
     ]
     start = time.monotonic()
     for command in (configure, [scripts / "cmake", "--build", folder, "--target", "_core"]):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            return [f"nvcc: {' '.join(map(str, command))} failed:\n{done.stdout[-6000:]}{done.stderr[-6000:]}"], {}
+            return [
+                f"nvcc: {' '.join(map(str, command))} "
+                f"failed:\n{done.stdout[-6000:]}{done.stderr[-6000:]}"
+            ], {}
     used = resources_of_the_build(folder / "resources.json", done.stdout)
     (module,) = folder.glob("_core*.so")
     seconds, size = time.monotonic() - start, module.stat().st_size / 2**20
     hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, "-c", IMPORT, module], capture_output=True, text=True, env=hidden)
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT, module], capture_output=True, text=True, env=hidden
+    )
     print(f"1. nvcc: compiled and linked in {seconds:.0f} s, {size:.1f} MiB; {done.stdout.strip()}")
     problems = [f"nvcc: the module does not import:\n{done.stderr}"] if done.returncode else []
-    return problems + [f"nvcc: {line}" for line in done.stdout.splitlines() if "warning" in line], used
+    return problems + [
+        f"nvcc: {line}" for line in done.stdout.splitlines() if "warning" in line
+    ], used
 
 
 def resources_of_the_build(kept: Path, log: str) -> nvcc_code.Resources:
@@ -108,7 +121,11 @@ def table(kernels: Iterable[Kernel]) -> Iterator[str]:
     by_name: dict[str, dict[int, Kernel]] = {}
     for kernel in kernels:
         by_name.setdefault(kernel.name, {})[kernel.architecture] = kernel
-    shown = [architecture for architecture in SHOWN if any(architecture in found for found in by_name.values())]
+    shown = [
+        architecture
+        for architecture in SHOWN
+        if any(architecture in found for found in by_name.values())
+    ]
     head = "".join(f"  sm_{architecture}: registers  shared  threads" for architecture in shown)
     yield f"{'kernel':<56}{head}"
     for name, found in by_name.items():
@@ -123,7 +140,10 @@ def table(kernels: Iterable[Kernel]) -> Iterator[str]:
 def limits_of(kernel: Kernel, limits: dict[str, Any]) -> dict[str, Any]:
     allowed = dict(limits["all"])
     for exception in limits["exceptions"]:
-        if re.fullmatch(exception["kernels"], kernel.name) and kernel.architecture in exception["architectures"]:
+        if (
+            re.fullmatch(exception["kernels"], kernel.name)
+            and kernel.architecture in exception["architectures"]
+        ):
             allowed |= exception["allowed"]
     return allowed | limits["kernels"].get(kernel.name, {})
 
@@ -139,12 +159,16 @@ def check_resources(kernels: Iterable[Kernel], limits: dict[str, Any]) -> list[s
                 problems.append(f"{where}: {what} {value}, allowed are {allowed[what]}")
         if kernel.architecture in SHOWN and kernel.occupancy < allowed["occupancy"]:
             problems.append(
-                f"{where}: {kernel.occupancy:.0%} of the threads fit, wanted are {allowed['occupancy']:.0%}"
+                f"{where}: {kernel.occupancy:.0%} of the threads fit, wanted are "
+                f"{allowed['occupancy']:.0%}"
             )
         if kernel.name not in limits["kernels"]:
             unknown.add(kernel.name)
     for name in sorted(unknown):
-        print(f"   {name} has no line in {LIMITS.name} yet: only what holds for all was checked (--write adds it)")
+        print(
+            f"   {name} has no line in {LIMITS.name} yet: only what holds for all was checked "
+            "(--write adds it)"
+        )
     return problems
 
 
@@ -157,16 +181,26 @@ def check_instructions(kernels: Iterable[Kernel], rules: list[dict[str, Any]]) -
             if not re.fullmatch(rule["kernels"], kernel.name):
                 continue
             seen[rule["kernels"]] += 1
-            faults = [f"no {wanted}" for wanted in rule.get("with", ()) if not re.search(wanted, kernel.sass)]
+            faults = [
+                f"no {wanted}"
+                for wanted in rule.get("with", ())
+                if not re.search(wanted, kernel.sass)
+            ]
             unwanted = (re.search(pattern, kernel.sass) for pattern in rule.get("without", ()))
             faults += [f"has {found[0]}" for found in unwanted if found]
-            problems += [f"{kernel.name} on sm_{kernel.architecture}: {fault} ({rule['why']})" for fault in faults]
-    problems += [f"instructions: no kernel is called {name}" for name, count in seen.items() if not count]
+            problems += [
+                f"{kernel.name} on sm_{kernel.architecture}: {fault} ({rule['why']})"
+                for fault in faults
+            ]
+    problems += [
+        f"instructions: no kernel is called {name}" for name, count in seen.items() if not count
+    ]
     return problems
 
 
 def written(kernels: Iterable[Kernel], limits: dict[str, Any]) -> dict[str, Any]:
-    """Limits at what the kernels use now; registers in the units of 8 in which they are handed out."""
+    """Limits at what the kernels use now; registers in the units of 8 in which they are handed
+    out."""
     found: dict[str, dict[str, int]] = {}
     for kernel in kernels:
         entry = found.setdefault(kernel.name, {"registers": 0, "shared": 0})
@@ -182,15 +216,23 @@ def dump(limits: dict[str, Any]) -> str:
         f' "{key}": [\n' + ",\n".join(f"  {json.dumps(rule)}" for rule in limits[key]) + "\n ]"
         for key in ("exceptions", "nvcc", "instructions")
     ]
-    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in limits["kernels"].items())
+    lines = ",\n".join(
+        f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in limits["kernels"].items()
+    )
     return "{\n" + ",\n".join([*parts, ' "kernels": {\n' + lines + "\n }"]) + "\n}\n"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--all", action="store_true", help="let nvcc compile for all architectures of a release")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--all", action="store_true", help="let nvcc compile for all architectures of a release"
+    )
     parser.add_argument("--no-nvcc", action="store_true")
-    parser.add_argument("--write", action="store_true", help="make what the kernels use now the limits")
+    parser.add_argument(
+        "--write", action="store_true", help="make what the kernels use now the limits"
+    )
     options = parser.parse_args()
     problems, used = ([], {}) if options.no_nvcc else check_nvcc(options.all)
 
@@ -206,14 +248,19 @@ def main() -> int:
         print(f"FAILED: {error}")
         return 1
     names = " ".join(f"sm_{architecture}" for architecture in possible)
-    print(f"2. NVRTC: {len(kernels)} instantiations for {names} in {time.monotonic() - start:.0f} s")
+    print(
+        f"2. NVRTC: {len(kernels)} instantiations for {names} in {time.monotonic() - start:.0f} s"
+    )
     if options.write:
         LIMITS.write_text(dump(limits := written(kernels, limits)))
     problems += check_resources(kernels, limits)
     by_nvcc = nvcc_code.kernels(used, kernels)
     own = limits | {"exceptions": limits["exceptions"] + limits["nvcc"]}
     problems += [f"by nvcc: {problem}" for problem in check_resources(by_nvcc, own)]
-    print("3. resources, without any spilled register except where a line says so; threads: of those that fit")
+    print(
+        "3. resources, without any spilled register except where a line says so; threads: of those "
+        "that fit"
+    )
     print("\n".join(f"   {line}" for line in table(kernels)))
     print(f"   and of nvcc's own code, {len(by_nvcc)} instantiations")
     read = sorted({kernel.architecture for kernel in kernels if kernel.sass is not None})
@@ -221,7 +268,9 @@ def main() -> int:
         problems += check_instructions(
             kernels, [r for r in limits["instructions"] if set(r["architectures"]) & set(read)]
         )
-        print(f"4. instructions: read for {' '.join(f'sm_{architecture}' for architecture in read)}")
+        print(
+            f"4. instructions: read for {' '.join(f'sm_{architecture}' for architecture in read)}"
+        )
     else:
         print("4. instructions: skipped, there is no nvdisasm (pip install nvidia-cuda-nvdisasm)")
     for problem in problems:

@@ -1,4 +1,5 @@
-"""A recipe's model (random weights) exported: seconds to write, size, and one image by model, program and onnxruntime in turns.
+"""A recipe's model (random weights) exported: seconds to write, size, and one image by model,
+program and onnxruntime in turns.
 
 `python bench/exported.py r50_50ep --size 800 1216`.
 """
@@ -39,7 +40,8 @@ def main() -> None:
             began = time.perf_counter()
             share = export_model(segmenter.model, file, format)
             print(
-                f"{format}: {time.perf_counter() - began:.0f} s, {file.stat().st_size / 1e6:.0f} MB, {share:.1%} alike"
+                f"{format}: {time.perf_counter() - began:.0f} s, {file.stat().st_size / 1e6:.0f} "
+                f"MB, {share:.1%} alike"
             )
             candidates[{"torch": "program", "onnx": "onnxruntime"}[format]] = open_file(file)
         expected = segmenter(image, size)
@@ -52,7 +54,8 @@ def main() -> None:
                     times[name].append(time.perf_counter() - began)
                 else:
                     print(
-                        f"{name}: {agreement(found, expected):.1%} of {expected[0].shape[1]} detections as the model's"
+                        f"{name}: {agreement(found, expected):.1%} of {expected[0].shape[1]} "
+                        "detections as the model's"
                     )
     results = [Result(name, options.turns, *quartiles(seconds)) for name, seconds in times.items()]
     height, width = options.size

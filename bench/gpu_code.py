@@ -1,6 +1,8 @@
-"""The kernels' machine code, without a GPU: what NVRTC makes of every instantiation, its resources and its instructions.
+"""The kernels' machine code, without a GPU: what NVRTC makes of every instantiation, its resources
+and its instructions.
 
-Results are kept in build/gpu_code by what they depend on, so that only what changed is compiled again.
+Results are kept in build/gpu_code by what they depend on, so that only what changed is compiled
+again.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ ARCHITECTURES = (70, 75, 80, 86, 89, 90, 100, 120)
 
 @dataclass(frozen=True)
 class Limits:
-    """What a multiprocessor has (CUDA C++ Programming Guide, technical specifications per compute capability)."""
+    """What a multiprocessor has (CUDA C++ Programming Guide, technical specifications per compute
+    capability)."""
 
     threads: int
     blocks: int
@@ -56,7 +59,8 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class Kernel:
-    """One instantiation for one architecture. Bytes of shared memory and stack; `threads` of a block, by its launch bounds."""
+    """One instantiation for one architecture. Bytes of shared memory and stack; `threads` of a
+    block, by its launch bounds."""
 
     op: str
     name: str
@@ -67,15 +71,18 @@ class Kernel:
     spills: int
     threads: int
     sass: str | None
-    """Its instructions, one a line with its address; None if there is no disassembler for the architecture."""
+    """Its instructions, one a line with its address; None if there is no disassembler for the
+    architecture."""
 
     @property
     def occupancy(self) -> float:
-        """Threads that fit on a multiprocessor at once, by registers and shared memory, of those that it can hold."""
+        """Threads that fit on a multiprocessor at once, by registers and shared memory, of those
+        that it can hold."""
         limits = LIMITS[self.architecture]
         warps = -(-self.threads // 32)
         registers_of_warp = -(-self.registers * 32 // 256) * 256  # handed out in units of 256
-        by_registers = limits.registers // registers_of_warp // 4 * 4 // warps  # by quarters of the multiprocessor
+        # By quarters of the multiprocessor.
+        by_registers = limits.registers // registers_of_warp // 4 * 4 // warps
         shared = self.shared + limits.shared_per_block
         by_shared = limits.shared // shared if shared else limits.blocks
         blocks = min(by_registers, by_shared, limits.blocks, limits.threads // self.threads)
@@ -104,21 +111,35 @@ def kernels(op: str, architecture: int) -> list[Kernel]:
 
     library, tool = nvrtc_for(architecture), disassembler()
     names = kernel_names(op)
-    about = [cache.fingerprint(SOURCES, op, "\n".join(names), architecture, library.version), str(tool)]
+    about = [
+        cache.fingerprint(SOURCES, op, "\n".join(names), architecture, library.version),
+        str(tool),
+    ]
     about.append(Path(__file__).read_text())
     kept = KEPT / f"{hashlib.sha256('|'.join(about).encode()).hexdigest()}.json"
     if kept.exists():
         return [Kernel(**fields) for fields in json.loads(kept.read_text())]
-    compiled = library.compile(f"{op}/cuda/kernels.cuh", names, architecture, SOURCES, ["--ptxas-options=--verbose"])
+    compiled = library.compile(
+        f"{op}/cuda/kernels.cuh", names, architecture, SOURCES, ["--ptxas-options=--verbose"]
+    )
     if re.search(r"\bwarning\b(?!.*deprecated)", compiled.log):
         raise RuntimeError(f"{op} for sm_{architecture}: warnings:\n{compiled.log}")
     used, sass = resources(compiled.log), sass_of(tool, compiled.cubin)
     threads = {
         name: int(count)
-        for name, count in re.findall(r"\.entry (\w+)\([^)]*\)\s*\.maxntid (\d+)", compiled.ptx.decode())
+        for name, count in re.findall(
+            r"\.entry (\w+)\([^)]*\)\s*\.maxntid (\d+)", compiled.ptx.decode()
+        )
     }
     found = [
-        Kernel(op, name, architecture, **used[symbol], threads=threads[symbol], sass=sass and sass[symbol])
+        Kernel(
+            op,
+            name,
+            architecture,
+            **used[symbol],
+            threads=threads[symbol],
+            sass=sass and sass[symbol],
+        )
         for name, symbol in compiled.symbols.items()
     ]
     KEPT.mkdir(parents=True, exist_ok=True)
@@ -163,10 +184,14 @@ def nvrtc_for(architecture: int):  # type: ignore[no-untyped-def]
 
 
 def disassembler() -> Path | None:
-    """nvdisasm from the path, from NVIDIA's Python package, or Triton's, which torch with CUDA brings along."""
+    """nvdisasm from the path, from NVIDIA's Python package, or Triton's, which torch with CUDA
+    brings along."""
     if found := shutil.which("nvdisasm"):
         return Path(found)
-    for package, pattern in (("nvidia", "*/bin/nvdisasm"), ("triton", "backends/nvidia/bin/nvdisasm")):
+    for package, pattern in (
+        ("nvidia", "*/bin/nvdisasm"),
+        ("triton", "backends/nvidia/bin/nvdisasm"),
+    ):
         spec = importlib.util.find_spec(package)
         for root in (spec.submodule_search_locations or ()) if spec else ():
             if found_here := sorted(Path(root).glob(pattern)):
@@ -178,7 +203,9 @@ def resources(log: str) -> dict[str, dict[str, int]]:
     """From what ptxas says, by symbol."""
     found = {}
     for entry in re.split(r"Compiling entry function '", log)[1:]:
-        frame = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", entry)
+        frame = re.search(
+            r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", entry
+        )
         registers = re.search(r"Used (\d+) registers", entry)
         shared = re.search(r"(\d+) bytes smem", entry)
         if not frame or not registers:
@@ -207,7 +234,8 @@ def sass_of(tool: Path | None, cubin: bytes) -> dict[str, str] | None:
     for section in re.split(r"^\s*//-+ \.text\.", done.stdout, flags=re.M)[1:]:
         lines = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);|^(\.L_\S+):", section, flags=re.M)
         found[re.match(r"\w+", section)[0]] = "\n".join(  # type: ignore[index]
-            f"{label}:" if label else f"{address} {instruction.strip()}" for address, instruction, label in lines
+            f"{label}:" if label else f"{address} {instruction.strip()}"
+            for address, instruction, label in lines
         )
     return found
 
@@ -219,5 +247,11 @@ if __name__ == "__main__":
     options = parser.parse_args()
     for op in ops():
         if options.kernel in kernel_names(op):
-            sys.exit(print(next(k for k in kernels(op, options.architecture) if k.name == options.kernel).sass))
+            sys.exit(
+                print(
+                    next(
+                        k for k in kernels(op, options.architecture) if k.name == options.kernel
+                    ).sass
+                )
+            )
     sys.exit(f"no kernel is called {options.kernel}")

@@ -1,7 +1,8 @@
-"""Side-by-side timing: all candidates in one process, in turns, so that they share whatever else the machine does.
+"""Side-by-side timing: all candidates in one process, in turns, so that they share whatever else
+the machine does.
 
-A benchmark script lists its measurements and calls `main`; the numbers go to the terminal and, with the commit, the machine and
-the versions, into `bench/results/<device>-<date>.json`.
+A benchmark script lists its measurements and calls `main`; the numbers go to the terminal and, with
+the commit, the machine and the versions, into `bench/results/<device>-<date>.json`.
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ __all__ = ["Measurement", "cases", "main"]
 
 @dataclass(frozen=True)
 class Measurement:
-    """What to time: `call` runs once per turn and per implementation of `op`, on `threads` threads; `shape`: its sizes.
+    """What to time: `call` runs once per turn and per implementation of `op`, on `threads` threads;
+    `shape`: its sizes.
 
-    `peers`: other ways to the same result, by name; `targets`: how many times faster than a candidate the kernel should be.
+    `peers`: other ways to the same result, by name; `targets`: how many times faster than a
+    candidate the kernel should be.
     """
 
     op: str
@@ -85,11 +88,14 @@ def quartiles(seconds: list[float]) -> tuple[float, float, float]:
 
 
 def measure(measurement: Measurement, seconds: float, least: int = 5) -> Row:
-    """Take turns until all candidates together ran for `seconds`, but at least `least` turns each."""
+    """Take turns until all candidates together ran for `seconds`, but at least `least` turns
+    each."""
     before = torch.get_num_threads()
     torch.set_num_threads(measurement.threads)
     names = cases.implementations(measurement.op, emulated=False)
-    candidates = {name: functools.partial(_call_using, name, measurement) for name in names} | measurement.peers
+    candidates = {
+        name: functools.partial(_call_using, name, measurement) for name in names
+    } | measurement.peers
     times: dict[str, list[float]] = {name: [] for name in candidates}
     try:
         for call in candidates.values():
@@ -103,7 +109,14 @@ def measure(measurement: Measurement, seconds: float, least: int = 5) -> Row:
     finally:
         torch.set_num_threads(before)
     results = [Result(name, len(times[name]), *quartiles(times[name])) for name in candidates]
-    return Row(measurement.op, measurement.labels, measurement.threads, measurement.shape, measurement.targets, results)
+    return Row(
+        measurement.op,
+        measurement.labels,
+        measurement.threads,
+        measurement.shape,
+        measurement.targets,
+        results,
+    )
 
 
 def _call_using(implementation: str, measurement: Measurement) -> None:
@@ -115,17 +128,27 @@ def environment() -> dict[str, Any]:
     """Everything that a reader needs to place the numbers."""
 
     def git(*command: str) -> str:
-        done = subprocess.run(["git", "-C", str(REPOSITORY), *command], capture_output=True, text=True)
+        done = subprocess.run(
+            ["git", "-C", str(REPOSITORY), *command], capture_output=True, text=True
+        )
         return done.stdout.strip() if done.returncode == 0 else ""
 
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": git("rev-parse", "HEAD"),
         "changed_files": git(
-            "status", "--porcelain", "--untracked-files=no", "--", "core", "bindings", "python/alignmask/ops"
+            "status",
+            "--porcelain",
+            "--untracked-files=no",
+            "--",
+            "core",
+            "bindings",
+            "python/alignmask/ops",
         ),
         "cpu": cpu_name(),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpus": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "load_average": os.getloadavg(),
         "implementations": {op: ops.implementation(op, "cpu") for op in ops.OPS},
         "python": platform.python_version(),
@@ -135,7 +158,8 @@ def environment() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """Name of the processor; where it says next to nothing (virtual machines), with family and model."""
+    """Name of the processor; where it says next to nothing (virtual machines), with family and
+    model."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -145,21 +169,34 @@ def cpu_name() -> str:
         for key, _, value in (line.partition(":") for line in text.split("\n\n")[0].splitlines())
     }
     name = fields.get("model name", platform.machine())
-    return f"{name} (family {fields['cpu family']}, model {fields['model']})" if "cpu family" in fields else name
+    return (
+        f"{name} (family {fields['cpu family']}, model {fields['model']})"
+        if "cpu family" in fields
+        else name
+    )
 
 
 def main(*benchmarks: Callable[[argparse.Namespace], Iterator[Measurement]]) -> None:
     """Parse the command line, measure, print a table, write the results file."""
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads to try")
+    parser.add_argument(
+        "--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads to try"
+    )
     parser.add_argument("--seconds", type=float, default=3, help="per measurement")
-    parser.add_argument("--turns", type=int, default=5, help="at least so many turns per measurement")
-    parser.add_argument("--quick", action="store_true", help="a few small measurements, and no results file")
+    parser.add_argument(
+        "--turns", type=int, default=5, help="at least so many turns per measurement"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a few small measurements, and no results file"
+    )
     options = parser.parse_args()
     if options.quick:
         options.threads, options.seconds, options.turns = [1], 0.2, 3
     about, rows = environment(), []
-    print(f"{about['cpu']}, {about['cpus']} CPUs, torch {about['torch']}, commit {about['commit'][:9]}")
+    print(
+        f"{about['cpu']}, {about['cpus']} CPUs, torch {about['torch']}, commit "
+        f"{about['commit'][:9]}"
+    )
     for measurements in benchmarks:
         for measurement in measurements(options):
             row = measure(measurement, options.seconds, options.turns)
@@ -172,11 +209,16 @@ def main(*benchmarks: Callable[[argparse.Namespace], Iterator[Measurement]]) -> 
 
 
 def line(row: Row) -> str:
-    """One measurement: the kernel's milliseconds with quartiles, then how many times slower the others are."""
+    """One measurement: the kernel's milliseconds with quartiles, then how many times slower the
+    others are."""
     parts = [f"{row.op:<19} {' '.join(row.labels.values()):<40} {row.threads}T"]
     kernel = next((result for result in row.results if result.implementation == "kernel"), None)
     if kernel:
-        parts.append(f"{1e3 * kernel.median:8.2f} ms [{1e3 * kernel.lower:.2f}, {1e3 * kernel.upper:.2f}]".ljust(30))
+        parts.append(
+            f"{1e3 * kernel.median:8.2f} ms [{1e3 * kernel.lower:.2f}, {1e3 * kernel.upper:.2f}]".ljust(
+                30
+            )
+        )
         for name, ratio in row.ratios.items():
             target = f" (target {row.targets[name]:g})" if name in row.targets else ""
             parts.append(f"{name} x {ratio:.1f}{target}")

@@ -1,11 +1,13 @@
-"""Instructions of every CPU kernel at a small fixed shape, counted by Valgrind: shows a slowdown on the busiest machine.
+"""Instructions of every CPU kernel at a small fixed shape, counted by Valgrind: shows a slowdown on
+the busiest machine.
 
     python bench/instructions.py             # count, beside what bench/instructions.json recorded
     python bench/instructions.py --record    # count and record
 
-Needs valgrind (apt install valgrind), which knows AVX2 and not AVX-512. The compiled module is called without torch, on NumPy
-arrays: once with a call and once with three, and half of the difference is the count of a call. Float32, one thread. Another
-compiler makes other code: the record says which one made it.
+Needs valgrind (apt install valgrind), which knows AVX2 and not AVX-512. The compiled module is
+called without torch, on NumPy arrays: once with a call and once with three, and half of the
+difference is the count of a call. Float32, one thread. Another compiler makes other code: the
+record says which one made it.
 """
 
 from __future__ import annotations
@@ -47,17 +49,25 @@ def recorded_calls() -> dict[str, list[Call]]:
     value, levels, _, weights = cases.ms_deform_attn(deform)
     locations = cases.encoder_locations(deform, torch.Generator().manual_seed(0))
     _, _, *second = cases.ms_deform_attn_from_offsets(deform, "local")
-    features, masks, owner, points = cases.masked_point_pool(cases.PoolShape(1, 64, (64, 64), (256, 256), 8, 2, 2048))
+    features, masks, owner, points = cases.masked_point_pool(
+        cases.PoolShape(1, 64, (64, 64), (256, 256), 8, 2, 2048)
+    )
     features = features.contiguous(memory_format=torch.channels_last)
     loss = cases.quality_focal_loss(cases.LossShape(1000, 80))
     for tensor in (value, locations, weights, *second, features, loss[0]):
         tensor.requires_grad_()
 
     deformed = record(
-        lambda: gradients(ops.ms_deform_attn(value, levels, locations, weights), value, locations, weights)
+        lambda: gradients(
+            ops.ms_deform_attn(value, levels, locations, weights), value, locations, weights
+        )
     )
-    offset = record(lambda: gradients(ops.ms_deform_attn_from_offsets(value, levels, *second), value, *second))
-    pooled = record(lambda: gradients(ops.masked_point_pool(features, masks, owner, points)[0], features))
+    offset = record(
+        lambda: gradients(ops.ms_deform_attn_from_offsets(value, levels, *second), value, *second)
+    )
+    pooled = record(
+        lambda: gradients(ops.masked_point_pool(features, masks, owner, points)[0], features)
+    )
     low = record(lambda: ops.mask_iou(*cases.mask_iou(cases.IouShape(1, 100, (64, 64), 1, 15))))
     high = record(lambda: ops.mask_iou(*cases.mask_iou(cases.IouShape(1, 100, (64, 64), 4, 15))))
     quality = record(lambda: gradients(ops.quality_focal_loss(*loss), loss[0]))
@@ -98,9 +108,17 @@ def replay(core: str, calls: str, instruction_set: str, times: int) -> None:
 
 
 def executed(core: str, calls: Path, instruction_set: str, times: int) -> int:
-    command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", sys.executable, __file__]
+    command = [
+        "valgrind",
+        "--tool=callgrind",
+        "--callgrind-out-file=/dev/null",
+        sys.executable,
+        __file__,
+    ]
     command += ["--replay", core, str(calls), instruction_set, str(times)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONHASHSEED": "0"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"PYTHONHASHSEED": "0"}
+    )
     found = re.search(r"Collected : (\d+)", done.stderr)
     if done.returncode or found is None:
         raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
@@ -127,12 +145,16 @@ def count() -> dict[str, dict[str, int]]:
 
 def compiler(core: str) -> str:
     """As the compiler wrote its name into the module."""
-    text = subprocess.run(["readelf", "-p", ".comment", core], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(
+        ["readelf", "-p", ".comment", core], capture_output=True, text=True, check=True
+    ).stdout
     return ", ".join(sorted(set(re.findall(r"\]\s+(.+)", text))))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--record", action="store_true", help="write bench/instructions.json")
     parser.add_argument("--replay", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -145,13 +167,19 @@ def main() -> None:
     made_by, counts = compiler(_core.__file__), count()
     if options.record:
         RECORD.write_text(
-            json.dumps({"compiler": made_by, "instructions": counts}, indent=1, ensure_ascii=False) + "\n"
+            json.dumps({"compiler": made_by, "instructions": counts}, indent=1, ensure_ascii=False)
+            + "\n"
         )
         return print(f"recorded in {RECORD}")
     record = json.loads(RECORD.read_text())
     print(f"\ncompiled by {made_by}; recorded: {record['compiler']}")
-    for title, name in ((title, name) for title, sets in record["instructions"].items() for name in sets):
-        print(f"{title:<80} {name:<8} {counts[title][name] / record['instructions'][title][name]:6.3f} of the record")
+    for title, name in (
+        (title, name) for title, sets in record["instructions"].items() for name in sets
+    ):
+        print(
+            f"{title:<80} {name:<8} "
+            f"{counts[title][name] / record['instructions'][title][name]:6.3f} of the record"
+        )
 
 
 if __name__ == "__main__":

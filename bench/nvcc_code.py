@@ -1,4 +1,5 @@
-"""What nvcc's own code of the kernels uses, by what it says while it compiles: NVRTC's of the same sources may differ."""
+"""What nvcc's own code of the kernels uses, by what it says while it compiles: NVRTC's of the same
+sources may differ."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ def resources(log: str) -> Resources:
             (used,) = gpu_code.resources(part).values()
             found[f"{about[1]} on sm_{about[2]}"] = used
     names = _demangled([key.split()[0] for key in found])
-    return {key.replace(symbol := key.split()[0], names[symbol]): used for key, used in found.items()}
+    return {
+        key.replace(symbol := key.split()[0], names[symbol]): used for key, used in found.items()
+    }
 
 
 def kernels(used: Resources, known: Iterable[Kernel]) -> list[Kernel]:
@@ -34,7 +37,13 @@ def kernels(used: Resources, known: Iterable[Kernel]) -> list[Kernel]:
 
 def _demangled(symbols: list[str]) -> dict[str, str]:
     """Names as core/*/cuda/kernels.cuh has them: without namespaces and parameters."""
-    done = subprocess.run(["c++filt", *symbols], capture_output=True, text=True, check=True) if symbols else None
+    done = (
+        subprocess.run(["c++filt", *symbols], capture_output=True, text=True, check=True)
+        if symbols
+        else None
+    )
     lines = done.stdout.splitlines() if done else []
-    plain = (re.sub(r"alignmask::|^void |\(alignmask::.*", "", line).split("(")[0] for line in lines)
+    plain = (
+        re.sub(r"alignmask::|^void |\(alignmask::.*", "", line).split("(")[0] for line in lines
+    )
     return dict(zip(symbols, plain, strict=True))

@@ -1,10 +1,11 @@
-"""What a call costs beside the work: every op on next to nothing, through torch and straight into the compiled module.
+"""What a call costs beside the work: every op on next to nothing, through torch and straight into
+the compiled module.
 
     python bench/overhead.py [--device cuda]
 
-Processor time of this process, so that a busy machine disturbs little: the best of many turns. On a GPU the time until the
-launches are enqueued, and the wall clock's. "nothing" is a torch.autograd.Function that computes nothing, of as many tensors:
-what torch itself takes.
+Processor time of this process, so that a busy machine disturbs little: the best of many turns. On a
+GPU the time until the launches are enqueued, and the wall clock's. "nothing" is a
+torch.autograd.Function that computes nothing, of as many tensors: what torch itself takes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ CALLS, TURNS = 200, 25
 
 
 class Call(NamedTuple):
-    """An op of tensors, of which the first `leaves` have gradients, and the same in the compiled module (on the CPU)."""
+    """An op of tensors, of which the first `leaves` have gradients, and the same in the compiled
+    module (on the CPU)."""
 
     op: Callable[..., Tensor]
     tensors: tuple[Tensor, ...]
@@ -52,7 +54,9 @@ def calls() -> dict[str, Call]:
     value, levels, locations, weights = cases.ms_deform_attn(shape)
     _, _, reference, offsets, logits = cases.ms_deform_attn_from_offsets(shape)
     out, flat = torch.empty(1, 1, 8), [size for level in levels for size in level]
-    features, masks, owner, points = cases.masked_point_pool(cases.PoolShape(1, 8, (1, 1), (1, 1), 1, 1, 1))
+    features, masks, owner, points = cases.masked_point_pool(
+        cases.PoolShape(1, 8, (1, 1), (1, 1), 1, 1, 1)
+    )
     pooled, weight = ops.masked_point_pool(features, masks, owner, points)
     predictions, targets, image = cases.mask_iou(cases.IouShape(1, 1, (1, 1), 1, 1))
     iou = ops.mask_iou(predictions, targets, image)
@@ -75,7 +79,9 @@ def calls() -> dict[str, Call]:
             lambda *given: ops.masked_point_pool(*given)[0],
             (features, masks, owner, points),
             1,
-            lambda: _core.masked_point_pool_forward(pooled, weight, features, masks, owner, points, False, 1),
+            lambda: _core.masked_point_pool_forward(
+                pooled, weight, features, masks, owner, points, False, 1
+            ),
         ),
         "mask_iou": Call(
             ops.mask_iou,
@@ -87,7 +93,9 @@ def calls() -> dict[str, Call]:
             ops.quality_focal_loss,
             (scores, label, quality),
             1,
-            lambda: _core.quality_focal_loss_forward(loss, None, scores, label, quality, 2.0, 0.5, 1),
+            lambda: _core.quality_focal_loss_forward(
+                loss, None, scores, label, quality, 2.0, 0.5, 1
+            ),
         ),
     }
 
@@ -105,27 +113,45 @@ class Nothing(torch.autograd.Function):
 
 def with_gradient(op: Callable[..., Tensor], call: Call, device: str) -> tuple[float, float]:
     """Forward alone, and with backward."""
-    tensors = [tensor.to(device).requires_grad_(i < call.leaves) for i, tensor in enumerate(call.tensors)]
+    tensors = [
+        tensor.to(device).requires_grad_(i < call.leaves) for i, tensor in enumerate(call.tensors)
+    ]
     leaves, ones = tensors[: call.leaves], torch.ones_like(op(*tensors))
     forward = microseconds(lambda: op(*tensors), device)
     return forward, microseconds(lambda: torch.autograd.grad(op(*tensors), leaves, ones), device)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     device = parser.parse_args().device
     torch.set_num_threads(1)
-    columns = ("compiled module", "forward", "kept for backward", "with backward", "nothing", "nothing, backward")
+    columns = (
+        "compiled module",
+        "forward",
+        "kept for backward",
+        "with backward",
+        "nothing",
+        "nothing, backward",
+    )
     print("| µs a call | " + " | ".join(columns) + " |\n|" + "---|" * (len(columns) + 1))
     for name, call in calls().items():
         tensors = [tensor.to(device) for tensor in call.tensors]
         with torch.no_grad():
-            row = [microseconds(call.compiled, "cpu"), microseconds(lambda c=call, t=tensors: c.op(*t), device)]
+            row = [
+                microseconds(call.compiled, "cpu"),
+                microseconds(lambda c=call, t=tensors: c.op(*t), device),
+            ]
         if call.leaves:
             row += with_gradient(call.op, call, device)
             row += with_gradient(lambda *t, c=call: Nothing.apply(*t[: c.leaves]), call, device)
-        print(f"| {name} | " + " | ".join([f"{time:.1f}" for time in row] + [""] * (len(columns) - len(row))) + " |")
+        print(
+            f"| {name} | "
+            + " | ".join([f"{time:.1f}" for time in row] + [""] * (len(columns) - len(row)))
+            + " |"
+        )
 
 
 if __name__ == "__main__":

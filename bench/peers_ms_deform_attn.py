@@ -1,4 +1,5 @@
-"""What else computes ms_deform_attn on a CPU: the best form in plain torch, and a C++ extension from PyPI if it is installed.
+"""What else computes ms_deform_attn on a CPU: the best form in plain torch, and a C++ extension
+from PyPI if it is installed.
 
 Shapes: as in `alignmask.ops`.
 """
@@ -15,10 +16,14 @@ Levels = Sequence[tuple[int, int]]
 Attention = Callable[[Tensor, Levels, Tensor, Tensor], Tensor]
 
 
-def embedding_bag(value_BSND: Tensor, level_shapes: Levels, locations_BQNLP2: Tensor, weights_BQNLP: Tensor) -> Tensor:
-    """One bag per (image, query, head): the four tokens around each of its points, with their bilinear weights.
+def embedding_bag(
+    value_BSND: Tensor, level_shapes: Levels, locations_BQNLP2: Tensor, weights_BQNLP: Tensor
+) -> Tensor:
+    """One bag per (image, query, head): the four tokens around each of its points, with their
+    bilinear weights.
 
-    The rows of the table are the value tensor's own, so nothing of it is copied. Taps outside a level get weight 0.
+    The rows of the table are the value tensor's own, so nothing of it is copied. Taps outside a
+    level get weight 0.
     """
     B, S, N, D = value_BSND.shape
     _, Q, _, L, P, _ = locations_BQNLP2.shape
@@ -26,14 +31,16 @@ def embedding_bag(value_BSND: Tensor, level_shapes: Levels, locations_BQNLP2: Te
     start_L = (height_L * width_L).cumsum(0, dtype=torch.int32) - height_L * width_L
 
     def axis(place: Tensor, size_L: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Lower and upper pixel, brought inside; their parts, 0 where they were outside. [B, Q, N, L, P] each."""
+        """Lower and upper pixel, brought inside; their parts, 0 where they were outside. [B, Q, N,
+        L, P] each."""
         position = torch.addcmul(place.new_tensor(-0.5), place, size_L[:, None].to(place.dtype))
         low = position.detach().floor()
         part = position - low
         lower = low.to(torch.int32)
         inside = [(pixel >= 0) & (pixel < size_L[:, None]) for pixel in (lower, lower + 1)]
         pixels = [
-            torch.minimum(pixel.clamp(min=0), size_L[:, None] - 1).to(torch.int32) for pixel in (lower, lower + 1)
+            torch.minimum(pixel.clamp(min=0), size_L[:, None] - 1).to(torch.int32)
+            for pixel in (lower, lower + 1)
         ]
         return (pixels[0], pixels[1]), ((1 - part) * inside[0], part * inside[1])
 
@@ -61,7 +68,10 @@ PEERS: dict[str, Attention] = {"embedding_bag": embedding_bag}
 try:
     from torch_ms_deform_attn import ms_deform_attn as _extension
 except ImportError:
-    print("torch-ms-deform-attn is not installed: left out (pip install --no-build-isolation torch-ms-deform-attn)")
+    print(
+        "torch-ms-deform-attn is not installed: left out (pip install --no-build-isolation "
+        "torch-ms-deform-attn)"
+    )
 else:
 
     def torch_ms_deform_attn(
@@ -70,6 +80,8 @@ else:
         """C++ on ATen's threads, vectorised by the compiler."""
         shapes = torch.tensor(level_shapes)
         tokens = shapes.prod(1)
-        return _extension(value_BSND, shapes, tokens.cumsum(0) - tokens, locations_BQNLP2, weights_BQNLP)
+        return _extension(
+            value_BSND, shapes, tokens.cumsum(0) - tokens, locations_BQNLP2, weights_BQNLP
+        )
 
     PEERS["torch-ms-deform-attn"] = torch_ms_deform_attn

@@ -1,11 +1,13 @@
-"""Cuts a COCO data set into square tiles: many small instances an image become few larger ones a tile.
+"""Cuts a COCO data set into square tiles: many small instances an image become few larger ones a
+tile.
 
     python bench/tile_coco.py INSTANCES.json IMAGES OUT --tile 128 --stride 64
 
-writes OUT/images/*.png and OUT/instances.json. Tiles lie `stride` apart, the last ones at the right and lower edge, so that
-every pixel is in one; an image smaller than a tile stays whole. What is left of an instance in a tile becomes an instance
-of its own; fragments of fewer than `--smallest` pixels become crowd regions, which training leaves out and COCO's
-evaluation ignores. Boxes and areas are those of the masks.
+writes OUT/images/*.png and OUT/instances.json. Tiles lie `stride` apart, the last ones at the right
+and lower edge, so that every pixel is in one; an image smaller than a tile stays whole. What is
+left of an instance in a tile becomes an instance of its own; fragments of fewer than `--smallest`
+pixels become crowd regions, which training leaves out and COCO's evaluation ignores. Boxes and
+areas are those of the masks.
 """
 
 from __future__ import annotations
@@ -21,12 +23,15 @@ from pycocotools.coco import COCO
 
 
 def starts(side: int, tile: int, stride: int) -> list[int]:
-    """First pixels of the tiles along one side: every `stride`, and one that ends with the image."""
+    """First pixels of the tiles along one side: every `stride`, and one that ends with the
+    image."""
     last = max(0, side - tile)
     return sorted({*range(0, last, stride), last})
 
 
-def cut(annotations: Path, images: Path, out: Path, tile: int, stride: int, smallest: int = 16) -> tuple[int, int]:
+def cut(
+    annotations: Path, images: Path, out: Path, tile: int, stride: int, smallest: int = 16
+) -> tuple[int, int]:
     """Write the tiled data set; returns the numbers of tiles and instances (without crowd regions).
 
     Raises ValueError unless 0 < stride <= tile, and FileExistsError if `out` is there already.
@@ -47,9 +52,13 @@ def cut(annotations: Path, images: Path, out: Path, tile: int, stride: int, smal
                 width, height = min(tile, image["width"]), min(tile, image["height"])
                 name = f"{Path(image['file_name']).stem}_{top}_{left}.png"
                 pixels.crop((left, top, left + width, top + height)).save(out / "images" / name)
-                tiles.append({"id": len(tiles) + 1, "file_name": name, "width": width, "height": height})
+                tiles.append(
+                    {"id": len(tiles) + 1, "file_name": name, "width": width, "height": height}
+                )
                 for instance, mask_HW in zip(instances, masks_NHW, strict=True):
-                    rle = coco_mask.encode(np.asfortranarray(mask_HW[top : top + height, left : left + width]))
+                    rle = coco_mask.encode(
+                        np.asfortranarray(mask_HW[top : top + height, left : left + width])
+                    )
                     area = int(coco_mask.area(rle))
                     if area == 0:
                         continue
@@ -70,7 +79,9 @@ def cut(annotations: Path, images: Path, out: Path, tile: int, stride: int, smal
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("annotations", type=Path)
     parser.add_argument("images", type=Path)
     parser.add_argument("out", type=Path)

@@ -1,6 +1,8 @@
-"""Hugging Face models before and after `alignmask.integrations.transformers.use_kernels`: whole forward passes, in turns.
+"""Hugging Face models before and after `alignmask.integrations.transformers.use_kernels`: whole
+forward passes, in turns.
 
-`python bench/transformers_models.py` (random weights; nothing is downloaded). "kernel" is the accelerated model.
+`python bench/transformers_models.py` (random weights; nothing is downloaded). "kernel" is the
+accelerated model.
 """
 
 from __future__ import annotations
@@ -30,13 +32,17 @@ def mask2former() -> nn.Module:
 
 def oneformer() -> nn.Module:
     backbone = transformers.SwinConfig(**SWIN_T, out_features=STAGES)
-    config = transformers.OneFormerConfig(backbone_config=backbone, num_labels=80, is_training=False)
+    config = transformers.OneFormerConfig(
+        backbone_config=backbone, num_labels=80, is_training=False
+    )
     return transformers.OneFormerForUniversalSegmentation(config)
 
 
 def deformable_detr() -> nn.Module:
     backbone = transformers.ResNetConfig(out_features=STAGES[1:])
-    config = transformers.DeformableDetrConfig(backbone_config=backbone, backbone=None, use_timm_backbone=False)
+    config = transformers.DeformableDetrConfig(
+        backbone_config=backbone, backbone=None, use_timm_backbone=False
+    )
     return transformers.DeformableDetrForObjectDetection(config)
 
 
@@ -56,7 +62,11 @@ def measure(name: str, model: nn.Module, size: int, threads: int, turns: int, tr
         with torch.set_grad_enabled(train):
             outputs = model(**batch)
         if train:
-            sum(v.square().mean() for v in outputs.values() if torch.is_tensor(v) and v.requires_grad).backward()
+            sum(
+                v.square().mean()
+                for v in outputs.values()
+                if torch.is_tensor(v) and v.requires_grad
+            ).backward()
         return time.perf_counter() - began
 
     times: dict[str, list[float]] = {"kernel": [], "transformers": []}
@@ -66,8 +76,14 @@ def measure(name: str, model: nn.Module, size: int, threads: int, turns: int, tr
             taken = run()
             if turn:
                 seconds.append(taken)
-    results = [Result(candidate, turns, *quartiles(seconds)) for candidate, seconds in times.items()]
-    labels = {"model": name, "image": f"{size}x{size}", "pass": "forward+backward" if train else "forward"}
+    results = [
+        Result(candidate, turns, *quartiles(seconds)) for candidate, seconds in times.items()
+    ]
+    labels = {
+        "model": name,
+        "image": f"{size}x{size}",
+        "pass": "forward+backward" if train else "forward",
+    }
     return Row("accelerate", labels, threads, {"B": 1, "H": size, "W": size}, {}, results)
 
 

@@ -28,9 +28,15 @@ def bench_module(name: str) -> ModuleType:
 
 
 settings.register_profile(
-    "default", deadline=None, max_examples=40, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    "default",
+    deadline=None,
+    max_examples=40,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
 )
-settings.register_profile("thorough", parent=settings.get_profile("default"), max_examples=1000, derandomize=False)
+settings.register_profile(
+    "thorough", parent=settings.get_profile("default"), max_examples=1000, derandomize=False
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
@@ -59,7 +65,8 @@ def _few_threads() -> None:
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """Folder with `coco_subset` and `dsb2018_nuclei`: $ALIGNMASK_DATA, else ../shared/data beside the repository."""
+    """Folder with `coco_subset` and `dsb2018_nuclei`: $ALIGNMASK_DATA, else ../shared/data beside
+    the repository."""
     root = Path(os.environ.get("ALIGNMASK_DATA", REPOSITORY.parent / "shared" / "data"))
     if not root.is_dir():
         pytest.skip(f"real data not found at {root} (set ALIGNMASK_DATA)")

@@ -35,7 +35,11 @@ class Block:
 
 def pages() -> list[str]:
     """Paths of all pages, relative to the repository."""
-    found = [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md"), REPOSITORY / "core" / "README.md"]
+    found = [
+        *REPOSITORY.glob("*.md"),
+        *(REPOSITORY / "docs").rglob("*.md"),
+        REPOSITORY / "core" / "README.md",
+    ]
     return sorted(path.relative_to(REPOSITORY).as_posix() for path in found)
 
 
@@ -52,12 +56,17 @@ def blocks(page: str, text: str | None = None) -> list[Block]:
     found = []
     for match in _FENCE.finditer(text):
         indent = len(match["indent"])
-        code = "".join(line[indent:] if line.strip() else line for line in match["code"].splitlines(keepends=True))
+        code = "".join(
+            line[indent:] if line.strip() else line
+            for line in match["code"].splitlines(keepends=True)
+        )
         reason = _REASON.search(text, endpos=match.start())
         line = text.count("\n", 0, match.start()) + 1
         file = _FILE.search(text, endpos=match.start())
         not_run = reason["reason"] if reason else f"it is the file {file['file']}" if file else None
-        found.append(Block(page, line, match["language"], code, not_run, file["file"] if file else None))
+        found.append(
+            Block(page, line, match["language"], code, not_run, file["file"] if file else None)
+        )
     return found
 
 
@@ -73,9 +82,12 @@ def links(page: str) -> list[str]:
 
 
 def anchors(path: Path) -> set[str]:
-    """The anchors of a page's headings, by the rule of both GitHub and MkDocs for plain headings."""
+    """The anchors of a page's headings, by the rule of both GitHub and MkDocs for plain
+    headings."""
     headings = re.findall(r"^#+ (.+)$", _FENCE.sub("", path.read_text()), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings
+    }
 
 
 def shell_commands(code: str) -> list[list[str]]:

@@ -1,7 +1,7 @@
 """Which package of alignmask imports which.
 
-`python -m tests.floors` prints the graph as docs/architecture.md shows it. Imports inside of functions and those for
-type checkers alone count like all others.
+`python -m tests.floors` prints the graph as docs/architecture.md shows it. Imports inside of
+functions and those for type checkers alone count like all others.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ ROOT = "alignmask"
 
 
 def rooms(package: Path = PACKAGE, modules: bool = False) -> dict[str, list[Path]]:
-    """The files of each room: a folder of the package, or a module beside them. `modules`: every file is a room."""
+    """The files of each room: a folder of the package, or a module beside them. `modules`: every
+    file is a room."""
     found = defaultdict(list)
     for file in sorted(package.rglob("*.py")):
         parts = file.relative_to(package).with_suffix("").parts
@@ -34,7 +35,11 @@ def imported(file: Path, names: set[str]) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}:{node.lineno}: relative import"
             targets |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {_room(target.split(".")[1:], names) for target in targets if target.split(".")[0] == "alignmask"}
+    return {
+        _room(target.split(".")[1:], names)
+        for target in targets
+        if target.split(".")[0] == "alignmask"
+    }
 
 
 def _room(parts: list[str], names: set[str]) -> str:
@@ -46,7 +51,10 @@ def _room(parts: list[str], names: set[str]) -> str:
 def graph(package: Path = PACKAGE, modules: bool = False) -> dict[str, set[str]]:
     """Room -> the other rooms that it imports from."""
     found = rooms(package, modules)
-    edges = {room: set().union(*(imported(file, set(found)) for file in files)) for room, files in found.items()}
+    edges = {
+        room: set().union(*(imported(file, set(found)) for file in files))
+        for room, files in found.items()
+    }
     return {room: targets - {room} for room, targets in edges.items()}
 
 

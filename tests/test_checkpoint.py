@@ -40,7 +40,9 @@ def save(folder: Path, value: float = 0.0, **more: object) -> None:
     checkpoint.save(folder, CONFIG, {"w": torch.full((3,), value)}, META, **more)
 
 
-def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "checkpoints" / "step_0000003"
     save(folder, 1.0)
 
@@ -54,7 +56,9 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: p
     assert [p.name for p in folder.parent.iterdir()] == ["step_0000003"]
 
 
-def test_a_kill_between_the_renames_leaves_a_usable_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_between_the_renames_leaves_a_usable_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save(tmp_path / "best", 1.0)
     rename, calls = os.rename, []
 
@@ -75,7 +79,10 @@ def test_latest_and_prune(tmp_path: Path) -> None:
     for step in (5, 10, 100):
         save(tmp_path / "checkpoints" / f"step_{step:07d}")
     checkpoint.prune(tmp_path, 2)
-    assert [p.name for p in sorted((tmp_path / "checkpoints").iterdir())] == ["step_0000010", "step_0000100"]
+    assert [p.name for p in sorted((tmp_path / "checkpoints").iterdir())] == [
+        "step_0000010",
+        "step_0000100",
+    ]
     assert checkpoint.latest(tmp_path).name == "step_0000100"
 
 
@@ -109,15 +116,21 @@ def test_bad_checkpoints_are_named(tmp_path: Path) -> None:
     foreign = tmp_path / "run" / "model_final.pkl"  # it is not to stand for the run that it lies in
     foreign.write_bytes(b"weights")
     with pytest.raises(
-        FileNotFoundError, match=r"not a file of a checkpoint.*alignmask convert .*model_final\.pkl DIR"
+        FileNotFoundError,
+        match=r"not a file of a checkpoint.*alignmask convert .*model_final\.pkl DIR",
     ):
         alignmask.load(foreign)
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "model.safetensors").touch()
     (tmp_path / "hf" / "config.json").write_text('{"model_type": "mask2former"}')
-    with pytest.raises(ValueError, match=r"hf: not a checkpoint of AlignMask.*alignmask convert .*hf DIR"):
+    with pytest.raises(
+        ValueError, match=r"hf: not a checkpoint of AlignMask.*alignmask convert .*hf DIR"
+    ):
         alignmask.load(tmp_path / "hf")
-    assert checkpoint.resolve(tmp_path / "run" / "best" / "model.safetensors") == tmp_path / "run" / "best"
+    assert (
+        checkpoint.resolve(tmp_path / "run" / "best" / "model.safetensors")
+        == tmp_path / "run" / "best"
+    )
     save(tmp_path / "c")
     (tmp_path / "c" / "model.safetensors").write_bytes(b"truncated")
     with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
@@ -135,11 +148,15 @@ def test_a_loaded_model_predicts_on_any_kind_of_image(tmp_path: Path, image: str
     from PIL import Image
 
     model = tiny.model()
-    config = replace(CONFIG, model=model.config, data=replace(CONFIG.data, eval_short_side=64, eval_max_side=96))
+    config = replace(
+        CONFIG, model=model.config, data=replace(CONFIG.data, eval_short_side=64, eval_max_side=96)
+    )
     checkpoint.save(tmp_path / "c", config, model.state_dict(), META)
     predictor = alignmask.load(tmp_path / "c" / "model.safetensors")
     assert predictor.class_names == ["a", "b", "c", "d"]
-    tensor = torch.randint(0, 256, (3, 50, 70), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    tensor = torch.randint(0, 256, (3, 50, 70), generator=torch.Generator().manual_seed(0)).to(
+        torch.uint8
+    )
     array = tensor.permute(1, 2, 0).numpy()
     Image.fromarray(array).save(tmp_path / "image.png")
     given = {

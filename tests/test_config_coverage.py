@@ -15,7 +15,11 @@ from alignmask import config
 from alignmask.config import Config
 from tests.covers import covered_names, field_names
 
-SECTIONS = {name: kind for name, kind in typing.get_type_hints(Config).items() if dataclasses.is_dataclass(kind)}
+SECTIONS = {
+    name: kind
+    for name, kind in typing.get_type_hints(Config).items()
+    if dataclasses.is_dataclass(kind)
+}
 
 # Sections whose tests do not say yet what they cover. Take a name out when its tests are marked.
 NOT_YET: set[str] = set()
@@ -42,9 +46,15 @@ def test_every_setting_has_whole_sentences() -> None:
             continue
         assert ast.get_docstring(kind), kind.name
         for field, text in itertools.pairwise([*kind.body, ast.Pass()]):
-            if not isinstance(field, ast.AnnAssign) or ast.unparse(field.annotation).endswith("Config"):
+            if not isinstance(field, ast.AnnAssign) or ast.unparse(field.annotation).endswith(
+                "Config"
+            ):
                 continue
-            said = text.value.value if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) else ""
+            said = (
+                text.value.value
+                if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+                else ""
+            )
             if not re.fullmatch(r"[A-Z].*[a-z0-9)`]\.", str(said), re.DOTALL):
                 missing.append(f"{kind.name}.{ast.unparse(field.target)}")
     assert not missing
@@ -52,7 +62,12 @@ def test_every_setting_has_whole_sentences() -> None:
 
 def test_names_follow_configs_inside_of_configs() -> None:
     names = set(field_names(SECTIONS["model"], "model"))
-    assert {"model.score", "model.backbone.name", "model.backbone.swin", "model.backbone.swin.window"} <= names
+    assert {
+        "model.score",
+        "model.backbone.name",
+        "model.backbone.swin",
+        "model.backbone.swin.window",
+    } <= names
     assert {"model.aligned_queries", "model.aligned_queries.count"} <= names
     assert "model.backbone" not in names  # it is always there: its fields are what can be set
 

@@ -1,4 +1,5 @@
-"""CONTRIBUTING.md's example of a new op, written file by file into a copy of the repository, builds and passes its tests."""
+"""CONTRIBUTING.md's example of a new op, written file by file into a copy of the repository, builds
+and passes its tests."""
 
 from __future__ import annotations
 
@@ -19,7 +20,11 @@ FILES = {block.file: block.code for block in docs_pages.blocks("CONTRIBUTING.md"
 EDITS = (  # what the page says in words
     ("cmake/AlignMaskOps.cmake", r"set\(ALIGNMASK_OPS ", rf"\g<0>{OP} "),
     ("python/alignmask/ops/_library.py", r"^OPS = \(", rf'\g<0>"{OP}", '),
-    ("python/alignmask/ops/__init__.py", r"\n\n__all__", f"\nfrom alignmask.ops.{OP} import {OP}\\g<0>"),
+    (
+        "python/alignmask/ops/__init__.py",
+        r"\n\n__all__",
+        f"\nfrom alignmask.ops.{OP} import {OP}\\g<0>",
+    ),
     ("python/alignmask/ops/__init__.py", r"__all__ = \[", rf'\g<0>"{OP}", '),
     (
         "python/alignmask/ops/reference/__init__.py",
@@ -69,11 +74,23 @@ def test_the_example_has_the_files_of_every_op(copy: Path) -> None:
 def test_the_example_builds_and_passes_its_tests(copy: Path) -> None:
     def run(*command: str, **environment: str) -> None:
         done = subprocess.run(
-            command, cwd=copy, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command,
+            cwd=copy,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
         assert done.returncode == 0, done.stdout.decode()[-5000:]
 
-    run("cmake", "-S", ".", "-B", "build", f"-DPython_EXECUTABLE={sys.executable}", "-DALIGNMASK_TESTS=OFF")
+    run(
+        "cmake",
+        "-S",
+        ".",
+        "-B",
+        "build",
+        f"-DPython_EXECUTABLE={sys.executable}",
+        "-DALIGNMASK_TESTS=OFF",
+    )
     run("cmake", "--build", "build", "--parallel", "2", "--target", "_core", "_simt")
     (built,) = (copy / "build").glob("_core.*.so")
     shutil.copy(built, copy / "python" / "alignmask")

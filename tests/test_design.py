@@ -1,4 +1,5 @@
-"""The design's rules, as far as a program can check them: who may know whom, where things live, how long a file may be."""
+"""The design's rules, as far as a program can check them: who may know whom, where things live, how
+long a file may be."""
 
 from __future__ import annotations
 
@@ -21,7 +22,11 @@ if sys.version_info >= (3, 11):
     import tomllib
 
     PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    EXTRAS = {re.split(r"[<>=\[ ]", name)[0] for names in PROJECT["optional-dependencies"].values() for name in names}
+    EXTRAS = {
+        re.split(r"[<>=\[ ]", name)[0]
+        for names in PROJECT["optional-dependencies"].values()
+        for name in names
+    }
 else:
     EXTRAS = set()
 MODULES = {
@@ -33,8 +38,15 @@ MODULES = {
 OPTIONAL = {MODULES.get(name, name.replace("-", "_")) for name in EXTRAS}
 
 
-def sources(*folders: str, suffixes: tuple[str, ...] = (".py", ".h", ".cpp", ".cuh", ".cu")) -> list[Path]:
-    found = [path for folder in folders for path in (REPOSITORY / folder).rglob("*") if path.suffix in suffixes]
+def sources(
+    *folders: str, suffixes: tuple[str, ...] = (".py", ".h", ".cpp", ".cuh", ".cu")
+) -> list[Path]:
+    found = [
+        path
+        for folder in folders
+        for path in (REPOSITORY / folder).rglob("*")
+        if path.suffix in suffixes
+    ]
     assert found
     return sorted(found)
 
@@ -63,6 +75,7 @@ FLOORS = (
     {"loss", "pretrained", "exporting", "evaluation"},
     {"pictures", "training"},
     {"analysis", "ablation", "predictor"},
+    {"_arguments"},
     {"_verbs"},
     {"alignmask"},  # the package itself: names alone
     {"commands"},
@@ -87,18 +100,23 @@ def test_no_room_imports_from_its_own_floor_or_a_higher_one() -> None:
 
 
 def test_no_module_is_part_of_a_circle() -> None:
-    """Modules, where the floors are about packages: within a package, too, imports have one direction."""
+    """Modules, where the floors are about packages: within a package, too, imports have one
+    direction."""
     assert circles(graph()) == []
     assert circles(graph(modules=True)) == []
 
 
 def test_the_architecture_page_shows_the_graph() -> None:
     """`python -m tests.floors` prints what belongs there."""
-    assert f"```mermaid\n{mermaid(graph())}\n```" in (REPOSITORY / "docs/architecture.md").read_text()
+    assert (
+        f"```mermaid\n{mermaid(graph())}\n```" in (REPOSITORY / "docs/architecture.md").read_text()
+    )
 
 
 def test_the_core_knows_neither_python_nor_torch() -> None:
-    forbidden = re.compile(r'#\s*include\s*[<"](torch|ATen|c10|pybind11|Python\.h|numpy|\.\./\.\./bindings)')
+    forbidden = re.compile(
+        r'#\s*include\s*[<"](torch|ATen|c10|pybind11|Python\.h|numpy|\.\./\.\./bindings)'
+    )
     offenders = [relative(path) for path in sources("core") if forbidden.search(path.read_text())]
     assert not offenders
 
@@ -107,7 +125,11 @@ def test_the_core_includes_only_itself_and_the_system() -> None:
     for path in sources("core"):
         for include in re.findall(r'#\s*include\s*"([^"]+)"', path.read_text()):
             assert ".." not in include, f"{relative(path)} includes {include}"
-            found = [room / include for room in (path.parent, REPOSITORY / "core") if (room / include).is_file()]
+            found = [
+                room / include
+                for room in (path.parent, REPOSITORY / "core")
+                if (room / include).is_file()
+            ]
             assert len(found) == 1, f"{relative(path)} includes {include}"
 
 
@@ -119,14 +141,22 @@ def test_what_the_ops_share_names_none_of_them() -> None:
 
 
 def test_only_tensor_arg_reads_python_tensors() -> None:
-    """The bindings of an op see TensorArg; how a Python object shows its memory is the business of that class."""
+    """The bindings of an op see TensorArg; how a Python object shows its memory is the business of
+    that class."""
     protocol = re.compile(r"Py_buffer|PyCapsule|__dlpack__|data_ptr|py::array|DLTensor")
     readers = {path.name for path in sources("bindings") if protocol.search(path.read_text())}
-    assert readers <= {"tensor_arg.cpp", "tensor_arg_dlpack.cpp", "tensor_arg_torch.cpp", "tensor_arg.h", "dlpack.h"}
+    assert readers <= {
+        "tensor_arg.cpp",
+        "tensor_arg_dlpack.cpp",
+        "tensor_arg_torch.cpp",
+        "tensor_arg.h",
+        "dlpack.h",
+    }
 
 
 def test_only_library_py_knows_torch_library() -> None:
-    """And besides only compat.py, where it is the name that others expect, has an autograd.Function."""
+    """And besides only compat.py, where it is the name that others expect, has an
+    autograd.Function."""
     library, compat = "python/alignmask/ops/_library.py", "python/alignmask/ops/compat.py"
     homes = {
         r"torch\.library|from torch import .*\blibrary\b": {library},
@@ -141,7 +171,11 @@ def code_of(path: Path) -> str:
     """A Python file without its docstrings and comments."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+        if (
+            isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+        ):
             node.value.value = ""
     return ast.unparse(tree)
 
@@ -166,7 +200,9 @@ def test_every_import_is_declared() -> None:
 def test_no_bare_except_hides_an_error() -> None:
     for path in sources("python"):
         for node in ast.walk(ast.parse(path.read_text())):
-            assert not (isinstance(node, ast.ExceptHandler) and node.type is None), f"{relative(path)}:{node.lineno}"
+            assert not (isinstance(node, ast.ExceptHandler) and node.type is None), (
+                f"{relative(path)}:{node.lineno}"
+            )
 
 
 # ---- where things live
@@ -174,10 +210,16 @@ def test_no_bare_except_hides_an_error() -> None:
 
 @pytest.mark.parametrize("op", ops.OPS)
 def test_every_op_has_its_rooms(op: str) -> None:
-    rooms = [f"python/alignmask/ops/{op}.py", f"python/alignmask/ops/reference/{op}.py", f"tests/ops/test_{op}.py"]
+    rooms = [
+        f"python/alignmask/ops/{op}.py",
+        f"python/alignmask/ops/reference/{op}.py",
+        f"tests/ops/test_{op}.py",
+    ]
     rooms += [f"bench/bench_{op}.py"]
     if ops.implementation(op, "cpu") != "reference":
-        core = [f"core/{op}/{name}" for name in (f"{op}.h", f"{op}.cpp", "formula.h", "cpu/kernels.cpp")]
+        core = [
+            f"core/{op}/{name}" for name in (f"{op}.h", f"{op}.cpp", "formula.h", "cpu/kernels.cpp")
+        ]
         rooms += [*core, f"bindings/{op}.cpp", f"tests/native/test_{op}.cpp"]
     missing = [room for room in rooms if not (REPOSITORY / room).is_file()]
     assert not missing
@@ -193,12 +235,18 @@ def expanded(path: str) -> list[str]:
     if "<op>" in path:
         return [found for op in ops.OPS for found in expanded(path.replace("<op>", op))]
     if braces := re.search(r"\{(.*?)\}", path):
-        return [found for part in braces[1].split(",") for found in expanded(path.replace(braces[0], part, 1))]
+        return [
+            found
+            for part in braces[1].split(",")
+            for found in expanded(path.replace(braces[0], part, 1))
+        ]
     return [path]
 
 
 def test_the_readme_of_the_core_lists_its_files() -> None:
-    rows = re.findall(r"^\| `(\S+)` \|", (REPOSITORY / "core" / "README.md").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(\S+)` \|", (REPOSITORY / "core" / "README.md").read_text(), re.MULTILINE
+    )
     listed = [f"core/{path}" for row in rows for path in expanded(row)]
     assert sorted(listed) == [relative(path) for path in sources("core")]
 
@@ -216,7 +264,8 @@ def test_a_reference_has_the_signature_of_its_op(op: str) -> None:
 
 def test_files_are_short() -> None:
     lengths = {
-        relative(path): len(path.read_text().splitlines()) for path in sources("core", "bindings", "python", "tests")
+        relative(path): len(path.read_text().splitlines())
+        for path in sources("core", "bindings", "python", "tests")
     }
     assert not {path: lines for path, lines in lengths.items() if lines > 450}
 
@@ -240,7 +289,9 @@ sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 
 
 def run_without_extras(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", HIDE + code], capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", HIDE + code], capture_output=True, text=True, timeout=120
+    )
 
 
 @pytest.mark.skipif(not OPTIONAL, reason="reading pyproject.toml needs Python 3.11")
@@ -282,11 +333,14 @@ for feature in ("load", "analyze", "model", "data", "loss", "training", "evaluat
 @pytest.mark.skipif(not OPTIONAL, reason="reading pyproject.toml needs Python 3.11")
 def test_commands_name_what_is_missing_without_a_traceback() -> None:
     commands = ("train", "eval", "analyze", "predict", "demo")
-    done = run_without_extras(f"from alignmask.cli import main\nprint([main([name]) for name in {commands}])")
+    done = run_without_extras(
+        f"from alignmask.cli import main\nprint([main([name]) for name in {commands}])"
+    )
     assert done.stdout == "[2, 2, 2, 2, 2]\n", done.stderr
     for command, line in zip(commands, done.stderr.splitlines(), strict=True):
         assert re.fullmatch(
-            rf"alignmask: alignmask {command} needs .*: install them with `pip install .*` in .*\.", line
+            rf"alignmask: alignmask {command} needs .*: install them with `pip install .*` in .*\.",
+            line,
         )
 
 

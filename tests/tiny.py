@@ -7,7 +7,13 @@ from typing import Any
 
 import torch
 
-from alignmask.config import AlignedQueryConfig, BackboneConfig, ModelConfig, PixelDecoderConfig, QueryDecoderConfig
+from alignmask.config import (
+    AlignedQueryConfig,
+    BackboneConfig,
+    ModelConfig,
+    PixelDecoderConfig,
+    QueryDecoderConfig,
+)
 from alignmask.data import Batch
 from alignmask.model import AlignMask, build_model
 
@@ -32,7 +38,9 @@ def model(seed: int = 0, **changes: Any) -> AlignMask:
     return build_model(model_config(**changes))
 
 
-def batch(counts: tuple[int, ...] = (3, 0, 2), size: tuple[int, int] = (64, 96), seed: int = 0) -> Batch:
+def batch(
+    counts: tuple[int, ...] = (3, 0, 2), size: tuple[int, int] = (64, 96), seed: int = 0
+) -> Batch:
     """Random pixels; every instance is a random rectangle."""
     generator = torch.Generator().manual_seed(seed)
     height, width = size
@@ -43,7 +51,9 @@ def batch(counts: tuple[int, ...] = (3, 0, 2), size: tuple[int, int] = (64, 96),
         h, w = (int(torch.randint(8, side // 2, (), generator=generator)) for side in size)
         mask[y : y + h, x : x + w] = True
     return Batch(
-        image_BCHW=torch.randint(0, 256, (len(counts), 3, height, width), generator=generator).to(torch.uint8),
+        image_BCHW=torch.randint(0, 256, (len(counts), 3, height, width), generator=generator).to(
+            torch.uint8
+        ),
         valid_BHW=torch.ones(len(counts), height, width, dtype=torch.bool),
         masks_GHW=masks_GHW,
         labels_G=torch.randint(0, 4, (instances,), generator=generator),

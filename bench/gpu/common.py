@@ -1,6 +1,8 @@
-"""What the programs of the report share: the device, the paper's shapes, how time is taken, where results go.
+"""What the programs of the report share: the device, the paper's shapes, how time is taken, where
+results go.
 
-Every program runs by itself, too: `GPU_REPORT_DEVICE=cpu python bench/gpu/ops_times.py` goes through the motions.
+Every program runs by itself, too: `GPU_REPORT_DEVICE=cpu python bench/gpu/ops_times.py` goes
+through the motions.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ def say(*words: object) -> None:
 
 
 class Results:
-    """What a program found, by name; written after each, so that nothing is lost if its time runs out."""
+    """What a program found, by name; written after each, so that nothing is lost if its time runs
+    out."""
 
     def __init__(self, section: str) -> None:
         self._path = WORK / "results" / f"{section}.json"
@@ -60,7 +63,9 @@ class Results:
             self[name] = function()
         except Exception as error:
             message = str(error).strip().splitlines()
-            self[name] = {"failed": f"{type(error).__name__}: {message[0][:300] if message else ''}"}
+            self[name] = {
+                "failed": f"{type(error).__name__}: {message[0][:300] if message else ''}"
+            }
             if GPU:
                 torch.cuda.empty_cache()
 
@@ -101,11 +106,15 @@ def _between_events(call: Call, repeat: int) -> list[float]:
     return times
 
 
-def graph_ms(call: Call, calls: int = 4, repeat: int = 9, prepare: Callable[[], Call] | None = None) -> float:
-    """Of one call on the device alone: `calls` of them captured in a CUDA graph, the median over replays.
+def graph_ms(
+    call: Call, calls: int = 4, repeat: int = 9, prepare: Callable[[], Call] | None = None
+) -> float:
+    """Of one call on the device alone: `calls` of them captured in a CUDA graph, the median over
+    replays.
 
-    The same call again finds its data in the L2 cache as far as it fits there (50 MB on an H100; the paper's need more).
-    `prepare` makes the call on the capturing stream: a backward pass runs where its forward ran.
+    The same call again finds its data in the L2 cache as far as it fits there (50 MB on an H100;
+    the paper's need more). `prepare` makes the call on the capturing stream: a backward pass runs
+    where its forward ran.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -123,7 +132,8 @@ def graph_ms(call: Call, calls: int = 4, repeat: int = 9, prepare: Callable[[], 
 
 
 def loop_ms(call: Call, calls: int = 10, repeat: int = 5) -> float:
-    """Of one call among many, one after the other without waiting: the device's time, or the host's where that is longer."""
+    """Of one call among many, one after the other without waiting: the device's time, or the host's
+    where that is longer."""
 
     def several() -> None:
         for _ in range(calls):
@@ -150,8 +160,11 @@ def host_us(call: Call, calls: int = 20, repeat: int = 5) -> float:
     return statistics.median(times)
 
 
-def times_of(forward: Callable[[], Tensor], leaves: tuple[Tensor, ...] = ()) -> dict[str, dict[str, Any]]:
-    """Time of forward, of backward alone, and of both, each by graph, loop and host as far as there is such a number.
+def times_of(
+    forward: Callable[[], Tensor], leaves: tuple[Tensor, ...] = ()
+) -> dict[str, dict[str, Any]]:
+    """Time of forward, of backward alone, and of both, each by graph, loop and host as far as there
+    is such a number.
 
     Args:
         forward: Its result depends on `leaves`.
@@ -199,7 +212,12 @@ def kernels_ms(call: Call) -> float:
         call()
         synchronize()
     events = [event for event in profiler.events() if event.device_type == DeviceType.CUDA]
-    return sum(e.time_range.elapsed_us() for e in events if not getattr(e, "is_user_annotation", False)) / 1e3
+    return (
+        sum(
+            e.time_range.elapsed_us() for e in events if not getattr(e, "is_user_annotation", False)
+        )
+        / 1e3
+    )
 
 
 def peak_gib(call: Call) -> float:
@@ -215,9 +233,11 @@ def peak_gib(call: Call) -> float:
 
 
 def rounds(sides: dict[str, Call], count: int) -> dict[str, dict[str, float]]:
-    """Whole models, in turns: medians over rounds of wall time, then time of kernels alone and memory.
+    """Whole models, in turns: medians over rounds of wall time, then time of kernels alone and
+    memory.
 
-    The first rounds of a process are slower and are thrown away; kernels alone do not know how busy the host is.
+    The first rounds of a process are slower and are thrown away; kernels alone do not know how busy
+    the host is.
     """
     count, warm = (count, 3) if GPU else (1, 0)
     times: dict[str, list[float]] = {name: [] for name in sides}
@@ -245,14 +265,16 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def attention(dtype: torch.dtype, spread: float = 2.0, images: int = B) -> tuple[Any, ...]:
-    """Arguments of ms_deform_attn_from_offsets as the pixel decoder calls it: points some `spread` pixels around every query's
-    own token."""
+    """Arguments of ms_deform_attn_from_offsets as the pixel decoder calls it: points some `spread`
+    pixels around every query's own token."""
     S, L, g = sum(h * w for h, w in LEVELS), len(LEVELS), generator()
     value = torch.randn(images, S, N, D, device=DEVICE, generator=g).to(dtype)
     centres = []
     for h, w in LEVELS:
         y, x = torch.meshgrid(
-            (torch.arange(h, device=DEVICE) + 0.5) / h, (torch.arange(w, device=DEVICE) + 0.5) / w, indexing="ij"
+            (torch.arange(h, device=DEVICE) + 0.5) / h,
+            (torch.arange(w, device=DEVICE) + 0.5) / w,
+            indexing="ij",
         )
         centres.append(torch.stack([x, y], -1).reshape(-1, 2))
     reference = torch.cat(centres)[:, None].expand(images, S, L, 2)
@@ -267,7 +289,9 @@ def masks(count: int, side: int) -> Tensor:
     x = torch.linspace(0, 1, side, device=DEVICE)[None]
     numbers = torch.rand(count, 4, 1, 1, device=DEVICE, generator=generator(1))
     centre_y, centre_x, height, width = numbers.unbind(1)
-    return ((y - centre_y) / (0.1 + 0.2 * height)) ** 2 + ((x - centre_x) / (0.1 + 0.2 * width)) ** 2 < 1
+    return ((y - centre_y) / (0.1 + 0.2 * height)) ** 2 + (
+        (x - centre_x) / (0.1 + 0.2 * width)
+    ) ** 2 < 1
 
 
 def batch(images: int, instances: int, classes: int, side: int = SIDE) -> Any:
@@ -275,7 +299,11 @@ def batch(images: int, instances: int, classes: int, side: int = SIDE) -> Any:
     from alignmask.data import Sample, collate
 
     g = torch.Generator().manual_seed(0)
-    found = masks(images * instances, side).cpu() if instances else torch.zeros(0, side, side, dtype=torch.bool)
+    found = (
+        masks(images * instances, side).cpu()
+        if instances
+        else torch.zeros(0, side, side, dtype=torch.bool)
+    )
     samples = [
         Sample(
             image_CHW=torch.randint(0, 256, (3, side, side), generator=g, dtype=torch.uint8),

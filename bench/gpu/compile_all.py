@@ -1,4 +1,5 @@
-"""Compiles all kernels by NVRTC into the cache, side by side: what first use would do one after the other.
+"""Compiles all kernels by NVRTC into the cache, side by side: what first use would do one after the
+other.
 
 `compile_all.py ARCHITECTURE [COUNT]`: 90 for sm_90; only so many.
 """
@@ -40,7 +41,9 @@ def compile_one(job: tuple[str, str], architecture: int) -> tuple[str, float, st
     op, kernel = job
     library = nvrtc.find(int((torch.version.cuda or "0").split(".")[0]))
     assert library is not None
-    launcher = Launcher(None, library, cache.Cache(cache.default_folder()), _backend.sources(_core), OPS)  # type: ignore[arg-type]
+    launcher = Launcher(
+        None, library, cache.Cache(cache.default_folder()), _backend.sources(_core), OPS
+    )  # type: ignore[arg-type]
     start = time.perf_counter()
     try:
         launcher.cubin(op, kernel, architecture)

@@ -1,4 +1,5 @@
-"""Floors of the ops' times by the counted model (bench/roofline.py) for the GPU at hand: model, not measured.
+"""Floors of the ops' times by the counted model (bench/roofline.py) for the GPU at hand: model, not
+measured.
 
 It needs no GPU, only NVRTC and a disassembler: `prepare` runs it where there is time for it.
 """
@@ -15,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 def instructions(architecture: int) -> dict[str, Any]:
-    """Bytes and instructions of the model's calls, by its names; a call that it cannot count any more says so."""
+    """Bytes and instructions of the model's calls, by its names; a call that it cannot count any
+    more says so."""
     import roofline
 
     found: dict[str, Any] = {}
@@ -24,7 +26,9 @@ def instructions(architecture: int) -> dict[str, Any]:
             for case in cases(architecture):
                 found[case.name.strip()] = {"bytes": case.bytes, "instructions": case.instructions}
         except Exception as error:
-            found[f"{cases.__name__}, from here on"] = {"failed": f"{type(error).__name__}: {error}"}
+            found[f"{cases.__name__}, from here on"] = {
+                "failed": f"{type(error).__name__}: {error}"
+            }
     return found
 
 
@@ -38,7 +42,10 @@ def main() -> None:
     if reason := gpu_code.available(max(known)):
         skip(f"The counted model was skipped: {reason}")
     if gpu_code.disassembler() is None:
-        skip("The counted model was skipped because nvdisasm was not found (pip install nvidia-cuda-nvdisasm).")
+        skip(
+            "The counted model was skipped because nvdisasm was not found (pip install "
+            "nvidia-cuda-nvdisasm)."
+        )
     results = Results("expected")
     results["architecture"] = max(known)
     results["calls"] = instructions(max(known))

@@ -20,11 +20,15 @@ def main() -> None:
     where = torch.rand(B, SETS, POINTS, 2, device=DEVICE, generator=generator())
     for layout in (torch.channels_last, torch.contiguous_format):
         features = embedding.contiguous(memory_format=layout).requires_grad_()
-        torch.autograd.grad(ops.masked_point_pool(features, instances, owner, where)[0].sum(), features)
+        torch.autograd.grad(
+            ops.masked_point_pool(features, instances, owner, where)[0].sum(), features
+        )
     ops.mask_iou(torch.randn(B, QUERIES, HALF_SIDE, HALF_SIDE, device=DEVICE), instances, owner)
     rows = OUTPUTS * B * QUERIES
     label = torch.randint(-1, CLASSES, (rows,), device=DEVICE)
-    ops.quality_focal_loss(torch.randn(rows, CLASSES, device=DEVICE), label, torch.rand(rows, device=DEVICE))
+    ops.quality_focal_loss(
+        torch.randn(rows, CLASSES, device=DEVICE), label, torch.rand(rows, device=DEVICE)
+    )
     synchronize()
     say("every kernel was called")
 

@@ -1,6 +1,7 @@
 """Times of the ops at the paper's shapes: 4 images of 1024 x 1024, in the layouts that occur.
 
-Three numbers for each: `graph ms`, the device alone; `loop ms`, many calls in a row; `host us`, what asking for a call costs.
+Three numbers for each: `graph ms`, the device alone; `loop ms`, many calls in a row; `host us`,
+what asking for a call costs.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from alignmask import ops
 
 HALF_SIDE = SIDE // 4
 """Of the pixel embedding and of predicted masks."""
-QUERIES, MASKS, SETS, POINTS, OUTPUTS, CLASSES = (200, 20, 5, 12544, 10, 80) if GPU else (9, 2, 2, 30, 2, 5)
+QUERIES, MASKS, SETS, POINTS, OUTPUTS, CLASSES = (
+    (200, 20, 5, 12544, 10, 80) if GPU else (9, 2, 2, 30, 2, 5)
+)
 
 Job = tuple[str, Callable[[], Any]]
 
@@ -65,7 +68,10 @@ def deformable_attention(dtype: torch.dtype, spread: float) -> Iterator[Job]:
     yield name, lambda: run("value", "offsets", "logits")
     if spread == 2:
         yield f"{name}, value without gradient (no atomics)", lambda: run("offsets", "logits")
-        yield f"{name}, deterministic", lambda: run("value", "offsets", "logits", deterministic=True)
+        yield (
+            f"{name}, deterministic",
+            lambda: run("value", "offsets", "logits", deterministic=True),
+        )
 
 
 def pooling(dtype: torch.dtype, layout: torch.memory_format) -> Iterator[Job]:
@@ -74,9 +80,15 @@ def pooling(dtype: torch.dtype, layout: torch.memory_format) -> Iterator[Job]:
         features = features.to(dtype).contiguous(memory_format=layout).requires_grad_()
         instances, owner = masks(MASKS * B, SIDE), torch.arange(MASKS * B, device=DEVICE) % B
         where = torch.rand(B, SETS, POINTS, 2, device=DEVICE, generator=generator())
-        return times_of(lambda: ops.masked_point_pool(features, instances, owner, where)[0], (features,))
+        return times_of(
+            lambda: ops.masked_point_pool(features, instances, owner, where)[0], (features,)
+        )
 
-    yield f"masked_point_pool {short_name(dtype)} {'NHWC' if layout == torch.channels_last else 'NCHW'}", run
+    yield (
+        f"masked_point_pool {short_name(dtype)} "
+        f"{'NHWC' if layout == torch.channels_last else 'NCHW'}",
+        run,
+    )
 
 
 def iou(dtype: torch.dtype, scale: int, smooth: bool) -> Iterator[Job]:
@@ -84,9 +96,14 @@ def iou(dtype: torch.dtype, scale: int, smooth: bool) -> Iterator[Job]:
         size = (16, 16) if smooth else (HALF_SIDE, HALF_SIDE)
         predictions = torch.randn(B, QUERIES, *size, device=DEVICE, generator=generator())
         if smooth:
-            predictions = torch.nn.functional.interpolate(predictions, size=(HALF_SIDE, HALF_SIDE), mode="bicubic")
+            predictions = torch.nn.functional.interpolate(
+                predictions, size=(HALF_SIDE, HALF_SIDE), mode="bicubic"
+            )
         predictions = predictions.to(dtype)
-        targets, owner = masks(MASKS * B, HALF_SIDE * scale), torch.arange(MASKS * B, device=DEVICE) % B
+        targets, owner = (
+            masks(MASKS * B, HALF_SIDE * scale),
+            torch.arange(MASKS * B, device=DEVICE) % B,
+        )
         return times_of(lambda: ops.mask_iou(predictions, targets, owner))
 
     yield f"mask_iou {short_name(dtype)} x{scale} {'smooth' if smooth else 'noise'}", run
@@ -95,7 +112,11 @@ def iou(dtype: torch.dtype, scale: int, smooth: bool) -> Iterator[Job]:
 def loss(dtype: torch.dtype) -> Iterator[Job]:
     def run() -> dict[str, Any]:
         rows = OUTPUTS * B * QUERIES
-        logits = torch.randn(rows, CLASSES, device=DEVICE, generator=generator()).to(dtype).requires_grad_()
+        logits = (
+            torch.randn(rows, CLASSES, device=DEVICE, generator=generator())
+            .to(dtype)
+            .requires_grad_()
+        )
         label = torch.randint(-1, CLASSES, (rows,), device=DEVICE, generator=generator())
         quality = torch.rand(rows, device=DEVICE, generator=generator()).to(dtype)
         return times_of(lambda: ops.quality_focal_loss(logits, label, quality), (logits,))

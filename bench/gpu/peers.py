@@ -1,8 +1,8 @@
 """Multi-scale deformable attention of others on the same inputs, softmax of the weights inside.
 
-deformops (PyPI: Triton and CUDA), and the usual form in plain torch, a `grid_sample` per level, eager and under torch.compile.
-Those get finished locations; ours works them out from offsets and reference points, too. `peak MiB` is what a forward and
-backward pass needs beside its inputs.
+deformops (PyPI: Triton and CUDA), and the usual form in plain torch, a `grid_sample` per level,
+eager and under torch.compile. Those get finished locations; ours works them out from offsets and
+reference points, too. `peak MiB` is what a forward and backward pass needs beside its inputs.
 """
 
 from __future__ import annotations
@@ -15,13 +15,27 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import DEVICE, GPU, LEVELS, SIDE, WORK, B, Results, attention, peak_gib, say, skip, times_of
+from common import (
+    DEVICE,
+    GPU,
+    LEVELS,
+    SIDE,
+    WORK,
+    B,
+    Results,
+    attention,
+    peak_gib,
+    say,
+    skip,
+    times_of,
+)
 from torch import Tensor
 
 from alignmask import ops
 
 BUILT = WORK / "deformops_built"
-"""Says that deformops has compiled its CUDA kernels, which is not to happen while times are taken."""
+"""Says that deformops has compiled its CUDA kernels, which is not to happen while times are
+taken."""
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Of value, locations (ours: offsets), and weights before softmax."""
 
@@ -38,13 +52,16 @@ def grid_sample(value_BSND: Tensor, locations_BQNLP2: Tensor, logits_BQNLP: Tens
         start += h * w
         maps = tokens.flatten(2).transpose(1, 2).reshape(B * N, D, h, w)
         grid = grids[:, :, :, level].transpose(1, 2).flatten(0, 1)
-        sampled.append(F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False))
+        sampled.append(
+            F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        )
     out = (torch.stack(sampled, -2).flatten(-2) * weights).sum(-1)
     return out.view(B, N * D, Q).transpose(1, 2)
 
 
 def deformops() -> dict[str, Attention]:
-    """Its backends that may run here. The CUDA one is compiled on first use, which needs ninja and nvcc."""
+    """Its backends that may run here. The CUDA one is compiled on first use, which needs ninja and
+    nvcc."""
     if shutil.which("ninja") and shutil.which("nvcc"):
         os.environ.setdefault("DEFORMOPS_COMPILE", "1")
         os.environ.setdefault("TORCH_EXTENSIONS_DIR", str((WORK / "extensions").resolve()))
@@ -55,12 +72,24 @@ def deformops() -> dict[str, Attention]:
 
     def by(backend: Any) -> Attention:
         def call(value: Tensor, locations: Tensor, logits: Tensor) -> Tensor:
-            out = msda(value, shapes, starts, locations, logits.flatten(3), method="softmax", backend=backend)
+            out = msda(
+                value,
+                shapes,
+                starts,
+                locations,
+                logits.flatten(3),
+                method="softmax",
+                backend=backend,
+            )
             return out.reshape(out.shape[0], out.shape[1], -1)
 
         return call
 
-    names = {"triton": "deformops Triton", "cuda": "deformops CUDA"} if GPU else {"eager": "deformops eager"}
+    names = (
+        {"triton": "deformops Triton", "cuda": "deformops CUDA"}
+        if GPU
+        else {"eager": "deformops eager"}
+    )
     return {name: by(getattr(Backend, backend.upper())) for backend, name in names.items()}
 
 
@@ -86,7 +115,9 @@ def build() -> None:
     say("deformops CUDA: compiled")
 
 
-def compare(results: Results, dtype: torch.dtype, spread: float, images: int, compiled: bool) -> None:
+def compare(
+    results: Results, dtype: torch.dtype, spread: float, images: int, compiled: bool
+) -> None:
     label = f"{images} x {SIDE}^2 {str(dtype)[6:]} spread {spread:g}"
     value, levels, reference, offsets, logits = attention(dtype, spread, images)
     sizes = torch.tensor([(w, h) for h, w in LEVELS], device=DEVICE, dtype=torch.float32)
@@ -112,9 +143,13 @@ def compare(results: Results, dtype: torch.dtype, spread: float, images: int, co
             out = call(*leaves)
             found = times_of(lambda: call(*leaves), leaves)
             held = torch.cuda.memory_allocated() / 2**20 if GPU else 0.0
-            found["peak MiB"] = 1024 * peak_gib(lambda: torch.autograd.grad(call(*leaves).sum(), leaves)) - held
+            found["peak MiB"] = (
+                1024 * peak_gib(lambda: torch.autograd.grad(call(*leaves).sum(), leaves)) - held
+            )
             if exact is not None:
-                found["relative error"] = float((out.detach().double() - exact).norm() / exact.norm())
+                found["relative error"] = float(
+                    (out.detach().double() - exact).norm() / exact.norm()
+                )
             return found
 
         results.attempt(f"{label}: {name}", run)
@@ -128,7 +163,12 @@ def main() -> None:
             skip(f"deformops CUDA is left out: {type(error).__name__}: {str(error)[:300]}")
         return
     results = Results("peers")
-    cases = [(torch.float32, 2.0, B), (torch.bfloat16, 2.0, B), (torch.float32, 2.0, 1), (torch.float16, 2.0, B)]
+    cases = [
+        (torch.float32, 2.0, B),
+        (torch.bfloat16, 2.0, B),
+        (torch.float32, 2.0, 1),
+        (torch.float16, 2.0, B),
+    ]
     cases += [(torch.bfloat16, 8.0, B), (torch.bfloat16, 2.0, 1)]
     for i, (dtype, spread, images) in enumerate(cases if GPU else cases[:1]):
         compare(results, dtype, spread, images, compiled=GPU and i < 2)

@@ -1,12 +1,15 @@
-"""One command for a machine with an NVIDIA GPU: builds or finds the package, tests, times and profiles it; `make gpu-report`.
+"""One command for a machine with an NVIDIA GPU: builds or finds the package, tests, times and
+profiles it; `make gpu-report`.
 
-It needs this interpreter's torch, numpy and pytest; whatever else is not there is left out, with the reason. Sections come by
-worth, each under a limit of its own and all under --budget seconds; whatever happens to one, the later ones run. Timings run
-alone, tests side by side. The report is bench/results/<gpu>-<date>.md with its numbers in a .json beside it; if OUT names a
-folder, both go there, too, with the log, the profiler's counters and its table of kernels: five files.
+It needs this interpreter's torch, numpy and pytest; whatever else is not there is left out, with
+the reason. Sections come by worth, each under a limit of its own and all under --budget seconds;
+whatever happens to one, the later ones run. Timings run alone, tests side by side. The report is
+bench/results/<gpu>-<date>.md with its numbers in a .json beside it; if OUT names a folder, both go
+there, too, with the log, the profiler's counters and its table of kernels: five files.
 
-`--device cpu` goes through the motions at small shapes. `python bench/gpu/install.py prepare` first, on a machine with a
-network, makes what a machine without one needs: copy build/gpu_report/carried to that machine together with the sources.
+`--device cpu` goes through the motions at small shapes. `python bench/gpu/install.py prepare`
+first, on a machine with a network, makes what a machine without one needs: copy
+build/gpu_report/carried to that machine together with the sources.
 """
 
 from __future__ import annotations
@@ -33,7 +36,13 @@ SUITE = (
     "mask_iou", "masked_point_pool", "ms_deform_attn", "ms_deform_attn_from_offsets", "quality_focal_loss",
 )  # fmt: skip
 KERNELS = "regex:ms_deform_attn|mask_iou|masked_point_pool|quality_focal|gradient"
-COUNTERS = ("SpeedOfLight", "MemoryWorkloadAnalysis", "Occupancy", "SchedulerStats", "WarpStateStats")
+COUNTERS = (
+    "SpeedOfLight",
+    "MemoryWorkloadAnalysis",
+    "Occupancy",
+    "SchedulerStats",
+    "WarpStateStats",
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,12 @@ class Report:
     def _environment(self) -> dict[str, str]:
         nsight = sorted(Path("/opt/nvidia").glob("nsight-compute/*"))
         places = ["/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer", *map(str, nsight)]
-        path = [str(Path(sys.executable).parent), str(self.site / "bin"), os.environ["PATH"], *places]
+        path = [
+            str(Path(sys.executable).parent),
+            str(self.site / "bin"),
+            os.environ["PATH"],
+            *places,
+        ]
         return os.environ | {
             "PATH": ":".join(path),
             "PYTHONPATH": f"{self.site}:{PROJECT}",
@@ -99,10 +113,14 @@ class Report:
         python = sys.executable
         architecture = str(self._architecture())
 
-        def program(name: str, limit: int, *arguments: str, as_: str = "", **more: object) -> Section:
+        def program(
+            name: str, limit: int, *arguments: str, as_: str = "", **more: object
+        ) -> Section:
             return Section(as_ or name, limit, [python, HERE / f"{name}.py", *arguments], **more)  # type: ignore[arg-type]
 
-        def tests(name: str, limit: int, *arguments: str, workers: int = 0, **more: object) -> Section:
+        def tests(
+            name: str, limit: int, *arguments: str, workers: int = 0, **more: object
+        ) -> Section:
             command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
             if importlib.util.find_spec("pytest_timeout"):
                 command.append("--timeout=100")
@@ -111,11 +129,29 @@ class Report:
             return Section(name, limit, command, checks=True, **more)  # type: ignore[arg-type]
 
         def sanitizer(tool: str) -> Section:
-            command = ["compute-sanitizer", "--tool", tool, "--kernel-regex", "kns=alignmask", "--error-exitcode", "9"]
+            command = [
+                "compute-sanitizer",
+                "--tool",
+                tool,
+                "--kernel-regex",
+                "kns=alignmask",
+                "--error-exitcode",
+                "9",
+            ]
             command += ["--print-limit", "10", python, HERE / "smoke.py", "small"]  # type: ignore[list-item]
-            return Section(f"sanitizer_{tool}", 60, command, program=command[0], gpu_only=True, checks=True)
+            return Section(
+                f"sanitizer_{tool}", 60, command, program=command[0], gpu_only=True, checks=True
+            )
 
-        install = [python, HERE / "install.py", "install", "--site", self.site, "--device", self.device]
+        install = [
+            python,
+            HERE / "install.py",
+            "install",
+            "--site",
+            self.site,
+            "--device",
+            self.device,
+        ]
         suite = [f"tests/ops/test_{name}.py" for name in SUITE]
         ncu = [
             "ncu",
@@ -160,12 +196,32 @@ class Report:
                 program("peers", 120, "build", as_="peers_build", program="ninja", gpu_only=True),
             ],
             # Alone: one of them looks at the time.
-            [tests("tests_cuda", 60, "tests/gpu/test_cuda.py", "-k", "not sanitizer and not both_ways", gpu_only=True)],
+            [
+                tests(
+                    "tests_cuda",
+                    60,
+                    "tests/gpu/test_cuda.py",
+                    "-k",
+                    "not sanitizer and not both_ways",
+                    gpu_only=True,
+                )
+            ],
             [program("ops_times", 100, as_="bench")],
             [program("peers", 90)],
             [program("whole_models", 80, as_="hf")],
             [program("step", 90)],
-            [tests("jit", 60, "tests/gpu/test_ops.py", "-k", "cuda", workers=6, environment=jit, gpu_only=True)],
+            [
+                tests(
+                    "jit",
+                    60,
+                    "tests/gpu/test_ops.py",
+                    "-k",
+                    "cuda",
+                    workers=6,
+                    environment=jit,
+                    gpu_only=True,
+                )
+            ],
             [Section("ncu", 70, ncu, program="ncu", gpu_only=True)],
             [program("whole_models", 150, "compiled", as_="compiled", gpu_only=True)],
             *([sanitizer(tool)] for tool in ("memcheck", "racecheck", "synccheck")),
@@ -173,8 +229,15 @@ class Report:
 
     def _architecture(self) -> int:
         """90 for sm_90, which is also what is said where there is no GPU."""
-        command = [sys.executable, "-c", "import torch; print('%d%d' % torch.cuda.get_device_capability())"]
-        asked = self.device == "cuda" and subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        command = [
+            sys.executable,
+            "-c",
+            "import torch; print('%d%d' % torch.cuda.get_device_capability())",
+        ]
+        asked = (
+            self.device == "cuda"
+            and subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        )
         return int(asked or 90)
 
     # ---- doing it
@@ -193,7 +256,11 @@ class Report:
         self._write()
         checks = [section.name for group in plan for section in group if section.checks]
         failed = [name for name in checks if self._status(name) in ("failed", "out of time")]
-        print(f"gpu-report: failed: {', '.join(failed)}" if failed else "gpu-report: every check that ran passed")
+        print(
+            f"gpu-report: failed: {', '.join(failed)}"
+            if failed
+            else "gpu-report: every check that ran passed"
+        )
         return bool(failed)
 
     def _status(self, name: str) -> str:
@@ -209,7 +276,11 @@ class Report:
             if limit < min(5, section.limit):
                 self._finish(section.name, Outcome("not started", 0, "no time was left"))
                 continue
-            print(f"== {section.name} (at {time.monotonic() - self.start:.0f} s, at most {limit:.0f} s)", flush=True)
+            print(
+                f"== {section.name} (at {time.monotonic() - self.start:.0f} s, at most {limit:.0f} "
+                "s)",
+                flush=True,
+            )
             with open(self.work / f"{section.name}.txt", "w") as file:
                 process = subprocess.Popen(
                     [str(part) for part in section.command], cwd=PROJECT, env=self.environment | section.environment,
@@ -250,7 +321,11 @@ class Report:
 
     def _write(self) -> None:
         sections = {
-            name: {"status": o.status, "seconds": round(o.seconds, 1), **summary.of_output(o.text, o.status)}
+            name: {
+                "status": o.status,
+                "seconds": round(o.seconds, 1),
+                **summary.of_output(o.text, o.status),
+            }
             for name, o in self.outcomes.items()
         }
         if self.kept.exists():  # what an earlier run of other sections found stays in the report
@@ -285,16 +360,25 @@ def has_gpu() -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--budget", type=float, default=540, help="seconds for everything")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument(
-        "--only", nargs="+", default=[], help="these sections alone (install first, on a fresh machine)"
+        "--only",
+        nargs="+",
+        default=[],
+        help="these sections alone (install first, on a fresh machine)",
     )
-    parser.add_argument("--work", help="folder for what is built and found (default: build/gpu_report/work)")
+    parser.add_argument(
+        "--work", help="folder for what is built and found (default: build/gpu_report/work)"
+    )
     options = parser.parse_args()
     if options.device == "cuda" and not has_gpu():
-        print("gpu-report: there is no GPU that torch can use (DEVICE=cpu goes through the motions)")
+        print(
+            "gpu-report: there is no GPU that torch can use (DEVICE=cpu goes through the motions)"
+        )
         return 1
     return Report(options).run()
 

@@ -1,4 +1,5 @@
-"""Every op and gradient against plain torch in float64: all dtypes, two shapes, with and without atomics.
+"""Every op and gradient against plain torch in float64: all dtypes, two shapes, with and without
+atomics.
 
 It exits with 1 on a fault. `small`: two dtypes alone, for the sanitizers.
 """
@@ -20,7 +21,11 @@ SMALL = (torch.float32, torch.bfloat16)
 
 def error(found: Tensor, wanted: Tensor) -> float:
     """Relative to the largest element."""
-    return float((found.cpu().double() - wanted).abs().max() / (1 + wanted.abs().max())) if wanted.numel() else 0.0
+    return (
+        float((found.cpu().double() - wanted).abs().max() / (1 + wanted.abs().max()))
+        if wanted.numel()
+        else 0.0
+    )
 
 
 def main() -> int:
@@ -43,7 +48,10 @@ def main() -> int:
                     worst[name] = max(worst.get(name, 0.0), largest)
                     if not largest <= TOLERANCE[dtype]:
                         faults += 1
-                        shape, order = "model" if large else "odd", "deterministic" if deterministic else "atomics"
+                        shape, order = (
+                            "model" if large else "odd",
+                            "deterministic" if deterministic else "atomics",
+                        )
                         say(f"WRONG {name} {shape} {order}: {largest:.1e}")
     results["largest errors"] = worst
     results["faults"] = faults

@@ -1,7 +1,8 @@
 """A training step of the paper's R50 model by parts: 4 images of 1024 x 1024, 7 instances each.
 
-Precisions take turns on one model. Beside the wall time: the time of kernels alone, the parts with a wait after each, the
-places where the host waits for the device, and the profiler's table of kernels.
+Precisions take turns on one model. Beside the wall time: the time of kernels alone, the parts with
+a wait after each, the places where the host waits for the device, and the profiler's table of
+kernels.
 """
 
 from __future__ import annotations
@@ -51,11 +52,17 @@ class Step:
     def __init__(self) -> None:
         config = r50_50ep()
         backbone = dataclasses.replace(config.model.backbone, pretrained=False)
-        self.model_config, self.loss = dataclasses.replace(config.model, backbone=backbone), config.loss
+        self.model_config, self.loss = (
+            dataclasses.replace(config.model, backbone=backbone),
+            config.loss,
+        )
         if not GPU:
             from tests import tiny
 
-            self.model_config, self.loss = tiny.model_config(), dataclasses.replace(config.loss, points=64)
+            self.model_config, self.loss = (
+                tiny.model_config(),
+                dataclasses.replace(config.loss, points=64),
+            )
         torch.manual_seed(0)
         self.model = build_model(self.model_config).to(DEVICE).train()
         self.criterion = Criterion(self.model_config, self.loss)
@@ -81,7 +88,8 @@ class Step:
         self.value = loss.detach()
 
     def parts(self, variant: str, repeat: int) -> dict[str, float]:
-        """Milliseconds of the model's children and of what follows; the device is waited for after each."""
+        """Milliseconds of the model's children and of what follows; the device is waited for after
+        each."""
         times: dict[str, list[float]] = collections.defaultdict(list)
         last = 0.0
 
@@ -113,7 +121,9 @@ def waits(step: Step) -> dict[str, int]:
         step.run("bf16")
         torch.cuda.set_sync_debug_mode("default")
     texts = [w for w in caught if "synchroniz" in str(w.message)]
-    return dict(collections.Counter(f"{'/'.join(w.filename.split('/')[-3:])}:{w.lineno}" for w in texts))
+    return dict(
+        collections.Counter(f"{'/'.join(w.filename.split('/')[-3:])}:{w.lineno}" for w in texts)
+    )
 
 
 def profile(step: Step) -> dict[str, int]:
@@ -121,7 +131,9 @@ def profile(step: Step) -> dict[str, int]:
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
-    with profiler(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if GPU else [])]) as run:
+    with profiler(
+        activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if GPU else [])]
+    ) as run:
         step.run("bf16")
         synchronize()
     averages = run.key_averages()
@@ -131,7 +143,13 @@ def profile(step: Step) -> dict[str, int]:
     (WORK / "results" / "step_profile.txt").write_text(table)
     counts = {event.key: event.count for event in averages}
     launches = sum(count for key, count in counts.items() if "LaunchKernel" in key)
-    watched = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaMemcpyAsync", "aten::nonzero", "aten::item")
+    watched = (
+        "cudaStreamSynchronize",
+        "cudaDeviceSynchronize",
+        "cudaMemcpyAsync",
+        "aten::nonzero",
+        "aten::item",
+    )
     return {"launches": launches, **{key: counts[key] for key in watched if key in counts}}
 
 
@@ -156,7 +174,9 @@ def inference(step: Step) -> dict[str, Any]:
 def main() -> None:
     results, step = Results("step"), Step()
     variants = list(VARIANTS) if GPU else ["bf16", "fp32"]
-    results.attempt("training step", lambda: rounds({name: lambda n=name: step.run(n) for name in variants}, 5))
+    results.attempt(
+        "training step", lambda: rounds({name: lambda n=name: step.run(n) for name in variants}, 5)
+    )
     results["loss at the end"] = float(step.value)
     for name in ("bf16", "tf32"):
         results.attempt(f"parts {name}, ms", lambda n=name: step.parts(n, 4 if GPU else 1))

@@ -36,14 +36,21 @@ COUNTERS = {
 
 
 def of_output(text: str, status: str) -> dict[str, Any]:
-    """What a section printed, as far as it is worth keeping: pytest's counts and failures, why it was skipped or failed."""
+    """What a section printed, as far as it is worth keeping: pytest's counts and failures, why it
+    was skipped or failed."""
     found: dict[str, Any] = {}
     lines = text.strip().splitlines()
-    if counts := re.findall(r"(\d+) (passed|failed|skipped|errors?|deselected)\b", lines[-1] if lines else ""):
+    if counts := re.findall(
+        r"(\d+) (passed|failed|skipped|errors?|deselected)\b", lines[-1] if lines else ""
+    ):
         found["tests"] = {what: int(count) for count, what in counts}
-        found["failures"] = [line[:300] for line in lines if line.startswith(("FAILED ", "ERROR "))][:60]
+        found["failures"] = [
+            line[:300] for line in lines if line.startswith(("FAILED ", "ERROR "))
+        ][:60]
         reasons = [
-            re.sub(r"^SKIPPED (\[\d+\]) \S+ ?", r"\1 ", line)[:300] for line in lines if line.startswith("SKIPPED ")
+            re.sub(r"^SKIPPED (\[\d+\]) \S+ ?", r"\1 ", line)[:300]
+            for line in lines
+            if line.startswith("SKIPPED ")
         ]
         found["skipped tests"] = list(dict.fromkeys(reasons))[:20]
     elif status in ("skipped", "not started"):
@@ -74,10 +81,23 @@ def facts(found: dict[str, Any]) -> Iterator[str]:
     about = found.get("facts", {})
     gpu = about.get("gpu", {})
     yield f"- GPU: {', '.join(f'{key} {value}' if key != 'name' else str(value) for key, value in gpu.items() if value)}"
-    for key in ("system", "python", "torch", "nvcc", "packages", "tools", "commit", "changed files"):
+    for key in (
+        "system",
+        "python",
+        "torch",
+        "nvcc",
+        "packages",
+        "tools",
+        "commit",
+        "changed files",
+    ):
         value = about.get(key)
         if value:
-            text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+            text = (
+                ", ".join(f"{k} {v}" for k, v in value.items())
+                if isinstance(value, dict)
+                else value
+            )
             yield f"- {key}: {', '.join(text) if isinstance(text, list) else text}"
     for name in ("implementation", "copy of 1 GiB"):
         if name in found.get("bench", {}):
@@ -85,7 +105,11 @@ def facts(found: dict[str, Any]) -> Iterator[str]:
 
 
 def plain(value: Any) -> str:
-    return ", ".join(f"{key} {cell(item)}" for key, item in value.items()) if isinstance(value, dict) else str(value)
+    return (
+        ", ".join(f"{key} {cell(item)}" for key, item in value.items())
+        if isinstance(value, dict)
+        else str(value)
+    )
 
 
 def correctness(found: dict[str, Any]) -> Iterator[str]:
@@ -105,12 +129,15 @@ def correctness(found: dict[str, Any]) -> Iterator[str]:
         yield ""
         dtypes = ("float64", "float32", "float16", "bfloat16")
         names = dict.fromkeys(name.split()[0] for name in errors)
-        rows = [(op, *(f"{errors.get(f'{op} {dtype}', 0.0):.1e}" for dtype in dtypes)) for op in names]
+        rows = [
+            (op, *(f"{errors.get(f'{op} {dtype}', 0.0):.1e}" for dtype in dtypes)) for op in names
+        ]
         yield from table(("op", *dtypes), rows)
 
 
 def expected(found: dict[str, Any]) -> Iterator[str]:
-    """Bandwidth and clocks: those of bench/roofline.py for the GPU's kind, else what is measured and what the driver says."""
+    """Bandwidth and clocks: those of bench/roofline.py for the GPU's kind, else what is measured
+    and what the driver says."""
     gpu, calls = found.get("facts", {}).get("gpu", {}), found.get("expected", {}).get("calls", {})
     if not calls:
         yield f"Left out: {found['sections'].get('expected', {}).get('why', 'nothing was counted')}."
@@ -140,7 +167,10 @@ def expected(found: dict[str, Any]) -> Iterator[str]:
         label, pass_ = MEASURED.get(name, ("", ""))
         ms = found.get("bench", {}).get(label, {}).get(pass_, {}).get("graph ms")
         rows.append((name, memory, issue, floor, ms, ms / floor if ms else None))
-    yield from table(("call", "memory ms", "instructions ms", "expected at least ms", "measured ms", "ratio"), rows)
+    yield from table(
+        ("call", "memory ms", "instructions ms", "expected at least ms", "measured ms", "ratio"),
+        rows,
+    )
 
 
 def ops(found: dict[str, Any], section: str) -> Iterator[str]:
@@ -156,9 +186,21 @@ def ops(found: dict[str, Any], section: str) -> Iterator[str]:
         graphs = [times.get(p, {}).get("graph ms") for p in passes]
         loops = [times.get(p, {}).get("loop ms") for p in passes[::2]]
         hosts = [times.get(p, {}).get("host us") for p in passes[::2]]
-        more = " ".join(f"{key} {times[key]:.2g}" for key in ("peak MiB", "relative error") if key in times)
+        more = " ".join(
+            f"{key} {times[key]:.2g}" for key in ("peak MiB", "relative error") if key in times
+        )
         rows.append((name, *graphs, *loops, *hosts, more))
-    head = ("", "forward ms", "backward ms", "both ms", "loop: forward", "both", "host µs: forward", "both", "")
+    head = (
+        "",
+        "forward ms",
+        "backward ms",
+        "both ms",
+        "loop: forward",
+        "both",
+        "host µs: forward",
+        "both",
+        "",
+    )
     yield "On the device alone (CUDA graph); per call in a loop; and the host's part of a call."
     yield ""
     yield from table(head, rows)
@@ -172,7 +214,9 @@ def models(found: dict[str, Any]) -> Iterator[str]:
             if values and all(isinstance(side, dict) and "wall ms" in side for side in values):
                 for side, t in sides.items():
                     spread = f"{t['wall ms least']:.1f} to {t['wall ms most']:.1f}"
-                    rows.append((name, side, t["wall ms"], spread, t.get("kernels ms"), t["peak GiB"]))
+                    rows.append(
+                        (name, side, t["wall ms"], spread, t.get("kernels ms"), t["peak GiB"])
+                    )
             else:
                 other.append(f"- {name}: {plain(sides)}")
     yield from table(("", "", "wall ms", "from, to", "kernels alone ms", "peak GiB"), rows)
@@ -185,7 +229,9 @@ def counters(folder: Path) -> Iterator[str]:
     path = folder / "ncu.csv"
     kernels: dict[str, dict[str, Any]] = {}
     if path.exists():
-        lines = [line for line in path.read_text(errors="replace").splitlines() if line.startswith('"')]
+        lines = [
+            line for line in path.read_text(errors="replace").splitlines() if line.startswith('"')
+        ]
         for row in csv.DictReader(lines):
             if row["Metric Name"] in COUNTERS and row["Metric Unit"] != "byte/s":
                 head, factor = COUNTERS[row["Metric Name"]]
@@ -193,7 +239,10 @@ def counters(folder: Path) -> Iterator[str]:
                 number = float(row["Metric Value"].replace(",", ""))
                 kernels.setdefault(f"{row['ID']} {name}", {})[head] = factor * number
     heads = [head for head, _ in COUNTERS.values()]
-    yield from table(("kernel", *heads), ((name, *(k.get(head) for head in heads)) for name, k in kernels.items()))
+    yield from table(
+        ("kernel", *heads),
+        ((name, *(k.get(head) for head in heads)) for name, k in kernels.items()),
+    )
 
 
 def page(found: dict[str, Any], folder: Path) -> Iterator[str]:
@@ -211,13 +260,18 @@ def page(found: dict[str, Any], folder: Path) -> Iterator[str]:
         yield ""
         try:
             yield from lines
-        except Exception as error:  # numbers of a part that was cut short; the JSON file has what there is
+        except (
+            Exception
+        ) as error:  # numbers of a part that was cut short; the JSON file has what there is
             yield f"This part cannot be shown: {type(error).__name__}: {error}."
 
 
 def write(folder: Path, sections: dict[str, Any], into: Iterable[Path]) -> list[Path]:
-    """`<gpu>-<date>.json` and `.md` of what is in `folder`, into every folder of `into`; empty before the facts are known."""
-    found: dict[str, Any] = {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")}
+    """`<gpu>-<date>.json` and `.md` of what is in `folder`, into every folder of `into`; empty
+    before the facts are known."""
+    found: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    }
     for path in sorted(folder.glob("*.json")):
         found[path.stem] = json.loads(path.read_text())
     found["name"] = found.get("facts", {}).get("gpu", {}).get("name", "")

@@ -1,4 +1,5 @@
-"""The whole model beside Hugging Face's Mask2Former with the same weights: inference and a training step, in turns.
+"""The whole model beside Hugging Face's Mask2Former with the same weights: inference and a training
+step, in turns.
 
 `compiled`: inference of both under torch.compile.
 """
@@ -45,7 +46,9 @@ def published() -> Any:
     if not GPU:
         from tests.model import peers
 
-        return peers.mask2former(peers.BACKBONES["resnet"], num_labels=CLASSES, use_auxiliary_loss=True)
+        return peers.mask2former(
+            peers.BACKBONES["resnet"], num_labels=CLASSES, use_auxiliary_loss=True
+        )
     backbone = ResNetConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
     return Mask2FormerForUniversalSegmentation(
         Mask2FormerConfig(backbone_config=backbone, num_labels=CLASSES, use_auxiliary_loss=True)
@@ -100,16 +103,24 @@ class Sides:
 def eager(sides: Sides) -> None:
     results = Results("hf")
     sides.ours.eval(), sides.theirs.eval()
-    found = [run() for run in sides.inference(contextlib.nullcontext, sides.ours, sides.theirs).values()]
-    results["largest difference of class logits"] = float((found[0] - found[1]).abs().max() / found[0].abs().max())
+    found = [
+        run() for run in sides.inference(contextlib.nullcontext, sides.ours, sides.theirs).values()
+    ]
+    results["largest difference of class logits"] = float(
+        (found[0] - found[1]).abs().max() / found[0].abs().max()
+    )
     for name, (tf32, context) in PRECISIONS.items():
         torch.backends.cuda.matmul.allow_tf32 = tf32
         label = f"inference 1 x {SIDE}^2 {name}"
-        results.attempt(label, lambda c=context: rounds(sides.inference(c, sides.ours, sides.theirs), 10))
+        results.attempt(
+            label, lambda c=context: rounds(sides.inference(c, sides.ours, sides.theirs), 10)
+        )
     sides.ours.train(), sides.theirs.train()
     for name in ("bf16", "tf32"):
         torch.backends.cuda.matmul.allow_tf32, context = PRECISIONS[name]
-        results.attempt(f"training step {B} x {SIDE}^2 {name}", lambda c=context: rounds(sides.training(c), 5))
+        results.attempt(
+            f"training step {B} x {SIDE}^2 {name}", lambda c=context: rounds(sides.training(c), 5)
+        )
 
 
 def compiled(sides: Sides) -> None:
@@ -119,9 +130,12 @@ def compiled(sides: Sides) -> None:
     label = f"inference 1 x {SIDE}^2 bf16, torch.compile"
     if not GPU:  # on a CPU, Inductor's compiler takes longer than all the rest
         skip("torch.compile of whole models is left out without a GPU")
-    for name in ("Hugging Face", "AlignMask"):  # one may fail, and compiling may take all the time that there is
+    # One may fail, and compiling may take all the time that there is.
+    for name in ("Hugging Face", "AlignMask"):
         ours = torch.compile(sides.ours, dynamic=False) if name == "AlignMask" else sides.ours
-        theirs = torch.compile(sides.theirs, dynamic=False) if name == "Hugging Face" else sides.theirs
+        theirs = (
+            torch.compile(sides.theirs, dynamic=False) if name == "Hugging Face" else sides.theirs
+        )
         call = sides.inference(autocast, ours, theirs)[name]
         results.attempt(f"{label}: {name}", lambda n=name, c=call: rounds({n: c}, 10))
 

@@ -5,8 +5,9 @@
     predictor = alignmask.load("runs/mine")
     found = predictor.predict("photo.jpg", threshold=0.5)
 
-Every name below is imported on first use, so that `import alignmask` is quick and needs neither torch nor an extra.
-`alignmask.ops` needs torch and NumPy alone; `Config` and `recipes` need nothing; all others need the extra `[train]`.
+Every name below is imported on first use, so that `import alignmask` is quick and needs neither
+torch nor an extra. `alignmask.ops` needs torch and NumPy alone; `Config` and `recipes` need
+nothing; all others need the extra `[train]`.
 """
 
 from __future__ import annotations

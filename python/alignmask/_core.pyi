@@ -1,8 +1,10 @@
-"""The compiled module. Every function reads its arguments by name or in this order, and writes into given outputs.
+"""The compiled module. Every function reads its arguments by name or in this order, and writes into
+given outputs.
 
-Tensors may be torch tensors, NumPy arrays, or anything with the DLPack or the buffer protocol; they are read in place.
-`workspace` is a function that lends as many bytes as it is asked for, on the tensors' device; `stream` is a CUDA stream.
-A function `..._workspace` returns how many bytes its namesake would ask for, and runs nothing.
+Tensors may be torch tensors, NumPy arrays, or anything with the DLPack or the buffer protocol; they
+are read in place. `workspace` is a function that lends as many bytes as it is asked for, on the
+tensors' device; `stream` is a CUDA stream. A function `..._workspace` returns how many bytes its
+namesake would ask for, and runs nothing.
 """
 
 from collections.abc import Callable

@@ -35,18 +35,21 @@ def require_train(feature: str) -> None:
         feature: What the caller is about to do, for the message, e.g. `"alignmask.model"`.
 
     Raises:
-        ImportError: One sentence that names the feature, the missing packages and the command that installs them.
+        ImportError: One sentence that names the feature, the missing packages and the command that
+            installs them.
     """
     _require(feature, _TRAIN_MODULES, "train")
 
 
 def require_analyze(feature: str) -> None:
-    """Check that the packages of the extra `[analyze]`, which adds to `[train]`, are installed; see `require_train`."""
+    """Check that the packages of the extra `[analyze]`, which adds to `[train]`, are installed; see
+    `require_train`."""
     _require(feature, _ANALYZE_MODULES, "analyze")
 
 
 def _require(feature: str, modules: tuple[str, ...], extra: str) -> None:
     if missing := _missing(modules):
         raise ImportError(
-            f"{feature} needs {', '.join(missing)}: install them with `pip install '.[{extra}]'` in AlignMask's folder."
+            f"{feature} needs {', '.join(missing)}: install them with `pip install '.[{extra}]'` "
+            "in AlignMask's folder."
         )

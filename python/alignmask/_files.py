@@ -13,13 +13,16 @@ from typing import Any
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A new, empty file beside `path`, of the same suffix, to write to; it takes the place of `path` when the block ends.
+    """A new, empty file beside `path`, of the same suffix, to write to; it takes the place of
+    `path` when the block ends.
 
-    A reader sees the old file or the whole new one, also when several processes write or one is killed. After an error
-    in the block, `path` is what it was. Makes the folder.
+    A reader sees the old file or the whole new one, also when several processes write or one is
+    killed. After an error in the block, `path` is what it was. Makes the folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=f".part{path.suffix}")
+    handle, name = tempfile.mkstemp(
+        dir=path.parent, prefix=f".{path.name}.", suffix=f".part{path.suffix}"
+    )
     os.close(handle)
     try:
         yield Path(name)

@@ -1,25 +1,32 @@
-"""What `alignmask.train`, `evaluate`, `analyze`, `export` and `draw` are: each joins several rooms of the package."""
+"""What `alignmask.train`, `evaluate`, `analyze`, `export` and `draw` are: each joins several rooms
+of the package."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
+from alignmask._arguments import (
+    Device,
+    PathLike,
+    Progress,
+    are_results,
+    as_predictor,
+    common_data,
+    evaluation_data,
+    named_models,
+    quiet,
+    scoring,
+)
 from alignmask._extras import require_analyze
 from alignmask._files import write_json
-from alignmask.analysis.compare import slug, unique_names, write_analysis
+from alignmask.analysis.compare import slug, write_analysis
 from alignmask.analysis.measure import ModelAnalysis, analyze_model
-from alignmask.checkpoint import load_config, resolve
-from alignmask.config import SHOWN_SCORE, Config, DataConfig, ScoreMode
-from alignmask.data import CocoDataset, evaluation_transform, val_dataset
+from alignmask.config import SHOWN_SCORE, Config, ScoreMode
 from alignmask.data.images import ImageLike, to_pixels
 from alignmask.evaluation.duplicates import DUPLICATE_IOU, suppress_duplicates
 from alignmask.evaluation.evaluate import Evaluation, evaluate_file, evaluate_model
@@ -29,23 +36,7 @@ from alignmask.exporting.export import SUFFIX, Format, export_model
 from alignmask.model import Instances
 from alignmask.model.suppression import Suppression
 from alignmask.pictures.drawing import Drawable, draw_instances
-from alignmask.predictor import Predictor, load
-from alignmask.pretrained.read import MASK2FORMER_SUFFIXES
-
-PathLike = str | os.PathLike[str]
-Device = str | torch.device
-Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
-"""Shows how far something is: called with what is done, it returns a context manager that yields a function of (number
-done, number in total)."""
-
-WEIGHTS = (".safetensors", *MASK2FORMER_SUFFIXES)
-"""Suffixes of weights. Only the first can be a checkpoint's; the others are refused as one, with advice."""
-
-
-@contextlib.contextmanager
-def quiet(_: str) -> Iterator[Callable[[int, int], None]]:
-    """The `Progress` that shows nothing."""
-    yield lambda done, total: None
+from alignmask.predictor import Predictor
 
 
 def train(config: Config, *, resume: bool = True) -> Path:
@@ -53,8 +44,8 @@ def train(config: Config, *, resume: bool = True) -> Path:
 
     Args:
         config: All settings of the run; see `alignmask.recipes` for complete ones to start from.
-        resume: Continue an existing run of the same name from its newest checkpoint. If False, an existing run's folder
-            is renamed, and training starts anew.
+        resume: Continue an existing run of the same name from its newest checkpoint. If False, an
+            existing run's folder is renamed, and training starts anew.
 
     Returns:
         The run's folder, `config.out / config.name`. `alignmask.load` reads it.
@@ -91,45 +82,61 @@ def evaluate(
     suppression_iou: float = DUPLICATE_IOU,
     progress: Progress = quiet,
 ) -> Evaluation:
-    """Measure COCO mask AP and how well scores follow mask quality, of a model or of any model's results file.
+    """Measure COCO mask AP and how well scores follow mask quality, of a model or of any model's
+    results file.
 
     Args:
-        model_or_results: A run's folder or a checkpoint, a loaded model, or COCO results (a JSON file, or its entries).
-        annotations: The COCO annotation file to measure against. Results need it; a model is otherwise evaluated on the
-            validation data of its own run.
+        model_or_results: A run's folder or a checkpoint, a loaded model, or COCO results (a JSON
+            file, or its entries).
+        annotations: The COCO annotation file to measure against. Results need it; a model is
+            otherwise evaluated on the validation data of its own run.
         images: Folder of the images that `annotations` lists. Only a model needs it.
-        out: Folder to write evaluation.json to, and a model's predictions as results.json; None writes nothing.
+        out: Folder to write evaluation.json to, and a model's predictions as results.json; None
+            writes nothing.
         device: Where a checkpoint is loaded to. A loaded model stays where it is.
         batch_size: Images per forward pass.
         workers: Data-loading processes; 0 loads in this process.
-        engine: What computes AP: "pycocotools" is the official tool; "hotcoco" gives the same numbers, faster.
-        ignore_unknown: Leave out results that fit no image or category or have no score, instead of refusing the file.
-        suppression: Remove second masks of one object ("hard"), or lower their scores ("soft"), before anything is measured.
-        suppression_iou: Of two predictions of one class whose IoU is above this, the worse-scored one is such a mask.
+        engine: What computes AP: "pycocotools" is the official tool; "hotcoco" gives the same
+            numbers, faster.
+        ignore_unknown: Leave out results that fit no image or category or have no score, instead of
+            refusing the file.
+        suppression: Remove second masks of one object ("hard"), or lower their scores ("soft"),
+            before anything is measured.
+        suppression_iou: Of two predictions of one class whose IoU is above this, the worse-scored
+            one is such a mask.
         progress: Shows how far the evaluation is.
 
     Returns:
-        The numbers, by way of scoring; `AP` is the most important one. Numbers are fractions from 0 to 1, or -1 where
-        there is no ground truth. `table()` shows them in percent.
+        The numbers, by way of scoring; `AP` is the most important one. Numbers are fractions from 0
+        to 1, or -1 where there is no ground truth. `table()` shows them in percent.
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
-        ValueError: A file is damaged, the data's categories are not the model's, or it is not clear which data is meant.
+        ValueError: A file is damaged, the data's categories are not the model's, or it is not clear
+            which data is meant.
 
     Example:
         >>> evaluation = alignmask.evaluate("runs/shapes", workers=0)
         >>> 0 <= evaluation.AP <= 1
         True
-        >>> again = alignmask.evaluate("runs/shapes/results.json", annotations="shapes/instances_val.json")
+        >>> annotations = "shapes/instances_val.json"
+        >>> again = alignmask.evaluate("runs/shapes/results.json", annotations=annotations)
         >>> again.AP == evaluation.AP
         True
     """
     if not isinstance(model_or_results, Predictor) and are_results(model_or_results):
         if annotations is None:
-            raise ValueError("evaluate: results can be measured only against a COCO annotation file: give annotations")
+            raise ValueError(
+                "evaluate: results can be measured only against a COCO annotation file: give "
+                "annotations"
+            )
         if images is not None:
-            raise ValueError("evaluate: images are for a model to predict on: give results without them")
-        results = str(model_or_results) if isinstance(model_or_results, os.PathLike) else model_or_results
+            raise ValueError(
+                "evaluate: images are for a model to predict on: give results without them"
+            )
+        results = (
+            str(model_or_results) if isinstance(model_or_results, os.PathLike) else model_or_results
+        )
         evaluation = evaluate_file(
             str(annotations), results, engine, ignore_unknown=ignore_unknown, suppression=suppression,
             suppression_iou=suppression_iou,
@@ -137,8 +144,8 @@ def evaluate(
         if out is not None:
             write_json(Path(out) / "evaluation.json", evaluation.as_dict(), indent=2)
         return evaluation
-    predictor = _predictor(model_or_results, device)
-    dataset = _evaluation_data(predictor, images, annotations)
+    predictor = as_predictor(model_or_results, device)
+    dataset = evaluation_data(predictor, images, annotations)
     with progress("evaluating") as advance:
         return evaluate_model(
             predictor.model, dataset, device=predictor.model.device, batch_size=batch_size, workers=workers,
@@ -165,28 +172,35 @@ def analyze(
     progress: Progress = quiet,
     measured: Callable[[Sequence[ModelAnalysis]], None] | None = None,
 ) -> dict[str, Path]:
-    """Show how well scores follow mask quality, for several models side by side: numbers, plots, and an interactive page.
+    """Show how well scores follow mask quality, for several models side by side: numbers, plots,
+    and an interactive page.
 
     Args:
-        models: Runs' folders, checkpoints and COCO results files, in any order. They are named by what their paths differ
-            in, or by the keys of a mapping; its values may also be loaded models.
-        annotations: The COCO annotation file to measure against; by default the validation data of the checkpoints.
-        images: Folder of the images that `annotations` lists. Results files can do without; masks are then shown on grey.
+        models: Runs' folders, checkpoints and COCO results files, in any order. They are named by
+            what their paths differ in, or by the keys of a mapping; its values may also be loaded
+            models.
+        annotations: The COCO annotation file to measure against; by default the validation data of
+            the checkpoints.
+        images: Folder of the images that `annotations` lists. Results files can do without; masks
+            are then shown on grey.
         out: Folder to write to.
-        fraction: Share of 100 predictions per image that is plotted, the most confident ones; more than 0, at most 1.
+        fraction: Share of 100 predictions per image that is plotted, the most confident ones; more
+            than 0, at most 1.
         inversions: Number of each model's worst rank inversions to show.
         score: How checkpoints score; by default as their configuration says.
         device: Where checkpoints are loaded to. Loaded models stay where they are.
         batch_size: Images per forward pass.
         workers: Data-loading processes; 0 loads in this process.
-        ignore_unknown: Leave out results that fit no image or category or have no score, instead of refusing the file.
+        ignore_unknown: Leave out results that fit no image or category or have no score, instead of
+            refusing the file.
         suppression: As in `evaluate`, for all models alike.
         suppression_iou: As in `evaluate`.
         progress: Shows how far predicting and writing are.
         measured: Called with what was measured before the page is written, which takes longer.
 
     Returns:
-        The files that were written, by what they show: "page" is report.html, "numbers" is analysis.json.
+        The files that were written, by what they show: "page" is report.html, "numbers" is
+            analysis.json.
 
     Raises:
         FileNotFoundError: A path does not exist.
@@ -194,7 +208,8 @@ def analyze(
         ImportError: The packages of the extra `[analyze]` are missing.
 
     Example:
-        >>> files = alignmask.analyze({"mine": "runs/shapes", "best": "runs/shapes/best"}, workers=0)
+        >>> models = {"mine": "runs/shapes", "best": "runs/shapes/best"}
+        >>> files = alignmask.analyze(models, workers=0)
         >>> str(files["page"])
         'analysis/report.html'
     """
@@ -203,8 +218,8 @@ def analyze(
         raise ValueError(f"analyze: fraction: expected more than 0 and at most 1, got {fraction:g}")
     if inversions < 0:
         raise ValueError(f"analyze: inversions: expected 0 or more, got {inversions}")
-    named = _named(models)
-    dataset = _common_data(named, annotations, images)
+    named = named_models(models)
+    dataset = common_data(named, annotations, images)
     ground_truth = load_ground_truth(str(annotations) if dataset is None else dataset.annotations)
     if dataset is not None:
         ground_truth = ground_truth.subset(dataset.image_ids)
@@ -214,9 +229,14 @@ def analyze(
             results = load_results(model, ground_truth, ignore_unknown)
         else:
             assert dataset is not None
-            predictor, folder = _predictor(model, device), out / "predictions" / f"{number}_{slug(name)}"
-            with progress(f"predicting with {name}") as advance, _scoring(predictor, score) as mode:
-                prepared = _evaluation_data(predictor, dataset.images, dataset.annotations, limit=len(dataset))
+            predictor, folder = (
+                as_predictor(model, device),
+                out / "predictions" / f"{number}_{slug(name)}",
+            )
+            with progress(f"predicting with {name}") as advance, scoring(predictor, score) as mode:
+                prepared = evaluation_data(
+                    predictor, dataset.images, dataset.annotations, limit=len(dataset)
+                )
                 evaluate_model(
                     predictor.model, prepared, device=predictor.model.device, batch_size=batch_size, workers=workers,
                     out=folder, progress=advance,
@@ -228,7 +248,9 @@ def analyze(
     if measured is not None:
         measured(analyses)
     with progress("writing the page") as advance:
-        return write_analysis(analyses, ground_truth, dataset, out, fraction=fraction, progress=advance)
+        return write_analysis(
+            analyses, ground_truth, dataset, out, fraction=fraction, progress=advance
+        )
 
 
 def export(
@@ -238,21 +260,22 @@ def export(
     format: Format = "torch",
     device: Device = "cpu",
 ) -> float | None:
-    """Write a model as one file that runs without this toolkit: images in; scores, labels and masks out.
+    """Write a model as one file that runs without this toolkit: images in; scores, labels and masks
+    out.
 
-    The file takes any number of images of any size; class names and category ids are inside it. `Segmenter` in
-    `alignmask.exporting.segmenter` describes inputs and outputs.
+    The file takes any number of images of any size; class names and category ids are inside it.
+    `Segmenter` in `alignmask.exporting.segmenter` describes inputs and outputs.
 
     Args:
         checkpoint_or_predictor: A run's folder or a checkpoint, or a loaded model.
         path: The file to write; it ends in .pt2 (torch) or .onnx.
-        format: "torch" is a `torch.export` program, which needs `import alignmask.ops` to run; "onnx" uses standard
-            operators alone (opset 20) and needs the extra `[onnx]`.
+        format: "torch" is a `torch.export` program, which needs `import alignmask.ops` to run;
+            "onnx" uses standard operators alone (opset 20) and needs the extra `[onnx]`.
         device: Where a checkpoint is loaded to, and where a torch.export program is to run.
 
     Returns:
-        The share of the model's detections that the file reproduces on test images, 0 to 1; None if nothing was compared
-        because onnxruntime is missing.
+        The share of the model's detections that the file reproduces on test images, 0 to 1; None if
+        nothing was compared because onnxruntime is missing.
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
@@ -267,8 +290,10 @@ def export(
     """
     path = Path(path)
     if path.suffix != SUFFIX[format]:
-        raise ValueError(f"export: format {format}: expected a name that ends in {SUFFIX[format]}, got {path}")
-    predictor = _predictor(checkpoint_or_predictor, device)
+        raise ValueError(
+            f"export: format {format}: expected a name that ends in {SUFFIX[format]}, got {path}"
+        )
+    predictor = as_predictor(checkpoint_or_predictor, device)
     about = {
         "class_names": predictor.class_names,
         "category_ids": predictor.category_ids,
@@ -288,7 +313,8 @@ def draw(
     """Draw the masks, classes and scores of instances over their image.
 
     Args:
-        image: A path, a PIL image, a uint8 array [H, W, 3], [H, W] or [H, W, 4], or a uint8 tensor [3, H, W]; RGB.
+        image: A path, a PIL image, a uint8 array [H, W, 3], [H, W] or [H, W, 4], or a uint8 tensor
+            [3, H, W]; RGB.
         instances: What a model found in the image; masks have the image's size.
         class_names: The name of every class, by label; without them, labels are shown as numbers.
         threshold: Instances with a lower score are left out.
@@ -309,104 +335,6 @@ def draw(
     """
     if class_names is None:
         class_names = [str(label) for label in range(int(max(instances.labels_N, default=-1)) + 1)]
-    return draw_instances(to_pixels(image).permute(1, 2, 0).numpy(), instances, class_names, threshold=threshold)
-
-
-# ---- what the arguments mean
-
-
-def are_results(given: PathLike | Sequence[dict[str, Any]] | Results) -> bool:
-    """Whether it is a COCO results file, or the content of one; otherwise it names a checkpoint."""
-    if isinstance(given, (str, os.PathLike)):
-        path = Path(given)
-        return path.suffix == ".json" or (path.is_file() and path.suffix not in WEIGHTS)
-    return True
-
-
-def _predictor(model: Any, device: Device) -> Predictor:
-    return model if isinstance(model, Predictor) else load(model, device)
-
-
-def _named(models: Sequence[PathLike] | Mapping[str, PathLike | Predictor]) -> dict[str, Path | Predictor]:
-    """The models by name. Raises FileNotFoundError for a path that does not exist, ValueError if there is no model."""
-    given: list[Path | Predictor] = [
-        model if isinstance(model, Predictor) else Path(model)
-        for model in (models.values() if isinstance(models, Mapping) else models)
-    ]
-    if not given:
-        raise ValueError("analyze: name at least one checkpoint or results file")
-    paths = [model for model in given if isinstance(model, Path)]
-    for path in paths:
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file or folder")
-    if isinstance(models, Mapping):
-        return dict(zip(models, given, strict=True))
-    if len(paths) < len(given):
-        raise TypeError("analyze: give loaded models by name: {'name': predictor, ...}")
-    return dict(zip(unique_names(paths), given, strict=True))
-
-
-def _common_data(
-    models: Mapping[str, Path | Predictor], annotations: PathLike | None, images: PathLike | None
-) -> CocoDataset | None:
-    """The data that all models are measured on; None: that of an annotation file without its images.
-
-    Raises ValueError if it is not clear which data is meant.
-    """
-    trained = {name: model for name, model in models.items() if isinstance(model, Predictor) or not are_results(model)}
-    if annotations is not None:
-        if images is None and trained:
-            raise ValueError(f"analyze: {next(iter(trained))} is to predict on {annotations}: give its images, too")
-        return None if images is None else CocoDataset(Path(images), Path(annotations), masks=False)
-    if images is not None or len(trained) < len(models):
-        raise ValueError("analyze: give annotations: only models alone have validation data of their own")
-    own = {
-        name: model.config.data if isinstance(model, Predictor) else load_config(resolve(model)).data
-        for name, model in trained.items()
-    }
-    first, *others = own
-    for name in others:
-        if _validation_settings(own[name]) != _validation_settings(own[first]):
-            raise ValueError(f"analyze: {first} and {name} have different validation data: give annotations and images")
-    return val_dataset(own[first], masks=False)
-
-
-def _validation_settings(data: DataConfig) -> tuple[object, ...]:
-    return data.val_images, data.val_annotations, data.val_limit, data.shapes
-
-
-def _evaluation_data(
-    predictor: Predictor, images: PathLike | None, annotations: PathLike | None, limit: int | None = None
-) -> CocoDataset:
-    """The data to evaluate a model on, resized as the model wants it; by default that of its own run.
-
-    Raises ValueError if half of it is given, or if its categories are not the model's.
-    """
-    data = predictor.config.data
-    if images is None and annotations is None:
-        dataset = val_dataset(data, masks=False)
-    elif images is None or annotations is None:
-        raise ValueError("evaluate: give both images and annotations, or neither of them")
-    else:
-        dataset = CocoDataset(Path(images), Path(annotations), evaluation_transform(data), limit, masks=False)
-    if dataset.class_names != predictor.class_names:
-        raise ValueError(
-            f"{dataset.annotations}: its {len(dataset.class_names)} categories ({_brief(dataset.class_names)}) are not the "
-            f"{len(predictor.class_names)} that the checkpoint was trained on ({_brief(predictor.class_names)})"
-        )
-    return dataset
-
-
-def _brief(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-@contextlib.contextmanager
-def _scoring(predictor: Predictor, score: ScoreMode | None) -> Iterator[ScoreMode]:
-    """Inside, the model scores in that way (by default in its own); yields the name of the way."""
-    own = predictor.model.config
-    predictor.model.config = replace(own, score=score or own.score)
-    try:
-        yield predictor.model.config.score
-    finally:
-        predictor.model.config = own
+    return draw_instances(
+        to_pixels(image).permute(1, 2, 0).numpy(), instances, class_names, threshold=threshold
+    )

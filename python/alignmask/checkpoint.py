@@ -1,7 +1,8 @@
 """Checkpoints: written atomically, read without executing code.
 
-A checkpoint is a folder: model.safetensors (weights), ema.safetensors (their moving average, if there is one), state.pt
-(optimizer and loss scale), config.json (all settings of the run), meta.json (step, classes, metrics).
+A checkpoint is a folder: model.safetensors (weights), ema.safetensors (their moving average, if
+there is one), state.pt (optimizer and loss scale), config.json (all settings of the run), meta.json
+(step, classes, metrics).
 """
 
 from __future__ import annotations
@@ -22,7 +23,13 @@ from alignmask._files import write_json
 from alignmask.config import Config, config_from_dict, config_to_dict
 from alignmask.safe_load import read_pickled
 
-MODEL, EMA, STATE, CONFIG, META = "model.safetensors", "ema.safetensors", "state.pt", "config.json", "meta.json"
+MODEL, EMA, STATE, CONFIG, META = (
+    "model.safetensors",
+    "ema.safetensors",
+    "state.pt",
+    "config.json",
+    "meta.json",
+)
 CALIBRATION = "calibration.json"
 
 
@@ -34,7 +41,8 @@ def save(
     ema: dict[str, Tensor] | None = None,
     state: dict[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint to `folder`, replacing one that is there. If the process is killed, the old or the new one remains.
+    """Write a checkpoint to `folder`, replacing one that is there. If the process is killed, the
+    old or the new one remains.
 
     Raises OSError that names the folder if it cannot be written, for lack of space for example.
     """
@@ -63,7 +71,8 @@ def save(
 
 
 def _replace(new: Path, folder: Path) -> None:
-    """Put `new` in the place of `folder`. A folder cannot replace a non-empty one, so the old one is renamed first."""
+    """Put `new` in the place of `folder`. A folder cannot replace a non-empty one, so the old one
+    is renamed first."""
     if not folder.exists():
         os.rename(new, folder)
         return
@@ -99,18 +108,23 @@ def prune(run: Path, keep: int) -> None:
 
 
 def resolve(path: Path) -> Path:
-    """The checkpoint that `path` names: a checkpoint's folder, a file in it, or a run (its best one, otherwise its newest).
+    """The checkpoint that `path` names: a checkpoint's folder, a file in it, or a run (its best
+    one, otherwise its newest).
 
     Raises FileNotFoundError for anything else, and ValueError for a Hugging Face folder.
     """
     if not path.exists():
         raise FileNotFoundError(f"checkpoint {path}: no such file or folder")
-    foreign = f"To convert weights of Mask2Former or Hugging Face into one: alignmask convert {path} DIR"
+    foreign = (
+        f"To convert weights of Mask2Former or Hugging Face into one: alignmask convert {path} DIR"
+    )
     if path.is_file() and path.name not in (MODEL, EMA, STATE, CONFIG, META, CALIBRATION):
         raise FileNotFoundError(f"checkpoint {path}: not a file of a checkpoint folder. {foreign}")
     best = path / "best"
     candidates = (
-        [path.parent] if path.is_file() else [path, best if best.exists() else path / ".best.old", latest(path)]
+        [path.parent]
+        if path.is_file()
+        else [path, best if best.exists() else path / ".best.old", latest(path)]
     )
     for candidate in candidates:
         if candidate is None or not (candidate / MODEL).is_file():
@@ -118,7 +132,9 @@ def resolve(path: Path) -> Path:
         if (candidate / CONFIG).is_file() and "model_type" in _read_json(candidate / CONFIG):
             raise ValueError(f"checkpoint {path}: not a checkpoint of AlignMask. {foreign}")
         return candidate
-    raise FileNotFoundError(f"checkpoint {path}: neither a checkpoint nor a run with one (no {MODEL} in it). {foreign}")
+    raise FileNotFoundError(
+        f"checkpoint {path}: neither a checkpoint nor a run with one (no {MODEL} in it). {foreign}"
+    )
 
 
 def load_config(folder: Path) -> Config:
@@ -150,7 +166,9 @@ def load_weights(folder: Path, ema: bool = True) -> dict[str, Tensor]:
 def load_state(folder: Path) -> dict[str, Any]:
     path = folder / STATE
     if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {folder}: {STATE} is missing, so training cannot be resumed from it")
+        raise FileNotFoundError(
+            f"checkpoint {folder}: {STATE} is missing, so training cannot be resumed from it"
+        )
     return read_pickled(path)
 
 

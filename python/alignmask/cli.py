@@ -1,7 +1,7 @@
 """The command line.
 
-Every command is a module of `alignmask.commands`, which is imported only when the command is chosen. `alignmask info`
-therefore works without the extra `[train]`, and `--help` is quick.
+Every command is a module of `alignmask.commands`, which is imported only when the command is
+chosen. `alignmask info` therefore works without the extra `[train]`, and `--help` is quick.
 """
 
 from __future__ import annotations
@@ -38,9 +38,11 @@ MODULES = {"eval": "evaluate"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns its exit code: 0; 2 for a user's mistake, with one message on stderr; or 130 after Ctrl-C."""
-    # This must be set before torch is imported. Threads that spin for a long time while they wait make training several
-    # times slower as soon as another process wants a core; a short spin costs nothing on a quiet machine (docs/log.md).
+    """Run one command. Returns its exit code: 0; 2 for a user's mistake, with one message on
+    stderr; or 130 after Ctrl-C."""
+    # This must be set before torch is imported. Threads that spin for a long time while they wait
+    # make training several times slower as soon as another process wants a core; a short spin costs
+    # nothing on a quiet machine (docs/log.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -58,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             if not _debugging():
                 warnings.showwarning = _show_warning
-            code: int = importlib.import_module(f"alignmask.commands.{MODULES.get(name, name)}").main(rest)
+            code: int = importlib.import_module(
+                f"alignmask.commands.{MODULES.get(name, name)}"
+            ).main(rest)
         return code
     except SystemExit as stop:  # how the option parser ends after --help or a wrong option
         return stop.code if isinstance(stop.code, int) else USER_ERROR
@@ -67,14 +71,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return complain("interrupted", INTERRUPTED)
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:  # what mistakes and faulty data raise
+    except (
+        ValueError,
+        OSError,
+        ImportError,
+        FloatingPointError,
+    ) as error:  # what mistakes and faulty data raise
         if _debugging():
             traceback.print_exc()
         return complain(_message(error))
 
 
 def _message(error: Exception) -> str:
-    """The text of an error. torch repeats the whole traceback of an error in a data-loading process; only its end is kept."""
+    """The text of an error. torch repeats the whole traceback of an error in a data-loading
+    process; only its end is kept."""
     text = str(error) or type(error).__name__
     if re.match(r"Caught \w+ in DataLoader worker", text):
         text = re.split(r"\n[\w.]+(?:Error|Exception): ", text)[-1].strip()
@@ -96,7 +106,8 @@ def _usage() -> str:
         "usage: alignmask COMMAND ...\n\n"
         "AlignMask: task-aligned mask queries for instance segmentation.\n\n"
         f"{commands}\n\n"
-        "`alignmask COMMAND --help` describes a command. ALIGNMASK_DEBUG=1 shows the traceback of an error."
+        "`alignmask COMMAND --help` describes a command. ALIGNMASK_DEBUG=1 shows the traceback of "
+        "an error."
     )
 
 

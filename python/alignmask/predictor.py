@@ -32,8 +32,10 @@ class Predictor:
         config: The settings of the run that trained it.
         class_names: The name of every class, by contiguous label.
         category_ids: The COCO category id of every class, by contiguous label.
-        report: What was left out when the weights of another project were loaded; None for a checkpoint of AlignMask.
-        calibration: What `alignmask calibrate` found; None if the checkpoint has not been calibrated.
+        report: What was left out when the weights of another project were loaded; None for a
+            checkpoint of AlignMask.
+        calibration: What `alignmask calibrate` found; None if the checkpoint has not been
+            calibrated.
     """
 
     def __init__(
@@ -58,27 +60,32 @@ class Predictor:
         classes = f"{count} classes" if count != 1 else "1 class"
         return f"Predictor({self.config.name!r}, {self.config.model.backbone.name}, {classes}, {self.model.device})"
 
-    def predict(self, image: ImageLike, *, threshold: float = 0.0, trusted: bool = False) -> Instances:
+    def predict(
+        self, image: ImageLike, *, threshold: float = 0.0, trusted: bool = False
+    ) -> Instances:
         """Find the instances in one image.
 
         Args:
-            image: A path, a PIL image, a uint8 array [H, W, 3] (or [H, W], or [H, W, 4]), or a uint8 tensor [3, H, W].
-                Colours are RGB; alpha is dropped.
+            image: A path, a PIL image, a uint8 array [H, W, 3] (or [H, W], or [H, W, 4]), or a
+                uint8 tensor [3, H, W]. Colours are RGB; alpha is dropped.
             threshold: Instances with a lower score are left out.
             trusted: Return only the instances that the guarantee of the calibration covers.
 
         Returns:
-            The instances, best first, on the CPU; masks and boxes are at the image's own size. Those of a calibrated model
-            have `quality`, the IoU to expect.
+            The instances, best first, on the CPU; masks and boxes are at the image's own size.
+            Those of a calibrated model have `quality`, the IoU to expect.
 
         Raises:
             ImageError: The image file cannot be read. (ImageError is a ValueError.)
-            ValueError: The image has another shape or another type of numbers; or trusted instances are asked for, and
-                there is no guarantee.
+            ValueError: The image has another shape or another type of numbers; or trusted instances
+                are asked for, and there is no guarantee.
             TypeError: The argument is not an image.
         """
         if trusted and (self.calibration is None or not self.calibration.guarantees):
-            raise ValueError("predict: nothing is known to be trusted: run `alignmask calibrate RUN --precision 0.9`")
+            raise ValueError(
+                "predict: nothing is known to be trusted: run `alignmask calibrate RUN --precision "
+                "0.9`"
+            )
         pixels_CHW = to_pixels(image)
         size = (pixels_CHW.shape[1], pixels_CHW.shape[2])
         name = str(image) if isinstance(image, (str, os.PathLike)) else "image"
@@ -93,14 +100,23 @@ class Predictor:
         batch = collate([self._transform(sample)]).to(self.model.device)
         found: Instances = self.model.predict(batch)[0].cpu()
         if self.calibration is not None:
-            score_N, category_N = found.scores_N.double().numpy(), np.array(self.category_ids)[found.labels_N.numpy()]
-            found.quality_N = torch.from_numpy(self.calibration.quality(score_N, category_N)).float()
+            score_N, category_N = (
+                found.scores_N.double().numpy(),
+                np.array(self.category_ids)[found.labels_N.numpy()],
+            )
+            found.quality_N = torch.from_numpy(
+                self.calibration.quality(score_N, category_N)
+            ).float()
             if trusted:
                 found = found[torch.from_numpy(self.calibration.trusted(score_N, category_N))]
         return found[found.scores_N >= threshold] if threshold > 0 else found
 
     def draw(
-        self, image: ImageLike, instances: Instances | None = None, *, threshold: float = SHOWN_SCORE
+        self,
+        image: ImageLike,
+        instances: Instances | None = None,
+        *,
+        threshold: float = SHOWN_SCORE,
     ) -> Image.Image:
         """Draw instances, with class names and scores, over their image.
 
@@ -122,8 +138,8 @@ def load(checkpoint: str | os.PathLike[str], device: str | torch.device = "cpu")
     """Load a trained model.
 
     Args:
-        checkpoint: A checkpoint folder, a file in it, or a run's folder (then its best checkpoint, or its newest one if
-            the run was never evaluated).
+        checkpoint: A checkpoint folder, a file in it, or a run's folder (then its best checkpoint,
+            or its newest one if the run was never evaluated).
         device: Where the model runs, e.g. "cpu" or "cuda:1".
 
     Returns:
@@ -131,7 +147,8 @@ def load(checkpoint: str | os.PathLike[str], device: str | torch.device = "cpu")
 
     Raises:
         FileNotFoundError: There is no checkpoint; the message names the path.
-        ValueError: A file of the checkpoint is damaged, or does not fit the others; the message names it.
+        ValueError: A file of the checkpoint is damaged, or does not fit the others; the message
+            names it.
 
     Example:
         >>> predictor = alignmask.load("runs/shapes")
@@ -146,9 +163,14 @@ def load(checkpoint: str | os.PathLike[str], device: str | torch.device = "cpu")
     config, meta = checkpoints.load_config(folder), checkpoints.load_meta(folder)
     classes = config.model.num_classes
     for name in ("class_names", "category_ids"):
-        if not isinstance(meta, dict) or not isinstance(meta.get(name), list) or len(meta[name]) != classes:
+        if (
+            not isinstance(meta, dict)
+            or not isinstance(meta.get(name), list)
+            or len(meta[name]) != classes
+        ):
             raise ValueError(
-                f"checkpoint file {folder / checkpoints.META}: expected a list {name} of {classes} entries"
+                f"checkpoint file {folder / checkpoints.META}: expected a list {name} of {classes} "
+                "entries"
             )
     model = build_model(without_pretrained(config).model)
     try:
@@ -160,34 +182,42 @@ def load(checkpoint: str | os.PathLike[str], device: str | torch.device = "cpu")
             f"checkpoint {folder} does not fit its own config.json: {' '.join(faults[:2])}{more}"
         ) from error
     calibration = _calibration(folder / checkpoints.CALIBRATION, config)
-    return Predictor(model.to(device), config, meta["class_names"], meta["category_ids"], calibration=calibration)
+    return Predictor(
+        model.to(device), config, meta["class_names"], meta["category_ids"], calibration=calibration
+    )
 
 
 def _calibration(path: Path, config: Config) -> Calibration | None:
-    """What is beside the checkpoint, if anything is. Raises ValueError if it is of another kind of score."""
+    """What is beside the checkpoint, if anything is. Raises ValueError if it is of another kind of
+    score."""
     if not path.is_file():
         return None
     calibration = read_calibration(path)
     if calibration.fit.score not in ("file", config.model.score):
         raise ValueError(
-            f"calibration file {path} is of the score {calibration.fit.score}, and the model scores by "
+            f"calibration file {path} is of the score {calibration.fit.score}, and the model "
+            "scores by "
             f"{config.model.score}: calibrate again, or remove it"
         )
     return calibration
 
 
 def from_mask2former(
-    path: str | os.PathLike[str], model: ModelConfig | None = None, device: str | torch.device = "cpu"
+    path: str | os.PathLike[str],
+    model: ModelConfig | None = None,
+    device: str | torch.device = "cpu",
 ) -> Predictor:
-    """Load a checkpoint of Mask2Former's own code: a detectron2 `.pkl` or `.pth` with a ResNet or a Swin Transformer.
+    """Load a checkpoint of Mask2Former's own code: a detectron2 `.pkl` or `.pth` with a ResNet or a
+    Swin Transformer.
 
-    Nothing in the file is executed. The file names no classes: 80 classes are taken for COCO's, others are numbered.
+    Nothing in the file is executed. The file names no classes: 80 classes are taken for COCO's,
+    others are numbered.
 
     Args:
         path: The file.
-        model: The model to load the weights into, e.g. an AlignMask of the same shape; by default the Mask2Former that
-            they are of (softmax classes, no aligned queries). The class head is loaded only into a softmax head for as
-            many classes.
+        model: The model to load the weights into, e.g. an AlignMask of the same shape; by default
+            the Mask2Former that they are of (softmax classes, no aligned queries). The class head
+            is loaded only into a softmax head for as many classes.
         device: Where the model runs, e.g. "cpu" or "cuda:1".
 
     Returns:
@@ -195,8 +225,8 @@ def from_mask2former(
 
     Raises:
         FileNotFoundError: There is no such file.
-        CheckpointError: The file is damaged, of another kind, or asks for code; or names are missing or unknown, or
-            shapes differ (all of them in one message).
+        CheckpointError: The file is damaged, of another kind, or asks for code; or names are
+            missing or unknown, or shapes differ (all of them in one message).
 
     Example:
         >>> predictor = alignmask.from_mask2former("model_final.pth")
@@ -213,12 +243,14 @@ def from_huggingface(
     model: ModelConfig | None = None,
     device: str | torch.device = "cpu",
 ) -> Predictor:
-    """Load a Mask2Former of Hugging Face: a `Mask2FormerForUniversalSegmentation`, or a folder it was saved to.
+    """Load a Mask2Former of Hugging Face: a `Mask2FormerForUniversalSegmentation`, or a folder it
+    was saved to.
 
     Args:
-        model_or_dir: The model, or a folder that its `save_pretrained` wrote. The folder has config.json and weights
-            (safetensors, or .bin, which is read without executing anything), and may have preprocessor_config.json.
-            transformers need not be installed to read a folder.
+        model_or_dir: The model, or a folder that its `save_pretrained` wrote. The folder has
+            config.json and weights (safetensors, or .bin, which is read without executing
+            anything), and may have preprocessor_config.json. transformers need not be installed to
+            read a folder.
         model: As in `from_mask2former`.
         device: Where the model runs, e.g. "cpu" or "cuda:1".
 
@@ -226,7 +258,8 @@ def from_huggingface(
         The model, ready to predict. `report` says which tensors were left out.
 
     Raises:
-        FileNotFoundError, CheckpointError: As in `from_mask2former`; also a setting that AlignMask does not have.
+        FileNotFoundError, CheckpointError: As in `from_mask2former`; also a setting that AlignMask
+            does not have.
 
     Example:
         >>> predictor = alignmask.from_huggingface("mask2former-swin")
@@ -237,10 +270,14 @@ def from_huggingface(
     if isinstance(model_or_dir, (str, os.PathLike)):
         folder = Path(model_or_dir)
         return _converted(read.read_huggingface_folder(folder), str(folder), model, device)
-    return _converted(read.read_huggingface_model(model_or_dir), type(model_or_dir).__name__, model, device)
+    return _converted(
+        read.read_huggingface_model(model_or_dir), type(model_or_dir).__name__, model, device
+    )
 
 
-def _converted(source: read.Source, where: str, wanted: ModelConfig | None, device: str | torch.device) -> Predictor:
+def _converted(
+    source: read.Source, where: str, wanted: ModelConfig | None, device: str | torch.device
+) -> Predictor:
     model, report = read.initialise_from(source, where, wanted)
     config = replace(source.config, model=model.config)
     names, ids = read.classes(source, model.config.num_classes)

@@ -1,9 +1,9 @@
 """Recipes: functions that return a Config. Copy one, or override its settings on the command line.
 
-Apart from the loss and the aligned queries, the paper's settings are Mask2Former's (section 3.2). COCO is expected in
-datasets/coco (folders train2017, val2017 and annotations, as in its archives). `shapes_small` and `nuclei_tiles` leave out
-Eq. 2, the reduced weight of negatives: they were measured with and without it, and are better without (docs/log.md,
-2026-11-26).
+Apart from the loss and the aligned queries, the paper's settings are Mask2Former's (section 3.2).
+COCO is expected in datasets/coco (folders train2017, val2017 and annotations, as in its archives).
+`shapes_small` and `nuclei_tiles` leave out Eq. 2, the reduced weight of negatives: they were
+measured with and without it, and are better without (docs/log.md, 2026-11-26).
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ COCO = Path("datasets/coco")
 SWIN_S = BackboneConfig("swin_small_patch4_window7_224.ms_in1k", drop_path_rate=0.3)
 SWIN_B_22K = BackboneConfig("swin_base_patch4_window12_384.ms_in22k", drop_path_rate=0.3)
 LITE0 = BackboneConfig(
-    "tf_efficientnet_lite0", pretrained="lite0-package", freeze_norm=False, mean=(127.0,) * 3, std=(128.0,) * 3
+    "tf_efficientnet_lite0",
+    pretrained="lite0-package",
+    freeze_norm=False,
+    mean=(127.0,) * 3,
+    std=(128.0,) * 3,
 )
 
 
@@ -47,7 +51,8 @@ def r50_50ep() -> Config:
 
 
 def r50_12ep() -> Config:
-    """AlignMask, ResNet-50, COCO, 12 epochs: the schedule of the paper's ablations (Tables 3 and 4: 41.4 AP)."""
+    """AlignMask, ResNet-50, COCO, 12 epochs: the schedule of the paper's ablations (Tables 3 and 4:
+    41.4 AP)."""
     return replace(r50_50ep(), name="r50_12ep", train=TrainConfig(iterations=88_500))
 
 
@@ -67,7 +72,9 @@ def mask2former_r50_50ep() -> Config:
     return replace(r50_50ep(), name="mask2former_r50_50ep", model=model)
 
 
-def _small_model(num_classes: int, width: int, queries: int, layers: int, aligned: AlignedQueryConfig) -> ModelConfig:
+def _small_model(
+    num_classes: int, width: int, queries: int, layers: int, aligned: AlignedQueryConfig
+) -> ModelConfig:
     return ModelConfig(
         num_classes=num_classes,
         backbone=LITE0,
@@ -78,7 +85,8 @@ def _small_model(num_classes: int, width: int, queries: int, layers: int, aligne
 
 
 def shapes_tiny() -> Config:
-    """Synthetic shapes at 128 x 128, ten minutes on a laptop CPU. `alignmask demo` runs this recipe."""
+    """Synthetic shapes at 128 x 128, ten minutes on a laptop CPU. `alignmask demo` runs this
+    recipe."""
     return Config(
         "shapes_tiny",
         model=_small_model(6, 64, 20, 3, AlignedQueryConfig(count=20, point_sets=3, points=1024)),
@@ -94,8 +102,12 @@ def shapes_tiny() -> Config:
 
 
 def shapes_small() -> Config:
-    """Synthetic shapes at 96 x 96, a few minutes per run on one slow core: for grids of ablations and comparisons."""
-    tiny, shapes = shapes_tiny(), ShapesConfig(Path("data/shapes_small"), train_images=4000, val_images=500, size=96)
+    """Synthetic shapes at 96 x 96, a few minutes per run on one slow core: for grids of ablations
+    and comparisons."""
+    tiny, shapes = (
+        shapes_tiny(),
+        ShapesConfig(Path("data/shapes_small"), train_images=4000, val_images=500, size=96),
+    )
     return replace(
         tiny,
         name="shapes_small",
@@ -106,11 +118,13 @@ def shapes_small() -> Config:
 
 
 def nuclei_small() -> Config:
-    """Nuclei (2018 Data Science Bowl, one class, up to a hundred instances per image), within an hour on a CPU."""
+    """Nuclei (2018 Data Science Bowl, one class, up to a hundred instances per image), within an
+    hour on a CPU."""
     model = _small_model(1, 128, 100, 3, AlignedQueryConfig(count=100, point_sets=3, points=4096))
     return Config(
         "nuclei_small",
-        model=replace(model, backbone=replace(LITE0, freeze_norm=True)),  # two images are too few for BatchNorm
+        # Two images are too few for BatchNorm.
+        model=replace(model, backbone=replace(LITE0, freeze_norm=True)),
         data=DataConfig(
             crop=256, scale=(0.7, 1.5), vertical_flip=0.5, color_jitter=0.2, eval_short_side=256, eval_max_side=512,
             workers=0,
@@ -124,7 +138,8 @@ def nuclei_small() -> Config:
 
 
 def nuclei_tiles() -> Config:
-    """Nuclei in tiles of 128 x 128, a few minutes per run: for comparisons on real images (docs/log.md)."""
+    """Nuclei in tiles of 128 x 128, a few minutes per run: for comparisons on real images
+    (docs/log.md)."""
     root = Path("data/nuclei_tiles")
     whole = nuclei_small()
     return Config(

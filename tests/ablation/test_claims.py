@@ -40,8 +40,11 @@ def test_a_claim_is_held_until_it_is_released(tmp_path: Path) -> None:
         assert second.path.name == "a.2"
 
 
-def test_a_suspended_process_is_not_taken_for_a_dead_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the same machine the lock tells them apart, however old the last touch is; another machine must take it for dead."""
+def test_a_suspended_process_is_not_taken_for_a_dead_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the same machine the lock tells them apart, however old the last touch is; another machine
+    must take it for dead."""
     with Claims(tmp_path).take("a") as claim:
         os.utime(claim.path, (time.time() - 1e4, time.time() - 1e4))
         assert Claims(tmp_path).holder("a").pid == os.getpid()
@@ -73,7 +76,9 @@ def test_the_claim_of_a_killed_process_is_free_at_once(tmp_path: Path) -> None:
         assert claim.path.name == "a.2"
 
 
-def test_another_machines_claim_lives_by_its_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_machines_claim_lives_by_its_heartbeat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with quick(tmp_path).take("a"):
         another_machine(monkeypatch)
         time.sleep(0.8)  # longer than stale_after: it is being touched
@@ -81,7 +86,9 @@ def test_another_machines_claim_lives_by_its_heartbeat(tmp_path: Path, monkeypat
         assert quick(tmp_path).take("a") is None
 
 
-def test_a_silent_machine_loses_its_claim_and_notices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_machine_loses_its_claim_and_notices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     noticed = threading.Event()
     claims = quick(tmp_path)
     first = claims.take("a", on_lost=noticed.set)
@@ -118,7 +125,9 @@ def test_a_claim_without_content_is_given_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("now", [0.0, 4e9])
-def test_a_wrong_clock_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: float) -> None:
+def test_a_wrong_clock_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: float
+) -> None:
     with quick(tmp_path).take("a"):
         another_machine(monkeypatch)
         monkeypatch.setattr(time, "time", lambda: now)
@@ -140,7 +149,9 @@ def _contend(folder: Path, machine: str, start: float, wins: multiprocessing.Que
 
 @pytest.mark.parametrize("machines", [1, 4])
 @pytest.mark.parametrize("after", ["nothing", "stale claims"])
-def test_of_many_contenders_exactly_one_wins_each(tmp_path: Path, machines: int, after: str) -> None:
+def test_of_many_contenders_exactly_one_wins_each(
+    tmp_path: Path, machines: int, after: str
+) -> None:
     if after == "stale claims":
         for number in range(20):
             path = tmp_path / f"item{number}.1"
@@ -150,7 +161,8 @@ def test_of_many_contenders_exactly_one_wins_each(tmp_path: Path, machines: int,
     wins = context.Queue()
     start = time.time() + 0.3
     processes = [
-        context.Process(target=_contend, args=(tmp_path, f"machine{i % machines}", start, wins)) for i in range(4)
+        context.Process(target=_contend, args=(tmp_path, f"machine{i % machines}", start, wins))
+        for i in range(4)
     ]
     for process in processes:
         process.start()

@@ -20,7 +20,14 @@ from alignmask.ablation import runs
 from alignmask.ablation.claims import Claims
 from alignmask.ablation.grids import COMPARISON, GRIDS
 from alignmask.ablation.runs import Cell, cells, state, work
-from alignmask.config import Config, DataConfig, LossConfig, ShapesConfig, TrainConfig, changed_fields
+from alignmask.config import (
+    Config,
+    DataConfig,
+    LossConfig,
+    ShapesConfig,
+    TrainConfig,
+    changed_fields,
+)
 from alignmask.data import resolve_paths
 from alignmask.training.signals import Stopped
 from alignmask.training.trainer import Trainer
@@ -42,7 +49,14 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
 
 def config(shapes: DataConfig, out: Path, **changes: Any) -> Config:
     t = TrainConfig(iterations=2, batch_size=2, warmup=1, clip=1.0, checkpoint_every=1, log_every=1)
-    return Config("grid", out, tiny.model_config(num_classes=6), shapes, LossConfig(points=32), replace(t, **changes))
+    return Config(
+        "grid",
+        out,
+        tiny.model_config(num_classes=6),
+        shapes,
+        LossConfig(points=32),
+        replace(t, **changes),
+    )
 
 
 def statuses(all_cells: list[Cell], claims: Claims) -> dict[str, str]:
@@ -68,7 +82,9 @@ def test_variants_are_named_apart_and_keep_the_rest_of_the_recipe(name: str, rec
 
 def test_full_is_the_papers_loss_and_qfl_the_small_recipes_own() -> None:
     base = recipes.nuclei_tiles()
-    full, qfl = (next(v for v in GRIDS["components"].variants if v.name == name) for name in ("full", "qfl"))
+    full, qfl = (
+        next(v for v in GRIDS["components"].variants if v.name == name) for name in ("full", "qfl")
+    )
     assert full.change(base) == replace(base, loss=replace(base.loss, weigh_negatives=True)) != base
     assert qfl.change(base) == base
 
@@ -80,12 +96,20 @@ def test_variants_of_one_name_are_the_same_everywhere() -> None:
         for variant in grid.variants:
             assert seen.setdefault(variant.name, variant.change(base)) == variant.change(base)
     names = {name: {variant.name for variant in grid.variants} for name, grid in GRIDS.items()}
-    assert "full" in names["table3"] & names["components"] & names["comparison"] & names["beyond"] & names["choices"]
+    assert (
+        "full"
+        in names["table3"]
+        & names["components"]
+        & names["comparison"]
+        & names["beyond"]
+        & names["choices"]
+    )
     assert "no_aql" in names["table3"] & names["table4"] & names["components"] & names["comparison"]
 
 
 def test_the_papers_tables() -> None:
-    """Every cell differs from the paper's full method in what the table says, and in nothing else."""
+    """Every cell differs from the paper's full method in what the table says, and in nothing
+    else."""
     base = recipes.r50_12ep()
     found = {
         variant.name: [str(change) for change in changed_fields(base, variant.change(base))]
@@ -116,7 +140,9 @@ def test_the_papers_tables() -> None:
     }  # fmt: skip
 
 
-def test_cells_are_ordered_by_seed_and_may_weigh_softmax_otherwise(shapes: DataConfig, tmp_path: Path) -> None:
+def test_cells_are_ordered_by_seed_and_may_weigh_softmax_otherwise(
+    shapes: DataConfig, tmp_path: Path
+) -> None:
     found = cells(PAIR, config(shapes, tmp_path), [3, 1], softmax_class_weight=9.0)
     assert [cell.name for cell in found] == [
         "softmax_no_aql-seed3", "no_aql-seed3", "softmax_no_aql-seed1", "no_aql-seed1"
@@ -131,7 +157,9 @@ def test_cells_are_ordered_by_seed_and_may_weigh_softmax_otherwise(shapes: DataC
 # ---- one process
 
 
-def test_a_grid_is_done_once(shapes: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_grid_is_done_once(
+    shapes: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     claims = Claims(tmp_path / "grid" / "claims")
     found = cells(PAIR, config(shapes, tmp_path), [0])
     assert set(statuses(found, claims).values()) == {"missing"}
@@ -153,7 +181,9 @@ def test_other_settings_in_the_same_folder_are_refused(shapes: DataConfig, tmp_p
     grid = replace(PAIR, variants=PAIR.variants[:1])
     work(cells(grid, config(shapes, tmp_path), [0]), claims, lambda _: None)
     (other,) = cells(grid, config(shapes, tmp_path, iterations=3), [0])
-    with pytest.raises(ValueError, match=r"seed0 holds a run with other settings \(train.iterations: 2 -> 3\)"):
+    with pytest.raises(
+        ValueError, match=r"seed0 holds a run with other settings \(train.iterations: 2 -> 3\)"
+    ):
         state(other, claims)
     (same,) = cells(grid, config(shapes, tmp_path, checkpoint_every=7, log_every=5), [0])
     assert state(same, claims).status == "done"
@@ -285,7 +315,12 @@ def test_ctrl_c_stops_the_grid_and_the_same_call_goes_on(
 
 
 def _worker(
-    variants: slice, run_config: Config, log: Path, step_seconds: float, wait: bool, die_at: tuple[str, int] | None
+    variants: slice,
+    run_config: Config,
+    log: Path,
+    step_seconds: float,
+    wait: bool,
+    die_at: tuple[str, int] | None,
 ) -> None:
     grid = replace(COMPARISON, variants=COMPARISON.variants[variants])
     torch.set_num_threads(1)
@@ -293,7 +328,9 @@ def _worker(
 
     def slow(self: Trainer, batches: Any) -> Any:
         with log.open("a") as file:
-            file.write(f"{os.getpid()} {self.run_dir.parent.name}-{self.run_dir.name} {self.step}\n")
+            file.write(
+                f"{os.getpid()} {self.run_dir.parent.name}-{self.run_dir.name} {self.step}\n"
+            )
         if die_at == (self.run_dir.parent.name, self.step):
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(step_seconds)
@@ -313,8 +350,9 @@ def _start(*arguments: Any) -> multiprocessing.Process:
 def test_two_processes_share_a_grid_and_one_takes_over_from_the_other_that_is_killed(
     shapes: DataConfig, tmp_path: Path
 ) -> None:
-    """The one that dies has checkpoints of its run; the other goes on from there, and what comes out is what one process comes
-    to: bit for bit in one process (tests/training), within rounding here, where processes have other numbers of threads."""
+    """The one that dies has checkpoints of its run; the other goes on from there, and what comes
+    out is what one process comes to: bit for bit in one process (tests/training), within rounding
+    here, where processes have other numbers of threads."""
     shared, log = config(shapes, tmp_path / "shared", iterations=3), tmp_path / "log"
     victim = _start(slice(1, 2), shared, log, 0.1, False, ("no_aql", 2))
     survivor = _start(slice(1, 2), shared, log, 0.4, True, None)
@@ -329,16 +367,20 @@ def test_two_processes_share_a_grid_and_one_takes_over_from_the_other_that_is_ki
     assert (died_in, 2) in by_survivor
     assert (died_in, 0) not in by_survivor  # its checkpoint was used
     (other,) = {f"no_aql-seed{seed}" for seed in (0, 1)} - {died_in}
-    assert [step for _, cell, step in steps if cell == other] == ["0", "1", "2"]  # nothing was done twice
+    # Nothing was done twice.
+    assert [step for _, cell, step in steps if cell == other] == ["0", "1", "2"]
 
     alone = config(shapes, tmp_path / "alone", iterations=3)
     grid = replace(COMPARISON, variants=COMPARISON.variants[1:2])
     work(cells(grid, alone, [0, 1]), Claims(tmp_path / "alone" / "claims"), lambda _: None)
     for seed in (0, 1):
         one, two = (
-            json.loads((c.out / "grid/no_aql" / f"seed{seed}" / "result.json").read_text()) for c in (shared, alone)
+            json.loads((c.out / "grid/no_aql" / f"seed{seed}" / "result.json").read_text())
+            for c in (shared, alone)
         )
-        assert numbers(one["evaluation"]) == pytest.approx(numbers(two["evaluation"]), rel=1e-3, abs=1e-3)
+        assert numbers(one["evaluation"]) == pytest.approx(
+            numbers(two["evaluation"]), rel=1e-3, abs=1e-3
+        )
 
 
 def numbers(value: object) -> list[float]:

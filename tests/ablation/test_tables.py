@@ -18,7 +18,15 @@ from alignmask.recipes import nuclei_small
 
 def result(ap: float, pcc: float | None = 0.25) -> dict[str, Any]:
     """What result.json holds, with AP `ap` (a fraction) and other numbers that differ from it."""
-    metrics = {"AP": ap, "AP50": ap + 0.2, "AP75": ap + 0.1, "APs": 0.011, "APm": 0.5, "APl": -1.0, "AR100": 0.6}
+    metrics = {
+        "AP": ap,
+        "AP50": ap + 0.2,
+        "AP75": ap + 0.1,
+        "APs": 0.011,
+        "APm": 0.5,
+        "APl": -1.0,
+        "AR100": 0.6,
+    }
     top = [
         {"fraction": fraction, "mean_score": 0.7, "mean_iou_same_class": 0.8, "pcc_same_class": pcc}
         for fraction in (0.02, 0.1)
@@ -26,7 +34,10 @@ def result(ap: float, pcc: float | None = 0.25) -> dict[str, Any]:
     mode = {"metrics": {**metrics, "per_category": {"a": 0.5}}, "alignment": {"top": top}}
     other_top = [{**of_one, "pcc_same_class": 0.125} for of_one in top]
     other = {"metrics": {"AP": 0.99, "per_category": {}}, "alignment": {"top": other_top}}
-    return {"iterations": 9, "evaluation": {"default": "class*mask", "modes": {"class*mask": mode, "class": other}}}
+    return {
+        "iterations": 9,
+        "evaluation": {"default": "class*mask", "modes": {"class*mask": mode, "class": other}},
+    }
 
 
 def states(grid: Grid, aps: dict[str, list[float | None]]) -> list[tuple[Cell, State]]:
@@ -60,7 +71,9 @@ def test_one_seed_has_no_error() -> None:
 
 
 def test_table_3_is_laid_out_as_in_the_paper() -> None:
-    header, lines = rows(TABLE_3, states(TABLE_3, {"full": [0.10, 0.20, 0.30], "no_aql": [0.1, None, None]}))
+    header, lines = rows(
+        TABLE_3, states(TABLE_3, {"full": [0.10, 0.20, 0.30], "no_aql": [0.1, None, None]})
+    )
     assert header == [
         "self-attention", "masked attention", "AP", "AP50", "AP75", "paper: AP", "paper: AP50", "paper: AP75", "seeds"
     ]  # fmt: skip
@@ -74,7 +87,9 @@ def test_table_3_is_laid_out_as_in_the_paper() -> None:
 
 
 def test_table_4_is_a_matrix() -> None:
-    header, lines = matrix(TABLE_4, states(TABLE_4, {"t5_n50": [0.1, 0.1, 0.1], "t1_n100": [0.2, 0.4, None]}))
+    header, lines = matrix(
+        TABLE_4, states(TABLE_4, {"t5_n50": [0.1, 0.1, 0.1], "t1_n100": [0.2, 0.4, None]})
+    )
     assert header == ["AP", "No AQ", "N_AQ = 50", "N_AQ = 100"]
     assert lines == [
         ["No AQL", "- (paper 39.7, 0/3 seeds)", "-", "-"],
@@ -112,7 +127,9 @@ def test_files(name: str, tmp_path: Path) -> None:
     assert (tmp_path / "new" / f"{name}.md").read_text() == text
     lines = text.splitlines()[2:]
     assert len({line.count("|") for line in lines}) == 1
-    assert text.startswith(f"**{grid.title}. Score: class*mask**" if "| 2/3 |" in text else f"**{grid.title}")
+    assert text.startswith(
+        f"**{grid.title}. Score: class*mask**" if "| 2/3 |" in text else f"**{grid.title}"
+    )
     with Image.open(tmp_path / "new" / f"{name}.png") as picture:
         assert picture.width > 300
         assert np.asarray(picture.convert("L")).min() < 64  # something is written

@@ -62,12 +62,18 @@ class Browser:
     def until(self, condition: str) -> None:
         end = time.monotonic() + PATIENCE
         while not self.value(condition):
-            assert time.monotonic() < end, f"waited in vain for {condition}; console: {self.complaints()}"
+            assert time.monotonic() < end, (
+                f"waited in vain for {condition}; console: {self.complaints()}"
+            )
             time.sleep(0.02)
 
     def complaints(self) -> list[str]:
         """Warnings and errors on the console since the last call."""
-        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] in ("WARNING", "SEVERE")]
+        return [
+            entry["message"]
+            for entry in self.driver.get_log("browser")
+            if entry["level"] in ("WARNING", "SEVERE")
+        ]
 
     def choose(self, field: str, value: str) -> None:
         """Sets a field by its id as a user does: with an input event."""
@@ -110,10 +116,14 @@ class Browser:
 def start(profile: Path) -> tuple[Browser, Callable[[], None]]:
     """The browser, and what ends it. Skips the test where there is none."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    binary = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    binary = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     chromedriver = shutil.which("chromedriver")
     if binary is None or chromedriver is None:
-        pytest.skip("no Chromium with its driver (Debian: apt-get install chromium chromium-driver)")
+        pytest.skip(
+            "no Chromium with its driver (Debian: apt-get install chromium chromium-driver)"
+        )
     options = webdriver.ChromeOptions()
     options.binary_location = binary
     for argument in (*ARGUMENTS, f"--user-data-dir={profile}"):

@@ -1,4 +1,5 @@
-"""What the tests of the page share: models' analyses of a made-up data set, and how to read a page's data."""
+"""What the tests of the page share: models' analyses of a made-up data set, and how to read a
+page's data."""
 
 from __future__ import annotations
 
@@ -26,8 +27,9 @@ NASTY = (
 
 
 def square_world() -> World:
-    """Ten grey images of 60 x 80 pixels with an object (10 x 20 pixels at (5, 5)) each; the prediction of image n is n
-    pixels further down, with score 1 - n / 20; and one on the wrong class, and one that hits nothing."""
+    """Ten grey images of 60 x 80 pixels with an object (10 x 20 pixels at (5, 5)) each; the
+    prediction of image n is n pixels further down, with score 1 - n / 20; and one on the wrong
+    class, and one that hits nothing."""
     world = World({100 + n: (60, 80) for n in range(10)}, {1: "cat", 2: "dog", 5: "bird"})
     for n, image in enumerate(world.sizes):
         world.annotate(image, 1 + n % 2, box_mask((60, 80), 5, 5, 15, 25))
@@ -37,14 +39,21 @@ def square_world() -> World:
     return world
 
 
-def analyses(world: World, folder: Path, names: tuple[str, ...] = ("a",)) -> tuple[list[ModelAnalysis], GroundTruth]:
-    """The world's predictions under several names; each next model's scores are the halves of the one before."""
+def analyses(
+    world: World, folder: Path, names: tuple[str, ...] = ("a",)
+) -> tuple[list[ModelAnalysis], GroundTruth]:
+    """The world's predictions under several names; each next model's scores are the halves of the
+    one before."""
     annotations, results = write(world, folder)
     ground_truth = load_ground_truth(annotations)
     models = []
     for k, name in enumerate(names):
-        entries = [{**entry, "score": entry["score"] / 2**k} for entry in json.loads(results.read_text())]
-        models.append(analyze_model(name, ground_truth, load_results(entries, ground_truth), inversions=2))
+        entries = [
+            {**entry, "score": entry["score"] / 2**k} for entry in json.loads(results.read_text())
+        ]
+        models.append(
+            analyze_model(name, ground_truth, load_results(entries, ground_truth), inversions=2)
+        )
     return models, ground_truth
 
 
@@ -56,12 +65,23 @@ def pictured(world: World, folder: Path) -> CocoDataset:
 
 
 def page(
-    world: World, folder: Path, names: tuple[str, ...] = ("a",), fraction: float = 1.0, images: bool = True
+    world: World,
+    folder: Path,
+    names: tuple[str, ...] = ("a",),
+    fraction: float = 1.0,
+    images: bool = True,
 ) -> Path:
     models, ground_truth = analyses(world, folder, names)
     dataset = pictured(world, folder) if images else None
     out = folder / "out" / "report.html"
-    write_page(models, ground_truth, dataset, [Image.new("RGB", (30, 20))] * len(names), out, fraction=fraction)
+    write_page(
+        models,
+        ground_truth,
+        dataset,
+        [Image.new("RGB", (30, 20))] * len(names),
+        out,
+        fraction=fraction,
+    )
     return out
 
 
@@ -90,7 +110,9 @@ class Parsed(HTMLParser):
         return [(attributes, text) for name, attributes, text in self.elements if name == tag]
 
     def block(self, name: str) -> Any:
-        return json.loads(next(text for attributes, text in self.of("script") if attributes.get("id") == name))
+        return json.loads(
+            next(text for attributes, text in self.of("script") if attributes.get("id") == name)
+        )
 
     def pictures(self) -> list[dict[str, Any]]:
         ids = [attributes.get("id") or "" for attributes, _ in self.of("script")]

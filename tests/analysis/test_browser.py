@@ -1,5 +1,6 @@
-"""The page in a real browser: it loads without errors and without a network, shows the prediction that is clicked on,
-filters and sorts, runs nothing that stands in a name, and stays usable with 50,000 points."""
+"""The page in a real browser: it loads without errors and without a network, shows the prediction
+that is clicked on, filters and sorts, runs nothing that stands in a name, and stays usable with
+50,000 points."""
 
 from __future__ import annotations
 
@@ -48,23 +49,39 @@ def browser(chromium: Browser, two_models: Path) -> Iterator[Browser]:
 def test_it_loads_without_errors_or_a_network(browser: Browser) -> None:
     assert browser.complaints() == []
     assert browser.value("models.length") == 2
-    assert browser.value("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
+    assert browser.value(
+        "[...document.images].every((image) => image.complete && image.naturalWidth > 0)"
+    )
     loaded = browser.value("performance.getEntriesByType('resource').map((entry) => entry.name)")
     assert not [name for name in loaded if not name.startswith("data:")]
     scores = np.concatenate([1 - np.arange(10) / 20, [0.3] * 10, [0.1] * 10])
     ious = np.concatenate([(10 - np.arange(10)) / (10 + np.arange(10)), np.zeros(20)])
-    numbers = [f"{value:.3f}" for value in (scores.mean(), ious.mean(), np.corrcoef(scores, ious)[0, 1])]
+    numbers = [
+        f"{value:.3f}" for value in (scores.mean(), ious.mean(), np.corrcoef(scores, ious)[0, 1])
+    ]
     halved = [f"{scores.mean() / 2:.3f}", *numbers[1:]]
     assert browser.rows("#summary") == [["first", "30", *numbers], ["second", "30", *halved]]
 
 
 def test_a_click_shows_the_prediction_on_its_image(browser: Browser) -> None:
-    """Point 5 of the first model: the object at rows 5 to 15, the prediction at rows 10 to 20, columns 5 to 25."""
+    """Point 5 of the first model: the object at rows 5 to 15, the prediction at rows 10 to 20,
+    columns 5 to 25."""
     assert browser.value("document.getElementById('picture').hidden")
     browser.click_point(0, 5)
     browser.shows(0, 5)
-    facts = browser.value("[...document.querySelectorAll('#facts dd')].map((fact) => fact.textContent)")
-    assert facts == ["first", "dog", "0.750", "0.333", "0.333", "dog", "200 pixels", "105.png (id 105)"]
+    facts = browser.value(
+        "[...document.querySelectorAll('#facts dd')].map((fact) => fact.textContent)"
+    )
+    assert facts == [
+        "first",
+        "dog",
+        "0.750",
+        "0.333",
+        "0.333",
+        "dog",
+        "200 pixels",
+        "105.png (id 105)",
+    ]
     assert browser.value(f"pixel(40, 30, {WIDTH})") == pytest.approx([100] * 3, abs=2)
     for y, colour in ((7, TRUTH), (12, OVERLAP), (17, PREDICTION)):
         expected = [0.45 * 100 + 0.55 * value for value in colour]
@@ -156,12 +173,18 @@ def test_tables_sort(browser: Browser) -> None:
     browser.run(f"{heads}[2].click()")
     assert names("#summary") == ["second", "first"]
     browser.choose("iou-from", "0.5")  # filters find their lines after sorting
-    assert float(browser.rows("#summary")[0][2]) == pytest.approx(float(browser.rows("#summary")[1][2]) / 2, abs=1e-3)
+    assert float(browser.rows("#summary")[0][2]) == pytest.approx(
+        float(browser.rows("#summary")[1][2]) / 2, abs=1e-3
+    )
     browser.run(f"{heads}[0].click()")
     assert names("#summary") == ["first", "second"]
-    assert browser.value(f"[...{heads}].map((head) => head.getAttribute('aria-sort'))") == ["ascending", *[None] * 4]
+    assert browser.value(f"[...{heads}].map((head) => head.getAttribute('aria-sort'))") == [
+        "ascending",
+        *[None] * 4,
+    ]
     browser.run("document.querySelectorAll('#classes thead th')[2].click()")
-    assert [row[2] for row in browser.rows("#classes")][2] == "–"  # bird has no instances: last in either order
+    # Bird has no instances: last in either order.
+    assert [row[2] for row in browser.rows("#classes")][2] == "–"
     browser.run("document.querySelectorAll('#classes thead th')[2].click()")
     assert [row[2] for row in browser.rows("#classes")][2] == "–"
 
@@ -176,7 +199,10 @@ def test_the_table_of_predictions_sorts(browser: Browser) -> None:
 
 def test_plots_zoom_together(browser: Browser) -> None:
     browser.run("models[0].figure.x_range.setv({ start: 0.25, end: 0.5 })")
-    assert browser.value("[models[1].figure.x_range.start, models[1].figure.x_range.end]") == [0.25, 0.5]
+    assert browser.value("[models[1].figure.x_range.start, models[1].figure.x_range.end]") == [
+        0.25,
+        0.5,
+    ]
     assert browser.value("models[1].figure.y_range.end") == 1.02
 
 
@@ -191,14 +217,18 @@ def test_nothing_in_a_name_runs(chromium: Browser, tmp_path: Path) -> None:
         chromium.choose(field, {"class": "0", "kind": "any"}[field])
     chromium.until("deep('.slick-row').length > 0")
     assert chromium.slick_rows(0)[0][0] == NASTY[0]
-    assert chromium.value("document.getElementById('facts').textContent").count(NASTY[0]) == 3  # model, class, truth
+    # Model, class, truth.
+    assert chromium.value("document.getElementById('facts').textContent").count(NASTY[0]) == 3
     assert chromium.value("window.hacked === undefined && deep('img[src=x]').length === 0")
     assert chromium.complaints() == []
 
 
 def test_the_policy_stops_foreign_scripts(browser: Browser) -> None:
     """The second line of defence works, should a name get into the page after all."""
-    browser.run("document.body.insertAdjacentHTML('beforeend', '<img src=\"data:,\" onerror=\"window.hacked = 1\">')")
+    browser.run(
+        "document.body.insertAdjacentHTML('beforeend', '<img src=\"data:,\" "
+        'onerror="window.hacked = 1">\')'
+    )
     browser.until("document.images[document.images.length - 1].complete")
     time.sleep(0.1)
     assert browser.value("window.hacked === undefined")

@@ -25,7 +25,9 @@ def test_the_numbers_are_the_evaluations(tmp_path: Path) -> None:
     assert model.metrics == evaluate_results(annotations, results, "pycocotools")
     rescored = [
         {**entry, "score": iou}
-        for entry, iou in zip(json.loads(results.read_text()), model.pairs.iou_same_class_N.tolist(), strict=True)
+        for entry, iou in zip(
+            json.loads(results.read_text()), model.pairs.iou_same_class_N.tolist(), strict=True
+        )
     ]
     assert model.by_iou == evaluate_results(annotations, rescored, "pycocotools")
     written = json.loads(json.dumps(model.as_dict()))
@@ -34,8 +36,9 @@ def test_the_numbers_are_the_evaluations(tmp_path: Path) -> None:
 
 
 def test_head_room(tmp_path: Path) -> None:
-    """One object has a good mask and a good duplicate, the other a fair mask; the confident ones are wrong. Ranked by
-    IoU, the duplicate comes before the fair mask; a perfect ranking has it last."""
+    """One object has a good mask and a good duplicate, the other a fair mask; the confident ones
+    are wrong. Ranked by IoU, the duplicate comes before the fair mask; a perfect ranking has it
+    last."""
     world = World({1: (100, 100)}, {1: "a"})
     for left in (0, 50):
         world.annotate(1, 1, box_mask((100, 100), 0, left, 40, left + 40))
@@ -56,7 +59,10 @@ def test_head_room(tmp_path: Path) -> None:
         (["runs/a", "runs/b"], ["a", "b"]),
         (["a/results.json", "b/results.json"], ["a", "b"]),
         (["runs/a", "b/results.json"], ["a", "results.json"]),
-        (["runs/a", "b/results.json", "c/results.json"], ["runs/a", "b/results.json", "c/results.json"]),
+        (
+            ["runs/a", "b/results.json", "c/results.json"],
+            ["runs/a", "b/results.json", "c/results.json"],
+        ),
         (["x/a/r.json", "y/a/r.json", "y/b/r.json"], ["x/a", "y/a", "y/b"]),
         ([], []),
     ],
@@ -81,7 +87,9 @@ def test_everything_is_written(tmp_path: Path, images: bool) -> None:
     models, ground_truth = analyses(world, tmp_path, ("first", "odd $name_ <b>"))
     dataset = pictured(world, tmp_path) if images else None
     files = write_analysis(models, ground_truth, dataset, tmp_path / "out")
-    assert {file.name for file in files.values()} == {file.name for file in (tmp_path / "out").iterdir()}
+    assert {file.name for file in files.values()} == {
+        file.name for file in (tmp_path / "out").iterdir()
+    }
     written = json.loads(files["numbers"].read_text())["models"]
     assert [model["name"] for model in written] == ["first", "odd $name_ <b>"]
     for inversion in written[0]["inversions"]:
@@ -111,10 +119,20 @@ def test_table(tmp_path: Path) -> None:
     first = models[0].metrics
     row = next(line.split() for line in lines if line.split()[0] == "first")
     head_room = 100 * (models[0].oracle.AP - first.AP)
-    values = [100 * value for value in (first.AP, first.AP50, first.AP75, models[0].by_iou.AP, models[0].oracle.AP)]
+    values = [
+        100 * value
+        for value in (first.AP, first.AP50, first.AP75, models[0].by_iou.AP, models[0].oracle.AP)
+    ]
     assert row == ["first", *(f"{value:.1f}" for value in values), f"{head_room:+.1f}"]
     top = models[0].alignment.top[1]
-    row = [line.split() for line in lines if line.split()[:3] == ["first", "10", "%"]][1]  # of any class
+    # Of any class.
+    row = [line.split() for line in lines if line.split()[:3] == ["first", "10", "%"]][1]
     values = [top.pcc_any_class, top.spearman_any_class, top.calibration_error_any_class]
     values += [top.mean_score, top.mean_iou_any_class]
-    assert row == ["first", "10", "%", "30", *(f"{value:.3f}" for value in values if value is not None)]
+    assert row == [
+        "first",
+        "10",
+        "%",
+        "30",
+        *(f"{value:.3f}" for value in values if value is not None),
+    ]

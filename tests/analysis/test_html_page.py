@@ -1,4 +1,5 @@
-"""The page as a file: complete, bounded, and nothing in it can do harm. (tests/analysis/test_browser.py opens it.)"""
+"""The page as a file: complete, bounded, and nothing in it can do harm.
+(tests/analysis/test_browser.py opens it.)"""
 
 from __future__ import annotations
 
@@ -27,11 +28,21 @@ def decoded(counts: str, size: list[int]) -> np.ndarray:
     return mask_utils.decode({"size": size, "counts": counts.encode()}).astype(bool)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=8)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    max_examples=8,
+)
 @given(worlds())
 def test_every_prediction_is_there_with_its_masks(tmp_path: Path, world: World) -> None:
     models, ground_truth = analyses(world, tmp_path, ("a", "b"))
-    write_page(models, ground_truth, None, [Image.new("RGB", (4, 4))] * 2, tmp_path / "p.html", fraction=1.0)
+    write_page(
+        models,
+        ground_truth,
+        None,
+        [Image.new("RGB", (4, 4))] * 2,
+        tmp_path / "p.html",
+        fraction=1.0,
+    )
     parsed = Parsed((tmp_path / "p.html").read_text(encoding="utf-8"))
     report, pictures = parsed.block("report"), parsed.pictures()
     assert report["images"] == [picture["id"] for picture in pictures]
@@ -52,7 +63,9 @@ def test_every_prediction_is_there_with_its_masks(tmp_path: Path, world: World) 
                 assert (truth < 0) == (value == 0)
                 if truth >= 0:
                     truth_HW = decoded(picture["truths"][truth]["counts"], picture["size"])
-                    assert (mask_HW & truth_HW).sum() / (mask_HW | truth_HW).sum() == pytest.approx(value)
+                    assert (mask_HW & truth_HW).sum() / (mask_HW | truth_HW).sum() == pytest.approx(
+                        value
+                    )
 
 
 def test_the_pictures_are_the_images(tmp_path: Path) -> None:
@@ -78,8 +91,14 @@ def test_without_predictions(tmp_path: Path) -> None:
 
 def test_tables_hold_the_numbers_at_full_precision(tmp_path: Path) -> None:
     (model,), _ = analyses(square_world(), tmp_path)
-    values = [a.get("data-value") for a, _ in Parsed(page(square_world(), tmp_path).read_text()).of("td")]
-    for number in (100 * model.metrics.AP, 100 * model.oracle.AP, model.alignment.top[1].spearman_any_class):
+    values = [
+        a.get("data-value") for a, _ in Parsed(page(square_world(), tmp_path).read_text()).of("td")
+    ]
+    for number in (
+        100 * model.metrics.AP,
+        100 * model.oracle.AP,
+        model.alignment.top[1].spearman_any_class,
+    ):
         assert repr(number) in values
     assert "" in values  # a dash: AP of large objects, of which there are none
 
@@ -92,19 +111,25 @@ def test_scores_that_are_no_probabilities_are_within_the_axis(tmp_path: Path) ->
     assert (x_range.start, x_range.end) == (pytest.approx(-0.24), pytest.approx(12.24))
 
 
-# -- bounded -------------------------------------------------------------------------------------------------------------
+# -- bounded
+# --------------------------------------------------------------------------------------------------
 
 
-def test_the_most_confident_points_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_most_confident_points_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(page_module, "POINTS", 7)
     text = page(square_world(), tmp_path).read_text()
     points = columns(Parsed(text).block("plot-0"))
     np.testing.assert_allclose(points["score"], [1 - n / 20 for n in range(7)], rtol=1e-6)
-    assert "a: the 7 most confident predictions are plotted, because a page cannot hold more" in text
+    assert (
+        "a: the 7 most confident predictions are plotted, because a page cannot hold more" in text
+    )
 
 
 def noisy_world(folder: Path) -> World:
-    """Four images of 200 x 300 pixels that no JPEG makes small, with masks that no run-length encoding makes small."""
+    """Four images of 200 x 300 pixels that no JPEG makes small, with masks that no run-length
+    encoding makes small."""
     rng = np.random.default_rng(0)
     world = World(dict.fromkeys(range(1, 5), (200, 300)), {1: "a"})
     for image in world.sizes:
@@ -120,7 +145,9 @@ def noisy_page(folder: Path) -> list[dict]:
     for image in world.sizes:
         pixels = np.random.default_rng(image).integers(0, 256, (200, 300, 3)).astype(np.uint8)
         Image.fromarray(pixels).save(folder / f"{image}.png")
-    write_page(models, ground_truth, dataset, [Image.new("RGB", (4, 4))], folder / "p.html", fraction=1.0)
+    write_page(
+        models, ground_truth, dataset, [Image.new("RGB", (4, 4))], folder / "p.html", fraction=1.0
+    )
     return Parsed((folder / "p.html").read_text()).pictures()
 
 
@@ -141,7 +168,11 @@ def test_pictures_get_smaller_to_fit(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_masks_get_coarser_to_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def size(pictures: list[dict]) -> int:
-        return sum(len(counts) for p in pictures for counts in [*p["masks"], *(t["counts"] for t in p["truths"])])
+        return sum(
+            len(counts)
+            for p in pictures
+            for counts in [*p["masks"], *(t["counts"] for t in p["truths"])]
+        )
 
     whole = noisy_page(tmp_path)
     assert whole[0]["size"] == [200, 300]
@@ -161,7 +192,8 @@ def test_masks_of_large_images_are_coarser(tmp_path: Path) -> None:
     assert decoded(picture["masks"][0], [434, 7]).sum() == 217 * 7
 
 
-# -- harmless ------------------------------------------------------------------------------------------------------------
+# -- harmless
+# --------------------------------------------------------------------------------------------------
 
 
 def test_names_are_text(tmp_path: Path) -> None:
@@ -169,7 +201,9 @@ def test_names_are_text(tmp_path: Path) -> None:
     world.categories = dict(zip(world.categories, NASTY, strict=True))
     text = page(world, tmp_path, NASTY, images=False).read_text(encoding="utf-8")
     parsed = Parsed(text)
-    plain = page(square_world(), tmp_path, ("a", "b", "c"), images=False).read_text(encoding="utf-8")
+    plain = page(square_world(), tmp_path, ("a", "b", "c"), images=False).read_text(
+        encoding="utf-8"
+    )
     shape = [[name for name, _, _ in candidate.elements] for candidate in (parsed, Parsed(plain))]
     assert shape[0] == shape[1]  # names add no element
     assert parsed.block("report")["categories"] == list(NASTY)
@@ -181,7 +215,11 @@ def test_names_are_text(tmp_path: Path) -> None:
 def test_only_the_pages_own_scripts_may_run(tmp_path: Path) -> None:
     """And nothing may be loaded: the content security policy names each script by its hash."""
     parsed = Parsed(page(square_world(), tmp_path).read_text(encoding="utf-8"))
-    (policy,) = (a["content"] for a, _ in parsed.of("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    (policy,) = (
+        a["content"]
+        for a, _ in parsed.of("meta")
+        if a.get("http-equiv") == "Content-Security-Policy"
+    )
     assert policy is not None
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     assert rules["default-src"] == "'none'"
@@ -189,7 +227,9 @@ def test_only_the_pages_own_scripts_may_run(tmp_path: Path) -> None:
     scripts = [text for attributes, text in parsed.of("script") if "type" not in attributes]
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
     assert rules["script-src"].split() == [f"'sha256-{value}'" for value in hashes]
-    assert not any("src" in a and not (a["src"] or "").startswith("data:") for _, a, _ in parsed.elements)
+    assert not any(
+        "src" in a and not (a["src"] or "").startswith("data:") for _, a, _ in parsed.elements
+    )
 
 
 def test_json_blocks_cannot_end_their_element() -> None:
@@ -198,7 +238,8 @@ def test_json_blocks_cannot_end_their_element() -> None:
     assert json.loads(block) == {"a": "</script><!--", "b": [1.5, None]}
 
 
-# -- the file ------------------------------------------------------------------------------------------------------------
+# -- the file
+# --------------------------------------------------------------------------------------------------
 
 
 def test_an_unreadable_image_leaves_no_page(tmp_path: Path) -> None:
@@ -207,7 +248,9 @@ def test_an_unreadable_image_leaves_no_page(tmp_path: Path) -> None:
     dataset = pictured(world, tmp_path)
     (tmp_path / "104.png").write_bytes(b"no image")
     with pytest.raises(CocoError, match=r"image id 104: .*104\.png: not an image file"):
-        write_page(models, ground_truth, dataset, [Image.new("RGB", (4, 4))], tmp_path / "new" / "p.html")
+        write_page(
+            models, ground_truth, dataset, [Image.new("RGB", (4, 4))], tmp_path / "new" / "p.html"
+        )
     assert not list((tmp_path / "new").glob("*.html"))
 
 
@@ -216,6 +259,11 @@ def test_progress_counts_images(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     sheets = [Image.new("RGB", (4, 4))]
     write_page(
-        models, ground_truth, None, sheets, tmp_path / "p.html", progress=lambda done, of: seen.append((done, of))
+        models,
+        ground_truth,
+        None,
+        sheets,
+        tmp_path / "p.html",
+        progress=lambda done, of: seen.append((done, of)),
     )
     assert seen == [(n, 10) for n in range(11)]

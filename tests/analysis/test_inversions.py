@@ -19,7 +19,11 @@ from tests.evaluation.worlds import World, box_mask, worlds, write
 
 def oracle(pairs: ScoreIoU) -> dict[int, dict[tuple[int, int], float]]:
     """Severity of every inversion (high, low), by image."""
-    score, iou, truth = pairs.scores_N.tolist(), pairs.iou_any_class_N.tolist(), pairs.truth_any_class_N.tolist()
+    score, iou, truth = (
+        pairs.scores_N.tolist(),
+        pairs.iou_any_class_N.tolist(),
+        pairs.truth_any_class_N.tolist(),
+    )
     by_image = defaultdict(list)
     for n in top_predictions(pairs, 1.0).tolist():
         if iou[n] >= 0.1:
@@ -27,7 +31,10 @@ def oracle(pairs: ScoreIoU) -> dict[int, dict[tuple[int, int], float]]:
     found: dict[int, dict[tuple[int, int], float]] = defaultdict(dict)
     for image, mine in by_image.items():
         for low in mine:
-            if any(truth[n] == truth[low] and score[n] > score[low] and iou[n] >= iou[low] - 0.05 for n in mine):
+            if any(
+                truth[n] == truth[low] and score[n] > score[low] and iou[n] >= iou[low] - 0.05
+                for n in mine
+            ):
                 continue
             for high in mine:
                 if score[high] > score[low] and iou[high] < iou[low]:
@@ -41,7 +48,9 @@ def test_equals_the_oracle(tmp_path: Path, world: World) -> None:
     pairs = score_iou_pairs(*write(world, tmp_path))
     expected = oracle(pairs)
     found = worst_inversions(pairs, 1000)
-    assert [i.severity for i in found] == sorted((max(of.values()) for of in expected.values()), reverse=True)
+    assert [i.severity for i in found] == sorted(
+        (max(of.values()) for of in expected.values()), reverse=True
+    )
     assert {i.image_id for i in found} == set(expected)
     for inversion in found:
         assert expected[inversion.image_id][inversion.high, inversion.low] == inversion.severity
@@ -61,7 +70,8 @@ def test_a_poor_mask_before_a_good_one() -> None:
 
 @pytest.mark.parametrize(("iou", "fault"), [(0.84, False), (0.86, True)])
 def test_a_duplicate_with_a_low_score_is_no_fault(iou: float, fault: bool) -> None:
-    """Object 1 has a confident mask of IoU 0.8. A second one of it with a low score is a fault if it is clearly better."""
+    """Object 1 has a confident mask of IoU 0.8. A second one of it with a low score is a fault if
+    it is clearly better."""
     pairs = pairs_with_truths([0.9, 0.7, 0.1], [0.8, 0.3, iou], [1, 2, 1])
     assert bool(worst_inversions(pairs, 8)) == fault
 
@@ -72,13 +82,15 @@ def test_the_same_object_can_be_inverted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scores", "ious"), [([], []), ([0.5], [0.5]), ([0.9, 0.1], [0.09, 0.9]), ([0.5, 0.5], [0.2, 0.9])]
+    ("scores", "ious"),
+    [([], []), ([0.5], [0.5]), ([0.9, 0.1], [0.09, 0.9]), ([0.5, 0.5], [0.2, 0.9])],
 )
 def test_nothing_to_find(scores: list[float], ious: list[float]) -> None:
     assert worst_inversions(pairs_of(scores, ious), 8) == []
 
 
-# -- pictures ------------------------------------------------------------------------------------------------------------
+# -- pictures
+# --------------------------------------------------------------------------------------------------
 
 
 def test_overlap_has_the_papers_colours() -> None:
@@ -88,17 +100,23 @@ def test_overlap_has_the_papers_colours() -> None:
     for y in range(4):
         for x in range(4):
             colours = {(1, 0): TRUTH, (0, 1): PREDICTION, (1, 1): OVERLAP, (0, 0): (100, 100, 100)}
-            assert tuple(picture_HWC[y, x]) == colours[int(truth_HW[y, x]), int(prediction_HW[y, x])]
+            assert (
+                tuple(picture_HWC[y, x]) == colours[int(truth_HW[y, x]), int(prediction_HW[y, x])]
+            )
     assert (grey_HWC == 100).all()
 
 
 def test_overlap_of_other_sizes_is_refused() -> None:
     image_HWC, mask_HW = np.zeros((4, 5, 3), np.uint8), np.zeros((4, 5), bool)
-    with pytest.raises(ValueError, match=r"image \[4, 5, 3\], ground truth \[4, 5\] and prediction \[5, 4\] differ"):
+    with pytest.raises(
+        ValueError, match=r"image \[4, 5, 3\], ground truth \[4, 5\] and prediction \[5, 4\] differ"
+    ):
         draw_overlap(image_HWC, mask_HW, mask_HW.T)
 
 
-def panel(size: tuple[int, int], truth: tuple[int, int, int, int], caption: str = "score 0.9") -> Panel:
+def panel(
+    size: tuple[int, int], truth: tuple[int, int, int, int], caption: str = "score 0.9"
+) -> Panel:
     image_HWC = np.random.default_rng(0).integers(0, 255, (*size, 3)).astype(np.uint8)
     return Panel(image_HWC, box_mask(size, *truth), box_mask(size, *truth), caption)
 
@@ -121,7 +139,8 @@ def test_sheet(count: int, width: int, lines: int) -> None:
 
 
 def test_sheet_shows_small_masks_large() -> None:
-    """Both panels show the same part of the image: around the masks of both, and no less than a third of its sides."""
+    """Both panels show the same part of the image: around the masks of both, and no less than a
+    third of its sides."""
     small, other = panel((300, 600), (10, 20, 20, 40)), panel((300, 600), (30, 60, 40, 80))
     pixels_HWC = sheet_pixels([(small, other)])
     assert pixels_HWC.shape[0] == 66 + 28 + 150

@@ -19,8 +19,11 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _working_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Defaults of options are relative to the working folder: nothing may be left in the repository."""
+def _working_folder(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Defaults of options are relative to the working folder: nothing may be left in the
+    repository."""
     monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
 
 

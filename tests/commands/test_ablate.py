@@ -19,8 +19,12 @@ def ablate_arguments(workshop: Path, out: Path, *more: str, grid: str = "compari
     ]  # fmt: skip
 
 
-def test_ablate_trains_a_grid_and_writes_its_table(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> None:
-    arguments = ablate_arguments(workshop, tmp_path, "--seeds", "0", "4", "--only", "no_aql", "full")
+def test_ablate_trains_a_grid_and_writes_its_table(
+    workshop: Path, alignmask_: Terminal, tmp_path: Path
+) -> None:
+    arguments = ablate_arguments(
+        workshop, tmp_path, "--seeds", "0", "4", "--only", "no_aql", "full"
+    )
     assert alignmask_(*arguments, "--dry-run") == 0
     assert alignmask_.err.count("missing") == 4
     assert not (tmp_path / "grid").exists()
@@ -36,7 +40,8 @@ def test_ablate_trains_a_grid_and_writes_its_table(workshop: Path, alignmask_: T
     assert result["iterations"] == 1
 
     table = alignmask_.out
-    part = ablate_arguments(workshop, tmp_path, "--seeds", "4", "--only", "full")  # less to do, but no less is shown
+    # Less to do, but no less is shown.
+    part = ablate_arguments(workshop, tmp_path, "--seeds", "4", "--only", "full")
     assert alignmask_(*part) == 0
     assert alignmask_.out == table
     assert "no_aql" not in alignmask_.err
@@ -46,12 +51,16 @@ def test_ablate_trains_a_grid_and_writes_its_table(workshop: Path, alignmask_: T
     assert alignmask_.out == table
     assert "starts" not in alignmask_.err
     # Another grid of the same folder shares what the two have in common.
-    other = ablate_arguments(workshop, tmp_path, "--seeds", "0", "--only", "no_aql", "full", grid="table3")
+    other = ablate_arguments(
+        workshop, tmp_path, "--seeds", "0", "--only", "no_aql", "full", grid="table3"
+    )
     assert alignmask_(*other) == 0
     assert "starts" not in alignmask_.err
 
 
-def test_ablate_says_what_runs_elsewhere(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> None:
+def test_ablate_says_what_runs_elsewhere(
+    workshop: Path, alignmask_: Terminal, tmp_path: Path
+) -> None:
     arguments = ablate_arguments(workshop, tmp_path, "--seeds", "0", "--only", "no_aql")
     with Claims(tmp_path / "grid" / "claims").take("no_aql-seed0"):
         assert alignmask_(*arguments) == 0
@@ -64,7 +73,10 @@ def test_ablate_reports_failed_runs(workshop: Path, alignmask_: Terminal, tmp_pa
     broken = [*arguments, "--loss.target-score-share", "1"]
     assert alignmask_(*broken) == 1
     assert "2 of 2 runs failed (--retry tries them again)" in alignmask_.err
-    assert "no_aql-seed0: ValueError: loss.target_score_share: expected a number in [0, 1), got 1.0" in alignmask_.err
+    assert (
+        "no_aql-seed0: ValueError: loss.target_score_share: expected a number in [0, 1), got 1.0"
+        in alignmask_.err
+    )
     assert alignmask_(*arguments) == 1
     assert "starts" not in alignmask_.err
     assert alignmask_(*arguments, "--retry") == 0
@@ -72,12 +84,16 @@ def test_ablate_reports_failed_runs(workshop: Path, alignmask_: Terminal, tmp_pa
     assert "holds a run with other settings" in alignmask_.complaint(*broken)
 
 
-def test_ablate_mistakes(workshop: Path, alignmask_: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ablate_mistakes(
+    workshop: Path, alignmask_: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "unknown grid 'table5': expected one of table3, table4" in alignmask_.complaint(
         "ablate", "table5", "r50_12ep"
     )
     assert "unknown recipe 'r50'" in alignmask_.complaint("ablate", "table3", "r50")
-    text = alignmask_.complaint(*ablate_arguments(workshop, tmp_path, "--model.num-classes", "3", "--dry-run"))
+    text = alignmask_.complaint(
+        *ablate_arguments(workshop, tmp_path, "--model.num-classes", "3", "--dry-run")
+    )
     assert "has 6 categories, but model.num_classes is 3" in text
     text = alignmask_.complaint(*ablate_arguments(workshop, tmp_path, "--only", "fall"))
     assert "unknown fall: expected some of softmax_no_aql, no_aql, full" in text
@@ -85,7 +101,9 @@ def test_ablate_mistakes(workshop: Path, alignmask_: Terminal, tmp_path: Path, m
     assert "instances_train2017.json: cannot read" in text
     with monkeypatch.context() as patch:
         patch.setenv("WORLD_SIZE", "2")
-        assert "start one process per GPU" in alignmask_.complaint(*ablate_arguments(workshop, tmp_path))
+        assert "start one process per GPU" in alignmask_.complaint(
+            *ablate_arguments(workshop, tmp_path)
+        )
     assert list(tmp_path.iterdir()) == []
     assert alignmask_("ablate") == 0
     assert "table4      Table 4" in alignmask_.out

@@ -14,10 +14,18 @@ from tests.evaluation.worlds import small_world, write
 
 
 def test_of_runs_on_their_own_data(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> None:
-    """A run and its checkpoint under another name: the same numbers, those of the run's own evaluation."""
+    """A run and its checkpoint under another name: the same numbers, those of the run's own
+    evaluation."""
     run, copy = workshop / "run", tmp_path / "copy"
-    shutil.copytree(run / "best" if (run / "best").exists() else next((run / "checkpoints").iterdir()), copy)
-    assert alignmask_("analyze", run, copy, "--workers", 0, "--batch-size", 2, "--out", tmp_path / "out") == 0
+    shutil.copytree(
+        run / "best" if (run / "best").exists() else next((run / "checkpoints").iterdir()), copy
+    )
+    assert (
+        alignmask_(
+            "analyze", run, copy, "--workers", 0, "--batch-size", 2, "--out", tmp_path / "out"
+        )
+        == 0
+    )
     models = json.loads((tmp_path / "out" / "analysis.json").read_text())["models"]
     assert [model["name"] for model in models] == ["run (class^0.5*mask)", "copy (class^0.5*mask)"]
     evaluation = json.loads((run / "evaluation.json").read_text())
@@ -33,8 +41,20 @@ def test_of_runs_on_their_own_data(workshop: Path, alignmask_: Terminal, tmp_pat
 
 def test_of_results_beside_a_run(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> None:
     shapes, run = workshop / "shapes", workshop / "run"
-    data = ("--annotations", shapes / "instances_val.json", "--images", shapes / "val", "--workers", 0)
-    assert alignmask_("analyze", run / "results.json", run, *data, "--score", "class", "--out", tmp_path) == 0
+    data = (
+        "--annotations",
+        shapes / "instances_val.json",
+        "--images",
+        shapes / "val",
+        "--workers",
+        0,
+    )
+    assert (
+        alignmask_(
+            "analyze", run / "results.json", run, *data, "--score", "class", "--out", tmp_path
+        )
+        == 0
+    )
     theirs, ours = json.loads((tmp_path / "analysis.json").read_text())["models"]
     assert [theirs["name"], ours["name"]] == ["results.json", "run (class)"]
     modes = json.loads((run / "evaluation.json").read_text())["modes"]
@@ -44,7 +64,16 @@ def test_of_results_beside_a_run(workshop: Path, alignmask_: Terminal, tmp_path:
 
 def test_of_results_without_images(alignmask_: Terminal, tmp_path: Path) -> None:
     annotations, results = write(small_world(), tmp_path)
-    arguments = ("analyze", results, "--annotations", annotations, "--inversions", 0, "--fraction", 0.02)
+    arguments = (
+        "analyze",
+        results,
+        "--annotations",
+        annotations,
+        "--inversions",
+        0,
+        "--fraction",
+        0.02,
+    )
     assert alignmask_(*arguments) == 0
     assert json.loads(Path("analysis/analysis.json").read_text())["models"][0]["inversions"] == []
     entries = json.loads(results.read_text())
@@ -52,7 +81,9 @@ def test_of_results_without_images(alignmask_: Terminal, tmp_path: Path) -> None
     assert alignmask_(*arguments) == 2
     assert "1 of an unknown image" in alignmask_.err
     assert alignmask_(*arguments, "--ignore-unknown") == 0
-    assert json.loads(Path("analysis/analysis.json").read_text())["models"][0]["left_out"] == {"of an unknown image": 1}
+    assert json.loads(Path("analysis/analysis.json").read_text())["models"][0]["left_out"] == {
+        "of an unknown image": 1
+    }
 
 
 def test_suppression_is_applied_to_all_models(alignmask_: Terminal, tmp_path: Path) -> None:
@@ -62,7 +93,16 @@ def test_suppression_is_applied_to_all_models(alignmask_: Terminal, tmp_path: Pa
     annotations, results = write(world, tmp_path)
     other = tmp_path / "other.json"
     other.write_text(json.dumps(world.results[::-1]))
-    options = ("--annotations", annotations, "--suppression", "hard", "--suppression-iou", 0.9, "--out", tmp_path)
+    options = (
+        "--annotations",
+        annotations,
+        "--suppression",
+        "hard",
+        "--suppression-iou",
+        0.9,
+        "--out",
+        tmp_path,
+    )
     assert alignmask_("analyze", results, other, *options, "--inversions", 0) == 0
     models = json.loads((tmp_path / "analysis.json").read_text())["models"]
     assert [model["left_out"] for model in models] == [{"duplicates": len(world.results) // 2}] * 2
@@ -83,7 +123,9 @@ def test_mistakes(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> None:
     assert "named twice" in complaint("analyze", run, run)
     assert "give --annotations FILE" in complaint("analyze", results)
     assert "give --annotations FILE" in complaint("analyze", run, "--images", tmp_path)
-    assert "give --images DIR, too" in complaint("analyze", run, results, "--annotations", annotations)
+    assert "give --images DIR, too" in complaint(
+        "analyze", run, results, "--annotations", annotations
+    )
     assert "--fraction: expected more than 0" in complaint("analyze", run, "--fraction", 0)
     assert "--inversions: expected 0 or more" in complaint("analyze", run, "--inversions", -1)
     assert "neither a checkpoint nor a run" in complaint("analyze", workshop / "shapes")
@@ -103,7 +145,5 @@ def test_mistakes(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> None:
 
 def test_it_names_what_is_missing(alignmask_: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_extras, "_ANALYZE_MODULES", ("jinja2", "no_such_plots"))
-    message = (
-        "alignmask analyze needs no_such_plots: install them with `pip install '.[analyze]'` in AlignMask's folder."
-    )
+    message = "alignmask analyze needs no_such_plots: install them with `pip install '.[analyze]'` in AlignMask's folder."
     assert message in alignmask_.complaint("analyze", "x.json")

@@ -34,17 +34,37 @@ def test_a_checkpoint(run: Path, workshop: Path, alignmask_: Terminal) -> None:
     assert alignmask_("calibrate", run, *own) == 0
     assert f"calibration: {path}" in alignmask_.out
     first = read_calibration(path)
-    assert (first.fit.annotations, first.fit.images, first.fit.held_out_images) == ("instances_val.json", 2, 1)
+    assert (first.fit.annotations, first.fit.images, first.fit.held_out_images) == (
+        "instances_val.json",
+        2,
+        1,
+    )
     assert first.fit.score == checkpoint.load_config(path.parent).model.score
     assert first.guarantees == []
-    other = ("--images", shapes / "train", "--annotations", shapes / "instances_train.json", "--precision", 0.9)
+    other = (
+        "--images",
+        shapes / "train",
+        "--annotations",
+        shapes / "instances_train.json",
+        "--precision",
+        0.9,
+    )
     assert alignmask_("calibrate", run, *own, *other) == 0
-    assert "4 images cannot support that 90 % of the predictions have an IoU of 0.75 or more" in alignmask_.out
+    assert (
+        "4 images cannot support that 90 % of the predictions have an IoU of 0.75 or more"
+        in alignmask_.out
+    )
     second = read_calibration(path)
-    assert (second.fit.annotations, second.fit.images, len(second.guarantees)) == ("instances_train.json", 4, 1)
+    assert (second.fit.annotations, second.fit.images, len(second.guarantees)) == (
+        "instances_train.json",
+        4,
+        1,
+    )
 
 
-def test_predictions_have_a_quality_and_can_be_trusted(run: Path, workshop: Path, alignmask_: Terminal) -> None:
+def test_predictions_have_a_quality_and_can_be_trusted(
+    run: Path, workshop: Path, alignmask_: Terminal
+) -> None:
     path = checkpoint.resolve(run) / checkpoint.CALIBRATION
     image = min((workshop / "shapes" / "val").iterdir())
     plain = alignmask.load(run).predict(image)
@@ -75,7 +95,9 @@ def test_a_calibration_of_another_score_is_refused(run: Path, alignmask_: Termin
     data = json.loads(path.read_text())
     data["fit"]["score"] = "something"
     path.write_text(json.dumps(data))
-    with pytest.raises(ValueError, match=r"calibration\.json is of the score something, and the model scores by"):
+    with pytest.raises(
+        ValueError, match=r"calibration\.json is of the score something, and the model scores by"
+    ):
         alignmask.load(run)
     data["fit"]["score"] = "file"
     path.write_text(json.dumps(data))
@@ -93,12 +115,29 @@ def test_what_is_not_a_calibration_stays(run: Path, alignmask_: Terminal) -> Non
 def test_a_results_file(files: tuple[Path, Path], alignmask_: Terminal, tmp_path: Path) -> None:
     annotations, results = files
     before = sorted(tmp_path.iterdir())
-    arguments = ("calibrate", results, "--annotations", annotations, "--resamples", 20, "--method", "linear")
+    arguments = (
+        "calibrate",
+        results,
+        "--annotations",
+        annotations,
+        "--resamples",
+        20,
+        "--method",
+        "linear",
+    )
     assert alignmask_(*arguments) == 0
     assert "on the 6 images that were held out" in alignmask_.out
     assert max(map(len, alignmask_.out.splitlines())) <= 80
     assert sorted(tmp_path.iterdir()) == before
-    more = ("--out", tmp_path / "c.json", "--diagram", tmp_path / "d.png", "--precision", 0.5, "--per-class")
+    more = (
+        "--out",
+        tmp_path / "c.json",
+        "--diagram",
+        tmp_path / "d.png",
+        "--precision",
+        0.5,
+        "--per-class",
+    )
     assert alignmask_(*arguments, *more) == 0
     calibration = read_calibration(tmp_path / "c.json")
     assert calibration.method == "linear"
@@ -118,7 +157,9 @@ def test_a_results_file(files: tuple[Path, Path], alignmask_: Terminal, tmp_path
         (("--images", "."), "give --annotations FILE, and no --images"),
     ],
 )
-def test_mistakes(files: tuple[Path, Path], alignmask_: Terminal, options: tuple, message: str) -> None:
+def test_mistakes(
+    files: tuple[Path, Path], alignmask_: Terminal, options: tuple, message: str
+) -> None:
     annotations, results = files
     assert alignmask_("calibrate", results, "--annotations", annotations, *options) == 2
     assert message in alignmask_.err

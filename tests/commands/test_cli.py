@@ -1,4 +1,5 @@
-"""The command line as its user meets it: help, info, flops, demo, exit codes; one clear line for every mistake."""
+"""The command line as its user meets it: help, info, flops, demo, exit codes; one clear line for
+every mistake."""
 
 from __future__ import annotations
 
@@ -24,17 +25,41 @@ from alignmask.data import CocoError
 from alignmask.recipes import RECIPES
 from tests.commands.terminal import Terminal, photo, train_arguments
 
-# -- help ----------------------------------------------------------------------------------------------------------------
+# -- help
+# --------------------------------------------------------------------------------------------------
 
 HELP = {
     "train": ("r50_50ep", "mask2former_r50_50ep", "torchrun"),
-    "train shapes_tiny": ("--train.learning-rate", "--model.aligned-queries.point-sets", "--dry-run", "--no-resume"),
+    "train shapes_tiny": (
+        "--train.learning-rate",
+        "--model.aligned-queries.point-sets",
+        "--dry-run",
+        "--no-resume",
+    ),
     "eval": ("CHECKPOINT", "--results FILE", "--annotations FILE", "--per-category"),
-    "analyze": ("CHECKPOINT|RESULTS", "--annotations FILE", "--images DIR", "--fraction", "report.html"),
-    "calibrate": ("CHECKPOINT|RESULTS", "--annotations FILE", "--precision SHARE", "--method", "--out FILE"),
+    "analyze": (
+        "CHECKPOINT|RESULTS",
+        "--annotations FILE",
+        "--images DIR",
+        "--fraction",
+        "report.html",
+    ),
+    "calibrate": (
+        "CHECKPOINT|RESULTS",
+        "--annotations FILE",
+        "--precision SHARE",
+        "--method",
+        "--out FILE",
+    ),
     "predict": ("CHECKPOINT", "IMAGE|DIR", "--out DIR", "--threshold"),
     "ablate": ("table3", "table4", "components", "nuclei_small"),
-    "ablate table4 nuclei_small": ("--seeds", "--only", "--dry-run", "--retry", "--train.iterations"),
+    "ablate table4 nuclei_small": (
+        "--seeds",
+        "--only",
+        "--dry-run",
+        "--retry",
+        "--train.iterations",
+    ),
     "convert": ("SRC", "DST", "--to", "--annotations FILE"),
     "demo": ("--minutes", "--out DIR"),
     "export": ("CHECKPOINT", "--format {torch,onnx}", "--out FILE"),
@@ -68,17 +93,22 @@ def test_help(alignmask_: Terminal, command: str) -> None:
 
 
 @pytest.mark.parametrize("command", HELP)
-def test_every_option_has_a_text(alignmask_: Terminal, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+def test_every_option_has_a_text(
+    alignmask_: Terminal, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
     """One paragraph of whole sentences, on lines that are wide enough for it.
 
-    Commands with the settings of a run have several columns on wide lines; only the beginning of their own texts is seen.
+    Commands with the settings of a run have several columns on wide lines; only the beginning of
+    their own texts is seen.
     """
     settings = command.startswith(("train ", "ablate "))
     monkeypatch.setenv("COLUMNS", "110" if settings else "400")
     text_form = r"[A-Z]" if settings else r"[A-Za-z].*[.?]( \((default|required).*\))?$"
     assert alignmask_(*command.split(), "--help") == 0
     lines = [line.strip("│| ") for line in alignmask_.out.splitlines()]
-    options = [number for number, line in enumerate(lines) if re.match(r"--[a-z][a-z-]*( |$)", line)]
+    options = [
+        number for number, line in enumerate(lines) if re.match(r"--[a-z][a-z-]*( |$)", line)
+    ]
     assert options or command in ("info", "ablate", "train")
     for number in options:
         text = re.split(r" {2,}", lines[number])[1:] or [lines[number + 1]]
@@ -90,7 +120,8 @@ def test_every_option_has_a_text(alignmask_: Terminal, monkeypatch: pytest.Monke
 def test_texts_of_settings_fill_their_lines(
     alignmask_: Terminal, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    """A line ends only where the next line's first word did not fit: a docstring's line breaks do not survive."""
+    """A line ends only where the next line's first word did not fit: a docstring's line breaks do
+    not survive."""
     monkeypatch.setenv("COLUMNS", "110")
     assert alignmask_(*command.split(), "--help") == 0
     lines = [line[2:-2] for line in alignmask_.out.splitlines()]  # without the frame
@@ -113,7 +144,8 @@ def test_every_recipe_is_a_subcommand(alignmask_: Terminal) -> None:
         assert f"• {name} " in alignmask_.out
 
 
-# -- info, flops ---------------------------------------------------------------------------------------------------------
+# -- info, flops
+# --------------------------------------------------------------------------------------------------
 
 
 def test_info(alignmask_: Terminal) -> None:
@@ -156,10 +188,20 @@ def test_flops(alignmask_: Terminal) -> None:
     assert alignmask_("flops", "r50_50ep", "--size", 800, 1333, "--aligned-queries", 100) == 0
     first, second, *table = alignmask_.out.splitlines()
     assert first == "r50_50ep: 44.2 M parameters"
-    assert second == "one image of 800 x 1333 (padded to 800 x 1344), 100 object queries and 100 aligned queries"
+    assert (
+        second
+        == "one image of 800 x 1333 (padded to 800 x 1344), 100 object queries and 100 aligned queries"
+    )
     assert max(map(len, alignmask_.out.splitlines())) <= 100
-    values = {line.rsplit(maxsplit=1)[0].split(":")[0].strip(): line.split()[-1] for line in table if line.strip()}
-    parts = [float(values[n]) for n in ("backbone", "pixel decoder", "query decoder", "mask logits of the last output")]
+    values = {
+        line.rsplit(maxsplit=1)[0].split(":")[0].strip(): line.split()[-1]
+        for line in table
+        if line.strip()
+    }
+    parts = [
+        float(values[n])
+        for n in ("backbone", "pixel decoder", "query decoder", "mask logits of the last output")
+    ]
     assert float(values["total"]) == pytest.approx(sum(parts), abs=0.2)
     assert float(values["plain total"]) > float(values["total"])
 
@@ -176,18 +218,27 @@ def test_flops_at_the_recipes_own_size(alignmask_: Terminal) -> None:
     [
         (("r51",), "unknown recipe 'r51': expected one of r50_50ep, "),
         (("r50_50ep", "--size", "0", "32"), "--size: expected positive sides, got 0 32"),
-        (("r50_50ep", "--aligned-queries", "-1"), "--aligned-queries -1: r50_50ep cannot have fewer than 0"),
-        (("mask2former_r50_50ep", "--aligned-queries", "1"), "--aligned-queries 1: mask2former_r50_50ep has none"),
+        (
+            ("r50_50ep", "--aligned-queries", "-1"),
+            "--aligned-queries -1: r50_50ep cannot have fewer than 0",
+        ),
+        (
+            ("mask2former_r50_50ep", "--aligned-queries", "1"),
+            "--aligned-queries 1: mask2former_r50_50ep has none",
+        ),
     ],
 )
 def test_flops_mistakes(alignmask_: Terminal, arguments: tuple[str, ...], message: str) -> None:
     assert message in alignmask_.complaint("flops", *arguments)
 
 
-# -- demo ----------------------------------------------------------------------------------------------------------------
+# -- demo
+# --------------------------------------------------------------------------------------------------
 
 
-def test_demo_from_nothing_to_pictures(alignmask_: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_from_nothing_to_pictures(
+    alignmask_: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tiny_recipe(tmp_path)
     monkeypatch.setattr("alignmask.commands.demo.shapes_tiny", lambda: config)
     assert alignmask_("demo", "--minutes", "0.01", "--out", tmp_path / "demo") == 0
@@ -210,14 +261,20 @@ def tiny_recipe(folder: Path) -> Any:
 
 
 def test_demo_mistakes(alignmask_: Terminal) -> None:
-    assert "--minutes: expected more than 0, got -1" in alignmask_.complaint("demo", "--minutes", "-1")
+    assert "--minutes: expected more than 0, got -1" in alignmask_.complaint(
+        "demo", "--minutes", "-1"
+    )
 
 
-# -- the end of a command ------------------------------------------------------------------------------------------------
+# -- the end of a command
+# ------------------------------------------------------------------------------------------------
 
 
 def test_unknown_command(alignmask_: Terminal) -> None:
-    assert alignmask_.complaint("trian") == f"unknown command 'trian': expected one of {', '.join(cli.COMMANDS)}"
+    assert (
+        alignmask_.complaint("trian")
+        == f"unknown command 'trian': expected one of {', '.join(cli.COMMANDS)}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -225,14 +282,20 @@ def test_unknown_command(alignmask_: Terminal) -> None:
     [
         (KeyboardInterrupt(), 130, "alignmask: interrupted"),
         (ValueError("so and so"), 2, "alignmask: so and so"),
-        (FileNotFoundError(2, "No such file", "x.json"), 2, "alignmask: [Errno 2] No such file: 'x.json'"),
+        (
+            FileNotFoundError(2, "No such file", "x.json"),
+            2,
+            "alignmask: [Errno 2] No such file: 'x.json'",
+        ),
         (ValueError(), 2, "alignmask: ValueError"),
         (FloatingPointError("loss is not finite"), 2, "alignmask: loss is not finite"),
         (
             CocoError(
-                "Caught CocoError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+                "Caught CocoError in DataLoader worker process 0.\nOriginal Traceback (most recent "
+                "call last):\n"
                 '  File "images.py", line 4, in open\nPIL.UnidentifiedImageError: cannot identify it\n\nThe above '
-                "exception was the direct cause of the following exception:\n\nTraceback (most recent call last):\n"
+                "exception was the direct cause of the following exception:\n\nTraceback (most "
+                "recent call last):\n"
                 '  File "coco.py", line 9, in load\nalignmask.data.index.CocoError: a.json: image 3: a.png: damaged\n'
             ),
             2,
@@ -241,7 +304,11 @@ def test_unknown_command(alignmask_: Terminal) -> None:
     ],
 )
 def test_exit_codes(
-    alignmask_: Terminal, monkeypatch: pytest.MonkeyPatch, raised: BaseException, code: int, line: str
+    alignmask_: Terminal,
+    monkeypatch: pytest.MonkeyPatch,
+    raised: BaseException,
+    code: int,
+    line: str,
 ) -> None:
     def fail(_: list[str]) -> int:
         raise raised
@@ -271,7 +338,8 @@ def test_devices() -> None:
 
 
 def test_as_a_program_with_ctrl_c(workshop: Path) -> None:
-    """The one test that starts the program itself: Ctrl-C while it loads or predicts ends it with 130, in one line."""
+    """The one test that starts the program itself: Ctrl-C while it loads or predicts ends it with
+    130, in one line."""
     images = workshop / "many"
     for k in range(400):
         photo(images / f"{k}.png", (60, 60 + k % 7))

@@ -17,19 +17,38 @@ from tests.evaluation.worlds import rle, small_world, write
 
 def numbers(text: str, row: str) -> list[str]:
     """What stands after the first words of the first line that begins with them."""
-    line = next(line for line in text.splitlines() if line.split()[: len(row.split())] == row.split())
+    line = next(
+        line for line in text.splitlines() if line.split()[: len(row.split())] == row.split()
+    )
     return line.split()[len(row.split()) :]
 
 
-def test_eval_of_a_checkpoint_repeats_the_runs_own(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> None:
+def test_eval_of_a_checkpoint_repeats_the_runs_own(
+    workshop: Path, alignmask_: Terminal, tmp_path: Path
+) -> None:
     run = workshop / "run"
-    assert alignmask_("eval", run, "--workers", 0, "--batch-size", 2, "--out", tmp_path / "new", "--per-category") == 0
+    assert (
+        alignmask_(
+            "eval",
+            run,
+            "--workers",
+            0,
+            "--batch-size",
+            2,
+            "--out",
+            tmp_path / "new",
+            "--per-category",
+        )
+        == 0
+    )
     assert "mask AP (%), 3 images" in alignmask_.out
     for words in ("class*mask", "PCC*", "triangle"):
         assert words in alignmask_.out
     for name in ("evaluation.json", "results.json"):
         assert (tmp_path / "new" / name).read_text() == (run / name).read_text()
-    assert alignmask_("eval", checkpoint.latest(run), "--workers", 0, "--engine", "pycocotools") == 0
+    assert (
+        alignmask_("eval", checkpoint.latest(run), "--workers", 0, "--engine", "pycocotools") == 0
+    )
 
 
 def test_eval_of_other_data(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> None:
@@ -45,7 +64,10 @@ def test_eval_of_other_data(workshop: Path, alignmask_: Terminal, tmp_path: Path
 def test_eval_of_a_results_file(alignmask_: Terminal, tmp_path: Path) -> None:
     world = small_world()
     annotations, results = write(world, tmp_path)
-    assert alignmask_("eval", "--results", results, "--annotations", annotations, "--out", tmp_path) == 0
+    assert (
+        alignmask_("eval", "--results", results, "--annotations", annotations, "--out", tmp_path)
+        == 0
+    )
     written = json.loads((tmp_path / "evaluation.json").read_text())
     metrics = written["modes"]["score"]["metrics"]
     assert numbers(alignmask_.out, "score 2 %")[0] == "10"
@@ -66,22 +88,26 @@ def test_what_does_not_fit_is_listed_or_left_out(alignmask_: Terminal, tmp_path:
     arguments = ("eval", "--results", results, "--annotations", annotations)
     assert alignmask_(*arguments) == 2
     first, *lists = alignmask_.err.splitlines()
-    counts = (
-        "1 of an unknown image, 2 of an unknown category, 1 with a score that is not a finite number, 1 whose mask has"
+    counts = "1 of an unknown image, 2 of an unknown category, 1 with a score that is not a finite number, 1 whose mask has"
+    assert first.startswith(
+        f"alignmask: {results}: of {len(entries)} entries: {counts} another size than the image"
     )
-    assert first.startswith(f"alignmask: {results}: of {len(entries)} entries: {counts} another size than the image")
-    assert lists[0].endswith(": entry 0 (image 123456) (the annotation file's ids are 7, 17, ..., 117)")
+    assert lists[0].endswith(
+        ": entry 0 (image 123456) (the annotation file's ids are 7, 17, ..., 117)"
+    )
     last = len(entries) - 4
     assert (
-        f"entry {last} (image 7): category 90; entry {last + 1} (image 7): category 0 (the annotation file's"
-        in lists[1]
+        f"entry {last} (image 7): category 90; entry {last + 1} (image 7): category 0 (the "
+        "annotation file's" in lists[1]
     )
     assert alignmask_(*arguments, "--ignore-unknown", "--out", tmp_path / "out") == 0
     assert f"left out {counts}" in alignmask_.err
     assert f"{len(world.results)} predictions (5 left out)" in alignmask_.out
     written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert sum(written["left_out"].values()) == 5
-    assert written["modes"]["score"]["metrics"]["AP"] == evaluate_file(annotations, world.results).AP
+    assert (
+        written["modes"]["score"]["metrics"]["AP"] == evaluate_file(annotations, world.results).AP
+    )
 
 
 def test_warnings_are_one_line(alignmask_: Terminal, tmp_path: Path) -> None:
@@ -102,7 +128,9 @@ def test_eval_mistakes(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> 
     run, shapes = workshop / "run", workshop / "shapes"
     complaint = alignmask_.complaint
     assert "give either a CHECKPOINT or --results FILE" in complaint("eval")
-    assert "give either a CHECKPOINT or --results FILE" in complaint("eval", run, "--results", results)
+    assert "give either a CHECKPOINT or --results FILE" in complaint(
+        "eval", run, "--results", results
+    )
     assert "give --annotations FILE" in complaint("eval", "--results", results)
     assert "or neither of them" in complaint("eval", run, "--annotations", annotations)
     assert f"{tmp_path}/none.json: cannot be read" in complaint(
@@ -112,16 +140,23 @@ def test_eval_mistakes(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> 
         "eval", "--results", results, "--annotations", tmp_path / "none.json"
     )
     results.write_text("[{")
-    assert "results.json: not valid JSON" in complaint("eval", "--results", results, "--annotations", annotations)
+    assert "results.json: not valid JSON" in complaint(
+        "eval", "--results", results, "--annotations", annotations
+    )
     assert "no such file or folder" in complaint("eval", tmp_path / "nowhere")
     assert "neither a checkpoint nor a run" in complaint("eval", shapes)
     assert "device 'gpu' cannot be used" in complaint("eval", run, "--device", "gpu")
     write(small_world(), tmp_path)
     small_world().write(tmp_path, images=True)
     text = complaint("eval", run, "--data-images", tmp_path, "--annotations", annotations)
-    assert "its 2 categories (cat, dog) are not the 6 that the checkpoint was trained on (circle, square, " in text
+    assert (
+        "its 2 categories (cat, dog) are not the 6 that the checkpoint was trained on (circle, "
+        "square, " in text
+    )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tells of a missing GPU")
 def test_a_gpu_that_is_not_there(workshop: Path, alignmask_: Terminal) -> None:
-    assert "device 'cuda' cannot be used: " in alignmask_.complaint("eval", workshop / "run", "--device", "cuda")
+    assert "device 'cuda' cannot be used: " in alignmask_.complaint(
+        "eval", workshop / "run", "--device", "cuda"
+    )

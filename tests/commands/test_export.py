@@ -34,12 +34,18 @@ def test_export_of_a_run(workshop: Path, alignmask_: Terminal, tmp_path: Path) -
         torch.testing.assert_close(found, value)
 
 
-def test_export_mistakes(workshop: Path, alignmask_: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_mistakes(
+    workshop: Path, alignmask_: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, complaint = workshop / "run", alignmask_.complaint
     text = complaint("export", run, "--format", "onnx", "--out", tmp_path / "model.pt2")
     assert f"expected a name that ends in .onnx, got {tmp_path}/model.pt2" in text
-    assert "no such file or folder" in complaint("export", tmp_path / "nowhere", "--format", "torch")
-    assert "device 'gpu' cannot be used" in complaint("export", run, "--format", "torch", "--device", "gpu")
+    assert "no such file or folder" in complaint(
+        "export", tmp_path / "nowhere", "--format", "torch"
+    )
+    assert "device 'gpu' cannot be used" in complaint(
+        "export", run, "--format", "torch", "--device", "gpu"
+    )
     assert alignmask_("export", run) == 2
     assert "--format" in alignmask_.err
     monkeypatch.setattr("alignmask.exporting.export._missing", lambda *_: ["onnxscript"])

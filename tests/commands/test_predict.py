@@ -17,15 +17,27 @@ from alignmask.commands import predict as predict_command
 from tests.commands.terminal import Terminal, photo
 
 
-def test_predict_writes_pictures_and_coco_json(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> None:
+def test_predict_writes_pictures_and_coco_json(
+    workshop: Path, alignmask_: Terminal, tmp_path: Path
+) -> None:
     photo(tmp_path / "in" / "a.jpg", (50, 70))
     photo(tmp_path / "in" / "b.PNG", (64, 40))
     (tmp_path / "in" / "notes.txt").write_text("no image")
     (tmp_path / "in" / "folder.png").mkdir()
     other = photo(tmp_path / "other" / "a.bmp", (33, 35))
     out = tmp_path / "new" / "out"
-    assert alignmask_("predict", workshop / "run", tmp_path / "in", other, "--out", out, "--threshold", 0) == 0
-    assert sorted(file.name for file in out.iterdir()) == ["1_a.png", "2_b.png", "3_a.png", "predictions.json"]
+    assert (
+        alignmask_(
+            "predict", workshop / "run", tmp_path / "in", other, "--out", out, "--threshold", 0
+        )
+        == 0
+    )
+    assert sorted(file.name for file in out.iterdir()) == [
+        "1_a.png",
+        "2_b.png",
+        "3_a.png",
+        "predictions.json",
+    ]
     entries = json.loads((out / "predictions.json").read_text())
     count = f"{len(entries)} instances with a score of 0 or more (--threshold)"
     assert alignmask_.out == f"{count} in 3 images: pictures and predictions.json in {out}\n"
@@ -45,23 +57,37 @@ def test_predict_writes_pictures_and_coco_json(workshop: Path, alignmask_: Termi
             assert entry["category_id"] == predictor.category_ids[expected.labels[k]]
         with (
             Image.open(file) as image,
-            Image.open(out / predict_command.picture_names(list(files.values()))[image_id - 1]) as picture,
+            Image.open(
+                out / predict_command.picture_names(list(files.values()))[image_id - 1]
+            ) as picture,
         ):
             assert picture.width % image.width == 0
             assert picture.width * image.height == picture.height * image.width
             assert max(picture.size) >= 512
 
 
-def test_predict_keeps_confident_instances_alone(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> None:
+def test_predict_keeps_confident_instances_alone(
+    workshop: Path, alignmask_: Terminal, tmp_path: Path
+) -> None:
     file = photo(tmp_path / "a.jpg")
     scores = alignmask.load(workshop / "run").predict(file).scores
     threshold = float(scores[len(scores) // 2])
-    assert alignmask_("predict", workshop / "run", file, "--out", tmp_path / "out", "--threshold", threshold) == 0
+    assert (
+        alignmask_(
+            "predict", workshop / "run", file, "--out", tmp_path / "out", "--threshold", threshold
+        )
+        == 0
+    )
     entries = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert len(entries) == int((scores >= threshold).sum()) < len(scores)
-    assert alignmask_("predict", workshop / "run", file, "--out", tmp_path / "out", "--threshold", 1) == 0
+    assert (
+        alignmask_("predict", workshop / "run", file, "--out", tmp_path / "out", "--threshold", 1)
+        == 0
+    )
     assert json.loads((tmp_path / "out" / "predictions.json").read_text()) == []
-    assert alignmask_.out.startswith("0 instances with a score of 1 or more (--threshold) in 1 image: ")
+    assert alignmask_.out.startswith(
+        "0 instances with a score of 1 or more (--threshold) in 1 image: "
+    )
 
 
 def test_predict_goes_on_after_a_corrupt_image_and_names_it(
@@ -75,8 +101,13 @@ def test_predict_goes_on_after_a_corrupt_image_and_names_it(
     assert "alignmask: 2 images could not be read:\n" in alignmask_.err
     assert f"{tmp_path}/in/cut.jpg: cannot decode the image: " in alignmask_.err
     assert f"{tmp_path}/in/empty.png: not an image file" in alignmask_.err
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["good.png", "predictions.json"]
-    text = alignmask_.complaint("predict", workshop / "run", tmp_path / "in" / "empty.png", "--out", tmp_path / "out")
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "good.png",
+        "predictions.json",
+    ]
+    text = alignmask_.complaint(
+        "predict", workshop / "run", tmp_path / "in" / "empty.png", "--out", tmp_path / "out"
+    )
     assert text.startswith(f"{tmp_path}/in/empty.png: not an image file")
 
 
@@ -84,19 +115,25 @@ def test_predict_mistakes(workshop: Path, alignmask_: Terminal, tmp_path: Path) 
     run, file = workshop / "run", photo(tmp_path / "a.jpg")
     complaint = alignmask_.complaint
     (tmp_path / "empty").mkdir()
-    assert f"{tmp_path}/b.jpg: no such file or folder" in complaint("predict", run, file, tmp_path / "b.jpg")
+    assert f"{tmp_path}/b.jpg: no such file or folder" in complaint(
+        "predict", run, file, tmp_path / "b.jpg"
+    )
     assert f"no image files in {tmp_path}/empty: none that ends in .bmp, " in complaint(
         "predict", run, tmp_path / "empty"
     )
     assert "no image files given" in complaint("predict", run)
     assert "checkpoint nowhere: no such file or folder" in complaint("predict", "nowhere", file)
-    assert "--threshold: expected 0 to 1, got 50.0" in complaint("predict", run, file, "--threshold", 50)
+    assert "--threshold: expected 0 to 1, got 50.0" in complaint(
+        "predict", run, file, "--threshold", 50
+    )
     (tmp_path / "file").write_text("")
     assert f"{tmp_path}/file" in complaint("predict", run, file, "--out", tmp_path / "file")
 
 
 @pytest.mark.parametrize("damage", ["weights", "config", "meta", "other weights"])
-def test_a_corrupt_checkpoint_is_named(workshop: Path, alignmask_: Terminal, tmp_path: Path, damage: str) -> None:
+def test_a_corrupt_checkpoint_is_named(
+    workshop: Path, alignmask_: Terminal, tmp_path: Path, damage: str
+) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(workshop / "run" / "best", broken)
     if damage == "weights":
@@ -114,9 +151,9 @@ def test_a_corrupt_checkpoint_is_named(workshop: Path, alignmask_: Terminal, tmp
         config["model"]["query_decoder"]["queries"] = 7
         (broken / "config.json").write_text(json.dumps(config))
         expected = f"checkpoint {broken} does not fit its own config.json: "
-    assert alignmask_.complaint("predict", broken, photo(tmp_path / "a.jpg"), "--out", tmp_path / "o").startswith(
-        expected
-    )
+    assert alignmask_.complaint(
+        "predict", broken, photo(tmp_path / "a.jpg"), "--out", tmp_path / "o"
+    ).startswith(expected)
 
 
 def test_picture_names_and_image_ids() -> None:
@@ -126,4 +163,7 @@ def test_picture_names_and_image_ids() -> None:
     assert predict_command.image_ids([Path("000139.jpg"), Path("285.png")]) == [139, 285]
     assert predict_command.image_ids([Path("000139.jpg"), Path("139.png")]) == [1, 2]
     assert predict_command.image_ids([Path("139.jpg"), Path("b.png")]) == [1, 2]
-    assert len(set(predict_command.picture_names([Path("x/a.jpg"), Path("y/a.png"), Path("1_a.png")]))) == 3
+    assert (
+        len(set(predict_command.picture_names([Path("x/a.jpg"), Path("y/a.png"), Path("1_a.png")])))
+        == 3
+    )

@@ -17,13 +17,21 @@ from tests.commands.terminal import Terminal, train_arguments
 
 def test_train_leaves_a_run(workshop: Path) -> None:
     run = workshop / "run"
-    for name in ("config.json", "metrics.jsonl", "results.json", "evaluation.json", "best/model.safetensors"):
+    for name in (
+        "config.json",
+        "metrics.jsonl",
+        "results.json",
+        "evaluation.json",
+        "best/model.safetensors",
+    ):
         assert (run / name).is_file(), name
     config = checkpoint.load_config(checkpoint.resolve(run))
     assert (config.name, config.out, config.train.iterations) == ("run", workshop, 3)
     assert (config.model.backbone.name, config.model.backbone.pretrained) == ("resnet10t", False)
     assert config.train.learning_rate == shapes_tiny().train.learning_rate
-    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 3]
+    assert [
+        json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()
+    ] == [1, 2, 3, 3]
 
 
 def test_train_continues(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> None:
@@ -31,10 +39,16 @@ def test_train_continues(workshop: Path, alignmask_: Terminal, tmp_path: Path) -
     assert alignmask_.out == f"run: {tmp_path / 'run'}\n"
     assert alignmask_(*train_arguments(tmp_path, iterations=2)) == 0
     assert "continues at iteration 1" in alignmask_.err
-    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line)["step"]
+        for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert steps == [1, 1, 2, 2]
     assert "--no-resume" in alignmask_.complaint(*train_arguments(tmp_path, "--loss.points", "33"))
-    assert alignmask_(*train_arguments(tmp_path, "--no-resume", "--loss.points", "33", iterations=1)) == 0
+    assert (
+        alignmask_(*train_arguments(tmp_path, "--no-resume", "--loss.points", "33", iterations=1))
+        == 0
+    )
     assert len(list(tmp_path.glob("run*"))) == 2
 
 
@@ -47,15 +61,25 @@ def test_train_dry_run_keeps_nothing(workshop: Path, alignmask_: Terminal) -> No
 
 
 def test_train_without_aligned_queries(workshop: Path, alignmask_: Terminal) -> None:
-    assert alignmask_(*train_arguments(workshop, "--dry-run", "--without", "model.aligned-queries")) == 0
+    assert (
+        alignmask_(*train_arguments(workshop, "--dry-run", "--without", "model.aligned-queries"))
+        == 0
+    )
     assert "aligned_dice 0 " in alignmask_.out.replace("\n", " ")
     text = alignmask_.complaint(*train_arguments(workshop, "--dry-run", "--without", "data.shapes"))
-    assert "data.train_images, data.train_annotations, data.val_images, data.val_annotations: not set" in text
+    assert (
+        "data.train_images, data.train_annotations, data.val_images, data.val_annotations: not set"
+        in text
+    )
 
 
 def test_train_mistakes(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> None:
-    assert "unknown recipe 'shapes': expected one of r50_50ep" in alignmask_.complaint("train", "shapes")
-    text = alignmask_.complaint(*train_arguments(workshop, "--model.num-classes", "80", name="other"))
+    assert "unknown recipe 'shapes': expected one of r50_50ep" in alignmask_.complaint(
+        "train", "shapes"
+    )
+    text = alignmask_.complaint(
+        *train_arguments(workshop, "--model.num-classes", "80", name="other")
+    )
     assert "--model.num-classes 6" in text
     text = alignmask_.complaint("train", "r50_50ep", "--out", tmp_path)
     assert "datasets/coco/annotations/instances_train2017.json: cannot read" in text
@@ -88,5 +112,7 @@ def test_ctrl_c_in_training_saves_and_exits_with_130(
 
     monkeypatch.setattr(Trainer, "train_step", interrupted)
     assert alignmask_(*train_arguments(tmp_path, iterations=100)) == 130
-    assert "alignmask: stopped after iteration 1; the same command continues the run" in alignmask_.err
+    assert (
+        "alignmask: stopped after iteration 1; the same command continues the run" in alignmask_.err
+    )
     assert checkpoint.latest(tmp_path / "run").name == "step_0000001"

@@ -32,9 +32,17 @@ def box_polygon(left: float, top: float, right: float, bottom: float) -> list[li
     return [[left, top, right, top, right, bottom, left, bottom]]
 
 
-def annotation(id: int = 1, image_id: int = 1, category_id: int = 1, segmentation: Any = None, **more: Any) -> dict:
+def annotation(
+    id: int = 1, image_id: int = 1, category_id: int = 1, segmentation: Any = None, **more: Any
+) -> dict:
     segmentation = box_polygon(2, 2, 8, 8) if segmentation is None else segmentation
-    return {"id": id, "image_id": image_id, "category_id": category_id, "segmentation": segmentation, **more}
+    return {
+        "id": id,
+        "image_id": image_id,
+        "category_id": category_id,
+        "segmentation": segmentation,
+        **more,
+    }
 
 
 def image_record(id: int = 1, height: int = 20, width: int = 30) -> dict:
@@ -58,7 +66,9 @@ def write_coco(
     }
     (folder / "images").mkdir(exist_ok=True)
     for record in content["images"]:
-        pixels = np.random.default_rng(record["id"]).integers(0, 256, (record["height"], record["width"], 3))
+        pixels = np.random.default_rng(record["id"]).integers(
+            0, 256, (record["height"], record["width"], 3)
+        )
         Image.fromarray(pixels.astype(np.uint8)).save(folder / "images" / record["file_name"])
     path = folder / "instances.json"
     path.write_text(json.dumps(content))

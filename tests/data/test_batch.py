@@ -15,7 +15,8 @@ from alignmask.data import Batch, Sample, collate
 
 def make_sample(height=5, width=7, instances=2, image_id=3, canvas=None) -> Sample:
     return Sample(
-        image_CHW=torch.randint(1, 256, (3, height, width), dtype=torch.uint8),  # no zero: padding is tellable
+        # No zero: padding is tellable.
+        image_CHW=torch.randint(1, 256, (3, height, width), dtype=torch.uint8),
         masks_NHW=torch.rand(instances, height, width) > 0.5,
         labels_N=torch.randint(0, 9, (instances,)),
         image_id=image_id,
@@ -39,7 +40,9 @@ def test_collate_pads_and_flattens(samples: list[Sample], divisor: int):
         needed = max(max(s.size[axis], s.canvas[axis] if s.canvas else 0) for s in samples)
         assert side == math.ceil(needed / divisor) * divisor
     assert batch.counts == [len(s.labels_N) for s in samples]
-    assert batch.owner_G.tolist() == [b for b, s in enumerate(samples) for _ in range(len(s.labels_N))]
+    assert batch.owner_G.tolist() == [
+        b for b, s in enumerate(samples) for _ in range(len(s.labels_N))
+    ]
     assert batch.image_ids == [s.image_id for s in samples]
     assert batch.file_names == [s.file_name for s in samples]
     assert batch.sizes == [s.size for s in samples]
@@ -85,7 +88,9 @@ def test_collate_refuses_what_does_not_fit():
 def test_to_moves_every_tensor_and_keeps_host_lists():
     batch = collate([make_sample(), make_sample()])
     moved = batch.to("meta", non_blocking=True)
-    tensors = {name: value for name, value in vars(moved).items() if isinstance(value, torch.Tensor)}
+    tensors = {
+        name: value for name, value in vars(moved).items() if isinstance(value, torch.Tensor)
+    }
     assert len(tensors) == 5
     assert all(value.is_meta for value in tensors.values())
     assert moved.counts == batch.counts

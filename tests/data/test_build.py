@@ -15,7 +15,9 @@ from tests.data.coco_files import annotation, image_record, write_coco
 
 
 def test_shapes_give_batches(tmp_path):
-    data = DataConfig(shapes=ShapesConfig(tmp_path / "root", 6, 3, 64), crop=64, eval_short_side=96, train_limit=4)
+    data = DataConfig(
+        shapes=ShapesConfig(tmp_path / "root", 6, 3, 64), crop=64, eval_short_side=96, train_limit=4
+    )
     resolved = resolve_paths(data)
     assert resolved.train_images == tmp_path / "root" / "train"
     assert resolved.val_annotations == tmp_path / "root" / "instances_val.json"
@@ -52,7 +54,9 @@ def test_real_data_trains(data_root, name):
     if not root.is_dir():
         pytest.skip(f"{root} not found")
     json_files = {split: root / f"instances_{split}.json" for split in ("train", "val")}
-    data = DataConfig(root / "images", json_files["train"], root / "images", json_files["val"], crop=256)
+    data = DataConfig(
+        root / "images", json_files["train"], root / "images", json_files["val"], crop=256
+    )
     data = replace(data, color_jitter=0.2, eval_short_side=256, eval_max_side=512)
     stream = TrainingStream(train_dataset(data), 24, seed=0)
     for batch in DataLoader(stream, batch_size=8, collate_fn=collate, num_workers=2):

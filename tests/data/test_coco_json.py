@@ -21,10 +21,16 @@ def test_every_rle_is_checked_however_many_at_a_time(tmp_path, monkeypatch, chun
             ({"size": [20, 30], "counts": "0o"}, "damaged or cut off"),
             ({"size": [20, 30], "counts": "04"}, "covers 4 pixels"),
         ):
-            annotations = [annotation(n, segmentation=segmentation if n == bad else rle(MASK)) for n in range(5)]
+            annotations = [
+                annotation(n, segmentation=segmentation if n == bad else rle(MASK))
+                for n in range(5)
+            ]
             with pytest.raises(CocoError, match=f"annotation id {bad}: .*{reason}"):
                 CocoDataset(*write_coco(tmp_path, annotations=annotations))
-        empty = [annotation(n, segmentation=rle(MASK & (n != bad)), category_id=n % 2 + 1) for n in range(5)]
+        empty = [
+            annotation(n, segmentation=rle(MASK & (n != bad)), category_id=n % 2 + 1)
+            for n in range(5)
+        ]
         categories = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
         with pytest.warns(UserWarning, match=f"annotation id {bad}"):
             dataset = CocoDataset(*write_coco(tmp_path, annotations=empty, categories=categories))

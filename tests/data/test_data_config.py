@@ -45,9 +45,13 @@ def sample(image_CHW: torch.Tensor, masks_NHW: torch.Tensor | None = None) -> Sa
 @covers("data.train_images", "data.train_annotations", "data.val_images", "data.val_annotations")
 @covers("data.train_limit", "data.val_limit")
 def test_each_split_reads_its_own_files(tmp_path: Path) -> None:
-    """Four places of their own; the files of the two splits share a name, but not what they show."""
+    """Four places of their own; the files of the two splits share a name, but not what they
+    show."""
     places = {}
-    for split, ids, box in (("train", (1, 2, 3, 4), (2, 2, 8, 8)), ("val", (1, 9, 7), (3, 4, 20, 15))):
+    for split, ids, box in (
+        ("train", (1, 2, 3, 4), (2, 2, 8, 8)),
+        ("val", (1, 9, 7), (3, 4, 20, 15)),
+    ):
         (tmp_path / split).mkdir()
         annotations = [annotation(i, i, segmentation=box_polygon(*box)) for i in ids]
         images, places[f"{split}_annotations"] = write_coco(
@@ -56,10 +60,15 @@ def test_each_split_reads_its_own_files(tmp_path: Path) -> None:
         places[f"{split}_images"] = images
         grey = {"train": 60, "val": 200}[split]
         Image.new("RGB", (30, 20), (grey, grey, grey)).save(images / "1.png")
-    data = replace(PLAIN, crop=32, eval_short_side=20, eval_max_side=30, train_limit=3, val_limit=2, **places)
+    data = replace(
+        PLAIN, crop=32, eval_short_side=20, eval_max_side=30, train_limit=3, val_limit=2, **places
+    )
     train, val = train_dataset(data), val_dataset(data)
     assert (train.image_ids, val.image_ids) == ([1, 2, 3], [1, 9])
-    assert (train.images, val.images) == (tmp_path / "train" / "images", tmp_path / "val" / "images")
+    assert (train.images, val.images) == (
+        tmp_path / "train" / "images",
+        tmp_path / "val" / "images",
+    )
     assert train[0].image_CHW.unique().tolist() == [60]
     assert val[0].image_CHW.unique().tolist() == [200]
     assert val[0].masks_NHW.sum() == 17 * 11
@@ -72,7 +81,8 @@ def test_each_split_reads_its_own_files(tmp_path: Path) -> None:
 
 @covers("data.crop", "data.scale")
 def test_crop_and_scale_by_hand() -> None:
-    """An image of 50 x 100 pixels, fitted to 96 pixels times 0.5 to 0.75: 48 to 72 wide, half as high, never cut."""
+    """An image of 50 x 100 pixels, fitted to 96 pixels times 0.5 to 0.75: 48 to 72 wide, half as
+    high, never cut."""
     transform = training_transform(DataConfig(crop=96, scale=(0.5, 0.75), flip=0.0))
     image = torch.zeros(3, 50, 100, dtype=torch.uint8)
     results = [transform(sample(image)) for _ in range(400)]
@@ -86,9 +96,16 @@ def test_crop_and_scale_by_hand() -> None:
 
 @covers("data.crop", "data.scale")
 def test_windows_lie_anywhere_in_both_directions() -> None:
-    """An image of 160 x 160 pixels that shows where a pixel was, cropped to 64: 97 places for each corner."""
+    """An image of 160 x 160 pixels that shows where a pixel was, cropped to 64: 97 places for each
+    corner."""
     places = torch.arange(160, dtype=torch.uint8)
-    image = torch.stack((places[:, None].expand(160, 160), places[None].expand(160, 160), torch.zeros(160, 160).byte()))
+    image = torch.stack(
+        (
+            places[:, None].expand(160, 160),
+            places[None].expand(160, 160),
+            torch.zeros(160, 160).byte(),
+        )
+    )
     transform = training_transform(DataConfig(crop=64, scale=(2.5, 2.5), flip=0.0))
     corners = []
     for _ in range(400):
@@ -122,7 +139,12 @@ def test_flips_are_as_frequent_as_they_should_be_and_flip_nothing_else() -> None
         assert torch.equal(result.masks_NHW, masks.flip(axes[0]) if axes[0] else masks)
         assert result.labels_N.tolist() == [7, 8]
         assert (result.image_id, result.file_name, result.original_size) == (41, "41.png", (64, 64))
-    for axes, probability in (((), 0.8 * 0.3), ((2,), 0.2 * 0.3), ((1,), 0.8 * 0.7), ((1, 2), 0.2 * 0.7)):
+    for axes, probability in (
+        ((), 0.8 * 0.3),
+        ((2,), 0.2 * 0.3),
+        ((1,), 0.8 * 0.7),
+        ((1, 2), 0.2 * 0.7),
+    ):
         error = (probability * (1 - probability) / 500) ** 0.5
         assert seen.count(axes) / 500 == pytest.approx(probability, abs=4 * error)
 
@@ -130,9 +152,13 @@ def test_flips_are_as_frequent_as_they_should_be_and_flip_nothing_else() -> None
 @pytest.mark.parametrize("strength", [0.2, 0.4])
 @covers("data.color_jitter")
 def test_colour_jitter_is_as_strong_as_it_should_be(strength: float) -> None:
-    """Brightness b, contrast c and saturation s are factors from 1 - strength to 1 + strength, applied in any order. A
-    picture of one grey shows b; two greys differ by b·c times as much; the channels of one colour by b·c·s times."""
-    greys, masks = torch.full((3, 32, 32), 50, dtype=torch.uint8), torch.ones(1, 32, 32, dtype=torch.bool)
+    """Brightness b, contrast c and saturation s are factors from 1 - strength to 1 + strength,
+    applied in any order. A picture of one grey shows b; two greys differ by b·c times as much; the
+    channels of one colour by b·c·s times."""
+    greys, masks = (
+        torch.full((3, 32, 32), 50, dtype=torch.uint8),
+        torch.ones(1, 32, 32, dtype=torch.bool),
+    )
     greys[:, :, 16:] = 140
     colour = torch.tensor([60, 140, 100], dtype=torch.uint8)[:, None, None].expand(3, 32, 32)
     transform = training_transform(replace(PLAIN, crop=32, color_jitter=strength))
@@ -143,7 +169,9 @@ def test_colour_jitter_is_as_strong_as_it_should_be(strength: float) -> None:
 
     factors = np.zeros((150, 3))
     for seed in range(150):
-        one, two, coloured = (jittered(image, seed) for image in (torch.full_like(greys, 150), greys, colour))
+        one, two, coloured = (
+            jittered(image, seed) for image in (torch.full_like(greys, 150), greys, colour)
+        )
         b = one.mean() / 150
         bc = (two[0, 0, 31] - two[0, 0, 0]) / 90
         bcs = (coloured[1, 0, 0] - coloured[0, 0, 0]) / 80
@@ -153,7 +181,8 @@ def test_colour_jitter_is_as_strong_as_it_should_be(strength: float) -> None:
     assert (np.abs(factors.max(0) - 1 - strength) <= 0.02 + rounding).all()
     assert (np.abs(factors.min(0) - 1 + strength) <= 0.02 + rounding).all()
     assert (np.abs(factors.mean(0) - 1) <= 0.04).all()
-    assert factors.std(0) == pytest.approx(strength / 3**0.5, rel=0.15)  # as of a uniform distribution
+    # As of a uniform distribution.
+    assert factors.std(0) == pytest.approx(strength / 3**0.5, rel=0.15)
 
 
 def test_without_colour_jitter_colours_stay() -> None:
@@ -175,7 +204,9 @@ def test_without_colour_jitter_colours_stay() -> None:
     ],
 )
 @covers("data.eval_short_side", "data.eval_max_side")
-def test_evaluation_sizes_follow_the_settings(size: tuple[int, int], expected: tuple[int, int]) -> None:
+def test_evaluation_sizes_follow_the_settings(
+    size: tuple[int, int], expected: tuple[int, int]
+) -> None:
     data = DataConfig(eval_short_side=100, eval_max_side=130)
     result = evaluation_transform(data)(sample(torch.zeros(3, *size, dtype=torch.uint8)))
     assert result.size == expected
@@ -207,7 +238,9 @@ def test_training_and_evaluation_load_in_so_many_processes(
     asked = {"trainer": [], "evaluation": []}
 
     def loader(place: str) -> Any:
-        def make(*args: Any, num_workers: int, persistent_workers: bool = False, **options: Any) -> DataLoader:
+        def make(
+            *args: Any, num_workers: int, persistent_workers: bool = False, **options: Any
+        ) -> DataLoader:
             asked[place].append(num_workers)
             return DataLoader(*args, **options)  # in this process, which is quicker
 
@@ -218,19 +251,38 @@ def test_training_and_evaluation_load_in_so_many_processes(
     small = ShapesConfig(tmp_path / "shapes", 2, 2, 64, max_instances=2)
     data = DataConfig(shapes=small, crop=64, eval_short_side=64, eval_max_side=64, workers=workers)
     train = TrainConfig(iterations=1, batch_size=1, evaluate_every=1, checkpoint_every=1)
-    trainer.train(Config("run", tmp_path, tiny.model_config(num_classes=6), data, LossConfig(points=16), train))
+    trainer.train(
+        Config(
+            "run", tmp_path, tiny.model_config(num_classes=6), data, LossConfig(points=16), train
+        )
+    )
     assert asked == {"trainer": [workers], "evaluation": [workers]}
 
 
 # ---- the synthetic data set
 
 SHAPES = ShapesConfig(
-    train_images=9, val_images=4, size=80, max_instances=9, seed=3, classes=11, crowding=0.6, visible_share=0.45
+    train_images=9,
+    val_images=4,
+    size=80,
+    max_instances=9,
+    seed=3,
+    classes=11,
+    crowding=0.6,
+    visible_share=0.45,
 )
 
 
-@covers("data.shapes", "data.shapes.root", "data.shapes.train_images", "data.shapes.val_images", "data.shapes.size")
-@covers("data.shapes.max_instances", "data.shapes.seed", "data.shapes.classes", "data.shapes.crowding")
+@covers(
+    "data.shapes",
+    "data.shapes.root",
+    "data.shapes.train_images",
+    "data.shapes.val_images",
+    "data.shapes.size",
+)
+@covers(
+    "data.shapes.max_instances", "data.shapes.seed", "data.shapes.classes", "data.shapes.crowding"
+)
 @covers("data.shapes.visible_share")
 def test_the_written_images_are_those_that_the_settings_draw(tmp_path: Path) -> None:
     config = replace(SHAPES, root=tmp_path / "here")
@@ -242,7 +294,9 @@ def test_the_written_images_are_those_that_the_settings_draw(tmp_path: Path) -> 
         assert dataset.class_names == list(shapes.CLASSES[:11])
         for index in range(count):
             rng = np.random.default_rng((3, number, index))
-            image, masks, labels = shapes.draw(rng, 80, 9, classes=11, crowding=0.6, visible_share=0.45)
+            image, masks, labels = shapes.draw(
+                rng, 80, 9, classes=11, crowding=0.6, visible_share=0.45
+            )
             stored = dataset.load(index)
             assert np.array_equal(stored.image_CHW.permute(1, 2, 0).numpy(), image)
             assert np.array_equal(stored.masks_NHW.numpy(), masks)
@@ -255,15 +309,21 @@ def test_the_written_images_are_those_that_the_settings_draw(tmp_path: Path) -> 
 @pytest.mark.parametrize("most", [1, 9])
 def test_the_number_of_instances_is_uniform_up_to_the_most(most: int) -> None:
     """In images large enough that hardly one finds no place; one image in fifty is empty."""
-    counts = [len(shapes.draw(np.random.default_rng((8, n)), 48, most, visible_share=0.01)[2]) for n in range(200)]
+    counts = [
+        len(shapes.draw(np.random.default_rng((8, n)), 48, most, visible_share=0.01)[2])
+        for n in range(200)
+    ]
     assert (min(counts), max(counts)) == (0, most)
     assert counts.count(0) / 200 == pytest.approx(0.02, abs=0.03)
     assert np.mean(counts) == pytest.approx(0.98 * (most + 1) / 2, abs=0.15 * most)
 
 
 @pytest.mark.parametrize("share", [0.15, 0.8])
-def test_as_much_of_an_instance_is_visible_as_was_asked_for(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole shapes are noted as they are drawn; the smallest one that holds a visible mask is that mask's."""
+def test_as_much_of_an_instance_is_visible_as_was_asked_for(
+    share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole shapes are noted as they are drawn; the smallest one that holds a visible mask is that
+    mask's."""
     whole: list[np.ndarray] = []
     original = shapes._depth
 
@@ -276,7 +336,9 @@ def test_as_much_of_an_instance_is_visible_as_was_asked_for(share: float, monkey
     least = 1.0
     for number in range(40):
         whole.clear()
-        _, masks, _ = shapes.draw(np.random.default_rng((9, number)), 64, 6, crowding=1.0, visible_share=share)
+        _, masks, _ = shapes.draw(
+            np.random.default_rng((9, number)), 64, 6, crowding=1.0, visible_share=share
+        )
         for mask in masks:
             least = min(least, mask.sum() / min(w.sum() for w in whole if not (mask & ~w).any()))
     assert share <= least < share + 0.15
@@ -284,23 +346,37 @@ def test_as_much_of_an_instance_is_visible_as_was_asked_for(share: float, monkey
 
 @pytest.mark.parametrize("classes", [1, 4, 12])
 def test_the_first_classes_are_drawn_alike(classes: int) -> None:
-    labels = [label for n in range(200) for label in shapes.draw(np.random.default_rng((4, n)), 48, 4, classes)[2]]
+    labels = [
+        label
+        for n in range(200)
+        for label in shapes.draw(np.random.default_rng((4, n)), 48, 4, classes)[2]
+    ]
     counts = np.bincount(labels, minlength=12)
     assert not counts[classes:].any()
     assert np.abs(counts[:classes] / len(labels) - 1 / classes).max() < 0.05
 
 
 def test_ids_areas_and_boxes_of_both_splits(tmp_path: Path) -> None:
-    """Ids start at 1: the official tool takes an annotation of id 0 for none. Boxes are x, y, width, height."""
+    """Ids start at 1: the official tool takes an annotation of id 0 for none. Boxes are x, y,
+    width, height."""
     shapes.generate(replace(SHAPES, root=tmp_path / "here"))
     for split in ("train", "val"):
         content = json.loads((tmp_path / "here" / f"instances_{split}.json").read_text())
         for part in ("images", "annotations", "categories"):
-            assert [entry["id"] for entry in content[part]] == list(range(1, len(content[part]) + 1))
+            assert [entry["id"] for entry in content[part]] == list(
+                range(1, len(content[part]) + 1)
+            )
         for entry in content["annotations"]:
             rows, columns = np.nonzero(coco_mask.decode(entry["segmentation"]))
             assert entry["area"] == len(rows)
-            box = [columns.min(), rows.min(), columns.max() - columns.min() + 1, rows.max() - rows.min() + 1]
+            box = [
+                columns.min(),
+                rows.min(),
+                columns.max() - columns.min() + 1,
+                rows.max() - rows.min() + 1,
+            ]
             assert entry["bbox"] == box
         assert [image["height"] for image in content["images"]] == [80] * len(content["images"])
-    assert isinstance(CocoDataset(tmp_path / "here" / "val", tmp_path / "here" / "instances_val.json")[0], Sample)
+    assert isinstance(
+        CocoDataset(tmp_path / "here" / "val", tmp_path / "here" / "instances_val.json")[0], Sample
+    )

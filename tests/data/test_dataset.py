@@ -46,7 +46,9 @@ def check_against_pycocotools(dataset: CocoDataset, path: Path, limit: int | Non
         expected = [(mask, category) for mask, category in expected if mask.any()]
         assert sample.image_id == image_id
         assert sample.original_size == sample.size == tuple(sample.masks_NHW.shape[1:])
-        assert [dataset.category_ids[label] for label in sample.labels_N] == [category for _, category in expected]
+        assert [dataset.category_ids[label] for label in sample.labels_N] == [
+            category for _, category in expected
+        ]
         for mask_HW, (expected_HW, _) in zip(sample.masks_NHW.numpy(), expected, strict=True):
             assert np.array_equal(mask_HW, expected_HW.astype(bool))
 
@@ -65,14 +67,24 @@ def data_sets(draw) -> tuple[list[dict], list[dict], list[dict]]:
         image = draw(st.sampled_from(images))
         size = image["height"], image["width"]
         kind = draw(st.sampled_from(["polygons", "compressed", "uncompressed"]))
-        mask = np.random.default_rng(draw(st.integers(0, 999))).random(size) < draw(st.sampled_from([0.0, 0.3, 0.9]))
-        coordinates = st.lists(st.floats(-5, 30), min_size=3, max_size=6).map(lambda values: values + values)
+        mask = np.random.default_rng(draw(st.integers(0, 999))).random(size) < draw(
+            st.sampled_from([0.0, 0.3, 0.9])
+        )
+        coordinates = st.lists(st.floats(-5, 30), min_size=3, max_size=6).map(
+            lambda values: values + values
+        )
         if kind == "polygons":
             segmentation = draw(st.lists(coordinates, min_size=1, max_size=3))
         else:
-            segmentation = rle(mask) if kind == "compressed" else {"size": list(size), "counts": counts(mask)}
+            segmentation = (
+                rle(mask) if kind == "compressed" else {"size": list(size), "counts": counts(mask)}
+            )
         crowd = {"iscrowd": draw(st.integers(0, 1))} if draw(st.booleans()) else {}
-        annotations.append(annotation(number, image["id"], draw(st.sampled_from(category_ids)), segmentation, **crowd))
+        annotations.append(
+            annotation(
+                number, image["id"], draw(st.sampled_from(category_ids)), segmentation, **crowd
+            )
+        )
     return images, annotations, [{"id": i, "name": f"class {i}"} for i in category_ids]
 
 
@@ -94,7 +106,9 @@ def test_equals_pycocotools(tmp_path, data):
 
 
 def test_images_are_read_and_images_without_instances_stay(tmp_path):
-    dataset = CocoDataset(*write_coco(tmp_path, [image_record(5), image_record(3)], [annotation(image_id=3)]))
+    dataset = CocoDataset(
+        *write_coco(tmp_path, [image_record(5), image_record(3)], [annotation(image_id=3)])
+    )
     assert len(dataset) == 2
     sample = dataset[0]
     assert (sample.image_id, sample.file_name, sample.original_size) == (5, "5.png", (20, 30))
@@ -102,7 +116,10 @@ def test_images_are_read_and_images_without_instances_stay(tmp_path):
     assert sample.labels_N.dtype == torch.int64
     pixels = np.array(Image.open(tmp_path / "images" / "5.png"))
     assert np.array_equal(sample.image_CHW.permute(1, 2, 0).numpy(), pixels)
-    assert "2 images (1 without instances), 1 instances of 1 classes; annotations left out: none" in dataset.describe()
+    assert (
+        "2 images (1 without instances), 1 instances of 1 classes; annotations left out: none"
+        in dataset.describe()
+    )
 
 
 def test_limit_masks_and_transform(tmp_path):
@@ -111,7 +128,9 @@ def test_limit_masks_and_transform(tmp_path):
     files = write_coco(tmp_path, [image_record(i) for i in (4, 2, 9)], annotations)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # the fault of image 9 is beyond the limit
-        limited = CocoDataset(*files, limit=2, masks=False, transform=lambda sample: ("transformed", sample))
+        limited = CocoDataset(
+            *files, limit=2, masks=False, transform=lambda sample: ("transformed", sample)
+        )
     assert limited.image_ids == [4, 2]
     word, sample = limited[1]
     assert word == "transformed"
@@ -169,9 +188,14 @@ def test_degenerate_polygons_are_left_out_and_counted(tmp_path):
 def test_empty_rles_are_left_out_when_the_file_is_read(tmp_path):
     nothing = np.zeros((20, 30), dtype=bool)
     annotations = [annotation(1, segmentation=rle(nothing)), annotation(2)]
-    with pytest.warns(UserWarning, match=r"1 with a mask of zero area \(first: image id 1, annotation id 1\)"):
+    with pytest.warns(
+        UserWarning, match=r"1 with a mask of zero area \(first: image id 1, annotation id 1\)"
+    ):
         dataset = CocoDataset(*write_coco(tmp_path, annotations=annotations))
-    assert "1 instances of 1 classes; annotations left out: 1 with a mask of zero area" in dataset.describe()
+    assert (
+        "1 instances of 1 classes; annotations left out: 1 with a mask of zero area"
+        in dataset.describe()
+    )
     assert dataset[0].masks_NHW.shape[0] == 1
 
 
@@ -180,7 +204,10 @@ def test_empty_polygons_are_left_out_when_they_are_met(tmp_path):
     annotations = [annotation(1, segmentation=outside), annotation(2, category_id=2)]
     categories = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
     dataset = CocoDataset(*write_coco(tmp_path, annotations=annotations, categories=categories))
-    with pytest.warns(UserWarning, match="image id 1, annotation id 1: annotation left out, with a mask of zero area"):
+    with pytest.warns(
+        UserWarning,
+        match="image id 1, annotation id 1: annotation left out, with a mask of zero area",
+    ):
         sample = dataset[0]
     assert sample.labels_N.tolist() == [1]
     with warnings.catch_warnings():
@@ -220,18 +247,39 @@ def edit(path: Path, section: str, index: int = 0, **changes) -> None:
         ("images", {"file_name": ...}, "image id 1: file_name is missing"),
         ("images", {"width": 0}, "image id 1: expected positive sides, got height 20, width 0"),
         ("images", {"width": 30.0}, "image id 1: width: expected int, got 30.0"),
-        ("images", {"file_name": "gone.png"}, "image id 1: {images}/gone.png: image file does not exist"),
-        ("images", {"file_name": "no/folder.png"}, "image id 1: {images}/no/folder.png: image file does not exist"),
+        (
+            "images",
+            {"file_name": "gone.png"},
+            "image id 1: {images}/gone.png: image file does not exist",
+        ),
+        (
+            "images",
+            {"file_name": "no/folder.png"},
+            "image id 1: {images}/no/folder.png: image file does not exist",
+        ),
         ("annotations", {"id": ...}, "annotations[0]: id is missing"),
         ("annotations", {"image_id": ...}, "annotation id 1: image_id is missing"),
         ("annotations", {"category_id": ...}, "annotation id 1: category_id is missing"),
-        ("annotations", {"image_id": 8}, "image id 8, annotation id 1: the image id is not among the images"),
-        ("annotations", {"category_id": 8}, "image id 1, annotation id 1: category id 8 is not among the categories"),
-        ("annotations", {"segmentation": ...}, "image id 1, annotation id 1: expected polygons or an RLE"),
+        (
+            "annotations",
+            {"image_id": 8},
+            "image id 8, annotation id 1: the image id is not among the images",
+        ),
+        (
+            "annotations",
+            {"category_id": 8},
+            "image id 1, annotation id 1: category id 8 is not among the categories",
+        ),
+        (
+            "annotations",
+            {"segmentation": ...},
+            "image id 1, annotation id 1: expected polygons or an RLE",
+        ),
         (
             "annotations",
             {"segmentation": {"size": [30, 20], "counts": "0"}},
-            "image id 1, annotation id 1: RLE size [30, 20] differs from the image's [height, width] [20, 30]",
+            "image id 1, annotation id 1: RLE size [30, 20] differs from the image's [height, "
+            "width] [20, 30]",
         ),
         (
             "annotations",
@@ -267,12 +315,18 @@ def test_faults_found_when_the_file_is_read(tmp_path, section, changes, message)
 
 def test_duplicate_ids(tmp_path):
     for arguments, message in (
-        ({"images": [image_record(4), image_record(4)], "annotations": []}, "image id 4: the image id occurs twice"),
+        (
+            {"images": [image_record(4), image_record(4)], "annotations": []},
+            "image id 4: the image id occurs twice",
+        ),
         (
             {"annotations": [annotation(7), annotation(7)]},
             "image id 1, annotation id 7: the annotation id occurs twice",
         ),
-        ({"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "category id 1 occurs twice"),
+        (
+            {"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]},
+            "category id 1 occurs twice",
+        ),
     ):
         with pytest.raises(CocoError, match=message):
             CocoDataset(*write_coco(tmp_path, **arguments))
@@ -312,7 +366,9 @@ def damage_image(images: Path, path: Path) -> str:
 
 def shrink_image(images: Path, path: Path) -> str:
     Image.new("RGB", (20, 30)).save(images / "1.png")
-    return f"{path}, image id 1: {images / '1.png'}: the file has 30 x 20 pixels (height x width, EXIF"
+    return (
+        f"{path}, image id 1: {images / '1.png'}: the file has 30 x 20 pixels (height x width, EXIF"
+    )
 
 
 def delete_image(images: Path, path: Path) -> str:
@@ -342,10 +398,30 @@ def test_faults_found_when_a_sample_is_loaded(tmp_path, damage, workers):
 @pytest.mark.parametrize(
     ("name", "split", "contents", "left_out"),
     [
-        ("coco_subset", "train", "343 images (3 without instances), 2945 instances of 80 classes", "29 crowd"),
-        ("coco_subset", "val", "126 images (1 without instances), 1057 instances of 80 classes", "10 crowd"),
-        ("dsb2018_nuclei", "train", "340 images (0 without instances), 9588 instances of 1 classes", "none"),
-        ("dsb2018_nuclei", "val", "84 images (0 without instances), 2086 instances of 1 classes", "none"),
+        (
+            "coco_subset",
+            "train",
+            "343 images (3 without instances), 2945 instances of 80 classes",
+            "29 crowd",
+        ),
+        (
+            "coco_subset",
+            "val",
+            "126 images (1 without instances), 1057 instances of 80 classes",
+            "10 crowd",
+        ),
+        (
+            "dsb2018_nuclei",
+            "train",
+            "340 images (0 without instances), 9588 instances of 1 classes",
+            "none",
+        ),
+        (
+            "dsb2018_nuclei",
+            "val",
+            "84 images (0 without instances), 2086 instances of 1 classes",
+            "none",
+        ),
     ],
 )
 def test_real_data(data_root, name, split, contents, left_out):
@@ -354,4 +430,6 @@ def test_real_data(data_root, name, split, contents, left_out):
         pytest.skip(f"{path} not found")
     text = CocoDataset(data_root / name / "images", path).describe()
     assert text == f"{path}: {contents}; annotations left out: {left_out}"
-    check_against_pycocotools(CocoDataset(data_root / name / "images", path, limit=40), path, limit=40)
+    check_against_pycocotools(
+        CocoDataset(data_root / name / "images", path, limit=40), path, limit=40
+    )

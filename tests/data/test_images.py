@@ -28,7 +28,9 @@ def check(path: Path, expected_HWC: np.ndarray, tolerance: int = 0) -> None:
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "webp"])
 def test_rgb(tmp_path, suffix):
-    Image.fromarray(COLOR).save(tmp_path / f"a.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
+    Image.fromarray(COLOR).save(
+        tmp_path / f"a.{suffix}", **({"lossless": True} if suffix == "webp" else {})
+    )
     check(tmp_path / f"a.{suffix}", COLOR)
     check(str(tmp_path / f"a.{suffix}"), COLOR)
 
@@ -81,7 +83,9 @@ def test_exif_orientation_is_not_applied(tmp_path):
 
 def test_faults_name_the_file(tmp_path):
     good = tmp_path / "good.jpg"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)).save(good)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)).save(
+        good
+    )
     truncated = tmp_path / "truncated.jpg"
     truncated.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
     (tmp_path / "text.png").write_text("this is no image")

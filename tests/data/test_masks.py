@@ -1,4 +1,5 @@
-"""Segmentations: our checks against a slow decoder written from the format, our masks against pycocotools' COCO."""
+"""Segmentations: our checks against a slow decoder written from the format, our masks against
+pycocotools' COCO."""
 
 from __future__ import annotations
 
@@ -8,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from alignmask.data.masks import check_coverage, decode_rles, encode_segmentation, measure_counts, parse_segmentation
+from alignmask.data.masks import (
+    check_coverage,
+    decode_rles,
+    encode_segmentation,
+    measure_counts,
+    parse_segmentation,
+)
 from tests.data.coco_files import counts, rle
 
 masks = hnp.arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12)))
@@ -55,7 +62,9 @@ good_texts = masks.map(lambda mask: rle(mask)["counts"].encode())
 damaged_texts = st.tuples(good_texts, st.integers(0, 30), st.binary(max_size=2)).map(
     lambda parts: (parts[0][: parts[1]] + parts[2] + parts[0][parts[1] + 1 :]) or b"0"
 )
-garbage = st.binary(min_size=1, max_size=20) | st.lists(st.integers(44, 115), min_size=1, max_size=20).map(bytes)
+garbage = st.binary(min_size=1, max_size=20) | st.lists(
+    st.integers(44, 115), min_size=1, max_size=20
+).map(bytes)
 
 
 @given(st.lists(good_texts | damaged_texts | garbage, min_size=1, max_size=6))
@@ -82,7 +91,9 @@ def test_both_rle_forms_round_trip(arrays: list[np.ndarray]):
     for mask in arrays:
         size = mask.shape
         for counts_json in (rle(mask)["counts"], counts(mask)):
-            segmentation, short = parse_segmentation({"size": list(size), "counts": counts_json}, size)
+            segmentation, short = parse_segmentation(
+                {"size": list(size), "counts": counts_json}, size
+            )
             assert short == 0
             decoded = decode_rles([encode_segmentation(segmentation, size)], size)
             assert decoded.dtype == bool
@@ -112,7 +123,10 @@ def test_no_instances_make_an_empty_stack():
         ("abc", "expected polygons or an RLE"),
         ({"counts": "abc"}, "expected polygons or an RLE"),
         ({"size": [4, 5]}, "expected polygons or an RLE"),
-        ({"size": [5, 4], "counts": "d0"}, r"RLE size \[5, 4\] differs from the image's \[height, width\] \[4, 5\]"),
+        (
+            {"size": [5, 4], "counts": "d0"},
+            r"RLE size \[5, 4\] differs from the image's \[height, width\] \[4, 5\]",
+        ),
         ({"size": [4, 5], "counts": ""}, "expected RLE counts"),
         ({"size": [4, 5], "counts": [10, -1, 11]}, "non-negative"),
         ({"size": [4, 5], "counts": [10, 2.5]}, "non-negative"),

@@ -1,4 +1,5 @@
-"""Images are resized with antialiasing, in training and at evaluation, as Pillow does it (and the peers through it)."""
+"""Images are resized with antialiasing, in training and at evaluation, as Pillow does it (and the
+peers through it)."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ from alignmask.data import Sample, evaluation_transform, training_transform
 
 def sample(image_CHW: Tensor) -> Sample:
     size = (image_CHW.shape[1], image_CHW.shape[2])
-    return Sample(image_CHW, torch.ones(1, *size, dtype=torch.bool), torch.tensor([3]), 1, "1.png", size)
+    return Sample(
+        image_CHW, torch.ones(1, *size, dtype=torch.bool), torch.tensor([3]), 1, "1.png", size
+    )
 
 
 def in_training(image_CHW: Tensor, longest: int) -> Tensor:
@@ -42,7 +45,9 @@ def pillow(image_CHW: Tensor, height: int, width: int) -> np.ndarray:
 
 @WAYS
 @pytest.mark.parametrize("times", [4, 3])
-def test_a_checkerboard_of_single_pixels_becomes_grey(resize: Callable[[Tensor, int], Tensor], times: int) -> None:
+def test_a_checkerboard_of_single_pixels_becomes_grey(
+    resize: Callable[[Tensor, int], Tensor], times: int
+) -> None:
     y, x = np.mgrid[:192, :192]
     board = torch.from_numpy(((x + y) % 2 * 255).astype(np.uint8)).expand(3, -1, -1)
     small = resize(board, 192 // times).float()
@@ -54,7 +59,9 @@ def test_a_checkerboard_of_single_pixels_becomes_grey(resize: Callable[[Tensor, 
 
 
 @WAYS
-@pytest.mark.parametrize(("size", "longest"), [((120, 90), 30), ((64, 200), 77), ((50, 60), 150), ((97, 61), 96)])
+@pytest.mark.parametrize(
+    ("size", "longest"), [((120, 90), 30), ((64, 200), 77), ((50, 60), 150), ((97, 61), 96)]
+)
 def test_pixels_are_those_of_pillow(
     resize: Callable[[Tensor, int], Tensor], size: tuple[int, int], longest: int
 ) -> None:
@@ -77,4 +84,6 @@ def test_an_image_of_the_right_size_stays_as_it_is() -> None:
     data = DataConfig(crop=128, scale=(1.0, 1.0), flip=0.0, eval_short_side=96, eval_max_side=200)
     for transform in (training_transform(data), evaluation_transform(data)):
         assert torch.equal(transform(sample(image)).image_CHW, image)
-    assert not torch.equal(training_transform(replace(data, flip=1.0))(sample(image)).image_CHW, image)
+    assert not torch.equal(
+        training_transform(replace(data, flip=1.0))(sample(image)).image_CHW, image
+    )

@@ -27,13 +27,17 @@ def config(tmp_path_factory) -> ShapesConfig:
 
 def fingerprint(root: Path) -> dict[str, str]:
     files = sorted(path for path in root.rglob("*") if path.is_file())
-    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
 
 
 def test_files_and_annotations(config):
     root = Path(config.root)
     for split, count in (("train", 60), ("val", 5)):
-        assert [path.name for path in sorted((root / split).iterdir())] == [f"{i:06d}.png" for i in range(count)]
+        assert [path.name for path in sorted((root / split).iterdir())] == [
+            f"{i:06d}.png" for i in range(count)
+        ]
         dataset = CocoDataset(root / split, root / f"instances_{split}.json")
         assert len(dataset) == count
         assert dataset.class_names == list(shapes.CLASSES[:6])
@@ -86,7 +90,9 @@ def test_outlines_are_the_shapes(name):
     pen = ImageDraw.Draw(drawn)
 
     def corner(angle: float, length: float) -> tuple[float, float]:
-        return side // 2 + radius * length * math.cos(angle), side // 2 + radius * length * math.sin(angle)
+        return side // 2 + radius * length * math.cos(
+            angle
+        ), side // 2 + radius * length * math.sin(angle)
 
     def at(*xy: float) -> list[float]:
         return [side // 2 + radius * value for value in xy]
@@ -155,7 +161,8 @@ def test_the_default_images_are_the_same_for_ever():
 
 
 def test_small_crowded_instances_are_the_same_for_ever_too():
-    """Where the least diameter and the least visible area come into play, which the default size never meets."""
+    """Where the least diameter and the least visible area come into play, which the default size
+    never meets."""
     digest = hashlib.sha256()
     for number in range(60):
         _, masks, labels = shapes.draw(np.random.default_rng((0, 0, number)), 32, 9, 12, 0.7, 0.1)
@@ -177,7 +184,8 @@ def test_crowding_hides_more_and_all_classes_come():
     touching: list[float] = []
     apart = hidden_share()
     touching.clear()
-    assert hidden_share(crowding=1.0, visible_share=0.2) < 0.8 * apart  # visible pixels per instance
+    # Visible pixels per instance.
+    assert hidden_share(crowding=1.0, visible_share=0.2) < 0.8 * apart
 
 
 def test_an_older_data_set_with_the_default_settings_is_kept(tmp_path, capsys):
@@ -207,7 +215,9 @@ def test_same_settings_same_bytes_in_any_process(config, tmp_path):
 def test_images_do_not_depend_on_the_counts_and_differ_by_seed_and_split(config, tmp_path):
     shapes.generate(replace(config, root=tmp_path / "few", train_images=3, val_images=1))
     shapes.generate(replace(config, root=tmp_path / "seed", train_images=3, val_images=1, seed=2))
-    few, other, whole = (fingerprint(root) for root in (tmp_path / "few", tmp_path / "seed", Path(config.root)))
+    few, other, whole = (
+        fingerprint(root) for root in (tmp_path / "few", tmp_path / "seed", Path(config.root))
+    )
     assert all(few[name] == whole[name] for name in few if name.endswith(".png"))
     assert few["train/000000.png"] != few["val/000000.png"]
     assert few["train/000000.png"] != other["train/000000.png"]
@@ -226,7 +236,8 @@ def test_other_settings_do_not_replace_what_a_training_may_be_reading(tmp_path, 
     assert "first use" in capsys.readouterr().err
     before = fingerprint(tmp_path / "root")
     with pytest.raises(
-        FileExistsError, match=r"other settings \(train_images 2 -> 3, seed 0 -> 9\).*--data.shapes.root"
+        FileExistsError,
+        match=r"other settings \(train_images 2 -> 3, seed 0 -> 9\).*--data.shapes.root",
     ):
         shapes.generate(replace(small, train_images=3, seed=9))
     assert fingerprint(tmp_path / "root") == before

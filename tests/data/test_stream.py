@@ -24,7 +24,9 @@ def noisy(sample):
 @pytest.fixture
 def dataset(tmp_path) -> CocoDataset:
     images = [image_record(i, 20 + i, 30) for i in range(7)]
-    return CocoDataset(*write_coco(tmp_path, images, [annotation(i, i) for i in range(7)]), transform=noisy)
+    return CocoDataset(
+        *write_coco(tmp_path, images, [annotation(i, i) for i in range(7)]), transform=noisy
+    )
 
 
 def same(first, second) -> bool:
@@ -74,7 +76,8 @@ def test_visits_of_one_image_differ(dataset):
 
 
 class Dice(Dataset):
-    """Three images that are what Python's, NumPy's and torch's generators say when they are loaded."""
+    """Three images that are what Python's, NumPy's and torch's generators say when they are
+    loaded."""
 
     def __len__(self) -> int:
         return 3

@@ -24,7 +24,9 @@ def tiles() -> ModuleType:
 
 
 @given(side=st.integers(1, 400), tile=st.integers(1, 200), data=st.data())
-def test_every_pixel_is_in_a_tile(tiles: ModuleType, side: int, tile: int, data: st.DataObject) -> None:
+def test_every_pixel_is_in_a_tile(
+    tiles: ModuleType, side: int, tile: int, data: st.DataObject
+) -> None:
     starts = tiles.starts(side, tile, data.draw(st.integers(1, tile)))
     covered = np.zeros(side, dtype=bool)
     for start in starts:
@@ -37,7 +39,8 @@ def test_every_pixel_is_in_a_tile(tiles: ModuleType, side: int, tile: int, data:
 def test_tiles_put_together_are_the_image(tiles: ModuleType, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     height, width, count = 150, 200, 12
-    pixels_HWC = rng.integers(0, 256, (height, width, 4), dtype=np.uint8)  # an alpha channel, which tiles drop
+    # An alpha channel, which tiles drop.
+    pixels_HWC = rng.integers(0, 256, (height, width, 4), dtype=np.uint8)
     masks_NHW = np.zeros((count, height, width), dtype=np.uint8)
     for mask_HW in masks_NHW:
         top, left = rng.integers(0, height - 40), rng.integers(0, width - 40)
@@ -54,7 +57,9 @@ def test_tiles_put_together_are_the_image(tiles: ModuleType, tmp_path: Path) -> 
     }
     (tmp_path / "a.json").write_text(json.dumps(world))
 
-    count_tiles, instances = tiles.cut(tmp_path / "a.json", tmp_path, tmp_path / "out", 64, 50, smallest=30)
+    count_tiles, instances = tiles.cut(
+        tmp_path / "a.json", tmp_path, tmp_path / "out", 64, 50, smallest=30
+    )
     coco = COCO(tmp_path / "out/instances.json")
     assert count_tiles == len(coco.imgs) == 3 * 4
     together_HW = np.zeros((height, width), dtype=np.int64)
@@ -71,7 +76,10 @@ def test_tiles_put_together_are_the_image(tiles: ModuleType, tmp_path: Path) -> 
             together_HW[window] += mask_HW
             assert piece["category_id"] == 3
             assert piece["area"] == mask_HW.sum() > 0
-            assert piece["bbox"] == coco_mask.toBbox(coco_mask.encode(np.asfortranarray(mask_HW))).tolist()
+            assert (
+                piece["bbox"]
+                == coco_mask.toBbox(coco_mask.encode(np.asfortranarray(mask_HW))).tolist()
+            )
             of_crowd = np.array_equal(mask_HW, masks_NHW[0][window])
             assert piece["iscrowd"] == (piece["area"] < 30 or of_crowd)
             live += not piece["iscrowd"]

@@ -1,4 +1,5 @@
-"""Augmentation: geometry against the definitions, images and masks moving together, emptied instances."""
+"""Augmentation: geometry against the definitions, images and masks moving together, emptied
+instances."""
 
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ def blobs(height: int, width: int, count: int = 3) -> torch.Tensor:
 @given(st.integers(1, 300), st.integers(1, 300), st.floats(0.1, 2.0), st.integers(0, 99))
 def test_large_scale_jitter_fits_the_image_to_crop_times_factor(height, width, factor, seed):
     torch.manual_seed(seed)
-    result = training_transform(replace(PLAIN, scale=(factor, factor)))(make_sample(torch.zeros(0, height, width) > 0))
+    result = training_transform(replace(PLAIN, scale=(factor, factor)))(
+        make_sample(torch.zeros(0, height, width) > 0)
+    )
     ratio = min(64 * factor / height, 64 * factor / width)
     # Rounding may go either way at .5; the ratio itself is computed in float32 here and there.
     assert abs(result.size[0] - min(64, max(1, height * ratio))) <= 0.51
@@ -81,17 +84,24 @@ def test_the_factor_is_uniform_in_the_range():
 def test_mask_resizing_is_nearest_exact_and_a_window_of_it(source, target, data):
     masks = torch.rand(2, *source) > 0.5
     top, left = data.draw(st.integers(0, target[0] - 1)), data.draw(st.integers(0, target[1] - 1))
-    height, width = data.draw(st.integers(1, target[0] - top)), data.draw(st.integers(1, target[1] - left))
+    height, width = (
+        data.draw(st.integers(1, target[0] - top)),
+        data.draw(st.integers(1, target[1] - left)),
+    )
     result = _resize_masks(masks, target, (top, left, height, width))
-    rows = [(2 * i + 1) * source[0] // (2 * target[0]) for i in range(target[0])]  # exact integer arithmetic
+    # Exact integer arithmetic.
+    rows = [(2 * i + 1) * source[0] // (2 * target[0]) for i in range(target[0])]
     columns = [(2 * j + 1) * source[1] // (2 * target[1]) for j in range(target[1])]
-    whole = torch.stack([torch.stack([masks[:, i, j] for j in columns], dim=-1) for i in rows], dim=-2)
+    whole = torch.stack(
+        [torch.stack([masks[:, i, j] for j in columns], dim=-1) for i in rows], dim=-2
+    )
     assert result.dtype == torch.bool
     assert torch.equal(result, whole[:, top : top + height, left : left + width])
 
 
 @pytest.mark.parametrize(
-    ("source", "target"), [((480, 640), (1536, 2048)), ((480, 640), (96, 128)), ((128, 128), (99, 99))]
+    ("source", "target"),
+    [((480, 640), (1536, 2048)), ((480, 640), (96, 128)), ((128, 128), (99, 99))],
 )
 def test_mask_resizing_equals_torch(source, target):
     masks = torch.rand(2, *source) > 0.5
@@ -104,7 +114,8 @@ def test_mask_resizing_equals_torch(source, target):
 
 @given(st.integers(40, 120), st.integers(40, 120), st.floats(0.5, 2.0), st.integers(0, 999))
 def test_image_and_masks_move_together(height, width, factor, seed):
-    """The image shows the union of the masks, so after the transform it still must, up to a seam of 2 pixels."""
+    """The image shows the union of the masks, so after the transform it still must, up to a seam of
+    2 pixels."""
     torch.manual_seed(seed)
     masks = blobs(height, width)
     image = (masks.any(0) * 255).to(torch.uint8).expand(3, -1, -1)
@@ -125,11 +136,13 @@ def test_no_half_pixel_shift_between_image_and_masks():
         center_y, center_x = np.random.default_rng(number).uniform(100, 156, 2)
         masks = torch.from_numpy(np.hypot(x - center_x, y - center_y) < 60)[None]
         image = (masks * 255).to(torch.uint8).expand(3, -1, -1)
-        result = training_transform(replace(PLAIN, scale=(0.9, 0.9)))(make_sample(masks, image))  # 256 -> 58
+        # 256 -> 58.
+        result = training_transform(replace(PLAIN, scale=(0.9, 0.9)))(make_sample(masks, image))
         from_image = ndimage.center_of_mass(result.image_CHW[0].numpy())
         from_mask = ndimage.center_of_mass(result.masks_NHW[0].numpy())
         shifts.append(np.subtract(from_mask, from_image))
-    assert np.abs(np.mean(shifts, axis=0)).max() < 0.03  # taking the top left source pixel gives 0.38
+    # Taking the top left source pixel gives 0.38.
+    assert np.abs(np.mean(shifts, axis=0)).max() < 0.03
 
 
 @pytest.mark.parametrize("name", ["flip", "vertical_flip"])

@@ -20,7 +20,11 @@ def made(
     threshold: float = 0.5,
 ) -> Matches:
     """Matches without masks."""
-    scores_N, image_N, class_N = np.array(scores, float), np.array(images, np.int64), np.array(classes, np.int64)
+    scores_N, image_N, class_N = (
+        np.array(scores, float),
+        np.array(images, np.int64),
+        np.array(classes, np.int64),
+    )
     return Matches(
         threshold=threshold,
         scores_N=scores_N,

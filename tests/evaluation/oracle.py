@@ -1,4 +1,5 @@
-"""The official tool, straight from JSON files: the oracle of the evaluation. None of the code under test is used."""
+"""The official tool, straight from JSON files: the oracle of the evaluation. None of the code under
+test is used."""
 
 from __future__ import annotations
 
@@ -11,7 +12,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 
-def official_numbers(annotations: Path, results: Path, category_id: int | None = None) -> np.ndarray:
+def official_numbers(
+    annotations: Path, results: Path, category_id: int | None = None
+) -> np.ndarray:
     """The 12 numbers, of all categories or of one."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(annotations))

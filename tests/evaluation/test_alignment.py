@@ -86,7 +86,10 @@ def oracle_spearman(x: list[float], y: list[float]) -> float | None:
     """Equal values share the mean of their ranks."""
 
     def ranks(values: list[float]) -> list[Fraction]:
-        return [Fraction(sum(v < w for v in values) * 2 + sum(v == w for v in values) + 1, 2) for w in values]
+        return [
+            Fraction(sum(v < w for v in values) * 2 + sum(v == w for v in values) + 1, 2)
+            for w in values
+        ]
 
     return oracle_pearson(ranks(x), ranks(y))  # type: ignore[arg-type]
 
@@ -108,7 +111,10 @@ def approx(value: float | None) -> Any:
     return value if value is None else pytest.approx(value, rel=1e-9, abs=1e-9)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=80)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    max_examples=80,
+)
 @given(worlds())
 def test_equals_the_oracle(tmp_path: Path, world: World) -> None:
     pairs = score_iou_pairs(*write(world, tmp_path))
@@ -117,13 +123,18 @@ def test_equals_the_oracle(tmp_path: Path, world: World) -> None:
     np.testing.assert_allclose(pairs.iou_any_class_N, any_, rtol=1e-12)
     assert pairs.scores_N.tolist() == [r["score"] for r in world.results]
     for kind, ids in (("same", pairs.truth_same_class_N), ("any", pairs.truth_any_class_N)):
-        for result, value, annotation_id in zip(world.results, same if kind == "same" else any_, ids, strict=True):
+        for result, value, annotation_id in zip(
+            world.results, same if kind == "same" else any_, ids, strict=True
+        ):
             assert (annotation_id == NO_TRUTH) == (value == 0)
             if value:
                 truth = world.annotations[annotation_id - 1]
                 assert (truth["image_id"], truth["iscrowd"]) == (result["image_id"], 0)
                 assert kind == "any" or truth["category_id"] == result["category_id"]
-                masks = [mask_utils.decode(record["segmentation"]).astype(bool) for record in (result, truth)]
+                masks = [
+                    mask_utils.decode(record["segmentation"]).astype(bool)
+                    for record in (result, truth)
+                ]
                 assert iou(*masks) == pytest.approx(value)
     found = statistics(pairs, FRACTIONS)
     assert (found.images, found.predictions) == (len(world.sizes), len(world.results))
@@ -139,10 +150,14 @@ def test_equals_the_oracle(tmp_path: Path, world: World) -> None:
             assert getattr(row, f"pcc_{name}") == approx(oracle_pearson(score, best)), name
             best = getattr(pairs, f"iou_{name}_N")[top].tolist()  # ties to the last bit
             assert getattr(row, f"spearman_{name}") == approx(oracle_spearman(score, best)), name
-            assert getattr(row, f"calibration_error_{name}") == approx(oracle_calibration_error(score, best)), name
+            assert getattr(row, f"calibration_error_{name}") == approx(
+                oracle_calibration_error(score, best)
+            ), name
 
 
-def pairs_of(scores: list[float], ious: list[float], images: int = 1, image_ids: list[int] | None = None) -> ScoreIoU:
+def pairs_of(
+    scores: list[float], ious: list[float], images: int = 1, image_ids: list[int] | None = None
+) -> ScoreIoU:
     n = len(scores)
     ids = np.array(image_ids if image_ids is not None else [0] * n, np.int64)
     same, any_ = np.array(ious, float), np.array(ious, float)
@@ -209,10 +224,13 @@ def test_spearman(points: list[tuple[int, int]]) -> None:
 
 def test_calibration_error() -> None:
     """Two intervals: 0.8 twice with IoUs 1 and 0.2, 0.1 once with IoU 0.4."""
-    assert calibration_error(np.array([0.8, 0.8, 0.1]), np.array([1, 0.2, 0.4])) == pytest.approx((0.4 + 0.3) / 3)
+    assert calibration_error(np.array([0.8, 0.8, 0.1]), np.array([1, 0.2, 0.4])) == pytest.approx(
+        (0.4 + 0.3) / 3
+    )
     assert calibration_error(np.array([0.25, 0.35]), np.array([0.25, 0.35])) == 0
     assert calibration_error(np.array([]), np.array([])) is None
-    assert calibration_error(np.array([0.5, 1.5]), np.array([0.5, 1])) is None  # a logit is no forecast of an IoU
+    # A logit is no forecast of an IoU.
+    assert calibration_error(np.array([0.5, 1.5]), np.array([0.5, 1])) is None
     assert calibration_error(np.array([0.5, -0.1]), np.array([0.5, 1])) is None
 
 
@@ -271,7 +289,8 @@ def test_image_ids_restrict_images_and_predictions(tmp_path: Path) -> None:
     assert set(part.image_ids_N) == set(wanted)
 
 
-# -- what is printed -----------------------------------------------------------------------------------------------------
+# -- what is printed
+# --------------------------------------------------------------------------------------------------
 
 
 def printed(renderable: Any) -> list[str]:
@@ -284,7 +303,18 @@ def test_table() -> None:
     found = statistics(pairs_of([0.9, 0.8, 0.1], [1.0, 0.5, 0.25], images=1))
     lines = printed(found.table())
     assert max(map(len, lines)) <= 80
-    assert lines[1].split() == ["top", "predictions", "mean", "score", "mean", "IoU", "PCC", "mean", "IoU*", "PCC*"]
+    assert lines[1].split() == [
+        "top",
+        "predictions",
+        "mean",
+        "score",
+        "mean",
+        "IoU",
+        "PCC",
+        "mean",
+        "IoU*",
+        "PCC*",
+    ]
     assert lines[3].split() == ["2", "%", "2", "0.850", "0.750", "1.000", "0.750", "1.000"]
     assert lines[4].split() == ["10", "%", "3", "0.600", "0.583", "0.826", "0.583", "0.826"]
     assert lines[-1].strip() == "* ground truth of any class"
@@ -301,7 +331,9 @@ def test_table_shows_what_is_undefined_as_a_dash() -> None:
 
 
 def test_table_of_several_fits_80_columns() -> None:
-    found = statistics(replace(pairs_of([0.9] * 10_000, [0.1] * 10_000, 5000), image_ids_N=np.arange(10_000)))
+    found = statistics(
+        replace(pairs_of([0.9] * 10_000, [0.1] * 10_000, 5000), image_ids_N=np.arange(10_000))
+    )
     lines = printed(alignment_table({"class": found, "class*mask": found}))
     assert max(map(len, lines)) <= 80
     assert lines[3].split()[:5] == ["class", "2", "%", "10000", "0.900"]

@@ -26,13 +26,16 @@ def test_intervals_cover_the_truth() -> None:
     rng = np.random.default_rng(2)
     covered = 0
     for seed in range(150):
-        found = intervals(mean_of(rng.normal(0, 1, 100)), 100, resamples=100, seed=seed, level=0.9)["mean"]
+        found = intervals(mean_of(rng.normal(0, 1, 100)), 100, resamples=100, seed=seed, level=0.9)[
+            "mean"
+        ]
         covered += found.low <= 0 <= found.high
     assert binom.ppf(0.001, 150, 0.88) <= covered <= binom.ppf(0.999, 150, 0.92)
 
 
 def test_a_paired_difference_is_more_certain_than_two_models_apart() -> None:
-    """Images differ much, and on each one the other model is better by 1: that difference has no spread at all."""
+    """Images differ much, and on each one the other model is better by 1: that difference has no
+    spread at all."""
     values_I = np.random.default_rng(3).normal(0, 10, 50)
     found = paired_intervals(mean_of(values_I), mean_of(values_I + 1), 50)["mean"]
     assert (found.value, found.low, found.high) == pytest.approx((1, 1, 1))
@@ -44,15 +47,22 @@ def test_what_is_not_defined() -> None:
 
     found = intervals(measure, 3, resamples=20)
     assert found == {"never": Estimate(None), "at times": Estimate(1.0, 1.0, 1.0)}
-    assert intervals(measure, 3, resamples=0) == {"never": Estimate(None), "at times": Estimate(1.0)}
-    assert paired_intervals(measure, lambda _: {"at times": 3.0}, 3, resamples=20)["at times"] == Estimate(
-        2.0, 2.0, 2.0
-    )
+    assert intervals(measure, 3, resamples=0) == {
+        "never": Estimate(None),
+        "at times": Estimate(1.0),
+    }
+    assert paired_intervals(measure, lambda _: {"at times": 3.0}, 3, resamples=20)[
+        "at times"
+    ] == Estimate(2.0, 2.0, 2.0)
 
 
 def test_seeded() -> None:
     measure = mean_of(np.arange(10.0))
-    assert intervals(measure, 10, seed=1) == intervals(measure, 10, seed=1) != intervals(measure, 10, seed=2)
+    assert (
+        intervals(measure, 10, seed=1)
+        == intervals(measure, 10, seed=1)
+        != intervals(measure, 10, seed=2)
+    )
 
 
 def test_how_it_reads() -> None:

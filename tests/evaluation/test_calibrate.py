@@ -22,7 +22,8 @@ SIZE = (40, 60)
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """40 images with 4 objects each, of which the model finds most; it claims twice the IoU that it has."""
+    """40 images with 4 objects each, of which the model finds most; it claims twice the IoU that it
+    has."""
     rng = np.random.default_rng(0)
     world = World(dict.fromkeys(range(1, 41), SIZE), {2: "cell", 5: "dot"})
     for image in world.sizes:
@@ -43,7 +44,16 @@ def loaded(files: tuple[Path, Path]) -> tuple[GroundTruth, Results]:
 
 @pytest.fixture(scope="module")
 def report(loaded: tuple[GroundTruth, Results]) -> Report:
-    return calibrate(*loaded, precision=0.7, iou=0.6, confidence=0.8, per_class=True, fewest=45, seed=3, resamples=50)
+    return calibrate(
+        *loaded,
+        precision=0.7,
+        iou=0.6,
+        confidence=0.8,
+        per_class=True,
+        fewest=45,
+        seed=3,
+        resamples=50,
+    )
 
 
 def test_fitted_on_one_half_and_reported_on_the_other(
@@ -61,16 +71,26 @@ def test_fitted_on_one_half_and_reported_on_the_other(
         "fewest": 45,
         "score": "file",
     }
-    half, held_out = match(ground_truth, results), match(ground_truth.subset(others), results.subset(others))
+    half, held_out = (
+        match(ground_truth, results),
+        match(ground_truth.subset(others), results.subset(others)),
+    )
     alone = fit_calibration(half[0.0].subset(ours), "isotonic", fit, 45)
-    assert (alone.pooled, alone.by_class) == (report.calibration.pooled, report.calibration.by_class)
+    assert (alone.pooled, alone.by_class) == (
+        report.calibration.pooled,
+        report.calibration.by_class,
+    )
     before = measure(held_out)
     after = measure({threshold: alone.calibrate(found) for threshold, found in held_out.items()})
     for name in COMPARED:
         assert report.before[name].value == pytest.approx(before[name])
         assert report.after[name].value == pytest.approx(after[name])
         assert report.difference[name].value == pytest.approx(after[name] - before[name])
-        assert report.difference[name].low <= report.difference[name].value <= report.difference[name].high
+        assert (
+            report.difference[name].low
+            <= report.difference[name].value
+            <= report.difference[name].high
+        )
     assert report.difference["LaECE0"].high < 0
     assert set(report.as_dict()["after"]["LaECE0"]) == {"value", "low", "high"}
 
@@ -81,7 +101,13 @@ def test_the_guarantee_is_tested_on_what_the_thresholds_were_not_chosen_on(
     ours, others = split_images(list(loaded[0].sizes), seed=3)
     right = match(*loaded, (0.6,))[0.6]
     expected = [
-        find_guarantee(right.subset(ours), right.subset(others), precision=0.7, confidence=0.8, category_id=category_id)
+        find_guarantee(
+            right.subset(ours),
+            right.subset(others),
+            precision=0.7,
+            confidence=0.8,
+            category_id=category_id,
+        )
         for category_id in (2, 5)
     ]
     assert report.calibration.guarantees == expected

@@ -31,15 +31,20 @@ from tests.evaluation.matched import made
 
 @st.composite
 def matched(draw: st.DrawFn) -> tuple[Matches, np.ndarray]:
-    """Matches at an IoU of 0.5, and how often each image counts; scores often lie on the edges of bins, and are equal."""
+    """Matches at an IoU of 0.5, and how often each image counts; scores often lie on the edges of
+    bins, and are equal."""
     images, classes = draw(st.integers(1, 4)), draw(st.integers(1, 3))
     number = draw(st.integers(0, 14))
-    score = st.one_of(st.integers(0, BINS).map(lambda k: k / BINS), st.sampled_from([0.3, 0.55]), st.floats(0, 1))
+    score = st.one_of(
+        st.integers(0, BINS).map(lambda k: k / BINS), st.sampled_from([0.3, 0.55]), st.floats(0, 1)
+    )
     iou = st.one_of(st.just(0.0), st.integers(50, 100).map(lambda k: k / 100))
     columns = [draw(st.lists(s, min_size=number, max_size=number)) for s in (score, iou)]
     image_N = draw(st.lists(st.integers(0, images - 1), min_size=number, max_size=number))
     class_N = draw(st.lists(st.integers(0, classes - 1), min_size=number, max_size=number))
-    truths_IC = np.array(draw(st.lists(st.integers(0, 3), min_size=images * classes, max_size=images * classes)))
+    truths_IC = np.array(
+        draw(st.lists(st.integers(0, 3), min_size=images * classes, max_size=images * classes))
+    )
     truths_IC = truths_IC.reshape(images, classes)
     for i, c, value in zip(image_N, class_N, columns[1], strict=True):
         truths_IC[i, c] += value > 0  # a match needs an object
@@ -67,7 +72,9 @@ def binned(found: list[tuple[float, float, int]]) -> list[list[tuple[float, floa
 
 
 def objects(matches: Matches, weight_I: np.ndarray, c: int) -> int:
-    return sum(int(row[c]) * int(weight) for row, weight in zip(matches.truths_IC, weight_I, strict=True))
+    return sum(
+        int(row[c]) * int(weight) for row, weight in zip(matches.truths_IC, weight_I, strict=True)
+    )
 
 
 def average(values: list[Fraction]) -> Fraction:
@@ -96,11 +103,18 @@ def oracle_by_class(matches: Matches, weight_I: np.ndarray, adaptive: bool) -> f
         found = [row for row in rows(matches, weight_I) if row[2] == c]
         if not found or not objects(matches, weight_I, c):
             continue
-        bins = [[row] for row in found] if adaptive else [members for members in binned(found) if members]
+        bins = (
+            [[row] for row in found]
+            if adaptive
+            else [members for members in binned(found) if members]
+        )
         errors.append(
             sum(
                 Fraction(len(members), len(found))
-                * abs(average([Fraction(r[1]) for r in members]) - average([Fraction(r[0]) for r in members]))
+                * abs(
+                    average([Fraction(r[1]) for r in members])
+                    - average([Fraction(r[0]) for r in members])
+                )
                 for members in bins
             )
         )
@@ -112,20 +126,29 @@ def test_calibration_errors(case: tuple[Matches, np.ndarray]) -> None:
     matches, weight_I = case
     found = rows(matches, weight_I)
     assert detection_calibration_error(matches, weight_I) == pytest.approx(oracle_d_ece(found))
-    assert localisation_aware_error(matches, weight_I) == pytest.approx(oracle_by_class(matches, weight_I, False))
+    assert localisation_aware_error(matches, weight_I) == pytest.approx(
+        oracle_by_class(matches, weight_I, False)
+    )
     assert localisation_aware_adaptive_error(matches, weight_I) == pytest.approx(
         oracle_by_class(matches, weight_I, True)
     )
 
 
-def oracle_lrp(found: list[tuple[float, float, int]], truths: int, threshold: float | None) -> list[Fraction | None]:
+def oracle_lrp(
+    found: list[tuple[float, float, int]], truths: int, threshold: float | None
+) -> list[Fraction | None]:
     """LRP and its parts of the predictions with at least that score (None: of no prediction)."""
     kept = [] if threshold is None else [row for row in found if row[0] >= threshold]
     right = [Fraction(iou) for _, iou, _ in kept if iou > 0]
     tp, fp, fn = len(right), len(kept) - len(right), truths - len(right)
     distance = sum((1 - iou for iou in right), Fraction(0))
     error = (distance / (1 - Fraction(1, 2)) + fp + fn) / (tp + fp + fn)
-    return [error, distance / tp if tp else None, Fraction(fp, len(kept)) if kept else None, Fraction(fn, truths)]
+    return [
+        error,
+        distance / tp if tp else None,
+        Fraction(fp, len(kept)) if kept else None,
+        Fraction(fn, truths),
+    ]
 
 
 @given(matched())
@@ -139,8 +162,16 @@ def test_optimal_lrp(case: tuple[Matches, np.ndarray]) -> None:
         mine = [row for row in rows(matches, weight_I) if row[2] == c]
         best = min(oracle_lrp(mine, truths, s)[0] for s in [None, *(row[0] for row in mine)])
         assert lrp.error == pytest.approx(float(best))
-        at = [None if part is None else float(part) for part in oracle_lrp(mine, truths, lrp.threshold)]
-        assert [lrp.error, lrp.localisation, lrp.false_positive, lrp.false_negative] == pytest.approx(at)
+        at = [
+            None if part is None else float(part)
+            for part in oracle_lrp(mine, truths, lrp.threshold)
+        ]
+        assert [
+            lrp.error,
+            lrp.localisation,
+            lrp.false_positive,
+            lrp.false_negative,
+        ] == pytest.approx(at)
     mean = mean_lrp(found)
     for part in mean:
         defined = [getattr(lrp, part) for lrp in found.values() if getattr(lrp, part) is not None]
@@ -148,7 +179,8 @@ def test_optimal_lrp(case: tuple[Matches, np.ndarray]) -> None:
 
 
 def test_optimal_lrp_by_hand() -> None:
-    """Four objects. From 0.6 on: two right ones with IoUs of 0.9 and 0.7, a wrong one, two objects missed."""
+    """Four objects. From 0.6 on: two right ones with IoUs of 0.9 and 0.7, a wrong one, two objects
+    missed."""
     matches = made([0.9, 0.8, 0.6, 0.1, 0.1], [0.9, 0.0, 0.7, 0.0, 0.0], [0] * 5, [0] * 5, [[4]])
     (lrp,) = optimal_lrp(matches).values()
     assert lrp.threshold == 0.6
@@ -159,11 +191,17 @@ def test_optimal_lrp_by_hand() -> None:
 
 
 def test_of_equal_optima_the_highest_threshold_counts() -> None:
-    """A right prediction with an IoU of exactly 0.5 is worth nothing: LRP is 1 with it and without."""
+    """A right prediction with an IoU of exactly 0.5 is worth nothing: LRP is 1 with it and
+    without."""
     matches = made([0.9, 0.8, 0.4], [1.0, 0.0, 0.5], [0] * 3, [0] * 3, [[2]])
     assert optimal_lrp(matches)[3].threshold == 0.9
     nothing = optimal_lrp(made([0.9], [0.0], [0], [0], [[2]]))[3]
-    assert (nothing.error, nothing.threshold, nothing.false_positive, nothing.false_negative) == (1, None, None, 1)
+    assert (nothing.error, nothing.threshold, nothing.false_positive, nothing.false_negative) == (
+        1,
+        None,
+        None,
+        1,
+    )
 
 
 @given(matched())
@@ -171,9 +209,14 @@ def test_brier_score_and_auroc(case: tuple[Matches, np.ndarray]) -> None:
     matches, weight_I = case
     found = rows(matches, weight_I)
     squares = [(Fraction(score) - (iou > 0)) ** 2 for score, iou, _ in found]
-    assert brier_score(matches, weight_I) == (pytest.approx(float(average(squares))) if squares else None)
+    assert brier_score(matches, weight_I) == (
+        pytest.approx(float(average(squares))) if squares else None
+    )
     pairs = [
-        Fraction((a > b) - (a < b) + 1, 2) for a, a_iou, _ in found for b, b_iou, _ in found if a_iou > 0 and b_iou == 0
+        Fraction((a > b) - (a < b) + 1, 2)
+        for a, a_iou, _ in found
+        for b, b_iou, _ in found
+        if a_iou > 0 and b_iou == 0
     ]
     assert auroc(matches, weight_I) == (pytest.approx(float(average(pairs))) if pairs else None)
 
@@ -229,7 +272,9 @@ def test_each_measure_is_of_its_own_matches() -> None:
 
 
 def test_reliability_diagram() -> None:
-    matches = made([0.0, 0.04, 0.05, 0.99, 1.0], [0.0, 0.6, 0.0, 0.8, 1.0], [0] * 5, [0, 0, 0, 1, 1], [[3, 3]])
+    matches = made(
+        [0.0, 0.04, 0.05, 0.99, 1.0], [0.0, 0.6, 0.0, 0.8, 1.0], [0] * 5, [0, 0, 0, 1, 1], [[3, 3]]
+    )
     diagram = reliability(matches)
     assert diagram.predictions == [2, 1, *[0] * 22, 2]
     assert diagram.mean_score == [0.02, 0.05, *[None] * 22, 0.995]
@@ -241,4 +286,8 @@ def test_reliability_diagram() -> None:
 def test_sizes_are_those_of_the_predicted_masks() -> None:
     matches = made([0.1] * 4, [0.0] * 4, [0] * 4, [0] * 4, [[1]])
     matches = replace(matches, area_N=np.array([1024, 1025, 9216, 9217]))
-    assert [of_size(matches, size).area_N.tolist() for size in calibration.SIZES] == [[1024], [1025, 9216], [9217]]
+    assert [of_size(matches, size).area_N.tolist() for size in calibration.SIZES] == [
+        [1024],
+        [1025, 9216],
+        [9217],
+    ]

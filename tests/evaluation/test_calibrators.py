@@ -45,7 +45,9 @@ def arrays(points: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("method", METHODS)
 @given(points=POINTS)
-def test_maps_never_fall_and_stay_within_0_and_1(method: Method, points: list[tuple[float, float]]) -> None:
+def test_maps_never_fall_and_stay_within_0_and_1(
+    method: Method, points: list[tuple[float, float]]
+) -> None:
     score_map = fit_map(method, *arrays(points))
     values = score_map(np.linspace(0, 1, 101))
     assert (np.diff(values) >= -1e-12).all()
@@ -54,7 +56,8 @@ def test_maps_never_fall_and_stay_within_0_and_1(method: Method, points: list[tu
 
 @given(POINTS)
 def test_isotonic_is_the_least_squares_fit(points: list[tuple[float, float]]) -> None:
-    """Of a non-decreasing fit: the largest, over the beginnings before it, of the smallest mean up to any end after it."""
+    """Of a non-decreasing fit: the largest, over the beginnings before it, of the smallest mean up
+    to any end after it."""
     groups: dict[float, list[Fraction]] = {}
     for score, iou in sorted(points):
         groups.setdefault(score, []).append(Fraction(iou))
@@ -65,13 +68,18 @@ def test_isotonic_is_the_least_squares_fit(points: list[tuple[float, float]]) ->
         return sum(values, Fraction(0)) / len(values)
 
     expected = [
-        float(max(min(mean(j, k) for k in range(i, len(levels))) for j in range(i + 1))) for i in range(len(levels))
+        float(max(min(mean(j, k) for k in range(i, len(levels))) for j in range(i + 1)))
+        for i in range(len(levels))
     ]
-    assert fit_map("isotonic", *arrays(points))(np.array(list(groups))) == pytest.approx(expected, abs=1e-12)
+    assert fit_map("isotonic", *arrays(points))(np.array(list(groups))) == pytest.approx(
+        expected, abs=1e-12
+    )
 
 
 @given(POINTS)
-def test_linear_is_the_least_squares_fit_that_does_not_fall(points: list[tuple[float, float]]) -> None:
+def test_linear_is_the_least_squares_fit_that_does_not_fall(
+    points: list[tuple[float, float]],
+) -> None:
     scores_N, iou_N = arrays(points)
     fitted = fit_map("linear", scores_N, iou_N)
     error = ((fitted.slope * scores_N + fitted.intercept - iou_N) ** 2).sum()
@@ -96,7 +104,9 @@ def test_logistic_maps_have_the_smallest_cross_entropy(method: Method) -> None:
     fitted = fit_map(method, *arrays(points))
     assert (fitted.intercept != 0) == (method == "platt")
     best = entropy(fitted.slope, fitted.intercept, points)
-    for slope, intercept in product((-0.02, 0, 0.02), (-0.02, 0, 0.02) if method == "platt" else (0,)):
+    for slope, intercept in product(
+        (-0.02, 0, 0.02), (-0.02, 0, 0.02) if method == "platt" else (0,)
+    ):
         assert best <= entropy(fitted.slope + slope, fitted.intercept + intercept, points) + 1e-12
     by_hand = 1 / (1 + math.exp(-(fitted.slope * math.log(0.3 / 0.7) + fitted.intercept)))
     assert fitted(np.array([0.3])) == pytest.approx([by_hand])
@@ -104,7 +114,9 @@ def test_logistic_maps_have_the_smallest_cross_entropy(method: Method) -> None:
 
 @pytest.mark.parametrize("method", ["platt", "temperature"])
 def test_a_score_that_says_the_opposite_is_forgotten(method: Method) -> None:
-    assert fit_map(method, np.array([0.1, 0.9]), np.array([0.9, 0.1])).slope == pytest.approx(0, abs=1e-6)
+    assert fit_map(method, np.array([0.1, 0.9]), np.array([0.9, 0.1])).slope == pytest.approx(
+        0, abs=1e-6
+    )
 
 
 def overconfident(predictions: int = 600, images: int = 20) -> Matches:
@@ -116,14 +128,19 @@ def overconfident(predictions: int = 600, images: int = 20) -> Matches:
     return made(scores_N, iou_N, image_N, class_N, [[50, 50]] * images, 0.0)
 
 
-@pytest.mark.parametrize(("method", "times"), [("isotonic", 4), ("linear", 4), ("platt", 1.5), ("temperature", 1)])
+@pytest.mark.parametrize(
+    ("method", "times"), [("isotonic", 4), ("linear", 4), ("platt", 1.5), ("temperature", 1)]
+)
 def test_it_helps_on_images_that_it_was_not_fitted_on(method: Method, times: float) -> None:
     """A temperature cannot express that 0.5 means less than 0.5."""
     matches = overconfident()
     ours, others = split_images(matches.image_ids)
     calibration = fit_calibration(matches.subset(ours), method, FIT)
     held_out = matches.subset(others)
-    before, after = localisation_aware_error(held_out), localisation_aware_error(calibration.calibrate(held_out))
+    before, after = (
+        localisation_aware_error(held_out),
+        localisation_aware_error(calibration.calibrate(held_out)),
+    )
     assert before > 0.2
     assert after < before / times
 
@@ -141,7 +158,9 @@ def test_a_class_with_few_predictions_takes_the_common_map() -> None:
     assert quality_N[:2].tolist() == calibration.by_class["3"](scores_N[:2]).tolist()
     assert quality_N[2:].tolist() == calibration.pooled(scores_N[2:]).tolist()
     assert calibration.pooled == fit_map("isotonic", few.scores_N, few.iou_N)
-    assert calibration.by_class["3"] == fit_map("isotonic", *(x[few.class_N == 0] for x in (few.scores_N, few.iou_N)))
+    assert calibration.by_class["3"] == fit_map(
+        "isotonic", *(x[few.class_N == 0] for x in (few.scores_N, few.iou_N))
+    )
 
 
 def test_what_cannot_be_fitted() -> None:
@@ -149,7 +168,9 @@ def test_what_cannot_be_fitted() -> None:
     with pytest.raises(ValueError, match="no prediction to fit on"):
         fit_calibration(matches.select(matches.scores_N > 1), "linear", FIT)
     with pytest.raises(ValueError, match=r"must lie in 0\.\.1, got .* to 2"):
-        fit_calibration(matches.with_scores(matches.scores_N / matches.scores_N.max() * 2), "linear", FIT)
+        fit_calibration(
+            matches.with_scores(matches.scores_N / matches.scores_N.max() * 2), "linear", FIT
+        )
 
 
 def test_the_split_depends_on_the_ids_alone() -> None:
@@ -168,7 +189,10 @@ CALIBRATION = Calibration(
     ScoreMap("isotonic", scores_K=[0.0, 0.5], iou_K=[0.1, 0.7]),
     {"3": ScoreMap("platt", 2.0, -0.5)},
     FIT,
-    [Guarantee(0.9, 0.75, 0.95, None, 0.6, 10, 20, 100, 97), Guarantee(0.9, 0.75, 0.95, 3, None, 0, 20, 0, 0)],
+    [
+        Guarantee(0.9, 0.75, 0.95, None, 0.6, 10, 20, 100, 97),
+        Guarantee(0.9, 0.75, 0.95, 3, None, 0, 20, 0, 0),
+    ],
 )
 
 
@@ -183,7 +207,10 @@ def test_stored_and_read(tmp_path: Path) -> None:
 def test_a_file_of_something_else_is_not_overwritten(tmp_path: Path, content: str) -> None:
     path = tmp_path / "calibration.json"
     path.write_bytes(content.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"calibration\.json: this file is not a calibration, and is not overwritten"):
+    with pytest.raises(
+        ValueError,
+        match=r"calibration\.json: this file is not a calibration, and is not overwritten",
+    ):
         write_calibration(path, CALIBRATION)
     assert path.read_bytes() == content.encode("latin-1")
     with pytest.raises(ValueError, match=r"calibration\.json cannot be read"):

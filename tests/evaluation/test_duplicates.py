@@ -81,11 +81,14 @@ def test_suppression_stays_within_image_and_class() -> None:
 
 @given(st.lists(st.floats(-3, 3), min_size=4, max_size=4))
 def test_scores_below_zero_are_ranked_as_well(scores: list[float]) -> None:
-    """Results files of other models have such scores: the best of four masks of one object stays."""
+    """Results files of other models have such scores: the best of four masks of one object
+    stays."""
     world = World({1: SIZE}, {1: "a"})
     for score in scores:
         world.predict(1, 1, box_mask(SIZE, 2, 2, 9, 9), score)
-    assert [entry["score"] for entry in suppress_duplicates(checked(world), "hard").entries] == [max(scores)]
+    assert [entry["score"] for entry in suppress_duplicates(checked(world), "hard").entries] == [
+        max(scores)
+    ]
 
 
 def test_soft_suppression_refuses_scores_below_zero() -> None:

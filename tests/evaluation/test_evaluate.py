@@ -1,4 +1,5 @@
-"""AP against the official tool: random worlds, real photos, models, and what is written and printed."""
+"""AP against the official tool: random worlds, real photos, models, and what is written and
+printed."""
 
 from __future__ import annotations
 
@@ -14,36 +15,56 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from pycocotools import mask as mask_utils
-from rich.console import Console
 
 from alignmask.data import Batch, CocoError
 from alignmask.evaluation import evaluate
 from alignmask.evaluation.evaluate import evaluate_file, evaluate_model, to_coco_results
-from alignmask.evaluation.metrics import NUMBERS, CocoMetrics, evaluate_results
+from alignmask.evaluation.metrics import CocoMetrics, evaluate_results
 from alignmask.evaluation.results_file import load_ground_truth
 from alignmask.model import Instances
 from tests.evaluation.oracle import official_numbers
-from tests.evaluation.worlds import POWERS, TableModel, World, box_mask, dataset_of, small_world, worlds, write
+from tests.evaluation.worlds import (
+    POWERS,
+    TableModel,
+    World,
+    box_mask,
+    dataset_of,
+    small_world,
+    worlds,
+    write,
+)
 
 # Both tools average the same values, in another order.
 ROUNDING = 1e-12
 
 
-def assert_official(metrics: CocoMetrics, annotations: Path, results: Path, categories: dict[int, str]) -> None:
+def assert_official(
+    metrics: CocoMetrics, annotations: Path, results: Path, categories: dict[int, str]
+) -> None:
     numbers = np.array(list(metrics.numbers().values()))
-    np.testing.assert_allclose(numbers, official_numbers(annotations, results), rtol=0, atol=ROUNDING)
-    expected = {name: official_numbers(annotations, results, i)[0] for i, name in categories.items()}
+    np.testing.assert_allclose(
+        numbers, official_numbers(annotations, results), rtol=0, atol=ROUNDING
+    )
+    expected = {
+        name: official_numbers(annotations, results, i)[0] for i, name in categories.items()
+    }
     assert metrics.per_category == pytest.approx(expected, rel=0, abs=ROUNDING)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=150)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    max_examples=150,
+)
 @given(worlds())
 def test_equals_the_official_tool(tmp_path: Path, world: World) -> None:
     annotations, results = write(world, tmp_path)
     assert_official(evaluate_results(annotations, results), annotations, results, world.categories)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=15)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    max_examples=15,
+)
 @given(worlds())
 def test_the_slow_engine_is_the_official_tool(tmp_path: Path, world: World) -> None:
     annotations, results = write(world, tmp_path)
@@ -53,7 +74,8 @@ def test_the_slow_engine_is_the_official_tool(tmp_path: Path, world: World) -> N
 
 @pytest.mark.parametrize("engine", ["hotcoco", "pycocotools"])
 def test_more_than_100_detections_of_a_category(tmp_path: Path, engine: Any) -> None:
-    """150 predictions with tied scores, the right one among them at the end: only the first 100 count."""
+    """150 predictions with tied scores, the right one among them at the end: only the first 100
+    count."""
     world = World({1: (40, 40)}, {1: "a"})
     target = box_mask((40, 40), 5, 5, 25, 25)
     world.annotate(1, 1, target)
@@ -90,7 +112,8 @@ def test_perfect_nothing_and_no_ground_truth(tmp_path: Path, engine: Any) -> Non
 
 
 def fabricated(annotations: Path, seed: int = 0) -> list[dict[str, Any]]:
-    """Predictions for real annotations: masks shifted, cut, of another category, spurious, with rounded scores."""
+    """Predictions for real annotations: masks shifted, cut, of another category, spurious, with
+    rounded scores."""
     truth = load_ground_truth(annotations)
     rng = np.random.default_rng(seed)
     entries = []
@@ -101,7 +124,11 @@ def fabricated(annotations: Path, seed: int = 0) -> list[dict[str, Any]]:
         for _ in range(rng.integers(0, 3)):
             shift = rng.integers(-8, 9, 2) if rng.random() < 0.7 else (0, 0)
             found = np.roll(mask_HW, shift, axis=(0, 1))
-            category = annotation["category_id"] if rng.random() < 0.8 else int(rng.choice(list(truth.categories)))
+            category = (
+                annotation["category_id"]
+                if rng.random() < 0.8
+                else int(rng.choice(list(truth.categories)))
+            )
             rle = mask_utils.encode(np.asfortranarray(found, np.uint8))
             entries.append(
                 {
@@ -116,24 +143,30 @@ def fabricated(annotations: Path, seed: int = 0) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("split", ["val", pytest.param("train", marks=pytest.mark.slow)])
-def test_equals_the_official_tool_on_real_photos(data_root: Path, tmp_path: Path, split: str) -> None:
+def test_equals_the_official_tool_on_real_photos(
+    data_root: Path, tmp_path: Path, split: str
+) -> None:
     annotations = data_root / "coco_subset" / f"instances_{split}.json"
     results = tmp_path / "results.json"
     results.write_text(json.dumps(fabricated(annotations)))
     metrics = evaluate_results(annotations, results)
     numbers = np.array(list(metrics.numbers().values()))
-    np.testing.assert_allclose(numbers, official_numbers(annotations, results), rtol=0, atol=ROUNDING)
+    np.testing.assert_allclose(
+        numbers, official_numbers(annotations, results), rtol=0, atol=ROUNDING
+    )
     assert 0.1 < metrics.AP < 0.9
     assert len(metrics.per_category) == 80
     person = official_numbers(annotations, results, 1)[0]
     assert metrics.per_category["person"] == pytest.approx(person, abs=ROUNDING)
 
 
-# -- what the official tool trips over -----------------------------------------------------------------------------------
+# -- what the official tool trips over
+# -----------------------------------------------------------------------------------
 
 
 def test_a_bbox_in_the_results_is_ignored(tmp_path: Path) -> None:
-    """With it, the official tool would take the box's area for the mask's (and find no large prediction here)."""
+    """With it, the official tool would take the box's area for the mask's (and find no large
+    prediction here)."""
     world = World({1: (200, 200)}, {1: "a"})
     world.annotate(1, 1, box_mask((200, 200), 0, 0, 30, 30))
     world.predict(1, 1, box_mask((200, 200), 0, 0, 30, 30), 0.9)
@@ -178,12 +211,15 @@ def test_categories_that_share_a_name_are_told_apart(tmp_path: Path) -> None:
     assert set(evaluate_results(*files).per_category) == {"pet (3)", "pet (11)"}
 
 
-# -- models --------------------------------------------------------------------------------------------------------------
+# -- models
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("score", POWERS)
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_a_model_is_measured_in_all_score_modes(tmp_path: Path, score: str, batch_size: int) -> None:
+def test_a_model_is_measured_in_all_score_modes(
+    tmp_path: Path, score: str, batch_size: int
+) -> None:
     world = small_world()
     dataset = dataset_of(world, tmp_path)
     model = TableModel(world, score).train()
@@ -195,10 +231,15 @@ def test_a_model_is_measured_in_all_score_modes(tmp_path: Path, score: str, batc
     )  # fmt: skip
     assert model.training
     assert seen[-1] == (len(dataset), len(dataset))
-    # Images of one size alone share a batch: else one would be padded to another's, which changes what is found.
+    # Images of one size alone share a batch: else one would be padded to another's, which changes
+    # what is found.
     sizes = [{world.sizes[image] for image in images} for images in model.batches]
     assert all(len(of_batch) == 1 for of_batch in sizes)
-    assert len(seen) == len(sizes) == sum(-(-n // batch_size) for n in Counter(world.sizes.values()).values())
+    assert (
+        len(seen)
+        == len(sizes)
+        == sum(-(-n // batch_size) for n in Counter(world.sizes.values()).values())
+    )
     assert (result.images, result.predictions, result.default) == (5, len(world.results), score)
 
     for mode in POWERS:
@@ -209,12 +250,17 @@ def test_a_model_is_measured_in_all_score_modes(tmp_path: Path, score: str, batc
         path = tmp_path / "expected.json"
         path.write_text(json.dumps(expected))
         assert_official(result.metrics[mode], tmp_path / "annotations.json", path, world.categories)
-        assert result.alignment[mode] == evaluate_file(tmp_path / "annotations.json", path).alignment["score"]
+        assert (
+            result.alignment[mode]
+            == evaluate_file(tmp_path / "annotations.json", path).alignment["score"]
+        )
         if mode == score:
             assert json.loads((out / "results.json").read_text()) == expected
             assert result.metrics[mode].AP == result.AP
     assert len({metrics.AP for metrics in result.metrics.values()}) == len(POWERS)
-    assert json.loads((out / "evaluation.json").read_text()) == json.loads(json.dumps(result.as_dict()))
+    assert json.loads((out / "evaluation.json").read_text()) == json.loads(
+        json.dumps(result.as_dict())
+    )
     assert sorted(file.name for file in out.iterdir()) == ["evaluation.json", "results.json"]
 
 
@@ -237,19 +283,28 @@ def test_ranks_together_equal_one(tmp_path: Path) -> None:
     model = TableModel(world)
     whole = evaluate_model(model, dataset, device="cpu", batch_size=2, workers=0, out=None)
     shards = [
-        evaluate._predict(model, dataset, range(rank, 7, 3), torch.device("cpu"), 2, 0, None) for rank in (2, 0, 1)
+        evaluate._predict(model, dataset, range(rank, 7, 3), torch.device("cpu"), 2, 0, None)
+        for rank in (2, 0, 1)
     ]
     assert [len(shard) for shard in shards] == [2, 3, 2]
     predictions = [prediction for shard in shards for prediction in shard]
     together = evaluate._assess(model, dataset, predictions, tmp_path / "out", "hotcoco")
     assert together == whole
-    order = [entry["image_id"] for entry in json.loads((tmp_path / "out" / "results.json").read_text())]
-    assert order == [r["image_id"] for r in sorted(world.results, key=lambda r: list(world.sizes).index(r["image_id"]))]
+    order = [
+        entry["image_id"] for entry in json.loads((tmp_path / "out" / "results.json").read_text())
+    ]
+    assert order == [
+        r["image_id"]
+        for r in sorted(world.results, key=lambda r: list(world.sizes).index(r["image_id"]))
+    ]
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 8])
-def test_ranks_share_all_images(tmp_path: Path, world_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each rank as if it ran alone, up to where predictions are gathered; then rank 0 with all of them."""
+def test_ranks_share_all_images(
+    tmp_path: Path, world_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each rank as if it ran alone, up to where predictions are gathered; then rank 0 with all of
+    them."""
     world = small_world(images=7)
     dataset, model = dataset_of(world, tmp_path), TableModel(world)
     whole = evaluate_model(model, dataset, device="cpu", batch_size=2, workers=0, out=None)
@@ -257,7 +312,8 @@ def test_ranks_share_all_images(tmp_path: Path, world_size: int, monkeypatch: py
     for rank in reversed(range(world_size)):
         monkeypatch.setattr(evaluate, "_rank_and_world", lambda rank=rank: (rank, world_size))
         monkeypatch.setattr(
-            "accelerate.utils.gather_object", lambda own: shards.append(own) or [p for shard in shards for p in shard]
+            "accelerate.utils.gather_object",
+            lambda own: shards.append(own) or [p for shard in shards for p in shard],
         )
         monkeypatch.setattr("accelerate.utils.broadcast_object_list", lambda holder: holder)
         found = evaluate_model(model, dataset, device="cpu", batch_size=2, workers=0, out=None)
@@ -269,27 +325,39 @@ def test_ranks_share_all_images(tmp_path: Path, world_size: int, monkeypatch: py
 
 
 @pytest.mark.parametrize("engine", [None, "hotcoco", "pycocotools"])
-def test_the_engine_that_is_asked_for_is_used(tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_engine_that_is_asked_for_is_used(
+    tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Their numbers are equal, so that numbers cannot tell. The fast one is the default."""
     files, used = write(small_world(), tmp_path), []
     for name in ("hotcoco", "pycocotools.cocoeval"):
         tool = importlib.import_module(name)
         original = tool.COCOeval
-        monkeypatch.setattr(tool, "COCOeval", lambda *a, name=name, make=original: used.append(name) or make(*a))
+        monkeypatch.setattr(
+            tool, "COCOeval", lambda *a, name=name, make=original: used.append(name) or make(*a)
+        )
     expected = "pycocotools.cocoeval" if engine == "pycocotools" else "hotcoco"
     options = {} if engine is None else {"engine": engine}
     evaluate_results(*files, **options)
     evaluate_file(*files, **options)
-    assert used == [expected, expected, "pycocotools.cocoeval"]  # the last one matches, for the calibration
+    # The last one matches, for the calibration.
+    assert used == [expected, expected, "pycocotools.cocoeval"]
 
 
 def test_entries_that_are_left_out_are_counted(tmp_path: Path) -> None:
     world = small_world()
     annotations, _ = write(world, tmp_path)
-    entries = [*world.results, {**world.results[0], "image_id": 10**6}, {**world.results[0], "score": None}]
+    entries = [
+        *world.results,
+        {**world.results[0], "image_id": 10**6},
+        {**world.results[0], "score": None},
+    ]
     with pytest.warns(UserWarning, match="left out"):
         found = evaluate_file(annotations, entries, ignore_unknown=True)
-    assert found.left_out == {"of an unknown image": 1, "with a score that is not a finite number": 1}
+    assert found.left_out == {
+        "of an unknown image": 1,
+        "with a score that is not a finite number": 1,
+    }
     assert found.as_dict()["left_out"] == found.left_out
     assert found.predictions == len(world.results)
 
@@ -325,7 +393,9 @@ def test_a_model_that_finds_nothing_or_fails(tmp_path: Path) -> None:
     assert model.training
 
 
-def instances(scores: list[float], labels: list[int] | None = None, size: tuple[int, int] = (6, 5)) -> Instances:
+def instances(
+    scores: list[float], labels: list[int] | None = None, size: tuple[int, int] = (6, 5)
+) -> Instances:
     n = len(scores)
     masks_NHW = torch.zeros(n, *size, dtype=torch.bool)
     for k in range(n):
@@ -337,10 +407,15 @@ def instances(scores: list[float], labels: list[int] | None = None, size: tuple[
 
 def test_results_of_an_image() -> None:
     entries = to_coco_results(instances([0.75, 0.5], [1, 0]), 42, [3, 11])
-    assert [(e["image_id"], e["category_id"], e["score"]) for e in entries] == [(42, 11, 0.75), (42, 3, 0.5)]
+    assert [(e["image_id"], e["category_id"], e["score"]) for e in entries] == [
+        (42, 11, 0.75),
+        (42, 3, 0.5),
+    ]
     for k, entry in enumerate(entries):
         assert mask_utils.decode(json.loads(json.dumps(entry))["segmentation"]).sum() == 2 * (k + 1)
-    rescored = to_coco_results(instances([0.75, 0.5]), 42, [3], torch.tensor([0.1, 0.25], dtype=torch.bfloat16))
+    rescored = to_coco_results(
+        instances([0.75, 0.5]), 42, [3], torch.tensor([0.1, 0.25], dtype=torch.bfloat16)
+    )
     assert [e["score"] for e in rescored] == pytest.approx([0.1, 0.25], rel=1e-2)
     assert to_coco_results(instances([]), 1, [3]) == []
 
@@ -352,42 +427,4 @@ def test_faulty_predictions_name_their_image() -> None:
         to_coco_results(instances([0.1, 0.2]), 42, [3], torch.ones(1))
 
 
-# -- what is printed -----------------------------------------------------------------------------------------------------
-
-
-def printed(renderable: Any, width: int = 80) -> list[str]:
-    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(renderable)
-    return [line.rstrip() for line in console.export_text().splitlines()]
-
-
-def test_tables_show_every_number_within_80_columns(tmp_path: Path) -> None:
-    world = small_world()
-    dataset = dataset_of(world, tmp_path)
-    result = evaluate_model(TableModel(world), dataset, device="cpu", batch_size=1, workers=0, out=None)
-    lines = printed(result.table())
-    assert max(map(len, lines)) <= 80
-    assert lines[0] == f"mask AP (%), 5 images, {len(world.results)} predictions"
-    head = next(line for line in lines if "AP50" in line)
-    assert head.split() == ["score", *NUMBERS]
-    for mode, metrics in result.metrics.items():
-        row = next(line for line in lines if line.split()[:1] == [mode])
-        assert row.split()[1:] == ["-" if v < 0 else f"{100 * v:.1f}" for v in metrics.numbers().values()]
-        for name in NUMBERS:  # right-aligned: every number ends where its heading ends
-            end = (head + " ").index(f" {name} ") + len(name) + 1
-            assert row[end - 1] != " ", name
-            assert (row + " ")[end] == " ", name
-    single = printed(result.metrics["class"].table("my model"))
-    assert single[0] == "my model"
-    assert "score" not in single[1] + single[2]
-
-
-def test_category_table_is_sorted_with_unmeasured_ones_last(tmp_path: Path) -> None:
-    world = replace(small_world(), categories={3: "cat", 11: "dog", 12: "emu"})
-    result = evaluate_file(*write(world, tmp_path))
-    rows = [
-        line.split() for line in printed(result.category_table()) if line.split()[:1] in (["cat"], ["dog"], ["emu"])
-    ]
-    values = [float(value) for _, value in rows[:2]]
-    assert values == sorted(values, reverse=True)
-    assert rows[2] == ["emu", "-"]
+# -- what is printed

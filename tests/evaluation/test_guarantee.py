@@ -15,8 +15,11 @@ from tests.evaluation.matched import made
 PRECISION, CONFIDENCE = 0.9, 0.95
 
 
-def world(rng: np.random.Generator, images: int, right_of: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Matches:
-    """Images of 1 to 8 predictions. An image is good or bad as a whole, so its predictions are right or wrong together.
+def world(
+    rng: np.random.Generator, images: int, right_of: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> Matches:
+    """Images of 1 to 8 predictions. An image is good or bad as a whole, so its predictions are
+    right or wrong together.
 
     right_of: (scores, a number in 0..1 for the image of each) -> which predictions are right.
     """
@@ -26,7 +29,9 @@ def world(rng: np.random.Generator, images: int, right_of: Callable[[np.ndarray,
     return made(scores_N, right_N * 0.8, image_N, np.zeros_like(image_N), [[8]] * images, 0.75)
 
 
-def found_in(seed: int, images: int, right_of: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Guarantee:
+def found_in(
+    seed: int, images: int, right_of: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> Guarantee:
     rng = np.random.default_rng(seed)
     chosen, tested = world(rng, images, right_of), world(rng, images, right_of)
     return find_guarantee(chosen, tested, precision=PRECISION, confidence=CONFIDENCE)
@@ -39,24 +44,28 @@ def repetitions(quick: int) -> pytest.MarkDecorator:
 
 @repetitions(100)
 def test_a_share_that_is_just_missed_is_hardly_ever_guaranteed(times: int) -> None:
-    """The hardest case: at every threshold a share of exactly 0.9 is right, where more than 0.9 would have to be shown."""
+    """The hardest case: at every threshold a share of exactly 0.9 is right, where more than 0.9
+    would have to be shown."""
     wrong = sum(
-        found_in(seed, 80, lambda _, image_N: image_N < PRECISION).threshold is not None for seed in range(times)
+        found_in(seed, 80, lambda _, image_N: image_N < PRECISION).threshold is not None
+        for seed in range(times)
     )
     assert wrong <= binom.ppf(0.999, times, 1 - CONFIDENCE)
 
 
 @repetitions(60)
 def test_coverage_where_thresholds_matter(times: int) -> None:
-    """The higher the score the more is right: the threshold that keeps the aim must nearly always be found above, and not
-    far above, the true one."""
+    """The higher the score the more is right: the threshold that keeps the aim must nearly always
+    be found above, and not far above, the true one."""
 
     def right_of(scores_N: np.ndarray, image_N: np.ndarray) -> np.ndarray:
         return image_N < np.minimum(0.5 + 0.8 * scores_N, 0.995)
 
     # Above s the share is the mean of the rule over s..1; a limit for each image can only raise it.
     truth = np.linspace(0, 1, 2001)
-    share = np.cumsum(np.minimum(0.5 + 0.8 * truth, 0.995)[::-1])[::-1] / np.arange(len(truth), 0, -1)
+    share = np.cumsum(np.minimum(0.5 + 0.8 * truth, 0.995)[::-1])[::-1] / np.arange(
+        len(truth), 0, -1
+    )
     thresholds = [found_in(seed, 150, right_of).threshold for seed in range(times)]
     given = np.array([threshold for threshold in thresholds if threshold is not None])
     violations = int((share[np.searchsorted(truth, given)] < PRECISION).sum())
@@ -66,42 +75,61 @@ def test_coverage_where_thresholds_matter(times: int) -> None:
 
 
 def test_what_depends_on_each_other_is_not_counted_twice() -> None:
-    """The same 40 images of 1 prediction, or of 8 that are right or wrong together: those prove no more."""
+    """The same 40 images of 1 prediction, or of 8 that are right or wrong together: those prove no
+    more."""
     right_I = np.arange(40) % 20 > 0
 
     def copies(times: int) -> Matches:
         image_N = np.repeat(np.arange(40), times)
-        return made([0.9] * len(image_N), right_I[image_N] * 0.8, image_N, [0] * len(image_N), [[times]] * 40, 0.75)
+        return made(
+            [0.9] * len(image_N),
+            right_I[image_N] * 0.8,
+            image_N,
+            [0] * len(image_N),
+            [[times]] * 40,
+            0.75,
+        )
 
     evidence = []
     for times in (1, 8):
         levels = np.linspace(0.01, 0.99, 99)
-        found = [find_guarantee(copies(times), copies(times), precision=0.9, confidence=level) for level in levels]
+        found = [
+            find_guarantee(copies(times), copies(times), precision=0.9, confidence=level)
+            for level in levels
+        ]
         evidence.append(sum(guarantee.threshold is not None for guarantee in found))
     assert 20 < evidence[0] < 99
     assert evidence[0] == evidence[1]
 
 
 def test_the_capital_by_hand() -> None:
-    """30 images with a right prediction each. On as many others, and one that is all wrong, the best bet puts 0.68 at
-    risk: 30 log(1 + b / 9) + log(1 - b) is largest at b = 21 / 31. Then the capital grows by 1 + 0.68 / 9 an image."""
+    """30 images with a right prediction each. On as many others, and one that is all wrong, the
+    best bet puts 0.68 at risk: 30 log(1 + b / 9) + log(1 - b) is largest at b = 21 / 31. Then the
+    capital grows by 1 + 0.68 / 9 an image."""
     matches = made([0.9] * 30, [0.8] * 30, range(30), [0] * 30, [[1]] * 30, 0.75)
     capital = (1 + 0.68 / 9) ** 30
     for confidence, supported in ((1 - 1.001 / capital, True), (1 - 0.999 / capital, False)):
         guarantee = find_guarantee(matches, matches, precision=0.9, confidence=confidence)
         assert (guarantee.threshold == 0.9) is supported
-    assert (guarantee.most_per_image, guarantee.trusted, guarantee.right, guarantee.images) == (0, 0, 0, 30)
+    assert (guarantee.most_per_image, guarantee.trusted, guarantee.right, guarantee.images) == (
+        0,
+        0,
+        0,
+        30,
+    )
 
 
 def levels(wrong: dict[float, int]) -> Matches:
-    """60 images with a prediction of 0.9, one of 0.8, and 20 of 0.7; on so many images those of a score are wrong."""
+    """60 images with a prediction of 0.9, one of 0.8, and 20 of 0.7; on so many images those of a
+    score are wrong."""
     image_N, scores_N = np.repeat(np.arange(60), 22), np.tile([0.9, 0.8, *[0.7] * 20], 60)
     right_N = image_N >= np.array([wrong[score] for score in scores_N])
     return made(scores_N, right_N * 0.8, image_N, [0] * len(image_N), [[22]] * 60, 0.75)
 
 
 def test_the_first_threshold_that_fails_ends_it() -> None:
-    """0.7 would pass by itself, after 0.8 has failed: but each further test would be one more chance of an error."""
+    """0.7 would pass by itself, after 0.8 has failed: but each further test would be one more
+    chance of an error."""
     chosen, tested = levels({0.9: 0, 0.8: 1, 0.7: 1}), levels({0.9: 0, 0.8: 30, 0.7: 0})
     assert find_guarantee(chosen, tested, precision=0.9, confidence=0.95).threshold == 0.9
     without = tested.select(tested.scores_N != 0.8)
@@ -135,9 +163,13 @@ def test_the_rule_that_is_tested_is_the_rule_that_is_applied() -> None:
         counted = right = limited = 0
         for i in range(len(tested.image_ids)):
             image = tested.select(tested.image_N == i)
-            kept_N = trusted(guarantees, image.scores_N, np.array(image.category_ids)[image.class_N])
+            kept_N = trusted(
+                guarantees, image.scores_N, np.array(image.category_ids)[image.class_N]
+            )
             counted, right = counted + kept_N.sum(), right + image.matched_N[kept_N].sum()
-            limited += (image.scores_N >= guarantees[0].threshold).sum() > guarantees[0].most_per_image
+            limited += (image.scores_N >= guarantees[0].threshold).sum() > guarantees[
+                0
+            ].most_per_image
         assert counted == sum(guarantee.trusted for guarantee in guarantees)
         assert right == sum(guarantee.right for guarantee in guarantees)
         assert limited or categories != (None,)
@@ -163,9 +195,12 @@ def test_says_plainly_what_data_cannot_support() -> None:
     assert none.threshold is None
     assert not trusted([guarantee, none], few.scores_N, np.full(4, 3)).any()
     many = made([0.9] * 90, [0.8] * 90, range(90), [0] * 90, [[1]] * 90, 0.75)
-    text = find_guarantee(many, many, precision=0.9, confidence=0.95, category_id=3).describe("cell")
+    text = find_guarantee(many, many, precision=0.9, confidence=0.95, category_id=3).describe(
+        "cell"
+    )
     assert text == (
-        "score >= 0.9, the best 1 of an image: 90 % of the predictions of class cell have an IoU of 0.75 or more, "
+        "score >= 0.9, the best 1 of an image: 90 % of the predictions of class cell have an IoU "
+        "of 0.75 or more, "
         "with 95 % confidence (90 of 90 on the 90 images of the test)"
     )
 

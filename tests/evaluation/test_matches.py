@@ -32,7 +32,9 @@ def overlap(prediction_HW: np.ndarray, truth_HW: np.ndarray, crowd: bool) -> flo
 def oracle(world: World, threshold: float) -> dict[int, float | None]:
     """Position of each matched-or-wrong prediction -> its IoU (0: wrong)."""
     predictions: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for position in sorted(range(len(world.results)), key=lambda n: (-world.results[n]["score"], n)):
+    for position in sorted(
+        range(len(world.results)), key=lambda n: (-world.results[n]["score"], n)
+    ):
         entry = world.results[position]
         predictions[entry["image_id"], entry["category_id"]].append(position)
     found = {}
@@ -42,11 +44,14 @@ def oracle(world: World, threshold: float) -> dict[int, float | None]:
         free = [not a["iscrowd"] for a in truths]
         for position in positions[:100]:
             mask_HW = pixels(world.results[position])
-            ious = [overlap(mask_HW, m, bool(a["iscrowd"])) for a, m in zip(truths, masks, strict=True)]
+            ious = [
+                overlap(mask_HW, m, bool(a["iscrowd"])) for a, m in zip(truths, masks, strict=True)
+            ]
             enough = [iou >= threshold if threshold else iou > 0 for iou in ious]
             candidates = [m for m in range(len(truths)) if free[m] and enough[m]]
             if candidates:
-                best = max(candidates, key=lambda m: (ious[m], m))  # of equal ones the official tool takes the last
+                # Of equal ones the official tool takes the last.
+                best = max(candidates, key=lambda m: (ious[m], m))
                 free[best] = False
                 found[position] = ious[best]
             elif not any(truth["iscrowd"] and ok for truth, ok in zip(truths, enough, strict=True)):
@@ -73,16 +78,30 @@ def test_equals_loops_over_pixels(tmp_path_factory, world: World) -> None:
         entries = [world.results[n] for n in matches.position_N.tolist()]
         assert matches.scores_N.tolist() == [entry["score"] for entry in entries]
         assert matches.area_N.tolist() == [pixels(entry).sum() for entry in entries]
-        assert [matches.image_ids[i] for i in matches.image_N] == [entry["image_id"] for entry in entries]
-        assert [matches.category_ids[c] for c in matches.class_N] == [entry["category_id"] for entry in entries]
-        for n, rank, class_rank in zip(matches.position_N, matches.rank_N, matches.class_rank_N, strict=True):
+        assert [matches.image_ids[i] for i in matches.image_N] == [
+            entry["image_id"] for entry in entries
+        ]
+        assert [matches.category_ids[c] for c in matches.class_N] == [
+            entry["category_id"] for entry in entries
+        ]
+        for n, rank, class_rank in zip(
+            matches.position_N, matches.rank_N, matches.class_rank_N, strict=True
+        ):
             better = [world.results[m] for m in order[: order.index(n)]]
-            better = [entry for entry in better if entry["image_id"] == world.results[n]["image_id"]]
+            better = [
+                entry for entry in better if entry["image_id"] == world.results[n]["image_id"]
+            ]
             assert rank == len(better)
-            assert class_rank == sum(e["category_id"] == world.results[n]["category_id"] for e in better)
+            assert class_rank == sum(
+                e["category_id"] == world.results[n]["category_id"] for e in better
+            )
         for i, image in enumerate(matches.image_ids):
             for c, category in enumerate(matches.category_ids):
-                mine = [a for a in world.annotations if (a["image_id"], a["category_id"]) == (image, category)]
+                mine = [
+                    a
+                    for a in world.annotations
+                    if (a["image_id"], a["category_id"]) == (image, category)
+                ]
                 assert matches.truths_IC[i, c] == sum(not a["iscrowd"] for a in mine)
 
 

@@ -1,4 +1,5 @@
-"""Everything that an evaluation and an analysis have beside AP: duplicates, forecasts, and suppression for all alike."""
+"""Everything that an evaluation and an analysis have beside AP: duplicates, forecasts, and
+suppression for all alike."""
 
 from __future__ import annotations
 
@@ -46,12 +47,21 @@ def test_of_a_file(world: World, tmp_path: Path) -> None:
     files = write(world, tmp_path)
     found = evaluate_file(*files)
     assert found.duplicates == {
-        "score": {"score >= 0.5": Duplicates(3, 1), "top 2 %": Duplicates(4, 1), "top 10 %": Duplicates(5, 2)}
+        "score": {
+            "score >= 0.5": Duplicates(3, 1),
+            "top 2 %": Duplicates(4, 1),
+            "top 10 %": Duplicates(5, 2),
+        }
     }
     assert found.calibration == measure(match(*files))
     stored = json.loads(json.dumps(found.as_dict(), allow_nan=False))
-    assert stored["modes"]["score"]["duplicates"]["top 2 %"] == {"predictions": 4, "duplicates": 1, "share": 0.25}
-    assert stored["calibration"]["LaACE0"] == pytest.approx((0.0 + 0.6 + 0.4 + 0.3) / 4)  # class 7 has no object
+    assert stored["modes"]["score"]["duplicates"]["top 2 %"] == {
+        "predictions": 4,
+        "duplicates": 1,
+        "share": 0.25,
+    }
+    # Class 7 has no object.
+    assert stored["calibration"]["LaACE0"] == pytest.approx((0.0 + 0.6 + 0.4 + 0.3) / 4)
     assert (stored["suppression"], stored["suppression_iou"]) == ("off", None)
     text = printed(found)
     assert "33.3 (3)" in text
@@ -76,11 +86,15 @@ def test_suppression_comes_before_everything(world: World, tmp_path: Path, mode:
     expected = evaluate_file(ground_truth, kept)
     assert (found.metrics, found.alignment) == (expected.metrics, expected.alignment)
     assert (found.duplicates, found.calibration) == (expected.duplicates, expected.calibration)
-    assert (found.predictions, found.left_out) == ((3, {"duplicates": 2}) if mode == "hard" else (5, {}))
+    assert (found.predictions, found.left_out) == (
+        (3, {"duplicates": 2}) if mode == "hard" else (5, {})
+    )
     assert ("2 removed by suppression" in printed(found)) is (mode == "hard")
     assert "left out" not in printed(found)
     assert found.as_dict()["suppression_iou"] == 0.6
-    assert evaluate_file(annotations, results, suppression=mode, suppression_iou=0.99).predictions == 5
+    assert (
+        evaluate_file(annotations, results, suppression=mode, suppression_iou=0.99).predictions == 5
+    )
 
 
 @pytest.mark.parametrize("mode", ["off", "hard"])
@@ -92,11 +106,15 @@ def test_of_a_model_in_every_score_mode(tmp_path: Path, mode: str) -> None:
         mask_HW = np.roll(mask_utils.decode(result["segmentation"]).astype(bool), 1, axis=0)
         world.predict(result["image_id"], result["category_id"], mask_HW, float(rng.random()))
     model, dataset = TableModel(world), dataset_of(world, tmp_path)
-    found = evaluate_model(model, dataset, device="cpu", batch_size=2, workers=0, out=tmp_path, suppression=mode)
+    found = evaluate_model(
+        model, dataset, device="cpu", batch_size=2, workers=0, out=tmp_path, suppression=mode
+    )
     assert len(json.loads((tmp_path / "results.json").read_text())) == len(world.results)
     for score in found.metrics:
         model.config.score = score
-        evaluate_model(TableModel(world, score), dataset, device="cpu", batch_size=2, workers=0, out=tmp_path)
+        evaluate_model(
+            TableModel(world, score), dataset, device="cpu", batch_size=2, workers=0, out=tmp_path
+        )
         alone = evaluate_file(dataset.annotations, tmp_path / "results.json", suppression=mode)
         assert found.metrics[score] == alone.metrics["score"]
         assert found.alignment[score] == alone.alignment["score"]
@@ -114,9 +132,16 @@ def test_of_an_analysis(world: World, tmp_path: Path) -> None:
     checked = load_results(results, ground_truth)
     plain = analyze_model("plain", ground_truth, checked)
     expected = evaluate_file(annotations, results)
-    assert (plain.duplicates, plain.calibration) == (expected.duplicates["score"], expected.calibration)
+    assert (plain.duplicates, plain.calibration) == (
+        expected.duplicates["score"],
+        expected.calibration,
+    )
     stored = json.loads(json.dumps(plain.as_dict(), allow_nan=False))
-    assert stored["duplicates"]["score >= 0.5"] == {"predictions": 3, "duplicates": 1, "share": pytest.approx(1 / 3)}
+    assert stored["duplicates"]["score >= 0.5"] == {
+        "predictions": 3,
+        "duplicates": 1,
+        "share": pytest.approx(1 / 3),
+    }
     assert stored["calibration"] == expected.calibration
     without = analyze_model("without", ground_truth, suppress_duplicates(checked, "hard"))
     console = Console(width=120)

@@ -1,4 +1,5 @@
-"""Faults in annotation and results files: every message says which file, image and annotation or entry."""
+"""Faults in annotation and results files: every message says which file, image and annotation or
+entry."""
 
 from __future__ import annotations
 
@@ -14,7 +15,12 @@ import pytest
 
 from alignmask.data import CocoError
 from alignmask.evaluation.metrics import evaluate_results
-from alignmask.evaluation.results_file import SHOWN_FAULTS, is_number, load_ground_truth, load_results
+from alignmask.evaluation.results_file import (
+    SHOWN_FAULTS,
+    is_number,
+    load_ground_truth,
+    load_results,
+)
 from tests.evaluation.worlds import World, box_mask, rle, small_world
 
 SIZE = (20, 30)
@@ -37,7 +43,8 @@ def results_file(folder: Path, entries: Any) -> Path:
     return path
 
 
-# -- annotation files ----------------------------------------------------------------------------------------------------
+# -- annotation files
+# --------------------------------------------------------------------------------------------------
 
 
 def with_annotation(**changes: Any) -> Callable[[dict[str, Any]], None]:
@@ -99,7 +106,9 @@ def test_files_that_are_no_json(tmp_path: Path, world: World) -> None:
     broken = tmp_path / "broken.json"
     for content in (text[: len(text) // 2].encode(), b"", b"\xff\xfe{", b"{'a': 1}"):
         broken.write_bytes(content)
-        with pytest.raises(CocoError, match=r"broken\.json.*(malformed JSON at line 1, column|not UTF-8)"):
+        with pytest.raises(
+            CocoError, match=r"broken\.json.*(malformed JSON at line 1, column|not UTF-8)"
+        ):
             load_ground_truth(broken)
         with pytest.raises(CocoError, match=r"broken\.json: not valid JSON"):
             load_results(broken, truth)
@@ -113,7 +122,9 @@ def test_files_that_are_no_json(tmp_path: Path, world: World) -> None:
             load(tmp_path)
 
 
-def test_annotations_without_polygon_are_left_out_with_a_count(tmp_path: Path, world: World) -> None:
+def test_annotations_without_polygon_are_left_out_with_a_count(
+    tmp_path: Path, world: World
+) -> None:
     """As the official tools do: too few points make no mask."""
     world.annotations[0]["segmentation"] = [[1, 1, 5, 5]]
     world.annotations[1]["segmentation"] = []
@@ -123,7 +134,10 @@ def test_annotations_without_polygon_are_left_out_with_a_count(tmp_path: Path, w
     with pytest.warns(UserWarning, match=r"annotations\.json: 7 annotations left out") as seen:
         truth = load_ground_truth(world.write(tmp_path))
     text = str(seen[0].message)
-    assert "annotation id 100, image id 7; annotation id 112, image id 7; annotation id 200, image id 8" in text
+    assert (
+        "annotation id 100, image id 7; annotation id 112, image id 7; annotation id 200, image id "
+        "8" in text
+    )
     assert text.endswith("and 2 more")
     assert len(truth.annotations) == 1
 
@@ -149,11 +163,17 @@ def test_every_form_of_segmentation_is_read_alike(tmp_path: Path, world: World) 
     truth = load_ground_truth(world.write(tmp_path))
     assert len({a["segmentation"]["counts"] for a in truth.annotations}) == 1
     assert {tuple(a["bbox"]) for a in truth.annotations} == {(2, 3, 10, 6)}
-    entries = [{"image_id": 7, "category_id": 3, "score": 0.5, "segmentation": form} for form in forms]
-    entries.append({**entries[1], "segmentation": {**rle(mask_HW), "counts": rle(mask_HW)["counts"].encode()}})
+    entries = [
+        {"image_id": 7, "category_id": 3, "score": 0.5, "segmentation": form} for form in forms
+    ]
+    entries.append(
+        {**entries[1], "segmentation": {**rle(mask_HW), "counts": rle(mask_HW)["counts"].encode()}}
+    )
     entries.append({**entries[1], "segmentation": {**rle(mask_HW), "size": SIZE}})
     results = load_results(entries, truth)
-    assert {e["segmentation"]["counts"] for e in results.entries} == {truth.annotations[0]["segmentation"]["counts"]}
+    assert {e["segmentation"]["counts"] for e in results.entries} == {
+        truth.annotations[0]["segmentation"]["counts"]
+    }
 
 
 def test_an_area_that_is_missing_is_the_masks(tmp_path: Path, world: World) -> None:
@@ -161,7 +181,8 @@ def test_an_area_that_is_missing_is_the_masks(tmp_path: Path, world: World) -> N
     assert load_ground_truth(world.write(tmp_path)).annotations[0]["area"] == 70
 
 
-# -- results files -------------------------------------------------------------------------------------------------------
+# -- results files
+# --------------------------------------------------------------------------------------------------
 
 RESULT_FAULTS: dict[str, tuple[Any, str]] = {
     "no object": (5, "1 lacking image_id, .*\n.*entry 1$"),
@@ -181,27 +202,54 @@ RESULT_FAULTS: dict[str, tuple[Any, str]] = {
         {"image_id": 9},
         r"1 of an unknown image\n.*entry 1 \(image 9\) \(the annotation file's ids are 7, 8\)$",
     ),
-    "image id is too large": ({"image_id": 10**400}, r"not an integer\n.*entry 1 \(image 1000.*\.\.\.\)"),
+    "image id is too large": (
+        {"image_id": 10**400},
+        r"not an integer\n.*entry 1 \(image 1000.*\.\.\.\)",
+    ),
     "image id is text": ({"image_id": "7"}, r"not an integer\n.*entry 1 \(image '7'\)"),
     "image id is a list": ({"image_id": [7]}, r"not an integer\n.*entry 1 \(image \[7\]\)"),
     "unknown category": (
         {"category_id": 0},
-        r"1 of an unknown category\n.*entry 1 \(image 7\): category 0 \(the annotation file's ids are 3, 11\)",
+        r"1 of an unknown category\n.*entry 1 \(image 7\): category 0 \(the annotation file's ids "
+        r"are 3, 11\)",
     ),
-    "category id is a list": ({"category_id": [3]}, r"not an integer\n.*entry 1 \(image 7\): category \[3\]"),
+    "category id is a list": (
+        {"category_id": [3]},
+        r"not an integer\n.*entry 1 \(image 7\): category \[3\]",
+    ),
     "mask of another size": (
         {"segmentation": rle(np.ones((30, 20), bool))},
         r"another size .*\n.*entry 1 \(image 7\): mask \[30, 20\], image \[20, 30\]",
     ),
-    "size is a number": ({"segmentation": {"size": 5, "counts": "11"}}, r"entry 1 \(image 7\): RLE size 5"),
-    "no size": ({"segmentation": {"counts": "11"}}, r"entry 1 \(image 7\): expected polygons or an RLE"),
+    "size is a number": (
+        {"segmentation": {"size": 5, "counts": "11"}},
+        r"entry 1 \(image 7\): RLE size 5",
+    ),
+    "no size": (
+        {"segmentation": {"counts": "11"}},
+        r"entry 1 \(image 7\): expected polygons or an RLE",
+    ),
     "truncated RLE": (
-        {"segmentation": {"size": list(SIZE), "counts": rle(box_mask(SIZE, 2, 2, 9, 9))["counts"][:-3]}},
+        {
+            "segmentation": {
+                "size": list(SIZE),
+                "counts": rle(box_mask(SIZE, 2, 2, 9, 9))["counts"][:-3],
+            }
+        },
         r"faulty segmentation\n.*entry 1 \(image 7\): RLE",
     ),
-    "empty counts": ({"segmentation": {"size": list(SIZE), "counts": ""}}, r"entry 1 \(image 7\): "),
-    "negative counts": ({"segmentation": {"size": list(SIZE), "counts": [-1, 601]}}, r"entry 1 \(image 7\): .*non-neg"),
-    "short polygon": ({"segmentation": [[1, 2, 3, 4]]}, r"entry 1 \(image 7\): no polygon of 3 points"),
+    "empty counts": (
+        {"segmentation": {"size": list(SIZE), "counts": ""}},
+        r"entry 1 \(image 7\): ",
+    ),
+    "negative counts": (
+        {"segmentation": {"size": list(SIZE), "counts": [-1, 601]}},
+        r"entry 1 \(image 7\): .*non-neg",
+    ),
+    "short polygon": (
+        {"segmentation": [[1, 2, 3, 4]]},
+        r"entry 1 \(image 7\): no polygon of 3 points",
+    ),
     "no mask": ({"segmentation": None}, r"entry 1 \(image 7\): expected polygons or an RLE"),
 }
 
@@ -222,26 +270,44 @@ def test_faults_of_results_files_are_named(tmp_path: Path, world: World, fault: 
 
 def test_one_error_tells_of_all_faults(tmp_path: Path, world: World) -> None:
     good = world.results[0]
-    entries = [good, {**good, "score": None}, *[{**good, "image_id": 50 + n} for n in range(SHOWN_FAULTS + 3)]]
+    entries = [
+        good,
+        {**good, "score": None},
+        *[{**good, "image_id": 50 + n} for n in range(SHOWN_FAULTS + 3)],
+    ]
     with pytest.raises(CocoError) as error:
         load_results(results_file(tmp_path, entries), load_ground_truth(world.write(tmp_path)))
     first, *lines = str(error.value).splitlines()
-    assert first.endswith("of 10 entries: 1 with a score that is not a finite number, 8 of an unknown image")
+    assert first.endswith(
+        "of 10 entries: 1 with a score that is not a finite number, 8 of an unknown image"
+    )
     assert lines[1].count("entry") == SHOWN_FAULTS
     assert lines[1].endswith("and 3 more (the annotation file's ids are 7, 8)")
 
 
 def test_a_results_file_is_a_list(tmp_path: Path, world: World) -> None:
-    with pytest.raises(CocoError, match=r"results\.json: a COCO results file is a list of entries, got dict"):
-        load_results(results_file(tmp_path, {"annotations": []}), load_ground_truth(world.write(tmp_path)))
+    with pytest.raises(
+        CocoError, match=r"results\.json: a COCO results file is a list of entries, got dict"
+    ):
+        load_results(
+            results_file(tmp_path, {"annotations": []}), load_ground_truth(world.write(tmp_path))
+        )
 
 
-def test_unknown_entries_can_be_left_out_but_faulty_ones_cannot(tmp_path: Path, world: World) -> None:
+def test_unknown_entries_can_be_left_out_but_faulty_ones_cannot(
+    tmp_path: Path, world: World
+) -> None:
     annotations = world.write(tmp_path)
     truth = load_ground_truth(annotations)
     good = world.results[0]
     other = {**good, "segmentation": rle(np.ones((5, 5), bool))}
-    entries = [{**good, "image_id": 9}, *world.results, {**good, "category_id": 5}, other, {**good, "image_id": 1}]
+    entries = [
+        {**good, "image_id": 9},
+        *world.results,
+        {**good, "category_id": 5},
+        other,
+        {**good, "image_id": 1},
+    ]
     entries.append({**good, "score": None})
     message = r"left out 2 of an unknown image, 1 of an unknown category, 1 whose mask has another .*, 1 with a score"
     with pytest.warns(UserWarning, match=r"results\.json: " + message):
@@ -269,7 +335,9 @@ def test_ids_may_be_numbers_of_any_kind(tmp_path: Path, world: World, engine: An
         }
         for e in world.results
     ]
-    assert evaluate_results(annotations, same, engine) == evaluate_results(annotations, world.results, engine)
+    assert evaluate_results(annotations, same, engine) == evaluate_results(
+        annotations, world.results, engine
+    )
 
 
 def test_nothing_that_is_read_is_changed(tmp_path: Path) -> None:
@@ -287,6 +355,8 @@ def test_numbers(value: Any) -> None:
     assert is_number(value)
 
 
-@pytest.mark.parametrize("value", [None, "1", True, float("nan"), float("inf"), np.float32("nan"), [1]])
+@pytest.mark.parametrize(
+    "value", [None, "1", True, float("nan"), float("inf"), np.float32("nan"), [1]]
+)
 def test_no_numbers(value: Any) -> None:
     assert not is_number(value)

@@ -1,4 +1,5 @@
-"""Results files as other models' tools write them: the same masks give the same numbers, in whatever form.
+"""Results files as other models' tools write them: the same masks give the same numbers, in
+whatever form.
 
 H x W pixels.
 """
@@ -33,11 +34,14 @@ def decoded(entry: Entry) -> np.ndarray:
 
 def box(mask_HW: np.ndarray) -> list[float]:
     """x, y, width, height."""
-    return mask_utils.toBbox(mask_utils.encode(np.asfortranarray(mask_HW.astype(np.uint8)))).tolist()
+    return mask_utils.toBbox(
+        mask_utils.encode(np.asfortranarray(mask_HW.astype(np.uint8)))
+    ).tolist()
 
 
 def mask_rcnn(entry: Entry) -> Entry:
-    """Also HTC and QueryInst: a box stands beside the mask. It must not be measured: this one is far too large."""
+    """Also HTC and QueryInst: a box stands beside the mask. It must not be measured: this one is
+    far too large."""
     return {
         "image_id": entry["image_id"],
         "bbox": [0.0, 0.0, 1e4, 1e4],
@@ -49,14 +53,23 @@ def mask_rcnn(entry: Entry) -> Entry:
 
 def solov2(entry: Entry) -> Entry:
     """Masks alone; ids that went through floats."""
-    return {**entry, "image_id": float(entry["image_id"]), "category_id": float(entry["category_id"])}
+    return {
+        **entry,
+        "image_id": float(entry["image_id"]),
+        "category_id": float(entry["category_id"]),
+    }
 
 
 def uncompressed(entry: Entry) -> Entry:
     columns = decoded(entry).T.ravel().astype(np.int8)
     edges = np.flatnonzero(np.diff(columns, prepend=0, append=2))
     counts = np.diff(edges, prepend=0).tolist()
-    return {**entry, "segmentation": {"counts": counts, "size": entry["segmentation"]["size"]}, "id": 5, "area": 1}
+    return {
+        **entry,
+        "segmentation": {"counts": counts, "size": entry["segmentation"]["size"]},
+        "id": 5,
+        "area": 1,
+    }
 
 
 def polygons(entry: Entry) -> Entry:
@@ -86,7 +99,9 @@ def files(folder: Path, world: World, entries: list[Entry]) -> tuple[Path, Path]
 
 @pytest.mark.parametrize("style", [*STYLES, "all"])
 @pytest.mark.parametrize("engine", ["hotcoco", "pycocotools"])
-def test_every_style_gives_the_same_numbers(tmp_path: Path, world: World, style: str, engine: Any) -> None:
+def test_every_style_gives_the_same_numbers(
+    tmp_path: Path, world: World, style: str, engine: Any
+) -> None:
     chosen = list(STYLES.values()) if style == "all" else [STYLES[style]]
     entries = [chosen[n % len(chosen)](entry) for n, entry in enumerate(world.results)]
     annotations, results = files(tmp_path, world, entries)
@@ -105,12 +120,14 @@ def test_a_file_of_boxes_is_named_as_one(tmp_path: Path, world: World) -> None:
         del entry["segmentation"]
     annotations, results = files(tmp_path, world, entries)
     with pytest.raises(
-        CocoError, match=rf"of {len(entries)} entries: {len(entries)} of a box without a segmentation\n"
+        CocoError,
+        match=rf"of {len(entries)} entries: {len(entries)} of a box without a segmentation\n",
     ):
         load_results(results, load_ground_truth(annotations), ignore_unknown=True)
 
 
-# -- whatever is in a file -----------------------------------------------------------------------------------------------
+# -- whatever is in a file
+# -----------------------------------------------------------------------------------------------
 
 SIZE = (6, 8)
 TRUTH = GroundTruth("truth", {7: SIZE, 8: SIZE}, {3: "cat"}, [])
@@ -124,15 +141,28 @@ segmentations = st.one_of(
     st.just(MASK),
     st.just([[0, 0, 5, 0, 5, 5]]),
     st.fixed_dictionaries(
-        {"size": st.one_of(odd, st.just(list(SIZE))), "counts": st.one_of(odd, st.just(MASK["counts"]))}
+        {
+            "size": st.one_of(odd, st.just(list(SIZE))),
+            "counts": st.one_of(odd, st.just(MASK["counts"])),
+        }
     ),
 )
-FIELDS = {"image_id": odd, "category_id": odd, "score": odd, "segmentation": segmentations, "bbox": odd}
+FIELDS = {
+    "image_id": odd,
+    "category_id": odd,
+    "score": odd,
+    "segmentation": segmentations,
+    "bbox": odd,
+}
 fine = st.builds(
     lambda image, score: {"image_id": image, "category_id": 3, "score": score, "segmentation": MASK},
     st.sampled_from([7, 8]), st.floats(0, 1),
 )  # fmt: skip
-lacking = st.builds(lambda entry, key: {k: v for k, v in entry.items() if k != key}, fine, st.sampled_from([*FIELDS]))
+lacking = st.builds(
+    lambda entry, key: {k: v for k, v in entry.items() if k != key},
+    fine,
+    st.sampled_from([*FIELDS]),
+)
 one_field = st.one_of(*(st.tuples(st.just(key), values) for key, values in FIELDS.items()))
 changed = st.builds(lambda entry, field: {**entry, field[0]: field[1]}, fine, one_field)
 
@@ -146,7 +176,11 @@ def test_every_entry_is_kept_or_counted(entries: list[Any], ignore_unknown: bool
             results = load_results(entries, TRUTH, ignore_unknown)
         except CocoError as error:
             first = str(error).splitlines()[0]
-            counted = [int(part.split()[0]) for part in first.split(" entries: ")[1].split(", ") if part[0].isdigit()]
+            counted = [
+                int(part.split()[0])
+                for part in first.split(" entries: ")[1].split(", ")
+                if part[0].isdigit()
+            ]
             assert 1 <= sum(counted) <= len(entries)
             return
     assert len(results.entries) + sum(results.ignored.values()) == len(entries)
@@ -158,11 +192,14 @@ def test_every_entry_is_kept_or_counted(entries: list[Any], ignore_unknown: bool
 
 
 def test_large_files_are_read_quickly() -> None:
-    """20,000 predictions in far less CPU time than this; and as many faults make a short message."""
+    """20,000 predictions in far less CPU time than this; and as many faults make a short
+    message."""
     shape = (480, 640)
     truth = GroundTruth("truth", dict.fromkeys(range(200), shape), {1: "a"}, [])
     rows, columns = np.mgrid[: shape[0], : shape[1]]
-    masks = [rle((rows - 240) ** 2 + (columns - 320) ** 2 < radius**2) for radius in range(10, 200, 19)]
+    masks = [
+        rle((rows - 240) ** 2 + (columns - 320) ** 2 < radius**2) for radius in range(10, 200, 19)
+    ]
     entries = [
         {"image_id": n % 200, "category_id": 1, "score": 0.5, "segmentation": masks[n % len(masks)]}
         for n in range(20_000)

@@ -1,4 +1,5 @@
-"""Run-length encodings against an independent decoder; no input makes the tools underneath hang or read astray."""
+"""Run-length encodings against an independent decoder; no input makes the tools underneath hang or
+read astray."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from alignmask.evaluation import rle
 
 
 def decode(counts: str, size: tuple[int, int]) -> np.ndarray | None:
-    """COCO's compressed counts as bool [H, W], one character at a time; None if they are damaged or of another size."""
+    """COCO's compressed counts as bool [H, W], one character at a time; None if they are damaged or
+    of another size."""
     numbers: list[int] = []
     place = value = 0
     for character in counts:
@@ -52,7 +54,10 @@ def test_encoding_is_decoded_by_both_decoders(masks_NHW: torch.Tensor) -> None:
         assert entry["size"] == list(size)
         np.testing.assert_array_equal(decode(entry["counts"], size), mask_HW)
         np.testing.assert_array_equal(mask_utils.decode(entry), mask_HW)
-        assert rle.from_coco(entry, size) == {"size": list(size), "counts": entry["counts"].encode()}
+        assert rle.from_coco(entry, size) == {
+            "size": list(size),
+            "counts": entry["counts"].encode(),
+        }
 
 
 @given(masks())
@@ -79,7 +84,11 @@ def accepted(counts: str, size: tuple[int, int]) -> np.ndarray | None:
 CHARACTERS = "".join(map(chr, range(48, 112)))
 
 
-@given(st.one_of(st.text(CHARACTERS, max_size=12), st.text(max_size=6)), st.integers(1, 6), st.integers(1, 6))
+@given(
+    st.one_of(st.text(CHARACTERS, max_size=12), st.text(max_size=6)),
+    st.integers(1, 6),
+    st.integers(1, 6),
+)
 def test_random_counts_are_refused_or_right(counts: str, height: int, width: int) -> None:
     found, expected = accepted(counts, (height, width)), decode(counts, (height, width))
     if expected is None or found is None:

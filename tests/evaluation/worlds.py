@@ -1,4 +1,5 @@
-"""Small COCO-format data sets and stand-in models for the tests of evaluation, analysis and command line.
+"""Small COCO-format data sets and stand-in models for the tests of evaluation, analysis and command
+line.
 
 Shapes: N masks of one image, H x W pixels.
 """
@@ -42,7 +43,9 @@ class World:
     annotations: list[dict[str, Any]] = field(default_factory=list)
     results: list[dict[str, Any]] = field(default_factory=list)
 
-    def annotate(self, image: int, category: int, mask_HW: np.ndarray, crowd: bool = False, **more: Any) -> None:
+    def annotate(
+        self, image: int, category: int, mask_HW: np.ndarray, crowd: bool = False, **more: Any
+    ) -> None:
         self.annotations.append(
             {
                 "id": len(self.annotations) + 1,
@@ -57,17 +60,28 @@ class World:
         )
 
     def predict(self, image: int, category: int, mask_HW: np.ndarray, score: float) -> None:
-        self.results.append({"image_id": image, "category_id": category, "segmentation": rle(mask_HW), "score": score})
+        self.results.append(
+            {
+                "image_id": image,
+                "category_id": category,
+                "segmentation": rle(mask_HW),
+                "score": score,
+            }
+        )
 
     def coco(self) -> dict[str, Any]:
         return {
-            "images": [{"id": i, "file_name": f"{i}.png", "height": h, "width": w} for i, (h, w) in self.sizes.items()],
+            "images": [
+                {"id": i, "file_name": f"{i}.png", "height": h, "width": w}
+                for i, (h, w) in self.sizes.items()
+            ],
             "categories": [{"id": i, "name": name} for i, name in self.categories.items()],
             "annotations": self.annotations,
         }
 
     def write(self, folder: Path, images: bool = False) -> Path:
-        """Writes the annotation file, and grey images if wanted, into `folder`; returns the annotation file's path."""
+        """Writes the annotation file, and grey images if wanted, into `folder`; returns the
+        annotation file's path."""
         if images:
             for image, (h, w) in self.sizes.items():
                 pixels = np.random.default_rng(image).integers(60, 200, (h, w, 3)).astype(np.uint8)
@@ -78,7 +92,8 @@ class World:
 
 
 def small_world(seed: int = 0, images: int = 5) -> World:
-    """Images of different sizes with 0 to 3 boxes of two categories, perturbed and spurious predictions with ties."""
+    """Images of different sizes with 0 to 3 boxes of two categories, perturbed and spurious
+    predictions with ties."""
     rng = np.random.default_rng(seed)
     world = World({10 * i + 7: (40 + i, 60 - i) for i in range(images)}, {3: "cat", 11: "dog"})
     for image, (h, w) in world.sizes.items():
@@ -95,7 +110,8 @@ def small_world(seed: int = 0, images: int = 5) -> World:
 
 
 BOUNDARIES = (1, 1023, 1024, 1025, 9215, 9216, 9217, 20_000)
-"""Areas at and around the limits of small, medium and large: a limit itself belongs to both sides."""
+"""Areas at and around the limits of small, medium and large: a limit itself belongs to both
+sides."""
 
 
 def random_mask(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
@@ -125,7 +141,8 @@ def perturbed(rng: np.random.Generator, mask_HW: np.ndarray) -> np.ndarray:
 
 @st.composite
 def worlds(draw: st.DrawFn) -> World:
-    """Ids with gaps and in any order, crowds, images and categories without annotations or predictions, score ties."""
+    """Ids with gaps and in any order, crowds, images and categories without annotations or
+    predictions, score ties."""
     ids = draw(st.lists(st.integers(1, 999), min_size=1, max_size=4, unique=True))
     sizes = {i: draw(st.sampled_from([(1, 1), (17, 40), (40, 33), (150, 140)])) for i in ids}
     category_ids = draw(st.lists(st.integers(1, 90), min_size=1, max_size=3, unique=True))
@@ -156,7 +173,8 @@ POWERS = {"class": (1, 0), "class*mask": (1, 1), "class^0.5*mask": (0.5, 1)}
 
 
 class TableModel(torch.nn.Module):
-    """Predicts what a World's results say, whatever the image shows; mask scores are drawn from the image id."""
+    """Predicts what a World's results say, whatever the image shows; mask scores are drawn from the
+    image id."""
 
     def __init__(self, world: World, score: str = "class") -> None:
         super().__init__()
@@ -171,7 +189,9 @@ class TableModel(torch.nn.Module):
 
     def instances(self, image: int) -> Instances:
         labels = {category: label for label, category in enumerate(sorted(self.world.categories))}
-        mine = sorted((r for r in self.world.results if r["image_id"] == image), key=lambda r: -r["score"])
+        mine = sorted(
+            (r for r in self.world.results if r["image_id"] == image), key=lambda r: -r["score"]
+        )
         size = self.world.sizes[image]
         masks_NHW = torch.zeros(len(mine), *size, dtype=torch.bool)
         for n, result in enumerate(mine):
@@ -181,7 +201,9 @@ class TableModel(torch.nn.Module):
         power, mask_power = POWERS[self.config.score]
         return Instances(
             scores_N=class_scores_N**power * mask_scores_N**mask_power,
-            labels_N=torch.tensor([labels[result["category_id"]] for result in mine], dtype=torch.int64),
+            labels_N=torch.tensor(
+                [labels[result["category_id"]] for result in mine], dtype=torch.int64
+            ),
             masks_NHW=masks_NHW,
             boxes_N4=torch.zeros(len(mine), 4),
             class_scores_N=class_scores_N,

@@ -1,4 +1,5 @@
-"""Exported files against the model they were made from: any number of images, any size, real photos.
+"""Exported files against the model they were made from: any number of images, any size, real
+photos.
 
 B images, N detections, H x W pixels.
 """
@@ -46,11 +47,15 @@ def model() -> AlignMask:
 
 
 @pytest.fixture(scope="module", params=["torch", "onnx"])
-def file(request: pytest.FixtureRequest, model: AlignMask, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def file(
+    request: pytest.FixtureRequest, model: AlignMask, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     if request.param == "onnx":
         for package in ("onnx", "onnxscript", "onnxruntime"):
             pytest.importorskip(package, reason="the extra [onnx] is not installed")
-    path = tmp_path_factory.mktemp("export") / ("new folder/model" + exporting.SUFFIX[request.param])
+    path = tmp_path_factory.mktemp("export") / (
+        "new folder/model" + exporting.SUFFIX[request.param]
+    )
     assert export_model(model, path, request.param, ABOUT) == 1
     assert [other.name for other in path.parent.iterdir()] == [path.name]
     return path
@@ -63,21 +68,36 @@ def run(file: Path) -> Run:
 
 def sample(image_CHW: Tensor) -> Sample:
     size = (image_CHW.shape[1], image_CHW.shape[2])
-    return Sample(image_CHW, torch.zeros(0, *size, dtype=torch.bool), torch.zeros(0, dtype=torch.long), 1, "", size)
+    return Sample(
+        image_CHW,
+        torch.zeros(0, *size, dtype=torch.bool),
+        torch.zeros(0, dtype=torch.long),
+        1,
+        "",
+        size,
+    )
 
 
 def noise(*sizes: tuple[int, int]) -> Batch:
     """Images of different sizes, padded to one."""
     generator = torch.Generator().manual_seed(len(sizes))
-    return collate([sample(torch.randint(0, 256, (3, *size), generator=generator).to(torch.uint8)) for size in sizes])
+    return collate(
+        [
+            sample(torch.randint(0, 256, (3, *size), generator=generator).to(torch.uint8))
+            for size in sizes
+        ]
+    )
 
 
 def inputs(batch: Batch) -> tuple[Tensor, Tensor]:
     return batch.image_BCHW, torch.tensor(batch.sizes)
 
 
-def assert_predicted(found: Detections, model: AlignMask, batch: Batch, score: float = SCORE) -> None:
-    """The file's detections are `model.predict`'s; what is left over has score 0. The order of equal scores is free."""
+def assert_predicted(
+    found: Detections, model: AlignMask, batch: Batch, score: float = SCORE
+) -> None:
+    """The file's detections are `model.predict`'s; what is left over has score 0. The order of
+    equal scores is free."""
     for image, instances in enumerate(model.predict(batch)):
         scores_N, labels_N, masks_NHW = (output[image] for output in found)
         count, (height, width) = len(instances), batch.sizes[image]
@@ -92,7 +112,9 @@ def assert_predicted(found: Detections, model: AlignMask, batch: Batch, score: f
         assert agreement(cropped, expected, score) == agreement(expected, cropped, score) == 1
 
 
-@pytest.mark.parametrize("changes", [{}, {"score": "class"}, {"score": "class*mask"}, {"classification": "softmax"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"score": "class"}, {"score": "class*mask"}, {"classification": "softmax"}]
+)
 def test_the_graph_is_the_model_with_its_post_processing(changes: dict[str, Any]) -> None:
     model = lively(**changes)
     batch = noise((64, 96), (70, 65), (96, 50))
@@ -112,8 +134,12 @@ def test_an_empty_mask_has_score_0() -> None:
     assert scores.shape == labels.shape == masks.shape[:2] == (1, 20)
 
 
-@pytest.mark.parametrize("sizes", [[(64, 64)], [(200, 90)], [(64, 128), (60, 100)], [(97, 97), (31, 160), (161, 3)]])
-def test_any_number_of_images_of_any_size(run: Run, model: AlignMask, sizes: list[tuple[int, int]]) -> None:
+@pytest.mark.parametrize(
+    "sizes", [[(64, 64)], [(200, 90)], [(64, 128), (60, 100)], [(97, 97), (31, 160), (161, 3)]]
+)
+def test_any_number_of_images_of_any_size(
+    run: Run, model: AlignMask, sizes: list[tuple[int, int]]
+) -> None:
     batch = noise(*sizes)
     assert_predicted(run(*inputs(batch)), model, batch)
 
@@ -146,11 +172,19 @@ def test_what_the_file_says_of_itself(file: Path) -> None:
 
         proto = onnx.load(file)
         onnx.checker.check_model(proto, full_check=True)
-        assert {entry.key: json.loads(entry.value) for entry in proto.metadata_props}["alignmask"] == ABOUT
-        assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", exporting.OPSET)]
+        assert {entry.key: json.loads(entry.value) for entry in proto.metadata_props}[
+            "alignmask"
+        ] == ABOUT
+        assert [(entry.domain, entry.version) for entry in proto.opset_import] == [
+            ("", exporting.OPSET)
+        ]
         assert {node.domain for node in proto.graph.node} == {""}
-        assert sum(node.op_type == "GridSample" for node in proto.graph.node) == 3  # one layer, three levels
-        axes = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in proto.graph.input}
+        # One layer, three levels.
+        assert sum(node.op_type == "GridSample" for node in proto.graph.node) == 3
+        axes = {
+            v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
+            for v in proto.graph.input
+        }
         assert axes == {"image": ["batch", 3, "32*height", "32*width"], "size": ["batch", 2]}
         assert [value.name for value in proto.graph.output] == ["scores", "labels", "masks"]
     else:
@@ -161,7 +195,8 @@ def test_what_the_file_says_of_itself(file: Path) -> None:
         assert ours == ["alignmask.ms_deform_attn.default"]
 
 
-# -- what is refused -----------------------------------------------------------------------------------------------------
+# -- what is refused
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_file_that_computes_something_else_is_not_kept(
@@ -186,11 +221,15 @@ def test_a_file_that_computes_something_else_is_not_kept(
         lambda scores, labels, masks: (scores * 0, labels, masks & False),
         lambda scores, labels, masks: (scores * (torch.arange(20) < 1), labels, masks),
     ):
-        monkeypatch.setattr(exporting, "open_file", lambda _, damage=damage: lambda *inputs: damage(*right(*inputs)))
+        monkeypatch.setattr(
+            exporting, "open_file", lambda _, damage=damage: lambda *inputs: damage(*right(*inputs))
+        )
         with pytest.raises(RuntimeError, match=r"gives \d+% of the model's detections"):
             export_model(model, path, "torch")
     monkeypatch.setattr(
-        exporting, "open_file", lambda _: lambda *inputs: (right(*inputs)[0] * math.nan, *right(*inputs)[1:])
+        exporting,
+        "open_file",
+        lambda _: lambda *inputs: (right(*inputs)[0] * math.nan, *right(*inputs)[1:]),
     )
     with pytest.raises(RuntimeError, match="not finite"):
         export_model(model, path, "torch")
@@ -203,7 +242,9 @@ def test_a_model_in_training_is_refused(tmp_path: Path) -> None:
         export_model(tiny.model(), tmp_path / "model.pt2", "torch")
 
 
-def test_missing_packages_are_named(model: AlignMask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_named(
+    model: AlignMask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(exporting, "_missing", lambda *packages: list(packages))
     with pytest.raises(ImportError, match=r"needs onnx, onnxscript: pip install '\.\[onnx\]'"):
         export_model(model, tmp_path / "model.onnx", "onnx")

@@ -24,7 +24,13 @@ def test_the_block_is_the_models(batch: int, height: int, width: int, shift: int
     """Maps smaller than a window, and smaller than the shift, among them."""
     torch.manual_seed(0)
     block: Any = SwinBlock(
-        4, (14, 14), 2, window_size=WINDOW, shift_size=shift, always_partition=True, dynamic_mask=True
+        4,
+        (14, 14),
+        2,
+        window_size=WINDOW,
+        shift_size=shift,
+        always_partition=True,
+        dynamic_mask=True,
     )
     torch.nn.init.normal_(block.attn.relative_position_bias_table)
     x_BHWC = torch.randn(batch, height, width, 4)
@@ -45,10 +51,14 @@ def test_blocks_are_given_back_after_an_error() -> None:
 
 def test_a_program_for_any_size() -> None:
     shape = SwinConfig(embed_dim=8, depths=(2, 1, 1, 1), heads=(1, 1, 1, 1), window=WINDOW)
-    body = Backbone(BackboneConfig("swin_tiny_patch4_window7_224", swin=shape, pretrained=False)).body.eval()
+    body = Backbone(
+        BackboneConfig("swin_tiny_patch4_window7_224", swin=shape, pretrained=False)
+    ).body.eval()
     dims = {0: Dim("batch"), 2: 32 * Dim("height", min=2), 3: 32 * Dim("width", min=2)}
     with torch.no_grad(), exportable_windows(body):
-        program = torch.export.export(body, (torch.rand(2, 3, 128, 192),), dynamic_shapes=(dims,)).module()
+        program = torch.export.export(
+            body, (torch.rand(2, 3, 128, 192),), dynamic_shapes=(dims,)
+        ).module()
     for size in ((1, 3, 64, 64), (3, 3, 96, 320), (1, 3, 384, 64)):
         x = torch.rand(size)
         for found, expected in zip(program(x), body(x), strict=True):

@@ -1,5 +1,5 @@
-"""Tests for machines with a GPU. Those whose logic does not need one run on the CPU, too, so that it stays right; a module
-that needs none at all says `NEEDS_NO_GPU = True`."""
+"""Tests for machines with a GPU. Those whose logic does not need one run on the CPU, too, so that
+it stays right; a module that needs none at all says `NEEDS_NO_GPU = True`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     for item in items:
         device = getattr(item, "callspec", None) and item.callspec.params.get("device")
-        needs_one = device != "cpu" and not getattr(getattr(item, "module", None), "NEEDS_NO_GPU", False)
+        needs_one = device != "cpu" and not getattr(
+            getattr(item, "module", None), "NEEDS_NO_GPU", False
+        )
         if "tests/gpu" in item.path.as_posix() and needs_one:
             item.add_marker(pytest.mark.skip(reason=REASON))
 
@@ -30,7 +32,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def device(request: pytest.FixtureRequest) -> str:
     """Where a test runs; kernels of ours must be there."""
     for op in ops.OPS:
-        assert ops.implementation(op, request.param).startswith("kernel"), ops.implementation(op, request.param)
+        assert ops.implementation(op, request.param).startswith("kernel"), ops.implementation(
+            op, request.param
+        )
     return request.param
 
 
@@ -56,7 +60,9 @@ def same_points(monkeypatch: pytest.MonkeyPatch) -> None:
     rand = torch.rand
 
     def on_the_host(*size: Any, device: Any = None, **options: Any) -> Tensor:
-        return rand(*size, generator=torch.Generator().manual_seed(0), **options).to(device or "cpu")
+        return rand(*size, generator=torch.Generator().manual_seed(0), **options).to(
+            device or "cpu"
+        )
 
     monkeypatch.setattr(torch, "rand", on_the_host)
 

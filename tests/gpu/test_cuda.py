@@ -1,4 +1,5 @@
-"""What only a GPU has: streams, graphs, several devices, other libraries' arrays, and NVIDIA's checkers."""
+"""What only a GPU has: streams, graphs, several devices, other libraries' arrays, and NVIDIA's
+checkers."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ def test_in_a_graph(op: str) -> None:
 
 @pytest.mark.parametrize("op", OPS)
 def test_on_the_current_stream(op: str) -> None:
-    """Inputs that a stream is still writing are seen as they will be; nothing waits for the device."""
+    """Inputs that a stream is still writing are seen as they will be; nothing waits for the
+    device."""
     given = calls.to(calls.inputs(op, True, torch.float32), "cuda")
     expected = calls.run(op, given)
     streams = [torch.cuda.Stream() for _ in range(4)]
@@ -54,7 +56,8 @@ def test_on_the_current_stream(op: str) -> None:
     for stream in streams:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            torch.cuda._sleep(100_000_000)  # 50 ms: longer than a busy host takes to ask for all four
+            # 50 ms: longer than a busy host takes to ask for all four.
+            torch.cuda._sleep(100_000_000)
             late = [x.clone() if isinstance(x, torch.Tensor) else x for x in given]
             results.append(calls.run(op, late))
     assert not all(stream.query() for stream in streams)
@@ -85,14 +88,18 @@ def test_both_ways(way: str) -> None:
     if problem:
         pytest.skip(problem)
     command = [sys.executable, "-m", "pytest", "-q", "tests/gpu/test_ops.py", "-k", "cuda"]
-    done = subprocess.run(command, cwd=REPOSITORY, env=os.environ | {"ALIGNMASK_CUDA": way}, timeout=600)
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=os.environ | {"ALIGNMASK_CUDA": way}, timeout=600
+    )
     assert done.returncode == 0
 
 
 def test_errors_of_launches_do_not_stay() -> None:
     given = calls.to(calls.inputs("ms_deform_attn", False, torch.float32), "cuda")
     given[3] = given[3].cpu()  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match="ms_deform_attn: weights is on cpu, but value is on cuda:0"):
+    with pytest.raises(
+        ValueError, match="ms_deform_attn: weights is on cpu, but value is on cuda:0"
+    ):
         ops.ms_deform_attn(*given)  # type: ignore[arg-type]
     torch.cuda.synchronize()
 
@@ -111,13 +118,27 @@ def test_cupy_arrays() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
 def test_compute_sanitizer(tool: str, tmp_path: Path) -> None:
-    """Our kernels alone: initcheck is left out, since it would have to watch torch's, too, which write what ours read."""
+    """Our kernels alone: initcheck is left out, since it would have to watch torch's, too, which
+    write what ours read."""
     if shutil.which("compute-sanitizer") is None:
         pytest.skip("compute-sanitizer is not installed; it is part of the CUDA toolkit")
-    command = ["compute-sanitizer", "--tool", tool, "--kernel-regex", "kns=alignmask", "--error-exitcode", "9"]
+    command = [
+        "compute-sanitizer",
+        "--tool",
+        tool,
+        "--kernel-regex",
+        "kns=alignmask",
+        "--error-exitcode",
+        "9",
+    ]
     program = [sys.executable, "bench/gpu/smoke.py", "small"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "GPU_REPORT_WORK": str(tmp_path)}
     done = subprocess.run(
-        [*command, *program], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300
+        [*command, *program],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]

@@ -1,4 +1,5 @@
-"""The model on a GPU as far as shapes, strides and devices go: traced with tensors that only say that they are there."""
+"""The model on a GPU as far as shapes, strides and devices go: traced with tensors that only say
+that they are there."""
 
 from __future__ import annotations
 
@@ -26,17 +27,24 @@ LOSS = LossConfig(points=64)
 
 
 class CopiesFromTheHost(TorchDispatchMode):
-    """Lists the operators that make a tensor on the GPU from one of the host: the host waits for them, no graph has them."""
+    """Lists the operators that make a tensor on the GPU from one of the host: the host waits for
+    them, no graph has them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
 
-    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: Any = (), options: Any = None
+    ) -> Any:
         result = function(*arguments, **(options or {}))
         given = [x for x in tree_leaves((arguments, options)) if isinstance(x, Tensor)]
         made = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
-        if any(x.device.type == "cuda" for x in made) and given and all(x.device.type == "cpu" for x in given):
+        if (
+            any(x.device.type == "cuda" for x in made)
+            and given
+            and all(x.device.type == "cpu" for x in given)
+        ):
             self.found.append(str(function))
         return result
 
@@ -116,4 +124,8 @@ def test_costs(pretend: tuple[AlignMask, Batch]) -> None:
     model, batch = pretend
     prediction, points = model.train()(batch), torch.rand(3, 64, 2, device="cuda")
     costs = cost(prediction, batch, LOSS, model.config.classification, points)
-    assert (costs.device.type, costs.dtype, tuple(costs.shape)) == ("cuda", torch.float32, (4, 3, 3, 6))
+    assert (costs.device.type, costs.dtype, tuple(costs.shape)) == (
+        "cuda",
+        torch.float32,
+        (4, 3, 3, 6),
+    )

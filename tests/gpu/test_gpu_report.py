@@ -1,4 +1,5 @@
-"""`make gpu-report` goes through the motions on a CPU, so that nothing is broken in the minute when a GPU is there."""
+"""`make gpu-report` goes through the motions on a CPU, so that nothing is broken in the minute when
+a GPU is there."""
 
 from __future__ import annotations
 
@@ -57,7 +58,9 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
             if end.code:
                 pytest.fail(f"{program} ends with {end.code}")
         found: dict[str, Any] = json.loads((tmp_path / "results" / f"{result}.json").read_text())
-        assert not [value for value in found.values() if isinstance(value, dict) and "failed" in value]
+        assert not [
+            value for value in found.values() if isinstance(value, dict) and "failed" in value
+        ]
         return found
 
     return run
@@ -103,12 +106,27 @@ def test_peers_compute_the_same() -> None:
 def test_whole_models(run: Run) -> None:
     found = run("whole_models", result="hf")
     assert found["largest difference of class logits"] < 1e-4
-    assert sum(set(sides) == {"Hugging Face", "AlignMask"} for sides in found.values() if isinstance(sides, dict)) == 5
+    assert (
+        sum(
+            set(sides) == {"Hugging Face", "AlignMask"}
+            for sides in found.values()
+            if isinstance(sides, dict)
+        )
+        == 5
+    )
 
 
 def test_step(run: Run, tmp_path: Path) -> None:
     found = run("step", result="step")
-    parts = {"backbone", "pixel_decoder", "aligned_queries", "query_decoder", "criterion", "backward", "optimizer"}
+    parts = {
+        "backbone",
+        "pixel_decoder",
+        "aligned_queries",
+        "query_decoder",
+        "criterion",
+        "backward",
+        "optimizer",
+    }
     assert set(found["parts bf16, ms"]) == parts
     assert "aten::convolution" in (tmp_path / "results" / "step_profile.txt").read_text()
 
@@ -120,7 +138,9 @@ def test_compiling_all_kernels(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-def test_the_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_driver(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     """Whatever happens to a section, the later ones run; all is written down, with reasons."""
     report = module("report")
     monkeypatch.setenv("OUT", str(tmp_path / "out"))
@@ -134,7 +154,10 @@ def test_the_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pyt
     groups = [
         [section("facts", write)],
         [section("wrong", fail, checks=True)],
-        [section("long", "import time; time.sleep(60)", limit=1), section("beside", "print('all well')")],
+        [
+            section("long", "import time; time.sleep(60)", limit=1),
+            section("beside", "print('all well')"),
+        ],
         [section("nothing", "print('no such library'); raise SystemExit(77)")],
         [section("tool", "", program="no-such-program"), section("gpu", "", gpu_only=True)],
     ]
@@ -152,17 +175,23 @@ def test_the_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pyt
     }  # fmt: skip
     assert found["wrong"]["tests"] == {"failed": 1, "passed": 3}
     assert found["wrong"]["failures"] == ["FAILED tests/a.py::test - no"]
-    assert (found["nothing"]["why"], found["tool"]["why"]) == ("no such library", "there is no no-such-program")
+    assert (found["nothing"]["why"], found["tool"]["why"]) == (
+        "no such library",
+        "there is no no-such-program",
+    )
     page = (tmp_path / "out" / files[1]).read_text()
     assert "| nothing | skipped |" in page
     assert "cannot be shown" not in page
     assert "failed: wrong" in capsys.readouterr().out
 
-    made = report.Report(argparse.Namespace(device="cpu", budget=4.0, only=["beside"], work=str(tmp_path / "w")))
+    made = report.Report(
+        argparse.Namespace(device="cpu", budget=4.0, only=["beside"], work=str(tmp_path / "w"))
+    )
     monkeypatch.setattr(made, "plan", lambda: groups)
     made.run()
     assert {name: o.status for name, o in made.outcomes.items()} == {"beside": "not started"}
-    sections = json.loads((tmp_path / "out" / files[0]).read_text())["sections"]  # the others' are still there
+    # The others' are still there.
+    sections = json.loads((tmp_path / "out" / files[0]).read_text())["sections"]
     assert (sections["beside"]["status"], sections["wrong"]["status"]) == ("not started", "failed")
 
 
@@ -170,7 +199,9 @@ def test_everything_that_is_run_is_there(monkeypatch: pytest.MonkeyPatch, tmp_pa
     report = module("report")
     monkeypatch.setattr(report.Report, "_architecture", lambda self: 90)
     for place in ("cpu", "cuda"):
-        plan = report.Report(argparse.Namespace(device=place, budget=1.0, only=[], work=str(tmp_path))).plan()
+        plan = report.Report(
+            argparse.Namespace(device=place, budget=1.0, only=[], work=str(tmp_path))
+        ).plan()
         sections = [section for group in plan for section in group]
         assert len({section.name for section in sections}) == len(sections)
         for part in (str(part) for section in sections for part in section.command):
@@ -179,7 +210,8 @@ def test_everything_that_is_run_is_there(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_the_model_beside_what_was_measured() -> None:
-    """By hand: 3350 MB at 3350 GB/s are 1 ms, the H100 of bench/roofline.py issues 1.0454e12 instructions a second."""
+    """By hand: 3350 MB at 3350 GB/s are 1 ms, the H100 of bench/roofline.py issues 1.0454e12
+    instructions a second."""
     summary = module("summary")
     calls = {
         "ms_deform_attn float": {"bytes": 3.35e9, "instructions": 2.0908e12 / 1e3},
@@ -206,7 +238,9 @@ def test_counters_are_read(tmp_path: Path) -> None:
         '"0","void f<float, 4>(Params)","L2 Hit Rate","%","68.5"',
     ]
     (tmp_path / "ncu.csv").write_text("\n".join(["==PROF== Connected", head, *rows]))
-    assert "| 0 f<float, 4> | 333 |  |  |  |  |  | 68.5 |  |" in list(module("summary").counters(tmp_path))
+    assert "| 0 f<float, 4> | 333 |  |  |  |  |  | 68.5 |  |" in list(
+        module("summary").counters(tmp_path)
+    )
 
 
 def test_without_a_gpu_it_says_so() -> None:

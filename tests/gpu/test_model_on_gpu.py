@@ -1,4 +1,5 @@
-"""The whole model on a GPU: what it computes, and everything that users do with it. The same on a CPU, as far as it goes."""
+"""The whole model on a GPU: what it computes, and everything that users do with it. The same on a
+CPU, as far as it goes."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ from tests.gpu.steps import gradients
 pytestmark = pytest.mark.usefixtures("float32_is_float32")
 
 
-SLOW_ON_CPU = pytest.mark.parametrize("device", ["cuda", pytest.param("cpu", marks=pytest.mark.slow)])
+SLOW_ON_CPU = pytest.mark.parametrize(
+    "device", ["cuda", pytest.param("cpu", marks=pytest.mark.slow)]
+)
 """What other tests cover on the CPU."""
 
 
@@ -42,11 +45,15 @@ def outputs(prediction: Prediction) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in found.items()}
 
 
-def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-4) -> None:
+def assert_close(
+    found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-4
+) -> None:
     """Relative to each tensor's largest element."""
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        error = (found[name].cpu().double() - tensor.cpu().double()).abs().max() / tensor.abs().max().cpu()
+        error = (
+            found[name].cpu().double() - tensor.cpu().double()
+        ).abs().max() / tensor.abs().max().cpu()
         assert error <= tolerance, (name, float(error))
 
 
@@ -54,7 +61,9 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], toleranc
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_forward_equals_plain_torch_on_the_cpu(device: str, same_points: None, training: bool) -> None:
+def test_forward_equals_plain_torch_on_the_cpu(
+    device: str, same_points: None, training: bool
+) -> None:
     model = tiny.model().train(training)
     with torch.no_grad(), ops.use_reference():
         expected = outputs(copy.deepcopy(model)(tiny.batch()))
@@ -64,18 +73,31 @@ def test_forward_equals_plain_torch_on_the_cpu(device: str, same_points: None, t
     assert_close(found, expected)
 
 
-def test_aligned_queries_equal_those_of_plain_torch_on_the_cpu(device: str, same_points: None) -> None:
-    """Their slots exactly, their features and the gradient of the pixel embedding within rounding."""
+def test_aligned_queries_equal_those_of_plain_torch_on_the_cpu(
+    device: str, same_points: None
+) -> None:
+    """Their slots exactly, their features and the gradient of the pixel embedding within
+    rounding."""
     batch, results = tiny.batch(), []
     generator = tiny.model().aligned_queries
     assert generator is not None
     for place, way in ((device, ()), ("cpu", ops.OPS)):
-        embedding = torch.randn(3, 32, 16, 24, generator=torch.Generator().manual_seed(0)).to(place).requires_grad_()
+        embedding = (
+            torch.randn(3, 32, 16, 24, generator=torch.Generator().manual_seed(0))
+            .to(place)
+            .requires_grad_()
+        )
         there = batch.to(place)
         with ops.use_reference(*way) if way else torch.enable_grad():
             made = generator.to(place)(embedding, there.masks_GHW, there.owner_G, batch.counts)
             (gradient,) = torch.autograd.grad(made.features_BAE.square().sum(), embedding)
-        results.append(({"features": made.features_BAE.detach(), "gradient": gradient}, made.instance_BA, made.set_BA))
+        results.append(
+            (
+                {"features": made.features_BAE.detach(), "gradient": gradient},
+                made.instance_BA,
+                made.set_BA,
+            )
+        )
     assert torch.equal(results[0][1].cpu(), results[1][1])
     assert torch.equal(results[0][2].cpu(), results[1][2])
     assert results[1][1].max() == 4
@@ -83,9 +105,11 @@ def test_aligned_queries_equal_those_of_plain_torch_on_the_cpu(device: str, same
 
 
 def test_gradients_equal_those_of_plain_torch_on_the_cpu(device: str, same_points: None) -> None:
-    """A whole training step in fp32. New models sample at pixel centres, where gradients jump: these are moved off.
+    """A whole training step in fp32. New models sample at pixel centres, where gradients jump:
+    these are moved off.
 
-    Which pixels are seen and which points are uncertain hangs on the last bits, so on a GPU a few gradients may differ more.
+    Which pixels are seen and which points are uncertain hangs on the last bits, so on a GPU a few
+    gradients may differ more.
     """
     model = tiny.model()
     with torch.no_grad():
@@ -98,7 +122,10 @@ def test_gradients_equal_those_of_plain_torch_on_the_cpu(device: str, same_point
     assert found.keys() == expected.keys()
     large = {name: tensor for name, tensor in expected.items() if tensor.norm() > 1e-3}
     assert len(large) > 50
-    errors = {name: float((found[name].cpu() - tensor).norm() / tensor.norm()) for name, tensor in large.items()}
+    errors = {
+        name: float((found[name].cpu() - tensor).norm() / tensor.norm())
+        for name, tensor in large.items()
+    }
     assert statistics.median(errors.values()) < 1e-3
     worst = max(errors, key=lambda name: errors[name])
     assert errors[worst] < (1e-2 if device == "cpu" else 0.3), worst
@@ -146,24 +173,30 @@ def test_predict(device: str, lively: AlignMask) -> None:
 
 
 def test_evaluation(device: str, shapes: DataConfig, tmp_path: Path) -> None:
-    """What is written for the metrics is what the CPU finds, but for detections on the edge of being one."""
+    """What is written for the metrics is what the CPU finds, but for detections on the edge of
+    being one."""
     data, model = val_dataset(shapes), tiny.model(num_classes=6).eval()
     written = []
     for place, way in ((device, ()), ("cpu", ops.OPS)):
         out = tmp_path / f"{len(written)}"
         with ops.use_reference(*way) if way else torch.no_grad():
-            found = evaluate_model(copy.deepcopy(model).to(place), data, device=place, batch_size=2, workers=0, out=out)
+            found = evaluate_model(
+                copy.deepcopy(model).to(place), data, device=place, batch_size=2, workers=0, out=out
+            )
         assert found.metrics
         written.append(json.loads((out / "results.json").read_text()))
     assert len(written[1]) > 10
     assert len(written[0]) == pytest.approx(len(written[1]), rel=0.1)
-    scores = [sorted((entry["score"] for entry in entries), reverse=True)[:10] for entries in written]
+    scores = [
+        sorted((entry["score"] for entry in entries), reverse=True)[:10] for entries in written
+    ]
     assert scores[0] == pytest.approx(scores[1], rel=1e-2)
 
 
 @SLOW_ON_CPU
 def test_export(device: str, lively: AlignMask, tmp_path: Path) -> None:
-    """The program that is written computes on the device what the model computes; `export` compares them."""
+    """The program that is written computes on the device what the model computes; `export` compares
+    them."""
     share = export_model(copy.deepcopy(lively).to(device), tmp_path / "model.pt2", "torch")
     assert share is not None
     assert share >= 0.95
@@ -177,10 +210,16 @@ def test_compiled(device: str) -> None:
 
     def run(image: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
         prediction = model(replace(batch, image_BCHW=image, valid_BHW=valid))
-        return prediction.class_logits_LBRC, prediction.mask_embedding_LBRE, prediction.pixel_embedding_BEHW
+        return (
+            prediction.class_logits_LBRC,
+            prediction.mask_embedding_LBRE,
+            prediction.pixel_embedding_BEHW,
+        )
 
     with torch.no_grad():
-        found = torch.compile(run, backend="aot_eager", fullgraph=True)(batch.image_BCHW, batch.valid_BHW)
+        found = torch.compile(run, backend="aot_eager", fullgraph=True)(
+            batch.image_BCHW, batch.valid_BHW
+        )
         expected = run(batch.image_BCHW, batch.valid_BHW)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
@@ -215,7 +254,9 @@ def test_on_a_second_stream(device: str, same_points: None) -> None:
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         torch.cuda._sleep(100_000_000)
-        late = replace(batch, image_BCHW=batch.image_BCHW.clone(), masks_GHW=batch.masks_GHW.clone())
+        late = replace(
+            batch, image_BCHW=batch.image_BCHW.clone(), masks_GHW=batch.masks_GHW.clone()
+        )
         found = gradients(model, late)
     stream.synchronize()
     torch.testing.assert_close(found["loss"], expected["loss"], rtol=1e-4, atol=0)

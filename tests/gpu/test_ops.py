@@ -16,7 +16,9 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-4, torch.float16: 1e-2, tor
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("large", [False, True], ids=["odd", "model"])
 @pytest.mark.parametrize("op", OPS)
-def test_equals_the_reference_in_float64(device: str, op: str, large: bool, dtype: torch.dtype) -> None:
+def test_equals_the_reference_in_float64(
+    device: str, op: str, large: bool, dtype: torch.dtype
+) -> None:
     """Relative to the largest element: what cancels is not counted against half precision."""
     given = calls.inputs(op, large, dtype)
     with ops.use_reference():
@@ -50,7 +52,10 @@ def test_any_strides(device: str, op: str) -> None:
 
 def test_nothing_at_all(device: str) -> None:
     value = torch.zeros(0, 4, 1, 32, device=device)
-    locations, weights = torch.zeros(0, 3, 1, 1, 2, 2, device=device), torch.zeros(0, 3, 1, 1, 2, device=device)
+    locations, weights = (
+        torch.zeros(0, 3, 1, 1, 2, 2, device=device),
+        torch.zeros(0, 3, 1, 1, 2, device=device),
+    )
     assert ops.ms_deform_attn(value, [(2, 2)], locations, weights).shape == (0, 3, 32)
     logits = torch.zeros(0, 5, device=device)
     empty = torch.zeros(0, device=device)

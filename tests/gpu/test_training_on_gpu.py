@@ -42,7 +42,9 @@ def config(shapes: DataConfig, out: Path, **changes: Any) -> Config:
         iterations=4, batch_size=2, learning_rate=1e-3, warmup=2, clip=1.0, evaluate_every=100, checkpoint_every=2, log_every=1
     )  # fmt: skip
     data = replace(shapes, workers=int(torch.cuda.is_available()))
-    return Config("run", out, tiny.model_config(num_classes=6), data, LOSS, replace(settings, **changes))
+    return Config(
+        "run", out, tiny.model_config(num_classes=6), data, LOSS, replace(settings, **changes)
+    )
 
 
 def losses(run: Path) -> dict[int, float]:
@@ -53,7 +55,8 @@ def losses(run: Path) -> dict[int, float]:
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
 def test_a_training_step(device: str, same_points: None, precision: str) -> None:
-    """Loss and gradient norm are near those of fp32; weights move, and stay float32. fp16: with loss scaling."""
+    """Loss and gradient norm are near those of fp32; weights move, and stay float32. fp16: with
+    loss scaling."""
     if device == "cpu" and precision in ("tf32", "fp16"):
         pytest.skip("a CPU has neither TF32 nor loss scaling")
     model, batch = tiny.model().to(device), tiny.batch().to(device)
@@ -72,7 +75,9 @@ def test_a_training_step(device: str, same_points: None, precision: str) -> None
     scaler.step(optimizer)
     scaler.update()
     torch.testing.assert_close(loss.detach(), exact["loss"], rtol=0.05, atol=0)
-    expected = torch.stack([tensor.norm() for name, tensor in exact.items() if name != "loss"]).norm()
+    expected = torch.stack(
+        [tensor.norm() for name, tensor in exact.items() if name != "loss"]
+    ).norm()
     torch.testing.assert_close(norm, expected, rtol=1e-3 if precision == "fp32" else 0.3, atol=0)
     after = dict(model.named_parameters())
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in after.values())
@@ -90,7 +95,8 @@ def test_a_run(accelerated: str, shapes: DataConfig, tmp_path: Path, precision: 
     latest = checkpoint.latest(run)
     plain, ema = (checkpoint.load_weights(latest, ema=ema) for ema in (False, True))
     assert {tensor.device.type for tensor in (*plain.values(), *ema.values())} == {"cpu"}
-    if precision == "fp16":  # so small a model's gradients overflow at the scale that torch begins with: it is halved
+    # So small a model's gradients overflow at the scale that torch begins with: it is halved.
+    if precision == "fp16":
         assert checkpoint.load_state(latest)["scaler"]["scale"] < 65536
     else:
         assert any(not torch.equal(plain[name], ema[name]) for name in plain)
@@ -99,7 +105,8 @@ def test_a_run(accelerated: str, shapes: DataConfig, tmp_path: Path, precision: 
 
 
 def test_resume(accelerated: str, shapes: DataConfig, tmp_path: Path) -> None:
-    """Weights, moments and moving average are where they were; what follows is the same, on a GPU within rounding."""
+    """Weights, moments and moving average are where they were; what follows is the same, on a GPU
+    within rounding."""
     whole = config(shapes, tmp_path / "whole", ema=0.9)
     train(whole)
     stopped = replace(whole, out=tmp_path / "stopped", train=replace(whole.train, iterations=2))
@@ -115,21 +122,32 @@ def test_resume(accelerated: str, shapes: DataConfig, tmp_path: Path) -> None:
             assert torch.equal(weights[name].cpu(), tensor), name
     saved = checkpoint.load_state(latest)["optimizer"]["state"]
     for index, moments in trainer.optimizer.state_dict()["state"].items():
-        assert all(torch.equal(moments[key].cpu(), saved[index][key].cpu()) for key in ("exp_avg", "exp_avg_sq"))
+        assert all(
+            torch.equal(moments[key].cpu(), saved[index][key].cpu())
+            for key in ("exp_avg", "exp_avg_sq")
+        )
     trainer.run()
     logs = [losses(tmp_path / "whole" / "run"), losses(run)]
     for step in (3, 4):
-        assert logs[1][step] == (logs[0][step] if accelerated == "cpu" else pytest.approx(logs[0][step], rel=0.05))
+        assert logs[1][step] == (
+            logs[0][step] if accelerated == "cpu" else pytest.approx(logs[0][step], rel=0.05)
+        )
 
 
 def test_one_process_of_several(device: str, tmp_path: Path) -> None:
-    """torch's DistributedDataParallel with a group of one: NCCL on a GPU, gloo on a CPU; gradients are those without it."""
+    """torch's DistributedDataParallel with a group of one: NCCL on a GPU, gloo on a CPU; gradients
+    are those without it."""
     backend = "nccl" if device == "cuda" else "gloo"
-    if not torch.distributed.is_available() or not getattr(torch.distributed, f"is_{backend}_available")():
+    if (
+        not torch.distributed.is_available()
+        or not getattr(torch.distributed, f"is_{backend}_available")()
+    ):
         pytest.skip(f"torch was built without {backend}")
     model, batch = tiny.model().to(device).train(), tiny.batch().to(device)
     results = []
-    torch.distributed.init_process_group(backend, init_method=f"file://{tmp_path / 'meeting'}", world_size=1, rank=0)
+    torch.distributed.init_process_group(
+        backend, init_method=f"file://{tmp_path / 'meeting'}", world_size=1, rank=0
+    )
     try:
         wrapped = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
         for run in (wrapped, model):
@@ -137,7 +155,9 @@ def test_one_process_of_several(device: str, tmp_path: Path) -> None:
             torch.manual_seed(0)
             loss = Criterion(model.config, LOSS)(run(batch), batch).total(LOSS)
             loss.backward()
-            results.append((loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)))
+            results.append(
+                (loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None))
+            )
     finally:
         torch.distributed.destroy_process_group()
     assert len(results[0]) > 50

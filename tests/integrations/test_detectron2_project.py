@@ -1,4 +1,5 @@
-"""A detectron2 project's code, unchanged, on our kernels: `alignmask.ops.compat.install()` before it is imported."""
+"""A detectron2 project's code, unchanged, on our kernels: `alignmask.ops.compat.install()` before
+it is imported."""
 
 from __future__ import annotations
 
@@ -12,7 +13,9 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers.models.deformable_detr.modeling_deformable_detr import DeformableDetrMultiscaleDeformableAttention
+from transformers.models.deformable_detr.modeling_deformable_detr import (
+    DeformableDetrMultiscaleDeformableAttention,
+)
 
 from alignmask.ops import compat
 
@@ -38,7 +41,9 @@ def project(clean: None) -> ModuleType:
     return importlib.import_module(PROJECT)
 
 
-@pytest.mark.skipif(importlib.util.find_spec(EXTENSION) is not None, reason="the extension is installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec(EXTENSION) is not None, reason="the extension is installed"
+)
 def test_without_install_the_project_does_not_import(clean: None) -> None:
     with pytest.raises(ModuleNotFoundError, match=EXTENSION):
         importlib.import_module(PROJECT)
@@ -98,7 +103,9 @@ def test_its_module_equals_an_independent_one(project: ModuleType, coordinates: 
     found.backward(grad)
     expected.backward(grad)
     for (name, parameter), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-3, atol=1e-4, msg=lambda t, n=name: f"{n}: {t}")
+        torch.testing.assert_close(
+            parameter.grad, other.grad, rtol=1e-3, atol=1e-4, msg=lambda t, n=name: f"{n}: {t}"
+        )
 
 
 def test_it_trains(project: ModuleType) -> None:
@@ -118,5 +125,8 @@ def test_it_trains(project: ModuleType) -> None:
 
 def test_a_mistake_in_the_project_is_named(project: ModuleType) -> None:
     module, _ = pair(project)
-    with pytest.raises(ValueError, match=r"value_level_start_index\[1\] = 55, but value_spatial_shapes .* make it 54"):
+    with pytest.raises(
+        ValueError,
+        match=r"value_level_start_index\[1\] = 55, but value_spatial_shapes .* make it 54",
+    ):
         module(**case(2) | {"input_level_start_index": START + torch.tensor([0, 1, 1])})

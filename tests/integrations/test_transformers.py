@@ -1,4 +1,5 @@
-"""`use_kernels` changes what runs, not what comes out: outputs, gradients, a training step, and back again."""
+"""`use_kernels` changes what runs, not what comes out: outputs, gradients, a training step, and
+back again."""
 
 from __future__ import annotations
 
@@ -47,7 +48,9 @@ class Calls(TorchDispatchMode):
         super().__init__()
         self.count: Counter[str] = Counter()
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         self.count[function._opname] += 1
         return function(*args, **(kwargs or {}))
 
@@ -95,7 +98,9 @@ def test_gradients_are_the_same(name: str) -> None:
     def gradients() -> dict[str, Tensor | None]:
         model.zero_grad(set_to_none=True)
         outputs = dict(tensors(model(**batch)))
-        sum(tensor.square().mean() for key, tensor in outputs.items() if "coord_logits" not in key).backward()
+        sum(
+            tensor.square().mean() for key, tensor in outputs.items() if "coord_logits" not in key
+        ).backward()
         return {key: parameter.grad for key, parameter in model.named_parameters()}
 
     expected = gradients()
@@ -103,24 +108,34 @@ def test_gradients_are_the_same(name: str) -> None:
     found = gradients()
     assert sum(gradient is not None for gradient in expected.values()) > 50
     # Biases before a norm have no gradient but rounding errors.
-    largest = max(float(gradient.abs().max()) for gradient in expected.values() if gradient is not None)
+    largest = max(
+        float(gradient.abs().max()) for gradient in expected.values() if gradient is not None
+    )
     for key, gradient in expected.items():
         if gradient is None:
             assert found[key] is None, key
         else:
             torch.testing.assert_close(
-                found[key], gradient, rtol=1e-4, atol=1e-5 * largest, msg=lambda t, k=key: f"{k}: {t}"
+                found[key],
+                gradient,
+                rtol=1e-4,
+                atol=1e-5 * largest,
+                msg=lambda t, k=key: f"{k}: {t}",
             )
 
 
 def test_training_goes_the_same_way() -> None:
-    """Three steps of Mask2Former on its own loss; its points are random, so both runs get the same seed."""
+    """Three steps of Mask2Former on its own loss; its points are random, so both runs get the same
+    seed."""
     start = build(huggingface.mask2former)
     batch: dict[str, Any] = inputs(start)
     masks = torch.zeros(2, 3, *huggingface.SIZE)
     for n in range(3):
         masks[:, n, 20 * n : 20 * n + 30, 10 : 60 + 20 * n] = 1
-    batch |= {"mask_labels": list(masks), "class_labels": [torch.tensor([0, 1, 2]), torch.tensor([3, 1, 4])]}
+    batch |= {
+        "mask_labels": list(masks),
+        "class_labels": [torch.tensor([0, 1, 2]), torch.tensor([3, 1, 4])],
+    }
 
     def train(model: nn.Module) -> list[float]:
         torch.manual_seed(1)
@@ -145,7 +160,9 @@ def test_attention_weights_are_returned_where_they_are_asked_for() -> None:
     batch = inputs(model)
     module = model.get_submodule("model.pixel_level_module.decoder.encoder.layers.0.self_attn")
     given: list[dict[str, Any]] = []
-    with module.register_forward_pre_hook(lambda _, __, keywords: given.append(keywords), with_kwargs=True):
+    with module.register_forward_pre_hook(
+        lambda _, __, keywords: given.append(keywords), with_kwargs=True
+    ):
         model(**batch)
     given[0]["output_attentions"] = True
     expected = module(**given[0])
@@ -158,8 +175,8 @@ def test_attention_weights_are_returned_where_they_are_asked_for() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["mask2former", "deformable_detr"])
 def test_autocast(name: str, dtype: torch.dtype) -> None:
-    """As far from float32 as the model itself is under autocast, but for luck: where a mask's logit is near 0, rounding decides
-    what the next layer attends to."""
+    """As far from float32 as the model itself is under autocast, but for luck: where a mask's logit
+    is near 0, rounding decides what the next layer attends to."""
     model = build(MODELS[name])
     batch = inputs(model)
     key = "masks_queries_logits" if name == "mask2former" else "encoder_last_hidden_state"
@@ -173,14 +190,18 @@ def test_autocast(name: str, dtype: torch.dtype) -> None:
 
 def test_half_precision_weights() -> None:
     model = build(huggingface.mask2former).to(torch.bfloat16)
-    batch = {key: value.bfloat16() if value.is_floating_point() else value for key, value in inputs(model).items()}
+    batch = {
+        key: value.bfloat16() if value.is_floating_point() else value
+        for key, value in inputs(model).items()
+    }
     module = model.get_submodule("model.pixel_level_module.decoder.encoder.layers.0.self_attn")
     with torch.no_grad():
         assert use_kernels(model)(**batch).masks_queries_logits.dtype == torch.bfloat16
     assert module.output_proj.weight.dtype == torch.bfloat16
 
 
-# -- there and back ------------------------------------------------------------------------------------------------------
+# -- there and back
+# --------------------------------------------------------------------------------------------------
 
 
 def kinds(model: nn.Module) -> list[type]:
@@ -197,7 +218,9 @@ def test_restore_undoes_it(name: str) -> None:
     changed = [new for new, old in zip(kinds(model), before, strict=True) if new is not old]
     assert len(changed) == LAYERS[name]
     assert list(model.state_dict()) == names
-    assert all(isinstance(module, kind) for module, kind in zip(model.modules(), before, strict=True))
+    assert all(
+        isinstance(module, kind) for module, kind in zip(model.modules(), before, strict=True)
+    )
     assert restore(model) is model
     assert kinds(model) == before
     with torch.no_grad():
@@ -221,7 +244,10 @@ def test_it_compiles_in_one_graph() -> None:
     module = model.get_submodule("model.pixel_level_module.decoder.encoder.layers.0.self_attn")
     shapes = [(4, 6), (8, 12)]
     module.n_levels = 2
-    module.sampling_offsets, module.attention_weights = nn.Linear(32, 4 * 2 * 4 * 2), nn.Linear(32, 4 * 2 * 4)
+    module.sampling_offsets, module.attention_weights = (
+        nn.Linear(32, 4 * 2 * 4 * 2),
+        nn.Linear(32, 4 * 2 * 4),
+    )
     tokens = torch.randn(2, 4 * 6 + 8 * 12, 32)
     given = {
         "encoder_hidden_states": tokens, "position_embeddings": torch.randn_like(tokens),
@@ -232,12 +258,14 @@ def test_it_compiles_in_one_graph() -> None:
     torch.testing.assert_close(found, expected)
 
 
-# -- what is refused -----------------------------------------------------------------------------------------------------
+# -- what is refused
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_model_without_such_modules_is_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"Sequential has none of the modules MultiScale.*it has no deformable attention"
+        ValueError,
+        match=r"Sequential has none of the modules MultiScale.*it has no deformable attention",
     ):
         use_kernels(nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(ValueError, match=r"it has 2 RTDetrV2MultiscaleDeformableAttention"):
@@ -249,7 +277,9 @@ def test_a_forward_that_was_replaced_is_refused() -> None:
     module = model.get_submodule("model.pixel_level_module.decoder.encoder.layers.1.self_attn")
     module.forward = module.forward
     before = kinds(model)
-    with pytest.raises(ValueError, match=r"layers\.1\.self_attn \(transformers\..*its forward was replaced already"):
+    with pytest.raises(
+        ValueError, match=r"layers\.1\.self_attn \(transformers\..*its forward was replaced already"
+    ):
         use_kernels(model)
     assert kinds(model) == before
 
@@ -259,15 +289,22 @@ def test_a_forward_that_is_not_known_is_refused() -> None:
         def forward(self, value: Tensor, mask: Tensor, tables: Tensor) -> Tensor:
             return value
 
-    with pytest.raises(ValueError, match=r"its forward takes mask, tables, which this version does not know"):
+    with pytest.raises(
+        ValueError, match=r"its forward takes mask, tables, which this version does not know"
+    ):
         use_kernels(nn.Sequential(MultiScaleDeformableAttention()))
     MultiScaleDeformableAttention.forward = lambda self, value: value  # type: ignore[assignment, method-assign]
-    with pytest.raises(ValueError, match=r"its forward does not take attention_weights, im2col_step, .*too old"):
+    with pytest.raises(
+        ValueError, match=r"its forward does not take attention_weights, im2col_step, .*too old"
+    ):
         use_kernels(nn.Sequential(MultiScaleDeformableAttention()))
 
 
 def test_a_device_without_a_kernel_is_told_of() -> None:
-    with ops.use_reference("ms_deform_attn"), pytest.warns(UserWarning, match=r"no ms_deform_attn kernel for cpu"):
+    with (
+        ops.use_reference("ms_deform_attn"),
+        pytest.warns(UserWarning, match=r"no ms_deform_attn kernel for cpu"),
+    ):
         use_kernels(build(huggingface.mask2former))
 
 

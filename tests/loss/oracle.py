@@ -1,5 +1,6 @@
-"""The losses written once more, from the paper's section 2.2, Mask2Former and the docstrings of `LossConfig`: one query, one
-instance, one output at a time, in float64. It shares no code with `alignmask.loss` and none of the kernels.
+"""The losses written once more, from the paper's section 2.2, Mask2Former and the docstrings of
+`LossConfig`: one query, one instance, one output at a time, in float64. It shares no code with
+`alignmask.loss` and none of the kernels.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def shrink(mask_HW: Tensor, size: tuple[int, int]) -> Tensor:
     covered = torch.zeros(size, dtype=torch.long)
     for i in range(size[0]):
         for j in range(size[1]):
-            covered[i, j] = mask_HW[i * rows : (i + 1) * rows, j * columns : (j + 1) * columns].sum()
+            covered[i, j] = mask_HW[
+                i * rows : (i + 1) * rows, j * columns : (j + 1) * columns
+            ].sum()
     enough = 2 * covered >= rows * columns
     if not enough.any() and covered.any():
         enough.view(-1)[covered.argmax()] = True
@@ -46,9 +49,14 @@ def mask_logits(prediction: Prediction, output: int, b: int, r: int) -> Tensor:
     return (embedding_E[:, None, None] * prediction.pixel_embedding_BEHW[b].double()).sum(0)
 
 
-def iou(prediction: Prediction, batch: Batch, config: LossConfig, output: int, r: int, g: int) -> float:
+def iou(
+    prediction: Prediction, batch: Batch, config: LossConfig, output: int, r: int, g: int
+) -> float:
     """Of row r's mask with instance g, whose image it looks at."""
-    logits_HW, mask_HW = mask_logits(prediction, output, int(batch.owner_G[g]), r).detach(), batch.masks_GHW[g]
+    logits_HW, mask_HW = (
+        mask_logits(prediction, output, int(batch.owner_G[g]), r).detach(),
+        batch.masks_GHW[g],
+    )
     if config.iou_resolution == "image":
         logits_HW = F.interpolate(logits_HW[None, None], size=mask_HW.shape, mode="bilinear")[0, 0]
     else:
@@ -73,7 +81,10 @@ def class_cost(logits_C: Tensor, label: int, classification: str, config: LossCo
     if config.class_cost == "probability":
         return -p
     log_p, log_not_p = torch.tensor([p, 1 - p]).log().tolist()
-    positive, negative = -0.25 * (1 - p) ** config.gamma * log_p, -0.75 * p**config.gamma * log_not_p
+    positive, negative = (
+        -0.25 * (1 - p) ** config.gamma * log_p,
+        -0.75 * p**config.gamma * log_not_p,
+    )
     return positive - negative
 
 
@@ -98,9 +109,16 @@ def cost(
         for m, g in enumerate(mine):
             bce, dice = mask_terms(logits_HW, batch.masks_GHW[g], points_K2)
             of_class = class_cost(
-                prediction.class_logits_LBRC[output, b, q], int(batch.labels_G[g]), classification, config
+                prediction.class_logits_LBRC[output, b, q],
+                int(batch.labels_G[g]),
+                classification,
+                config,
             )
-            found[m, q] = config.class_weight * of_class + config.mask_weight * bce + config.dice_weight * dice
+            found[m, q] = (
+                config.class_weight * of_class
+                + config.mask_weight * bce
+                + config.dice_weight * dice
+            )
             if config.iou_cost:
                 found[m, q] -= config.iou_cost * iou(prediction, batch, config, output, q, g)
     return found
@@ -126,7 +144,8 @@ def match(
 def classification_loss(
     logits_C: Tensor, label: int, overlap: float, classification: str, config: LossConfig
 ) -> Tensor:
-    """Of one query with a sigmoid per class. overlap: with its instance, or (label -1) the largest with any instance."""
+    """Of one query with a sigmoid per class. overlap: with its instance, or (label -1) the largest
+    with any instance."""
     s_C = 1 / (1 + (-logits_C.double()).exp())
     total = s_C.new_zeros(())
     for c, s in enumerate(s_C):
@@ -137,7 +156,9 @@ def classification_loss(
         if label >= 0:  # Eq. 3, first sum; classes that are not the instance's have t = 0
             t = 0.0
             if c == label:
-                t = s.item() ** config.target_score_share * overlap ** (1 - config.target_score_share)
+                t = s.item() ** config.target_score_share * overlap ** (
+                    1 - config.target_score_share
+                )
             weight = abs(t - s) ** config.gamma
         else:  # second sum
             t, weight = 0.0, s**config.gamma
@@ -155,7 +176,14 @@ def by_name(losses: Losses) -> dict[str, Tensor]:
     return {prefix + name: value for prefix, terms in kinds for name, value in vars(terms).items()}
 
 
-NAMES = ("classification_L", "mask_L", "dice_L", "aligned_classification_L", "aligned_mask_L", "aligned_dice_L")
+NAMES = (
+    "classification_L",
+    "mask_L",
+    "dice_L",
+    "aligned_classification_L",
+    "aligned_mask_L",
+    "aligned_dice_L",
+)
 
 
 def losses(
@@ -166,19 +194,26 @@ def losses(
     matcher_points_BK2: Tensor,
     mask_points: Callable[[Tensor], Tensor],
 ) -> dict[str, Tensor]:
-    """-> all losses. mask_points: a row's mask logits [H, W] -> where its mask losses look [K, 2]."""
+    """-> all losses. mask_points: a row's mask logits [H, W] -> where its mask losses look [K,
+    2]."""
     outputs, images, rows = prediction.class_logits_LBRC.shape[:3]
     found: dict[str, list[Tensor]] = {name: [] for name in NAMES}
-    instance_BA = torch.empty(images, 0) if prediction.aligned is None else prediction.aligned.instance_BA
+    instance_BA = (
+        torch.empty(images, 0) if prediction.aligned is None else prediction.aligned.instance_BA
+    )
     live = int((instance_BA >= 0).sum())
     for output in range(outputs):
         sums = {name: torch.zeros((), dtype=torch.float64) for name in NAMES}
         weights = dict.fromkeys(NAMES, 0.0)
         for b in range(images):
-            matched = match(prediction, batch, classification, config, matcher_points_BK2, output, b)
+            matched = match(
+                prediction, batch, classification, config, matcher_points_BK2, output, b
+            )
             for r in range(rows):
                 kind = "" if r < prediction.queries else "aligned_"
-                instance = matched.get(r, -1) if not kind else int(instance_BA[b, r - prediction.queries])
+                instance = (
+                    matched.get(r, -1) if not kind else int(instance_BA[b, r - prediction.queries])
+                )
                 if kind and instance < 0:
                     continue  # padding
                 label = int(batch.labels_G[instance]) if instance >= 0 else -1
@@ -186,15 +221,23 @@ def losses(
                 name = f"{kind}classification_L"
                 if classification == "softmax":
                     weight = 1.0 if label >= 0 else config.no_object_weight
-                    sums[name] = sums[name] - weight * (logits_C[label] - logits_C.exp().sum().log())
+                    sums[name] = sums[name] - weight * (
+                        logits_C[label] - logits_C.exp().sum().log()
+                    )
                     weights[name] += weight
                 else:
                     mine = [instance] if instance >= 0 else instances_of(batch, b)
-                    best = max((iou(prediction, batch, config, output, r, g) for g in mine), default=0.0)
-                    sums[name] = sums[name] + classification_loss(logits_C, label, best, classification, config)
+                    best = max(
+                        (iou(prediction, batch, config, output, r, g) for g in mine), default=0.0
+                    )
+                    sums[name] = sums[name] + classification_loss(
+                        logits_C, label, best, classification, config
+                    )
                 if instance >= 0:
                     logits_HW = mask_logits(prediction, output, b, r)
-                    bce, dice = mask_terms(logits_HW, batch.masks_GHW[instance], mask_points(logits_HW.detach()))
+                    bce, dice = mask_terms(
+                        logits_HW, batch.masks_GHW[instance], mask_points(logits_HW.detach())
+                    )
                     sums[f"{kind}mask_L"] = sums[f"{kind}mask_L"] + bce
                     sums[f"{kind}dice_L"] = sums[f"{kind}dice_L"] + dice
         for name in NAMES:
@@ -207,5 +250,10 @@ def total(losses: dict[str, Tensor], config: LossConfig) -> Tensor:
     weights = (config.class_weight, config.mask_weight, config.dice_weight)
     total = torch.zeros((), dtype=torch.float64)
     for name, weight in zip(NAMES, weights * 2, strict=True):
-        total = total + weight * (config.aligned_weight if name.startswith("aligned") else 1) * losses[name].sum()
+        total = (
+            total
+            + weight
+            * (config.aligned_weight if name.startswith("aligned") else 1)
+            * losses[name].sum()
+        )
     return total

@@ -1,4 +1,5 @@
-"""Predictions whose masks are good and bad in every degree: overlaps from 0 to 1, other ones at every output."""
+"""Predictions whose masks are good and bad in every degree: overlaps from 0 to 1, other ones at
+every output."""
 
 from __future__ import annotations
 
@@ -19,21 +20,31 @@ def scene(
     counts: tuple[int, ...] = (3, 0, 2), outputs: int = 2, queries: int = 6, slots: int = 4, softmax: bool = False,
     seed: int = 0,
 ) -> tuple[Prediction, Batch]:  # fmt: skip
-    """Every image's pixel embedding has a channel per instance, inside of which it is positive, and two of noise.
+    """Every image's pixel embedding has a channel per instance, inside of which it is positive, and
+    two of noise.
 
-    Object queries and aligned slots go round the image's instances; the last aligned slot is padding. Every output strays from
-    the instances by another amount, and class logits lean towards the right class. slots = 0: no aligned queries.
+    Object queries and aligned slots go round the image's instances; the last aligned slot is
+    padding. Every output strays from the instances by another amount, and class logits lean towards
+    the right class. slots = 0: no aligned queries.
     """
     generator = torch.Generator().manual_seed(seed)
     batch = tiny.batch(counts, size=SIZE, seed=seed)
     most, rows = max(*counts, 1), queries + slots
-    pixels_BEHW = torch.randn(len(counts), most + 2, SIZE[0] // 4, SIZE[1] // 4, generator=generator)
+    pixels_BEHW = torch.randn(
+        len(counts), most + 2, SIZE[0] // 4, SIZE[1] // 4, generator=generator
+    )
     embedding_LBRE = torch.randn(outputs, len(counts), rows, most + 2, generator=generator)
     logits_LBRC = torch.randn(outputs, len(counts), rows, CLASSES + softmax, generator=generator)
     instance_BA = torch.full((len(counts), slots), -1)
     first = 0
     for b, count in enumerate(counts):
-        inside = batch.masks_GHW[first : first + count].float().unflatten(1, (-1, 4)).unflatten(3, (-1, 4)).mean((2, 4))
+        inside = (
+            batch.masks_GHW[first : first + count]
+            .float()
+            .unflatten(1, (-1, 4))
+            .unflatten(3, (-1, 4))
+            .mean((2, 4))
+        )
         pixels_BEHW[b, :count] = 0.7 * pixels_BEHW[b, :count] + 4 * inside - 2
         for r in range(rows if count else 0):
             m = r % count
@@ -43,8 +54,12 @@ def scene(
             if queries <= r < rows - 1:
                 instance_BA[b, r - queries] = first + m
         first += count
-    aligned = AlignedQueries(torch.zeros(len(counts), slots, 1), instance_BA, instance_BA.clamp(max=0))
-    return Prediction(logits_LBRC, embedding_LBRE, pixels_BEHW, queries, aligned if slots else None), batch
+    aligned = AlignedQueries(
+        torch.zeros(len(counts), slots, 1), instance_BA, instance_BA.clamp(max=0)
+    )
+    return Prediction(
+        logits_LBRC, embedding_LBRE, pixels_BEHW, queries, aligned if slots else None
+    ), batch
 
 
 def with_gradients(prediction: Prediction) -> tuple[Prediction, list[torch.Tensor]]:

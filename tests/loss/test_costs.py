@@ -1,4 +1,5 @@
-"""Matching costs against the plain form, with weights that are all unlike, and their directions as properties."""
+"""Matching costs against the plain form, with weights that are all unlike, and their directions as
+properties."""
 
 from __future__ import annotations
 
@@ -18,25 +19,45 @@ from tests.covers import covers
 from tests.loss import oracle
 from tests.loss.scenes import scene
 
-KINDS = [("softmax", "probability"), ("focal", "probability"), ("focal", "focal"), ("quality_focal", "probability")]
+KINDS = [
+    ("softmax", "probability"),
+    ("focal", "probability"),
+    ("focal", "focal"),
+    ("quality_focal", "probability"),
+]
 KINDS += [("quality_focal", "focal")]
 
 
-@covers("loss.class_weight", "loss.mask_weight", "loss.dice_weight", "loss.iou_cost", "loss.class_cost", "loss.gamma")
+@covers(
+    "loss.class_weight",
+    "loss.mask_weight",
+    "loss.dice_weight",
+    "loss.iou_cost",
+    "loss.class_cost",
+    "loss.gamma",
+)
 @pytest.mark.parametrize("resolution", ["image", "prediction"])
 @pytest.mark.parametrize(("classification", "kind"), KINDS)
-def test_costs_are_weighted_as_the_configuration_says(classification: str, kind: str, resolution: str) -> None:
+def test_costs_are_weighted_as_the_configuration_says(
+    classification: str, kind: str, resolution: str
+) -> None:
     prediction, batch = scene(softmax=classification == "softmax")
     config = LossConfig(
         class_weight=2.5, mask_weight=3.0, dice_weight=7.0, iou_cost=0.9, gamma=1.5, class_cost=kind,
         iou_resolution=resolution,
     )  # fmt: skip
     points_BK2 = torch.rand(3, 40, 2)
-    found = cost(prediction, batch, config, classification, points_BK2, mask_ious(prediction, batch, config))
+    found = cost(
+        prediction, batch, config, classification, points_BK2, mask_ious(prediction, batch, config)
+    )
     for output in range(2):
         for b, count in enumerate(batch.counts):
-            by_hand = oracle.cost(prediction, batch, classification, config, points_BK2[b], output, b)
-            torch.testing.assert_close(found[output, b, :count].double(), by_hand, rtol=1e-4, atol=1e-4)
+            by_hand = oracle.cost(
+                prediction, batch, classification, config, points_BK2[b], output, b
+            )
+            torch.testing.assert_close(
+                found[output, b, :count].double(), by_hand, rtol=1e-4, atol=1e-4
+            )
             assert not found[output, b, count:].any()
 
 
@@ -52,12 +73,16 @@ def test_class_costs_by_hand() -> None:
             likely = -0.25 * 0.2**gamma * math.log(0.8) + 0.75 * 0.8**gamma * math.log(0.2)
             unlikely = -0.25 * 0.8**gamma * math.log(0.2) + 0.75 * 0.2**gamma * math.log(0.8)
             assert found.tolist() == pytest.approx([likely, unlikely])
-    found = class_cost(torch.tensor([2.0, 1.0, 0.0]).log(), LossConfig(class_cost="focal"), "softmax")
+    found = class_cost(
+        torch.tensor([2.0, 1.0, 0.0]).log(), LossConfig(class_cost="focal"), "softmax"
+    )
     assert found.tolist() == pytest.approx([-2 / 3, -1 / 3, 0.0])  # softmax has but one cost
 
 
 @pytest.mark.parametrize(("classification", "kind"), KINDS)
-def test_the_query_with_the_highest_score_of_the_right_class_is_matched(classification: str, kind: str) -> None:
+def test_the_query_with_the_highest_score_of_the_right_class_is_matched(
+    classification: str, kind: str
+) -> None:
     """Masks alike: only the class decides, at every output for itself."""
     prediction, batch = scene((1, 0, 1), outputs=3, softmax=classification == "softmax")
     prediction.mask_embedding_LBRE.zero_()
@@ -82,7 +107,9 @@ def moved_masks() -> tuple[Prediction, Batch]:
     inside = torch.full((8, 16), -6.0)
     inside[2:6, 2:6] = 6.0
     pixels = torch.stack([inside.roll(q, 1) for q in range(4)])[None]
-    return replace(prediction, mask_embedding_LBRE=torch.eye(4)[None, None], pixel_embedding_BEHW=pixels), batch
+    return replace(
+        prediction, mask_embedding_LBRE=torch.eye(4)[None, None], pixel_embedding_BEHW=pixels
+    ), batch
 
 
 @pytest.mark.parametrize("weight", ["mask_weight", "dice_weight", "iou_cost"])
@@ -91,7 +118,12 @@ def test_a_better_mask_costs_less(weight: str) -> None:
     nothing = LossConfig(class_weight=0, mask_weight=0, dice_weight=0)
     config = replace(nothing, **{weight: 1.0})
     found = cost(
-        prediction, batch, config, "quality_focal", torch.rand(1, 400, 2), mask_ious(prediction, batch, config)
+        prediction,
+        batch,
+        config,
+        "quality_focal",
+        torch.rand(1, 400, 2),
+        mask_ious(prediction, batch, config),
     )
     costs = found[0, 0, 0].tolist()
     assert all(better < worse - 0.02 for better, worse in pairwise(costs))
@@ -99,10 +131,14 @@ def test_a_better_mask_costs_less(weight: str) -> None:
 
 
 @covers("loss.points")
-def test_masks_are_compared_at_as_many_points_as_the_configuration_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masks_are_compared_at_as_many_points_as_the_configuration_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     prediction, batch = scene()
     drawn, compare = [], cost
-    monkeypatch.setattr("alignmask.loss.matcher.cost", lambda *args: drawn.append(args[4]) or compare(*args))
+    monkeypatch.setattr(
+        "alignmask.loss.matcher.cost", lambda *args: drawn.append(args[4]) or compare(*args)
+    )
     for _ in range(2):
         match(prediction, batch, LossConfig(points=23), "quality_focal")
     first, second = drawn

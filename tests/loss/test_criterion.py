@@ -20,7 +20,12 @@ def loss_of(classification: str, counts: tuple[int, ...] = (3, 0, 2), **changes:
     batch = tiny.batch(counts)
     torch.manual_seed(1)
     prediction = model(batch)
-    return model, batch, prediction, Criterion(model.config, replace(LOSS, **changes))(prediction, batch)
+    return (
+        model,
+        batch,
+        prediction,
+        Criterion(model.config, replace(LOSS, **changes))(prediction, batch),
+    )
 
 
 @pytest.mark.parametrize("classification", ["softmax", "focal", "quality_focal"])

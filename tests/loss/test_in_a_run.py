@@ -13,8 +13,11 @@ from alignmask.training.trainer import Trainer
 from tests import tiny
 
 
-def test_a_run_minimises_the_losses_that_are_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the criterion makes of a `LossConfig` is tested beside this file; here: it is the run's."""
+def test_a_run_minimises_the_losses_that_are_configured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the criterion makes of a `LossConfig` is tested beside this file; here: it is the
+    run's."""
     shapes = ShapesConfig(tmp_path / "shapes", train_images=2, val_images=1, size=64)
     loss = LossConfig(
         class_weight=3.0, mask_weight=7.0, dice_weight=4.0, aligned_weight=0.6, no_object_weight=0.2, class_cost="focal",
@@ -24,7 +27,9 @@ def test_a_run_minimises_the_losses_that_are_configured(tmp_path: Path, monkeypa
     assert not [name for name, value in vars(LossConfig()).items() if getattr(loss, name) == value]
     data = DataConfig(shapes=shapes, crop=64, eval_short_side=64, eval_max_side=64, workers=0)
     model = tiny.model_config(num_classes=6, classification="focal")
-    trainer = Trainer(Config("run", tmp_path, model, data, loss, TrainConfig(iterations=1, batch_size=2)))
+    trainer = Trainer(
+        Config("run", tmp_path, model, data, loss, TrainConfig(iterations=1, batch_size=2))
+    )
     assert trainer.criterion.loss_config == loss
     assert trainer.criterion.model_config == model
 

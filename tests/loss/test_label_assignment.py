@@ -32,7 +32,10 @@ def test_assignment_equals_plain_loops(counts: list[int], seed: int) -> None:
     prediction = replace(prediction_for(batch, queries=rows), queries=queries, aligned=aligned)
     iou = torch.rand(outputs, instances, rows, generator=generator)
     query = torch.stack(
-        [torch.cat([torch.randperm(queries, generator=generator)[:c] for c in counts]) for _ in range(outputs)]
+        [
+            torch.cat([torch.randperm(queries, generator=generator)[:c] for c in counts])
+            for _ in range(outputs)
+        ]
     ).long()
     if instances:
         query[0, 0] = -1  # an instance that found no query
@@ -50,7 +53,9 @@ def test_assignment_equals_plain_loops(counts: list[int], seed: int) -> None:
                 live = r < queries or instance >= 0
                 assert targets.live_BR[b, r] == live
                 assert targets.instance_LBR[output, b, r] == instance
-                assert targets.label_LBR[output, b, r] == (batch.labels_G[instance] if instance >= 0 else -1)
+                assert targets.label_LBR[output, b, r] == (
+                    batch.labels_G[instance] if instance >= 0 else -1
+                )
                 best = max((iou[output, g, r].item() for g in mine), default=0.0)
                 expected = iou[output, instance, r].item() if instance >= 0 else best
                 assert targets.iou_LBR is not None
@@ -58,7 +63,8 @@ def test_assignment_equals_plain_loops(counts: list[int], seed: int) -> None:
 
 
 def test_mask_ious_at_both_resolutions() -> None:
-    """A prediction that equals the instance has IoU 1, at the prediction's size and at the image's."""
+    """A prediction that equals the instance has IoU 1, at the prediction's size and at the
+    image's."""
     batch = tiny.batch((1,), size=(64, 96))
     batch.masks_GHW.zero_()
     batch.masks_GHW[0, 16:48, 8:40] = True  # on the stride-4 grid

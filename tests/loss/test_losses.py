@@ -1,4 +1,5 @@
-"""All losses, at every output and for both kinds of query, against the plain form: from the configuration to the gradient."""
+"""All losses, at every output and for both kinds of query, against the plain form: from the
+configuration to the gradient."""
 
 from __future__ import annotations
 
@@ -28,14 +29,18 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, ...]]:
     def points(logits_NHW: torch.Tensor, points: int, *rest: float) -> torch.Tensor:
         calls.append((points, *rest))
         return (
-            torch.stack([row_points(x, points) for x in logits_NHW]) if len(logits_NHW) else torch.empty(0, points, 2)
+            torch.stack([row_points(x, points) for x in logits_NHW])
+            if len(logits_NHW)
+            else torch.empty(0, points, 2)
         )
 
     monkeypatch.setattr("alignmask.loss.criterion.uncertain_points", points)
     return calls
 
 
-def found(classification: str, config: LossConfig, **of_scene: object) -> tuple[Losses, list[torch.Tensor]]:
+def found(
+    classification: str, config: LossConfig, **of_scene: object
+) -> tuple[Losses, list[torch.Tensor]]:
     prediction, batch = scene(softmax=classification == "softmax", **of_scene)
     prediction, leaves = with_gradients(prediction)
     torch.manual_seed(SEED)  # the matcher's points are the first numbers drawn
@@ -43,13 +48,20 @@ def found(classification: str, config: LossConfig, **of_scene: object) -> tuple[
     return losses, leaves
 
 
-def expected(classification: str, config: LossConfig, **of_scene: object) -> tuple[dict, list[torch.Tensor]]:
+def expected(
+    classification: str, config: LossConfig, **of_scene: object
+) -> tuple[dict, list[torch.Tensor]]:
     prediction, batch = scene(softmax=classification == "softmax", **of_scene)
     prediction, leaves = with_gradients(prediction)
     torch.manual_seed(SEED)
     points = torch.rand(batch.batch_size, config.points, 2)
     losses = oracle.losses(
-        prediction, batch, classification, config, points, lambda logits: row_points(logits, config.points)
+        prediction,
+        batch,
+        classification,
+        config,
+        points,
+        lambda logits: row_points(logits, config.points),
     )
     return losses, leaves
 
@@ -66,7 +78,9 @@ def check(classification: str, config: LossConfig, **of_scene: object) -> float:
     total, total_by_hand = losses.total(config), oracle.total(by_hand, config)
     torch.testing.assert_close(total.double(), total_by_hand, rtol=1e-4, atol=1e-6)
     gradients = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
-    by_hand = torch.autograd.grad(total_by_hand, leaves_by_hand, allow_unused=True, materialize_grads=True)
+    by_hand = torch.autograd.grad(
+        total_by_hand, leaves_by_hand, allow_unused=True, materialize_grads=True
+    )
     for gradient, right in zip(gradients, by_hand, strict=True):
         torch.testing.assert_close(gradient, right, rtol=1e-3, atol=1e-5)
     return total_by_hand.item()
@@ -78,26 +92,51 @@ def check(classification: str, config: LossConfig, **of_scene: object) -> float:
     [
         pytest.param({"class_weight": 0.5}, ALL, marks=covers("loss.class_weight")),
         pytest.param({"class_weight": 70.0}, ALL, marks=covers("loss.class_weight")),
-        pytest.param({"mask_weight": 30.0, "dice_weight": 0.7}, ALL, marks=covers("loss.mask_weight")),
-        pytest.param({"mask_weight": 0.3, "dice_weight": 70.0}, ALL, marks=covers("loss.dice_weight")),
+        pytest.param(
+            {"mask_weight": 30.0, "dice_weight": 0.7}, ALL, marks=covers("loss.mask_weight")
+        ),
+        pytest.param(
+            {"mask_weight": 0.3, "dice_weight": 70.0}, ALL, marks=covers("loss.dice_weight")
+        ),
         pytest.param({"aligned_weight": 0.3}, ALL, marks=covers("loss.aligned_weight")),
-        pytest.param({"no_object_weight": 0.7}, ("softmax",), marks=covers("loss.no_object_weight")),
-        pytest.param({"class_cost": "focal", "class_weight": 9.0}, ALL, marks=covers("loss.class_cost")),
+        pytest.param(
+            {"no_object_weight": 0.7}, ("softmax",), marks=covers("loss.no_object_weight")
+        ),
+        pytest.param(
+            {"class_cost": "focal", "class_weight": 9.0}, ALL, marks=covers("loss.class_cost")
+        ),
         pytest.param({"iou_cost": 60.0}, ALL, marks=covers("loss.iou_cost")),
         pytest.param({"gamma": 1.5}, ("focal", "quality_focal"), marks=covers("loss.gamma")),
         pytest.param({"gamma": 3.0}, ("focal", "quality_focal"), marks=covers("loss.gamma")),
         pytest.param({"theta": 0.3}, ("quality_focal",), marks=covers("loss.theta")),
         pytest.param({"theta": 0.7}, ("quality_focal",), marks=covers("loss.theta")),
-        pytest.param({"weigh_negatives": False}, ("quality_focal",), marks=covers("loss.weigh_negatives")),
-        pytest.param({"target_score_share": 0.25}, ("quality_focal",), marks=covers("loss.target_score_share")),
+        pytest.param(
+            {"weigh_negatives": False}, ("quality_focal",), marks=covers("loss.weigh_negatives")
+        ),
+        pytest.param(
+            {"target_score_share": 0.25},
+            ("quality_focal",),
+            marks=covers("loss.target_score_share"),
+        ),
         pytest.param({"points": 41}, ALL, marks=covers("loss.points")),
-        pytest.param({"iou_resolution": "prediction"}, ("quality_focal",), marks=covers("loss.iou_resolution")),
-        pytest.param({"iou_resolution": "prediction", "iou_cost": 60.0}, ALL, marks=covers("loss.iou_resolution")),
+        pytest.param(
+            {"iou_resolution": "prediction"},
+            ("quality_focal",),
+            marks=covers("loss.iou_resolution"),
+        ),
+        pytest.param(
+            {"iou_resolution": "prediction", "iou_cost": 60.0},
+            ALL,
+            marks=covers("loss.iou_resolution"),
+        ),
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else "",
 )
 def test_every_setting_does_what_it_says_and_nothing_else(
-    classification: str, changes: dict[str, object], matters_to: tuple[str, ...], asked: list[tuple[float, ...]]
+    classification: str,
+    changes: dict[str, object],
+    matters_to: tuple[str, ...],
+    asked: list[tuple[float, ...]],
 ) -> None:
     total = check(classification, replace(PLAIN, **changes))
     assert (abs(total / plain(classification) - 1) > 1e-4) == (classification in matters_to)
@@ -105,7 +144,9 @@ def test_every_setting_does_what_it_says_and_nothing_else(
 
 @pytest.mark.parametrize("classification", ALL)
 @pytest.mark.parametrize("seed", range(3))
-def test_all_settings_together(classification: str, seed: int, asked: list[tuple[float, ...]]) -> None:
+def test_all_settings_together(
+    classification: str, seed: int, asked: list[tuple[float, ...]]
+) -> None:
     config = LossConfig(
         class_weight=3.0, mask_weight=7.0, dice_weight=4.0, aligned_weight=0.6, no_object_weight=0.2, class_cost="focal",
         iou_cost=1.5, gamma=1.7, theta=0.4, target_score_share=0.3, points=23, iou_resolution="prediction",
@@ -116,8 +157,20 @@ def test_all_settings_together(classification: str, seed: int, asked: list[tuple
 @pytest.mark.parametrize("classification", ALL)
 @pytest.mark.parametrize(
     "of_scene",
-    [{"counts": (0, 0)}, {"counts": (8, 1)}, {"slots": 0}, {"slots": 0, "counts": (0,)}, {"outputs": 1}],
-    ids=["nothing-to-find", "more-instances-than-queries", "no-aligned-queries", "neither", "one-output"],
+    [
+        {"counts": (0, 0)},
+        {"counts": (8, 1)},
+        {"slots": 0},
+        {"slots": 0, "counts": (0,)},
+        {"outputs": 1},
+    ],
+    ids=[
+        "nothing-to-find",
+        "more-instances-than-queries",
+        "no-aligned-queries",
+        "neither",
+        "one-output",
+    ],
 )
 def test_losses_of_batches_that_are_out_of_the_ordinary(
     classification: str, of_scene: dict[str, object], asked: list[tuple[float, ...]]

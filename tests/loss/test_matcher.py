@@ -18,7 +18,9 @@ from tests import tiny
 CONFIG = LossConfig(points=50)
 
 
-def prediction_for(batch: Batch, classes: int = 4, queries: int = 6, outputs: int = 2, seed: int = 0) -> Prediction:
+def prediction_for(
+    batch: Batch, classes: int = 4, queries: int = 6, outputs: int = 2, seed: int = 0
+) -> Prediction:
     generator = torch.Generator().manual_seed(seed)
     images = batch.batch_size
     return Prediction(
@@ -43,10 +45,14 @@ def test_costs_are_mask2formers() -> None:
     for b, count in enumerate(batch.counts):
         grid = 2 * points[b][None, :, None] - 1
         masks = batch.masks_GHW[first : first + count, None].float()
-        target = F.grid_sample(masks, grid.expand(count, -1, -1, -1), align_corners=False)[:, 0, :, 0]
+        target = F.grid_sample(masks, grid.expand(count, -1, -1, -1), align_corners=False)[
+            :, 0, :, 0
+        ]
         for output in range(2):
             full = prediction.mask_logits(output)[b]
-            logits = F.grid_sample(full[:, None], grid.expand(6, -1, -1, -1), align_corners=False)[:, 0, :, 0]
+            logits = F.grid_sample(full[:, None], grid.expand(6, -1, -1, -1), align_corners=False)[
+                :, 0, :, 0
+            ]
             if count:
                 classes = prediction.class_logits_LBRC[output, b].softmax(-1)
                 expected = (
@@ -54,7 +60,9 @@ def test_costs_are_mask2formers() -> None:
                     + 5 * pair_wise_sigmoid_cross_entropy_loss(logits, target)
                     + 5 * pair_wise_dice_loss(logits, target)
                 )
-                torch.testing.assert_close(found[output, b, :count], expected.T, rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(
+                    found[output, b, :count], expected.T, rtol=1e-4, atol=1e-4
+                )
             assert not found[output, b, count:].any()
         first += count
 
@@ -72,7 +80,9 @@ def test_the_matching_is_the_cheapest_of_all(classification: str) -> None:
         for output in range(2):
             best = min(
                 itertools.permutations(range(5), count),
-                key=lambda queries: sum(costs[output, b, m, q].item() for m, q in enumerate(queries)),
+                key=lambda queries: sum(
+                    costs[output, b, m, q].item() for m, q in enumerate(queries)
+                ),
             )
             assert tuple(found[output, first : first + count].tolist()) == best
         first += count
@@ -114,7 +124,9 @@ def test_the_iou_cost_prefers_queries_with_better_masks() -> None:
     iou = torch.rand(2, 3, 6)
     plain = cost(prediction, batch, CONFIG, "quality_focal", points)
     assert torch.equal(plain, cost(prediction, batch, CONFIG, "quality_focal", points, iou))
-    found = plain - cost(prediction, batch, replace(CONFIG, iou_cost=3.0), "quality_focal", points, iou)
+    found = plain - cost(
+        prediction, batch, replace(CONFIG, iou_cost=3.0), "quality_focal", points, iou
+    )
     for instance, (b, m) in enumerate(((0, 0), (0, 1), (2, 0))):
         torch.testing.assert_close(found[:, b, m], 3 * iou[:, instance, :4], rtol=0, atol=1e-5)
     assert not found[:, 1].any()

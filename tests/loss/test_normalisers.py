@@ -24,7 +24,12 @@ Found = dict[str, dict[str, dict[str, list[float]]]]
 def of_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Found]:
     """The losses of two processes, each with one of the images."""
     folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": str(REPOSITORY),
+    }
     launch = [sys.executable, two_processes.__file__, str(folder)]
     done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -34,9 +39,12 @@ def of_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Found]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_have_on_average_the_losses_of_one(of_ranks: tuple[Found, Found], case: str, kind: str) -> None:
-    """Gradients are averaged over processes. So the sum over both images is divided by twice the normaliser, which is the
-    mean of the processes' counts, and at least 1; the cross-entropy is every process's own mean (Mask2Former)."""
+def test_two_processes_have_on_average_the_losses_of_one(
+    of_ranks: tuple[Found, Found], case: str, kind: str
+) -> None:
+    """Gradients are averaged over processes. So the sum over both images is divided by twice the
+    normaliser, which is the mean of the processes' counts, and at least 1; the cross-entropy is
+    every process's own mean (Mask2Former)."""
     prediction, batch = of_case(case, kind)
     instances = sum(batch.counts)
     live = 0 if prediction.aligned is None else int((prediction.aligned.instance_BA >= 0).sum())
@@ -54,7 +62,8 @@ def test_two_processes_have_on_average_the_losses_of_one(of_ranks: tuple[Found, 
 def test_the_normalisers_count_instances_and_live_aligned_queries() -> None:
     prediction, batch = scene((3, 0, 2), slots=6)
     assert prediction.aligned is not None
-    prediction.aligned.instance_BA[0, 1] = -1  # a set that missed its instance: padding amid the live ones
+    # A set that missed its instance: padding amid the live ones.
+    prediction.aligned.instance_BA[0, 1] = -1
     assert Criterion._normalisers(prediction, batch).tolist() == [5.0, 4.0 + 5.0]
     prediction, batch = scene((0,), slots=6)
     assert Criterion._normalisers(prediction, batch).tolist() == [1.0, 1.0]

@@ -11,7 +11,13 @@ from alignmask.loss.points import sample_maps, sample_masks, uncertain_points
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9), st.integers(0, 7), st.integers(0, 10_000))
+@given(
+    st.integers(1, 5),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.integers(0, 7),
+    st.integers(0, 10_000),
+)
 def test_masks_are_sampled_as_grid_sample_samples_floats(
     instances: int, height: int, width: int, rows: int, seed: int
 ) -> None:
@@ -19,7 +25,9 @@ def test_masks_are_sampled_as_grid_sample_samples_floats(
     masks = torch.rand(instances, height, width, generator=generator) > 0.5
     index = torch.randint(0, instances, (rows,), generator=generator)
     points = torch.rand(rows, 20, 2, generator=generator) * 1.4 - 0.2  # outside, too
-    expected = F.grid_sample(masks[index].float()[:, None], 2 * points[:, :, None] - 1, align_corners=False)[:, 0, :, 0]
+    expected = F.grid_sample(
+        masks[index].float()[:, None], 2 * points[:, :, None] - 1, align_corners=False
+    )[:, 0, :, 0]
     torch.testing.assert_close(sample_masks(masks, index, points), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -30,7 +38,8 @@ def test_uncertain_points_lie_where_the_logit_is_near_zero() -> None:
     assert points.shape == (3, 400, 2)
     assert ((points >= 0) & (points <= 1)).all()
     chosen, fresh = points[:, :300], points[:, 300:]
-    # 300 of 1200 uniform candidates: the middle quarter (and the border, where sampling fades to zero).
+    # 300 of 1200 uniform candidates: the middle quarter (and the border, where sampling fades to
+    # zero).
     inner = ((chosen - 0.5).abs() < 0.5 - 1 / 128).all(-1)
     assert inner.sum() > 850
     assert ((chosen[inner][:, 0] - 0.5).abs() < 0.16).all()

@@ -43,7 +43,8 @@ def test_autocast_around_the_losses_changes_no_bit(classification: Classificatio
 def test_losses_of_a_prediction_in_half_precision_are_those_of_its_numbers(
     classification: Classification, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only the mask IoU is taken from logits in the prediction's own precision; here both have the same."""
+    """Only the mask IoU is taken from logits in the prediction's own precision; here both have the
+    same."""
     prediction, batch = scene(softmax=classification == "softmax")
     iou_LGR = torch.rand(2, 5, 10)
     monkeypatch.setattr("alignmask.loss.criterion.mask_ious", lambda *_: iou_LGR)

@@ -17,7 +17,9 @@ def test_maps_are_sampled_bilinearly_around_pixel_centres() -> None:
     maps, points = torch.randn(3, 5, 9), torch.rand(3, 50, 2) * 1.4 - 0.2  # outside, too
     found = sample_maps(maps, points)
     for row in range(3):
-        torch.testing.assert_close(found[row].double(), oracle.sample(maps[row], points[row]), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            found[row].double(), oracle.sample(maps[row], points[row]), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_every_row_of_many_reads_its_own_mask_at_its_own_points() -> None:
@@ -29,7 +31,8 @@ def test_every_row_of_many_reads_its_own_mask_at_its_own_points() -> None:
 
 
 def ramps(zero_at: list[float]) -> torch.Tensor:
-    """Logits that grow from left to right and are 0 at so much of the width; rows of pixels are alike."""
+    """Logits that grow from left to right and are 0 at so much of the width; rows of pixels are
+    alike."""
     x = (torch.arange(128) + 0.5) / 128
     return torch.stack([(10 * (x - at)).expand(8, 128) for at in zero_at])
 
@@ -37,12 +40,20 @@ def ramps(zero_at: list[float]) -> torch.Tensor:
 @covers("loss.oversample", "loss.importance", "loss.points")
 @pytest.mark.parametrize(
     ("points", "oversample", "importance"),
-    [(4000, 3.0, 0.75), (3000, 1.5, 0.6), (2000, 6.0, 0.9), (2000, 2.5, 0.25), (2000, 4.0, 1.0), (2000, 3.0, 0.0)],
+    [
+        (4000, 3.0, 0.75),
+        (3000, 1.5, 0.6),
+        (2000, 6.0, 0.9),
+        (2000, 2.5, 0.25),
+        (2000, 4.0, 1.0),
+        (2000, 3.0, 0.0),
+    ],
 )
 def test_the_share_importance_of_the_points_is_the_best_of_oversample_times_as_many(
     points: int, oversample: float, importance: float
 ) -> None:
-    """Of a ramp the best candidates are a band around its zero, as wide as the share of the candidates that is kept."""
+    """Of a ramp the best candidates are a band around its zero, as wide as the share of the
+    candidates that is kept."""
     found = uncertain_points(ramps([0.5]), points, oversample, importance)
     assert found.shape == (1, points, 2)
     assert len(found[0].unique(dim=0)) == points  # fresh ones are no candidates
@@ -67,7 +78,8 @@ def test_every_row_of_many_has_points_by_its_own_logits() -> None:
     away = (found[:, :20, 0] - torch.tensor(zero_at)[:, None]).abs() * middle
     assert middle.sum() > 10 * ROWS
     assert away.max() < 0.25  # 20 of 120 candidates, all of them rather near
-    for x_RK in (found[:, :20, 0], found[:, 20:, 0]):  # no two rows share their candidates or their fresh points
+    # No two rows share their candidates or their fresh points.
+    for x_RK in (found[:, :20, 0], found[:, 20:, 0]):
         assert len(x_RK.sort(dim=1).values.unique(dim=0)) == ROWS
 
 

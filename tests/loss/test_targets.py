@@ -1,4 +1,5 @@
-"""What queries are trained towards: mask IoUs at every output, shrunken masks, and which way the class scores are drawn."""
+"""What queries are trained towards: mask IoUs at every output, shrunken masks, and which way the
+class scores are drawn."""
 
 from __future__ import annotations
 
@@ -31,13 +32,17 @@ def test_mask_ious_of_every_output_are_its_own(resolution: str) -> None:
     for output in range(3):
         of_output = ops.mask_iou(prediction.mask_logits(output), masks, batch.owner_G)
         assert torch.equal(found[output], of_output)
-        by_hand = [[oracle.iou(prediction, batch, config, output, r, g) for r in range(10)] for g in range(5)]
+        by_hand = [
+            [oracle.iou(prediction, batch, config, output, r, g) for r in range(10)]
+            for g in range(5)
+        ]
         torch.testing.assert_close(of_output, torch.tensor(by_hand))
     assert (found[0] - found[2]).abs().max() > 0.1
 
 
 def blobs(count: int, share: float) -> torch.Tensor:
-    """Random masks whose cells of 4 x 4 pixels are covered by anything from 0 to 16 pixels; the larger the share, the more."""
+    """Random masks whose cells of 4 x 4 pixels are covered by anything from 0 to 16 pixels; the
+    larger the share, the more."""
     coverage = torch.rand(count, 5, 7) ** (1 / share)
     return torch.rand(count, 20, 28) < coverage.repeat_interleave(4, 1).repeat_interleave(4, 2)
 
@@ -62,7 +67,8 @@ def test_a_best_cell_of_any_coverage_is_kept_with_all_that_are_half_covered(cove
 
 
 def one_instance(overlap: float, score: float, negative: bool = False) -> tuple[Prediction, Batch]:
-    """Object query and aligned query with masks that cover so much of the instance and nothing else, and a padding row.
+    """Object query and aligned query with masks that cover so much of the instance and nothing
+    else, and a padding row.
 
     negative: another object query, the first row, has the whole instance.
     """
@@ -75,7 +81,9 @@ def one_instance(overlap: float, score: float, negative: bool = False) -> tuple[
     embedding_LBRE = torch.zeros_like(prediction.mask_embedding_LBRE)
     embedding_LBRE[:, :, negative:, 0] = 1.0
     embedding_LBRE[:, :, :negative, 1] = 1.0
-    logits_LBRC = torch.full_like(prediction.class_logits_LBRC, float(torch.logit(torch.tensor(score))))
+    logits_LBRC = torch.full_like(
+        prediction.class_logits_LBRC, float(torch.logit(torch.tensor(score)))
+    )
     return replace(
         prediction,
         class_logits_LBRC=logits_LBRC,
@@ -95,8 +103,8 @@ def pull(overlap: float, score: float, config: LossConfig, negative: bool = Fals
 
 
 def test_a_better_mask_draws_the_score_of_the_right_class_higher() -> None:
-    """t is the IoU (Eq. 3): below it the score is raised, above it lowered, and the more, the farther it is. Other classes
-    are lowered whatever the mask."""
+    """t is the IoU (Eq. 3): below it the score is raised, above it lowered, and the more, the
+    farther it is. Other classes are lowered whatever the mask."""
     config = LossConfig(points=50, iou_resolution="prediction")
     overlaps = [0.0, 0.2, 0.5, 0.8, 1.0]
     pulls = [pull(overlap, 0.3, config) for overlap in overlaps]

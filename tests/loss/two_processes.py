@@ -1,6 +1,8 @@
-"""The two processes of tests/loss/test_normalisers.py: FOLDER -> FOLDER/0.json and 1.json, their losses of every case.
+"""The two processes of tests/loss/test_normalisers.py: FOLDER -> FOLDER/0.json and 1.json, their
+losses of every case.
 
-The second is forked from the first before either computes anything: what is imported is imported once.
+The second is forked from the first before either computes anything: what is imported is imported
+once.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ CONFIG = LossConfig(points=30)
 KINDS = ("softmax", "focal", "quality_focal")
 CASES = {
     "1 and 3 instances": ((1, 3), 5),
-    "0 and 1 instances": ((0, 1), 4),  # half an instance and one and a half aligned queries: the first counts as 1
+    # Half an instance and one and a half aligned queries: the first counts as 1.
+    "0 and 1 instances": ((0, 1), 4),
     "no instance anywhere": ((0, 0), 3),
     "no aligned queries": ((1, 3), 0),
 }
@@ -40,7 +43,9 @@ def image(prediction: Prediction, batch: Batch, b: int) -> tuple[Prediction, Bat
     if aligned is not None:
         instance_BA = aligned.instance_BA[b : b + 1]
         instance_BA = torch.where(instance_BA >= 0, instance_BA - first, -1)
-        aligned = replace(aligned, instance_BA=instance_BA, features_BAE=aligned.features_BAE[b : b + 1])
+        aligned = replace(
+            aligned, instance_BA=instance_BA, features_BAE=aligned.features_BAE[b : b + 1]
+        )
     return replace(
         prediction,
         class_logits_LBRC=prediction.class_logits_LBRC[:, b : b + 1],
@@ -65,12 +70,18 @@ def losses(prediction: Prediction, batch: Batch, classification: str) -> dict[st
         patch.object(criterion, "match", partial(criterion.match, points_BK2=points_BK2)),
         patch.object(criterion, "uncertain_points", mask_points),
     ):
-        found = Criterion(tiny.model_config(classification=classification), CONFIG)(prediction, batch)
+        found = Criterion(tiny.model_config(classification=classification), CONFIG)(
+            prediction, batch
+        )
     return {name: value.tolist() for name, value in by_name(found).items()}
 
 
 def mask_points(logits_NHW: torch.Tensor, points: int, *_: float) -> torch.Tensor:
-    return torch.stack([row_points(x, points) for x in logits_NHW]) if len(logits_NHW) else torch.empty(0, points, 2)
+    return (
+        torch.stack([row_points(x, points) for x in logits_NHW])
+        if len(logits_NHW)
+        else torch.empty(0, points, 2)
+    )
 
 
 def of_case(name: str, classification: str) -> tuple[Prediction, Batch]:
@@ -80,8 +91,13 @@ def of_case(name: str, classification: str) -> tuple[Prediction, Batch]:
 
 def run(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    found = {name: {kind: losses(*image(*of_case(name, kind), rank), kind) for kind in KINDS} for name in CASES}
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
+    found = {
+        name: {kind: losses(*image(*of_case(name, kind), rank), kind) for kind in KINDS}
+        for name in CASES
+    }
     (folder / f"{rank}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
 

@@ -20,11 +20,22 @@ from alignmask.model import query_decoder
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 BACKBONES = {
-    "swin": SwinConfig(embed_dim=24, depths=[1, 2, 2, 2], num_heads=[1, 2, 4, 8], window_size=4, out_features=STAGES),
-    "resnet": ResNetConfig(
-        hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic", out_features=STAGES
+    "swin": SwinConfig(
+        embed_dim=24,
+        depths=[1, 2, 2, 2],
+        num_heads=[1, 2, 4, 8],
+        window_size=4,
+        out_features=STAGES,
     ),
-    "timm": TimmBackboneConfig(backbone="resnet10t", use_pretrained_backbone=False, out_indices=(1, 2, 3, 4)),
+    "resnet": ResNetConfig(
+        hidden_sizes=[64, 128, 256, 512],
+        depths=[2, 2, 2, 2],
+        layer_type="basic",
+        out_features=STAGES,
+    ),
+    "timm": TimmBackboneConfig(
+        backbone="resnet10t", use_pretrained_backbone=False, out_indices=(1, 2, 3, 4)
+    ),
 }
 SWIN_T = SwinConfig(out_features=STAGES)
 RESNET50 = ResNetConfig(out_features=STAGES)
@@ -40,7 +51,9 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-def mask2former(backbone: Any, seed: int = 0, **settings: Any) -> Mask2FormerForUniversalSegmentation:
+def mask2former(
+    backbone: Any, seed: int = 0, **settings: Any
+) -> Mask2FormerForUniversalSegmentation:
     """In eval mode; settings: small ones unless given."""
     logging.set_verbosity_error()
     torch.manual_seed(seed)
@@ -52,8 +65,8 @@ def mask2former(backbone: Any, seed: int = 0, **settings: Any) -> Mask2FormerFor
 
 @torch.no_grad()
 def scatter(model: nn.Module, seed: int = 0) -> None:
-    """Random numbers for every parameter and statistic. Initial values hide faults: zero biases, equal norms, offsets that do
-    not depend on the input, attention that is the same everywhere."""
+    """Random numbers for every parameter and statistic. Initial values hide faults: zero biases,
+    equal norms, offsets that do not depend on the input, attention that is the same everywhere."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(shape: Any, scale: float) -> Tensor:
@@ -66,7 +79,9 @@ def scatter(model: nn.Module, seed: int = 0) -> None:
             tensor.copy_(1 + 0.3 * torch.rand(tensor.shape, generator=generator))
         elif name.endswith("sampling_offsets.bias"):
             tensor.copy_(normal(tensor.shape, 3.0))  # pixels
-        elif name.endswith(("embedder.weight", "features.weight", "level_embed", "level_embed.weight")):
+        elif name.endswith(
+            ("embedder.weight", "features.weight", "level_embed", "level_embed.weight")
+        ):
             tensor.copy_(normal(tensor.shape, 1.0))
         elif tensor.ndim > 1:
             tensor.copy_(normal(tensor.shape, 1.0) / tensor[0].numel() ** 0.5)
@@ -77,12 +92,14 @@ def scatter(model: nn.Module, seed: int = 0) -> None:
 
 
 class SameAttention:
-    """Lets our model decide as the peer did where a mask logit is so near to 0 that rounding decides.
+    """Lets our model decide as the peer did where a mask logit is so near to 0 that rounding
+    decides.
 
-    In masked attention a token is seen or not, by the sign of its mask logit. Where two implementations round to different
-    sides of 0, what follows differs by more than rounding (1e-3 of a query's output was seen), though neither is wrong. Inside,
-    the peer's decisions are recorded, and ours follow them; `flipped` counts the tokens where they had to, and
-    `furthest` is the largest logit among those, relative to the largest of all.
+    In masked attention a token is seen or not, by the sign of its mask logit. Where two
+    implementations round to different sides of 0, what follows differs by more than rounding (1e-3
+    of a query's output was seen), though neither is wrong. Inside, the peer's decisions are
+    recorded, and ours follow them; `flipped` counts the tokens where they had to, and `furthest` is
+    the largest logit among those, relative to the largest of all.
     """
 
     def __init__(self, peer: Mask2FormerForUniversalSegmentation, follow: bool = True) -> None:
@@ -108,7 +125,9 @@ class SameAttention:
         differ = (logits_BRS >= 0) != theirs_BRS
         self.flipped += int(differ.sum())
         if differ.any():
-            self.furthest = max(self.furthest, float(logits_BRS[differ].abs().max() / logits_BRS.abs().max()))
+            self.furthest = max(
+                self.furthest, float(logits_BRS[differ].abs().max() / logits_BRS.abs().max())
+            )
         if not self.follow:
             return self.original(mask_embedding_BRE, embedding_BES)
         return (theirs_BRS | ~theirs_BRS.any(dim=2, keepdim=True))[:, None]
@@ -117,8 +136,12 @@ class SameAttention:
 def images(count: int, height: int, width: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, height // 16, width // 16, generator=generator) * 255
-    smooth = nn.functional.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=False)
-    return (smooth + torch.randn(smooth.shape, generator=generator) * 10).clamp(0, 255).to(torch.uint8)
+    smooth = nn.functional.interpolate(
+        coarse, size=(height, width), mode="bicubic", align_corners=False
+    )
+    return (
+        (smooth + torch.randn(smooth.shape, generator=generator) * 10).clamp(0, 255).to(torch.uint8)
+    )
 
 
 def batch(image_BCHW: Tensor) -> Batch:

@@ -1,7 +1,8 @@
-"""The query decoder once more, in plain form: row by row, head by head, with full-size masks, as the papers say it.
+"""The query decoder once more, in plain form: row by row, head by head, with full-size masks, as
+the papers say it.
 
-It takes the weights from the module under test and nothing else. B images, R rows = object queries, then aligned ones,
-S tokens of one level, E channels.
+It takes the weights from the module under test and nothing else. B images, R rows = object queries,
+then aligned ones, S tokens of one level, E channels.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ def decode(
 ) -> tuple[Tensor, Tensor]:
     """-> class logits [L, B, R, C] and mask logits [L, B, R, H, W] of all outputs.
 
-    heads, visible, own_masked and own_self say what the configuration asked for: "own" are an aligned query's own copies
-    of an attention block (Table 3).
+    heads, visible, own_masked and own_self say what the configuration asked for: "own" are an
+    aligned query's own copies of an attention block (Table 3).
     """
     images = [
         _decode_image(decoder, features, aligned, b, heads, visible, own_masked, own_self)
@@ -57,7 +58,10 @@ def _decode_image(
     of_aligned = torch.zeros_like(x_RE[0]) if learned is None else learned
     position_RE = torch.stack([*decoder.query_position, *[of_aligned] * slots])
     # What a row sees of the other rows.
-    sees = [[r for r in rows if _sees(row, r, objects, aligned.set_BA[b].tolist(), visible)] for row in rows]
+    sees = [
+        [r for r in rows if _sees(row, r, objects, aligned.set_BA[b].tolist(), visible)]
+        for row in rows
+    ]
 
     classes, masks = _read(decoder, x_RE, embedding_EHW)
     outputs = [(classes, masks)]
@@ -66,22 +70,46 @@ def _decode_image(
         map_Ehw = features.levels[level][b]
         memory_SE = map_Ehw.flatten(1).T + decoder.level_embedding[level]
         memory_position_SE = sine_position(*map_Ehw.shape[1:], map_Ehw.shape[0]).to(memory_SE)
-        small_RS = F.interpolate(masks[None], size=map_Ehw.shape[1:], mode="bilinear", align_corners=False)[0].flatten(
-            1
-        )
+        small_RS = F.interpolate(
+            masks[None], size=map_Ehw.shape[1:], mode="bilinear", align_corners=False
+        )[0].flatten(1)
         looked = []
         for row in rows:
-            block = layer.aligned_masked_attention if own_masked and row >= objects else layer.masked_attention
+            block = (
+                layer.aligned_masked_attention
+                if own_masked and row >= objects
+                else layer.masked_attention
+            )
             inside = (small_RS[row].sigmoid() >= 0.5).nonzero().flatten().tolist()
             tokens = inside or list(range(len(memory_SE)))
             looked.append(
-                _attend(block, x_RE[row], position_RE[row], memory_SE[tokens], memory_position_SE[tokens], heads)
+                _attend(
+                    block,
+                    x_RE[row],
+                    position_RE[row],
+                    memory_SE[tokens],
+                    memory_position_SE[tokens],
+                    heads,
+                )
             )
         x_RE = torch.stack(looked)
         talked = []
         for row in rows:
-            block = layer.aligned_self_attention if own_self and row >= objects else layer.self_attention
-            talked.append(_attend(block, x_RE[row], position_RE[row], x_RE[sees[row]], position_RE[sees[row]], heads))
+            block = (
+                layer.aligned_self_attention
+                if own_self and row >= objects
+                else layer.self_attention
+            )
+            talked.append(
+                _attend(
+                    block,
+                    x_RE[row],
+                    position_RE[row],
+                    x_RE[sees[row]],
+                    position_RE[sees[row]],
+                    heads,
+                )
+            )
         x_RE = torch.stack(talked)
         first, second = layer.ffn[0], layer.ffn[2]
         inner = (x_RE @ first.weight.T + first.bias).clamp(min=0) @ second.weight.T + second.bias
@@ -92,7 +120,8 @@ def _decode_image(
 
 
 def _sees(row: int, other: int, objects: int, sets: list[int], visible: Visible) -> bool:
-    """Object queries see object queries; aligned ones see what `visible` says. No query sees another's padding (set -1)."""
+    """Object queries see object queries; aligned ones see what `visible` says. No query sees
+    another's padding (set -1)."""
     if row < objects:
         return other < objects
     if other < objects:
@@ -104,13 +133,20 @@ def _sees(row: int, other: int, objects: int, sets: list[int], visible: Visible)
 
 
 def _attend(
-    block: AttentionBlock, x_E: Tensor, position_E: Tensor, memory_SE: Tensor, position_SE: Tensor, heads: int
+    block: AttentionBlock,
+    x_E: Tensor,
+    position_E: Tensor,
+    memory_SE: Tensor,
+    position_SE: Tensor,
+    heads: int,
 ) -> Tensor:
     query = block.query.weight @ (x_E + position_E) + block.query.bias
     keys = (memory_SE + position_SE) @ block.key.weight.T + block.key.bias
     values = memory_SE @ block.value.weight.T + block.value.bias
     found = []
-    for q, k, v in zip(query.chunk(heads), keys.chunk(heads, 1), values.chunk(heads, 1), strict=True):
+    for q, k, v in zip(
+        query.chunk(heads), keys.chunk(heads, 1), values.chunk(heads, 1), strict=True
+    ):
         weights = (k @ q / len(q) ** 0.5).exp()
         found.append(weights / weights.sum() @ v)
     return _norm(block.norm, x_E + block.output.weight @ torch.cat(found) + block.output.bias)
@@ -118,7 +154,9 @@ def _attend(
 
 def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     centred = x - x.mean(-1, keepdim=True)
-    return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight + norm.bias
+    return (
+        centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight + norm.bias
+    )
 
 
 def _read(decoder: QueryDecoder, x_RE: Tensor, embedding_EHW: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
-"""Every name and shape in the published Mask2Former checkpoints, written down from the published architecture (detectron2's
-ResNets, Swin Transformers, the MSDeformAttn pixel decoder, the masked-attention decoder). Independent of the package."""
+"""Every name and shape in the published Mask2Former checkpoints, written down from the published
+architecture (detectron2's ResNets, Swin Transformers, the MSDeformAttn pixel decoder, the
+masked-attention decoder). Independent of the package."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ class Swin:
     window: int
 
 
-MODELS: dict[str, tuple[tuple[int, ...] | Swin, int]] = {  # backbone (blocks of a ResNet's stages, or a Swin), queries
+# Backbone (blocks of a ResNet's stages, or a Swin), queries.
+MODELS: dict[str, tuple[tuple[int, ...] | Swin, int]] = {
     "R50": ((3, 4, 6, 3), 100),
     "R101": ((3, 4, 23, 3), 100),
     "Swin-T": (Swin(96, (2, 2, 6, 2), (3, 6, 12, 24), 7), 100),
@@ -74,7 +76,11 @@ def _norm(name: str, width: int) -> Shapes:
 def _convolution(name: str, inputs: int, outputs: int, kernel: int) -> Shapes:
     """Followed by a frozen BatchNorm."""
     statistics = {f"{name}.norm.running_{which}": (outputs,) for which in ("mean", "var")}
-    return {f"{name}.weight": (outputs, inputs, kernel, kernel), **_norm(f"{name}.norm", outputs), **statistics}
+    return {
+        f"{name}.weight": (outputs, inputs, kernel, kernel),
+        **_norm(f"{name}.norm", outputs),
+        **statistics,
+    }
 
 
 def _resnet(depths: tuple[int, ...]) -> Shapes:

@@ -1,4 +1,5 @@
-"""Aligned Query Learning: which slot gets which query, and that object queries never notice (section 2.2, Fig. 3)."""
+"""Aligned Query Learning: which slot gets which query, and that object queries never notice
+(section 2.2, Fig. 3)."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from tests import tiny
 
 
 def expected_slots(counts: list[int], sets: int, count: int) -> list[list[tuple[int, int]]]:
-    """Fig. 3 in plain loops: per image (instance of the batch, set) set by set, the first `count` of them."""
+    """Fig. 3 in plain loops: per image (instance of the batch, set) set by set, the first `count`
+    of them."""
     slots, first = [], 0
     for instances in counts:
         listed = [(first + i, t) for t in range(sets) for i in range(instances)]
@@ -33,12 +35,18 @@ def expected_slots(counts: list[int], sets: int, count: int) -> list[list[tuple[
     count=st.integers(1, 12),
     seed=st.integers(0, 1000),
 )
-def test_slots_are_filled_set_by_set_and_cut_at_the_count(counts: list[int], sets: int, count: int, seed: int) -> None:
+def test_slots_are_filled_set_by_set_and_cut_at_the_count(
+    counts: list[int], sets: int, count: int, seed: int
+) -> None:
     torch.manual_seed(seed)
     batch = tiny.batch(tuple(counts), (32, 32), seed)
     batch.masks_GHW.fill_(True)  # no set misses an instance
-    generator = AlignedQueryGenerator(AlignedQueryConfig(count=count, point_sets=sets, points=8), 32)
-    aligned = generator(torch.randn(len(counts), 32, 8, 8), batch.masks_GHW, batch.owner_G, batch.counts)
+    generator = AlignedQueryGenerator(
+        AlignedQueryConfig(count=count, point_sets=sets, points=8), 32
+    )
+    aligned = generator(
+        torch.randn(len(counts), 32, 8, 8), batch.masks_GHW, batch.owner_G, batch.counts
+    )
     for b, expected in enumerate(expected_slots(counts, sets, count)):
         padding = [(-1, -1)] * (aligned.instance_BA.shape[1] - len(expected))
         found = list(zip(aligned.instance_BA[b].tolist(), aligned.set_BA[b].tolist(), strict=True))
@@ -48,7 +56,8 @@ def test_slots_are_filled_set_by_set_and_cut_at_the_count(counts: list[int], set
 
 
 def test_slots_of_two_images() -> None:
-    """Two instances in the first image and one in the second, two point sets; the second set missed the first instance."""
+    """Two instances in the first image and one in the second, two point sets; the second set missed
+    the first instance."""
     made = torch.tensor([[True, False], [True, True], [True, True]])
     owner = torch.tensor([0, 0, 1])
     assert assign_slots(made, owner, [2, 1], 4).tolist() == [
@@ -65,12 +74,16 @@ def test_slots_of_two_images() -> None:
 
 
 def test_a_query_is_the_mlp_of_the_normalised_mean_over_the_mask() -> None:
-    """Eq. 1 on a constant embedding per mask side: the mean over the mask's points is the embedding there."""
+    """Eq. 1 on a constant embedding per mask side: the mean over the mask's points is the embedding
+    there."""
     generator = AlignedQueryGenerator(AlignedQueryConfig(count=4, point_sets=1, points=2000), 32)
     left, right = torch.randn(32), torch.randn(32)
-    embedding = torch.cat((left.view(1, 32, 1, 1).expand(1, 32, 8, 8), right.view(1, 32, 1, 1).expand(1, 32, 8, 8)), 3)
+    embedding = torch.cat(
+        (left.view(1, 32, 1, 1).expand(1, 32, 8, 8), right.view(1, 32, 1, 1).expand(1, 32, 8, 8)), 3
+    )
     masks = torch.zeros(2, 64, 128, dtype=torch.bool)
-    masks[0, :, :56] = True  # away from the seam, where bilinear sampling mixes both sides; and from the zero border
+    # Away from the seam, where bilinear sampling mixes both sides; and from the zero border.
+    masks[0, :, :56] = True
     masks[1, :, 72:] = True
     masks[:, :4] = masks[:, -4:] = masks[:, :, :4] = masks[:, :, -4:] = False
     aligned = generator(embedding, masks, torch.zeros(2, dtype=torch.long), [2])
@@ -91,7 +104,10 @@ def test_an_instance_that_a_set_missed_makes_no_query() -> None:
 @pytest.mark.parametrize(
     ("sees", "expected"),
     [
-        ("objects+set", [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 1, 0], [1, 1, 0, 0, 0, 0]]),
+        (
+            "objects+set",
+            [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 1, 0], [1, 1, 0, 0, 0, 0]],
+        ),
         ("set", [[0, 0, 1, 1, 0, 0], [0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, 1]]),
         ("all", [[1, 1, 1, 1, 1, 0]] * 4),
     ],
@@ -115,9 +131,14 @@ def test_visibility(sees: Visible, expected: list[list[int]]) -> None:
     ],
     ids=str,
 )
-def test_object_queries_are_the_same_with_and_without_aligned_queries(changes: dict[str, Any]) -> None:
+def test_object_queries_are_the_same_with_and_without_aligned_queries(
+    changes: dict[str, Any],
+) -> None:
     """Whatever is shared and whoever sees whom, nothing leaks, and no padding slot makes a NaN."""
-    model, batch = tiny.model(aligned_queries=replace(tiny.ALIGNED, **changes)).train(), tiny.batch()
+    model, batch = (
+        tiny.model(aligned_queries=replace(tiny.ALIGNED, **changes)).train(),
+        tiny.batch(),
+    )
     on = model(batch)
     (on.class_logits_LBRC.square().mean() + on.mask_embedding_LBRE.square().mean()).backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
@@ -127,8 +148,12 @@ def test_object_queries_are_the_same_with_and_without_aligned_queries(changes: d
     assert on.aligned is not None
     assert not on.aligned.live_BA.all()
     assert on.class_logits_LBRC.shape[2] == 6 + 7
-    torch.testing.assert_close(on.class_logits_LBRC[:, :, :6], off.class_logits_LBRC, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(on.mask_embedding_LBRE[:, :, :6], off.mask_embedding_LBRE, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        on.class_logits_LBRC[:, :, :6], off.class_logits_LBRC, rtol=1e-5, atol=1e-5
+    )
+    torch.testing.assert_close(
+        on.mask_embedding_LBRE[:, :, :6], off.mask_embedding_LBRE, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_no_output_or_gradient_of_an_object_query_depends_on_the_ground_truth() -> None:
@@ -141,13 +166,18 @@ def test_no_output_or_gradient_of_an_object_query_depends_on_the_ground_truth() 
         torch.manual_seed(0)
         prediction = model(masks)
         assert prediction.aligned is not None
-        objects = prediction.class_logits_LBRC[:, :, :6].square().sum() + prediction.mask_embedding_LBRE[:, :, :6].sum()
+        objects = (
+            prediction.class_logits_LBRC[:, :, :6].square().sum()
+            + prediction.mask_embedding_LBRE[:, :, :6].sum()
+        )
         (from_aligned,) = torch.autograd.grad(
             objects, prediction.aligned.features_BAE, retain_graph=True, allow_unused=True
         )
         assert from_aligned is None or not from_aligned.any()
         objects.backward()
-        results.append((objects.item(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+        results.append(
+            (objects.item(), [p.grad.clone() for p in model.parameters() if p.grad is not None])
+        )
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-6)
     for first, second in zip(results[0][1], results[1][1], strict=True):
         torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)

@@ -23,7 +23,9 @@ SWIN_NAME = "swin_tiny_patch4_window7_224"
 def test_pixels_are_normalised_channel_by_channel() -> None:
     """What the body sees of known pixels; padding is 0."""
     mean, std = (10.0, 50.0, 200.0), (2.0, 4.0, 0.5)
-    model = tiny.model(backbone=BackboneConfig("resnet10t", pretrained=False, mean=mean, std=std)).eval()
+    model = tiny.model(
+        backbone=BackboneConfig("resnet10t", pretrained=False, mean=mean, std=std)
+    ).eval()
     seen: list[Tensor] = []
     model.backbone.body.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     batch = tiny.batch((0, 0))
@@ -46,7 +48,8 @@ def test_pixels_are_normalised_channel_by_channel() -> None:
 def test_the_name_chooses_the_architecture(name: str, channels: list[int]) -> None:
     model = tiny.model(backbone=BackboneConfig(name, pretrained=False))
     assert model.backbone.channels == channels
-    assert [p[0].in_channels for p in model.pixel_decoder.project] == channels[:0:-1]  # strides 32, 16, 8
+    # Strides 32, 16, 8.
+    assert [p[0].in_channels for p in model.pixel_decoder.project] == channels[:0:-1]
     assert model.pixel_decoder.lateral[0].in_channels == channels[0]
     expected = timm.create_model(name, features_only=True).state_dict()
     assert {n: t.shape for n, t in model.backbone.body.state_dict().items()} == {
@@ -59,22 +62,34 @@ def test_the_name_chooses_the_architecture(name: str, channels: list[int]) -> No
 def test_swin_has_the_shape_that_was_asked_for() -> None:
     backbone = Backbone(BackboneConfig(SWIN_NAME, SWIN, pretrained=False))
     assert backbone.channels == [24, 48, 96, 192]
-    stages = [module for name, module in backbone.body.named_children() if name.startswith("layers")]
+    stages = [
+        module for name, module in backbone.body.named_children() if name.startswith("layers")
+    ]
     assert [len(stage.blocks) for stage in stages] == [1, 2, 3, 1]
     for stage, heads in zip(stages, (2, 3, 4, 6), strict=True):
         for index, block in enumerate(stage.blocks):
             assert block.attn.num_heads == heads
             assert block.attn.relative_position_bias_table.shape == (9 * 9, heads)
-            assert (block.window_size, block.shift_size) == ((5, 5), (2, 2) if index % 2 else (0, 0))
+            assert (block.window_size, block.shift_size) == (
+                (5, 5),
+                (2, 2) if index % 2 else (0, 0),
+            )
     maps = backbone(torch.randint(0, 256, (1, 3, 64, 96)))
-    assert [tuple(m.shape[1:]) for m in maps] == [(24, 16, 24), (48, 8, 12), (96, 4, 6), (192, 2, 3)]
+    assert [tuple(m.shape[1:]) for m in maps] == [
+        (24, 16, 24),
+        (48, 8, 12),
+        (96, 4, 6),
+        (192, 2, 3),
+    ]
     with pytest.raises(ValueError, match="is not a Swin Transformer"):
         Backbone(BackboneConfig("resnet10t", SWIN, pretrained=False))
 
 
 @pytest.mark.parametrize("pretrained", [True, False])
 @covers("model.backbone.pretrained")
-def test_timm_is_asked_for_its_weights_or_not(pretrained: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timm_is_asked_for_its_weights_or_not(
+    pretrained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
     original = timm.create_model
 
@@ -91,7 +106,9 @@ def test_timm_is_asked_for_its_weights_or_not(pretrained: bool, monkeypatch: pyt
 @covers("model.backbone.freeze_norm")
 def test_norms_learn_unless_they_are_frozen(frozen: bool) -> None:
     """In the whole model, in training mode: statistics and affine parameters."""
-    model = tiny.model(backbone=BackboneConfig("resnet10t", pretrained=False, freeze_norm=frozen)).train()
+    model = tiny.model(
+        backbone=BackboneConfig("resnet10t", pretrained=False, freeze_norm=frozen)
+    ).train()
     norms = [m for m in model.backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     before = [(m.running_mean.clone(), m.running_var.clone()) for m in norms]
     assert len(norms) > 5
@@ -110,9 +127,13 @@ def test_norms_learn_unless_they_are_frozen(frozen: bool) -> None:
 @covers("model.backbone.drop_path_rate")
 def test_paths_are_dropped_in_training() -> None:
     """Ever more of them, block by block, up to the rate."""
-    backbone = Backbone(BackboneConfig(SWIN_NAME, SWIN, pretrained=False, drop_path_rate=0.6)).train()
+    backbone = Backbone(
+        BackboneConfig(SWIN_NAME, SWIN, pretrained=False, drop_path_rate=0.6)
+    ).train()
     rates = [
-        getattr(block.drop_path1, "drop_prob", 0.0) for block in backbone.modules() if hasattr(block, "drop_path1")
+        getattr(block.drop_path1, "drop_prob", 0.0)
+        for block in backbone.modules()
+        if hasattr(block, "drop_path1")
     ]
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
     image = torch.randint(0, 256, (1, 3, 64, 64)).expand(8, -1, -1, -1)
@@ -124,14 +145,18 @@ def test_paths_are_dropped_in_training() -> None:
 @covers("model.backbone.drop_path_rate")
 def test_no_path_is_dropped_where_none_is_asked_for() -> None:
     """timm's own Swin drops up to a tenth of them."""
-    backbone = Backbone(BackboneConfig(SWIN_NAME, SWIN, pretrained=False, drop_path_rate=0.0)).train()
+    backbone = Backbone(
+        BackboneConfig(SWIN_NAME, SWIN, pretrained=False, drop_path_rate=0.0)
+    ).train()
     image = torch.randint(0, 256, (1, 3, 64, 64)).expand(8, -1, -1, -1)
     with torch.no_grad():
         assert backbone(image)[3].std(dim=0).amax() < 1e-5
 
 
 def test_a_name_that_timm_does_not_know_gives_similar_names() -> None:
-    sentence = r"^backbone 'resnet5O': timm \S+ has no model of this name; similar names: .*resnet50"
+    sentence = (
+        r"^backbone 'resnet5O': timm \S+ has no model of this name; similar names: .*resnet50"
+    )
     with pytest.raises(ValueError, match=sentence) as found:
         Backbone(BackboneConfig("resnet5O", pretrained=False))
     assert len(str(found.value)) < 200

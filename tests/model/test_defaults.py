@@ -1,4 +1,5 @@
-"""The defaults are the published numbers, typed in once more: Mask2Former's R50 configuration for COCO, and the paper's."""
+"""The defaults are the published numbers, typed in once more: Mask2Former's R50 configuration for
+COCO, and the paper's."""
 
 from __future__ import annotations
 
@@ -20,9 +21,11 @@ def test_model() -> None:
             "mean": (123.675, 116.280, 103.530),
             "std": (58.395, 57.120, 57.375),
         },
-        # SEM_SEG_HEAD: CONVS_DIM 256, TRANSFORMER_ENC_LAYERS 6; MSDeformAttn: 8 heads, 4 points, feed-forward 1024.
+        # SEM_SEG_HEAD: CONVS_DIM 256, TRANSFORMER_ENC_LAYERS 6; MSDeformAttn: 8 heads, 4 points,
+        # feed-forward 1024.
         "pixel_decoder": {"width": 256, "layers": 6, "heads": 8, "points": 4, "ffn_width": 1024},
-        # MASK_FORMER: NUM_OBJECT_QUERIES 100, DEC_LAYERS 10 (outputs), NHEADS 8, DIM_FEEDFORWARD 2048.
+        # MASK_FORMER: NUM_OBJECT_QUERIES 100, DEC_LAYERS 10 (outputs), NHEADS 8, DIM_FEEDFORWARD
+        # 2048.
         "query_decoder": {"queries": 100, "layers": 9, "heads": 8, "ffn_width": 2048},
         "aligned_queries": {
             "count": 100,  # N_AQ, section 2.2

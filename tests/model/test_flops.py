@@ -19,19 +19,25 @@ def flops(recipe: str, height: int = 800, width: int = 1216, aligned: int = 0) -
 
 
 @pytest.mark.parametrize(
-    ("recipe", "millions"), [("r50_50ep", 44), ("mask2former_r50_50ep", 44), ("swin_s_50ep", 69), ("swin_b_50ep", 107)]
+    ("recipe", "millions"),
+    [("r50_50ep", 44), ("mask2former_r50_50ep", 44), ("swin_s_50ep", 69), ("swin_b_50ep", 107)],
 )
 def test_parameters(recipe: str, millions: float) -> None:
     """Table 1 (Mask2Former's paper for the Swins)."""
-    assert count_parameters(recipes.RECIPES[recipe]().model) / 1e6 == pytest.approx(millions, abs=0.5)
+    assert count_parameters(recipes.RECIPES[recipe]().model) / 1e6 == pytest.approx(
+        millions, abs=0.5
+    )
 
 
 def test_parameters_of_a_real_model() -> None:
-    assert count_parameters(tiny.model_config()) == sum(p.numel() for p in tiny.model().parameters())
+    assert count_parameters(tiny.model_config()) == sum(
+        p.numel() for p in tiny.model().parameters()
+    )
 
 
 @pytest.mark.parametrize(
-    ("backbone", "gmacs"), [("resnet50.tv_in1k", 4.1), ("swin_small_patch4_window7_224.ms_in1k", 8.7)]
+    ("backbone", "gmacs"),
+    [("resnet50.tv_in1k", 4.1), ("swin_small_patch4_window7_224.ms_in1k", 8.7)],
 )
 def test_backbones_at_224(backbone: str, gmacs: float) -> None:
     """What their papers print."""
@@ -40,37 +46,48 @@ def test_backbones_at_224(backbone: str, gmacs: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "table_1"), [("mask2former_r50_50ep", 226), ("swin_s_50ep", 313), ("swin_b_50ep", 466)]
+    ("recipe", "table_1"),
+    [("mask2former_r50_50ep", 226), ("swin_s_50ep", 313), ("swin_b_50ep", 466)],
 )
 def test_totals_are_near_table_1(recipe: str, table_1: float) -> None:
-    """Mask2Former's rows, plain form. Table 1 averages over COCO's photos, most of which are 800 x 1066: so do we."""
+    """Mask2Former's rows, plain form. Table 1 averages over COCO's photos, most of which are 800 x
+    1066: so do we."""
     found = flops(recipe, 800, 1088)
     assert found.total + found.plain_masks == pytest.approx(table_1, rel=0.05)
 
 
 def test_aligned_queries_cost_what_table_1_says() -> None:
-    """+20 in every row, in the plain form; without the full-size masks of nine outputs it is less than half of that."""
+    """+20 in every row, in the plain form; without the full-size masks of nine outputs it is less
+    than half of that."""
     without, with_ = flops("r50_50ep"), flops("r50_50ep", aligned=100)
-    assert with_.total + with_.plain_masks - without.total - without.plain_masks == pytest.approx(20, rel=0.05)
+    assert with_.total + with_.plain_masks - without.total - without.plain_masks == pytest.approx(
+        20, rel=0.05
+    )
     assert with_.total - without.total < 9
     assert (with_.backbone, with_.pixel_decoder) == (without.backbone, without.pixel_decoder)
 
 
 def test_mask_logits_by_hand() -> None:
-    """100 queries x 256 channels x pixels: the last output at 200 x 304; nine others at full size or at their level's."""
+    """100 queries x 256 channels x pixels: the last output at 200 x 304; nine others at full size
+    or at their level's."""
     found = flops("r50_50ep")
     full = 100 * 256 * 200 * 304 / 1e9
     coarse = 3 * 100 * 256 * (25 * 38 + 50 * 76 + 100 * 152) / 1e9
     assert found.masks == pytest.approx(full)
     assert found.plain_masks == pytest.approx(9 * full - coarse)
-    assert found.total == pytest.approx(found.backbone + found.pixel_decoder + found.query_decoder + full)
+    assert found.total == pytest.approx(
+        found.backbone + found.pixel_decoder + found.query_decoder + full
+    )
 
 
 def test_a_decoder_layer_by_hand() -> None:
-    """The difference that a layer more makes: attention, feed-forward, heads, coarse mask logits."""
+    """The difference that a layer more makes: attention, feed-forward, heads, coarse mask
+    logits."""
     config = tiny.model_config(aligned_queries=None)
     layers = [
-        count_flops(replace(config, query_decoder=replace(config.query_decoder, layers=n)), 64, 96).query_decoder
+        count_flops(
+            replace(config, query_decoder=replace(config.query_decoder, layers=n)), 64, 96
+        ).query_decoder
         for n in (0, 1)
     ]
     queries, width, tokens, classes = 6, 32, 2 * 3, 4

@@ -41,7 +41,9 @@ def test_a_model_under_autocast_has_class_logits_of_full_precision() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         prediction = model(tiny.batch())
     assert prediction.class_logits_LBRC.dtype == torch.float32
-    assert not torch.equal(prediction.class_logits_LBRC, prediction.class_logits_LBRC.bfloat16().float())
+    assert not torch.equal(
+        prediction.class_logits_LBRC, prediction.class_logits_LBRC.bfloat16().float()
+    )
 
 
 @pytest.mark.parametrize("classification", ["softmax", "focal", "quality_focal"])
@@ -58,13 +60,21 @@ def test_there_is_one_logit_per_class_and_one_for_no_object(classification: Any)
 def test_the_mlps_have_two_hidden_layers() -> None:
     """Eq. 1, and Mask2Former's mask head."""
     layers = mlp(3, 5, 2)
-    assert [tuple(layer.weight.shape) for layer in layers if isinstance(layer, torch.nn.Linear)] == [
+    assert [
+        tuple(layer.weight.shape) for layer in layers if isinstance(layer, torch.nn.Linear)
+    ] == [
         (5, 3),
         (5, 5),
         (2, 5),
     ]
     for part in (tiny.model().query_decoder.heads.mask, tiny.model().aligned_queries.mlp):
-        assert [type(layer).__name__ for layer in part] == ["Linear", "ReLU", "Linear", "ReLU", "Linear"]
+        assert [type(layer).__name__ for layer in part] == [
+            "Linear",
+            "ReLU",
+            "Linear",
+            "ReLU",
+            "Linear",
+        ]
 
 
 @torch.no_grad()
@@ -74,9 +84,12 @@ def test_mask_logits_are_those_of_the_output_that_is_asked_for() -> None:
         for b in range(3):
             for r in (0, 5, 8):
                 expected = (
-                    prediction.mask_embedding_LBRE[output, b, r, :, None, None] * prediction.pixel_embedding_BEHW[b]
+                    prediction.mask_embedding_LBRE[output, b, r, :, None, None]
+                    * prediction.pixel_embedding_BEHW[b]
                 ).sum(0)
-                torch.testing.assert_close(prediction.mask_logits(output)[b, r], expected, rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(
+                    prediction.mask_logits(output)[b, r], expected, rtol=1e-4, atol=1e-4
+                )
     torch.testing.assert_close(prediction.mask_logits(), prediction.mask_logits(3))
     assert (prediction.mask_logits() - prediction.mask_logits(2)).abs().max() > 1e-3
 
@@ -87,6 +100,11 @@ def test_views_of_a_prediction_are_its_object_and_aligned_rows() -> None:
     assert prediction.kind_2R.tolist() == [[True] * 6 + [False] * 7, [False] * 6 + [True] * 7]
     for name in ("class_logits_LBRC", "mask_embedding_LBRE"):
         whole = getattr(prediction, name)
-        assert torch.equal(torch.cat((getattr(objects, name), getattr(aligned, name)), dim=2), whole)
+        assert torch.equal(
+            torch.cat((getattr(objects, name), getattr(aligned, name)), dim=2), whole
+        )
         assert getattr(objects, name).shape[2] == prediction.queries == 6
-        assert getattr(objects, name).untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+        assert (
+            getattr(objects, name).untyped_storage().data_ptr()
+            == whole.untyped_storage().data_ptr()
+        )

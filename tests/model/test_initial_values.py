@@ -1,4 +1,5 @@
-"""What a new model holds, tensor by tensor: the published initial values of Mask2Former and Deformable DETR."""
+"""What a new model holds, tensor by tensor: the published initial values of Mask2Former and
+Deformable DETR."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ from alignmask.model.pixel_decoder import MSDeformAttn
 from tests import tiny
 from tests.model import peers
 
-# Names of tensors by the kind of their initial values. In Mask2Former's decoder query, key and value are one matrix of
-# three times as many outputs ("packed").
+# Names of tensors by the kind of their initial values. In Mask2Former's decoder query, key and
+# value are one matrix of three times as many outputs ("packed").
 CONSTANT = {
     r".*norms?(\.\d)?\.weight": 1.0,
     r".*norms?(\.\d)?\.bias": 0.0,
@@ -69,14 +70,18 @@ def model() -> AlignMask:
     )
     few = replace(config.pixel_decoder, layers=2), replace(config.query_decoder, layers=2)
     torch.manual_seed(0)
-    return build_model(replace(config, pixel_decoder=few[0], query_decoder=few[1])).requires_grad_(False)
+    return build_model(replace(config, pixel_decoder=few[0], query_decoder=few[1])).requires_grad_(
+        False
+    )
 
 
 def assert_uniform(value: Tensor, bound: float) -> None:
     """Up to the bound, and spread evenly: as far as so many numbers can tell."""
     few = 6 / value.numel()
     assert bound * (1 - few) - 0.01 * bound <= value.abs().max() <= bound
-    assert value.square().mean().sqrt() * 3**0.5 == pytest.approx(bound, rel=3 / value.numel() ** 0.5)
+    assert value.square().mean().sqrt() * 3**0.5 == pytest.approx(
+        bound, rel=3 / value.numel() ** 0.5
+    )
 
 
 def test_every_tensor_starts_as_published(model: AlignMask) -> None:
@@ -104,7 +109,8 @@ def test_every_tensor_starts_as_published(model: AlignMask) -> None:
             assert_uniform(value, weight[0].numel() ** -0.5)
         else:
             assert is_any(name, OFFSETS), name
-            # Deformable DETR: a head's points stand 1 to 4 steps away in the head's direction, at every level.
+            # Deformable DETR: a head's points stand 1 to 4 steps away in the head's direction, at
+            # every level.
             for head, points in enumerate(value.view(8, 3, 4, 2)):
                 steps = torch.arange(1, 5)[:, None] * DIRECTIONS[head]
                 torch.testing.assert_close(points, steps.expand(3, 4, 2).float(), atol=1e-5, rtol=0)
@@ -117,10 +123,15 @@ def test_initial_sampling_is_that_of_hugging_face(heads: int, levels: int, point
     """At a new layer every query samples the same offsets with the same weights, whatever it is."""
     whole = peers.mask2former(peers.BACKBONES["resnet"])
     width = 8 * heads
-    theirs = Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention(width, heads, levels, points)
+    theirs = Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention(
+        width, heads, levels, points
+    )
     whole._init_weights(theirs)
     ours = MSDeformAttn(width, heads, levels, points)
-    for own, peer in ((ours.offsets, theirs.sampling_offsets), (ours.weights, theirs.attention_weights)):
+    for own, peer in (
+        (ours.offsets, theirs.sampling_offsets),
+        (ours.weights, theirs.attention_weights),
+    ):
         torch.testing.assert_close(own.weight, peer.weight, atol=0, rtol=0)
         torch.testing.assert_close(own.bias, peer.bias, atol=1e-6, rtol=1e-6)
 

@@ -1,4 +1,5 @@
-"""Layouts that only a GPU's libraries choose, seen without one: shapes and strides alone are computed."""
+"""Layouts that only a GPU's libraries choose, seen without one: shapes and strides alone are
+computed."""
 
 from __future__ import annotations
 
@@ -27,17 +28,24 @@ def test_the_pixel_embedding_has_its_channels_together(device: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("counts", "on_cpu", "on_gpu"), [([0, 0], 0, 0), ([3, 1], 15, 32), ([7, 0], 35, 64), ([30, 2], 100, 100)]
+    ("counts", "on_cpu", "on_gpu"),
+    [([0, 0], 0, 0), ([3, 1], 15, 32), ([7, 0], 35, 64), ([30, 2], 100, 100)],
 )
 def test_aligned_queries_have_few_shapes_on_a_gpu(
     monkeypatch: pytest.MonkeyPatch, counts: list[int], on_cpu: int, on_gpu: int
 ) -> None:
-    """There, attention is planned anew for every shape. On a CPU, slots that nothing fills would only cost time."""
+    """There, attention is planned anew for every shape. On a CPU, slots that nothing fills would
+    only cost time."""
     monkeypatch.setattr(_library._gpus, "usable", lambda device: True)
     for device, slots in (("cpu", on_cpu), ("cuda", on_gpu)):
         with FakeTensorMode() if device == "cuda" else nullcontext(), torch.device(device):
-            generator = AlignedQueryGenerator(AlignedQueryConfig(count=100, point_sets=5, points=16), 32)
-            embedding_BEHW, masks_GHW = torch.randn(2, 32, 8, 8), torch.ones(sum(counts), 32, 32, dtype=torch.bool)
+            generator = AlignedQueryGenerator(
+                AlignedQueryConfig(count=100, point_sets=5, points=16), 32
+            )
+            embedding_BEHW, masks_GHW = (
+                torch.randn(2, 32, 8, 8),
+                torch.ones(sum(counts), 32, 32, dtype=torch.bool),
+            )
             owner_G = torch.zeros(sum(counts), dtype=torch.long)
             queries = generator(embedding_BEHW, masks_GHW, owner_G, counts)
         assert queries.features_BAE.shape == (2, slots, 32)

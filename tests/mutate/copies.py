@@ -1,4 +1,5 @@
-"""Copies of the working tree, in which `make mutate` plants its faults: whatever happens, the tree itself stays as it is."""
+"""Copies of the working tree, in which `make mutate` plants its faults: whatever happens, the tree
+itself stays as it is."""
 
 from __future__ import annotations
 
@@ -27,14 +28,20 @@ class Copy:
 
     def __init__(self, folder: Path, repository: Path) -> None:
         self.folder = folder
-        self.build: list[str] = []  # the command that builds a core of the copy's own, if it has one
+        # The command that builds a core of the copy's own, if it has one.
+        self.build: list[str] = []
         self.left_out: set[str] = set()
         self.running: subprocess.Popen[bytes] | None = None
         self.closed = False
         self.stamps = itertools.count(int(time.time()))
         listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-        names = subprocess.run(listed, cwd=repository, check=True, capture_output=True, text=True).stdout.split("\0")
-        names += [path.relative_to(repository).as_posix() for path in (repository / "tests/simt").glob("_simt.*.so")]
+        names = subprocess.run(
+            listed, cwd=repository, check=True, capture_output=True, text=True
+        ).stdout.split("\0")
+        names += [
+            path.relative_to(repository).as_posix()
+            for path in (repository / "tests/simt").glob("_simt.*.so")
+        ]
         for name in names:
             if (repository / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +68,10 @@ class Copy:
         }  # fmt: skip
         flags = [f"-D{name}={value}" for name, value in options.items()]
         self.build = [str(tools / "cmake"), "--build", str(build), "--target", "_core", "_simt"]
-        for command in ([str(tools / "cmake"), "-S", ".", "-B", str(build), "-G", "Ninja", *flags], self.build):
+        for command in (
+            [str(tools / "cmake"), "-S", ".", "-B", str(build), "-G", "Ninja", *flags],
+            self.build,
+        ):
             assert self.run(command, 900) == 0, (self.folder / "output.txt").read_text()
         link = self.folder / "python/alignmask" / CORE.name
         link.unlink()
@@ -71,7 +81,9 @@ class Copy:
         """Exit status, None at the timeout. Whatever the command has started ends with it."""
         with (self.folder / "output.txt").open("wb") as output:
             options = {"stdout": output, "stderr": output, "start_new_session": True}
-            self.running = subprocess.Popen(command, cwd=self.folder, env=self.environment, **options)
+            self.running = subprocess.Popen(
+                command, cwd=self.folder, env=self.environment, **options
+            )
             try:
                 return self.running.wait(timeout)
             except subprocess.TimeoutExpired:
@@ -93,13 +105,28 @@ class Copy:
 
     def test(self, files: list[str], timeout: float, *options: str) -> int | None:
         deselected = [option for test in sorted(self.left_out) for option in ("--deselect", test)]
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, *deselected, *files]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            *options,
+            *deselected,
+            *files,
+        ]
         return self.run(command, timeout)
 
     def baseline(self, files: list[str]) -> dict[str, float]:
-        """Seconds of every test file without a fault; tests that fail without one are left out from here on."""
-        assert self.test(files, 3600, "--junitxml=times.xml") in (0, 1), (self.folder / "output.txt").read_text()
-        failed = re.findall(r"(?m)^(?:FAILED|ERROR) (.+?)(?: - .*)?$", (self.folder / "output.txt").read_text())
+        """Seconds of every test file without a fault; tests that fail without one are left out from
+        here on."""
+        assert self.test(files, 3600, "--junitxml=times.xml") in (0, 1), (
+            self.folder / "output.txt"
+        ).read_text()
+        failed = re.findall(
+            r"(?m)^(?:FAILED|ERROR) (.+?)(?: - .*)?$", (self.folder / "output.txt").read_text()
+        )
         self.left_out |= set(failed)
         seconds = dict.fromkeys(files, 0.0)
         for case in ET.parse(self.folder / "times.xml").iter("testcase"):
@@ -109,7 +136,9 @@ class Copy:
                     seconds[file] += float(case.get("time", 0))
         return seconds
 
-    def judge(self, mutant: Mutant, groups: tuple[list[str], list[str]], seconds: dict[str, float]) -> str:
+    def judge(
+        self, mutant: Mutant, groups: tuple[list[str], list[str]], seconds: dict[str, float]
+    ) -> str:
         file = self.folder / mutant.path
         source = file.read_bytes()
         try:

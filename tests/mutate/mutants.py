@@ -42,17 +42,32 @@ OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.FloorDiv,
     ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
 }  # fmt: skip
-OPPOSITES = {"min": "max", "minimum": "maximum", "amin": "amax", "argmin": "argmax", "floor": "ceil", "any": "all"}
+OPPOSITES = {
+    "min": "max",
+    "minimum": "maximum",
+    "amin": "amax",
+    "argmin": "argmax",
+    "floor": "ceil",
+    "any": "all",
+}
 OPPOSITES |= {b: a for a, b in OPPOSITES.items()}
-CONFIGS = {"config", "train", "loss", "model", "data"}  # what holds settings: the last name before theirs
-# Keywords that say nothing about results on this machine: checks, speed, and places where everything is the same here.
+# What holds settings: the last name before theirs.
+CONFIGS = {"config", "train", "loss", "model", "data"}
+# Keywords that say nothing about results on this machine: checks, speed, and places where
+# everything is the same here.
 NEUTRAL = {"strict", "device", "encoding", "non_blocking", "fused", "stacklevel"}
 
 
 def fields_beside(*sources: str) -> dict[str, str]:
-    """Of every field of the classes in Python sources: the next one of its class with the same annotation."""
+    """Of every field of the classes in Python sources: the next one of its class with the same
+    annotation."""
     beside = {}
-    for node in (node for source in sources for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef)):
+    for node in (
+        node
+        for source in sources
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ClassDef)
+    ):
         alike = defaultdict(list)
         for statement in node.body:
             if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
@@ -63,10 +78,13 @@ def fields_beside(*sources: str) -> dict[str, str]:
 
 
 def _walk(node: ast.AST) -> Iterator[ast.AST]:
-    """As ast.walk(), without types, messages, neutral keywords, and assertions, which stop early what would fail anyway."""
+    """As ast.walk(), without types, messages, neutral keywords, and assertions, which stop early
+    what would fail anyway."""
     yield node
     for name, value in ast.iter_fields(node):
-        if name in ("annotation", "returns") or isinstance(node, (ast.Assert, ast.Raise, ast.JoinedStr)):
+        if name in ("annotation", "returns") or isinstance(
+            node, (ast.Assert, ast.Raise, ast.JoinedStr)
+        ):
             continue
         if isinstance(node, ast.keyword) and node.arg in NEUTRAL:
             continue
@@ -80,23 +98,43 @@ def _replaced(node: ast.AST, **changes: object) -> str:
 
 
 def _name(node: ast.AST) -> str:
-    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+    return (
+        node.id
+        if isinstance(node, ast.Name)
+        else node.attr
+        if isinstance(node, ast.Attribute)
+        else ""
+    )
 
 
 def _call_variants(node: ast.Call) -> Text:
     name, args = _name(node.func), node.args
     if name in OPPOSITES:
-        yield node.func, _replaced(node.func, **{"id" if isinstance(node.func, ast.Name) else "attr": OPPOSITES[name]})
+        yield (
+            node.func,
+            _replaced(
+                node.func, **{"id" if isinstance(node.func, ast.Name) else "attr": OPPOSITES[name]}
+            ),
+        )
     if name == "where" and len(args) == 3:
         yield node, _replaced(node, args=[args[0], args[2], args[1]])
     for keyword in node.keywords:
         if keyword.arg and keyword.arg not in NEUTRAL:
-            yield node, _replaced(node, keywords=[other for other in node.keywords if other is not keyword])
+            yield (
+                node,
+                _replaced(
+                    node, keywords=[other for other in node.keywords if other is not keyword]
+                ),
+            )
     for i, (a, b) in enumerate(itertools.pairwise(args)):
         kind = [
             re.sub(".*?(_[A-Z0-9]+)?$", r"\1", _name(arg)) if _name(arg) else None for arg in (a, b)
         ]  # its shape suffix
-        if kind[0] == kind[1] is not None and name not in ("isinstance", "getattr", "where") and _name(a) != _name(b):
+        if (
+            kind[0] == kind[1] is not None
+            and name not in ("isinstance", "getattr", "where")
+            and _name(a) != _name(b)
+        ):
             yield node, _replaced(node, args=[*args[:i], b, a, *args[i + 2 :]])
 
 
@@ -129,11 +167,15 @@ def _variants(node: ast.AST, beside: dict[str, str]) -> Text:
                 yield test, f"not ({ast.unparse(test)})"
     if isinstance(node, ast.Return) and isinstance(node.value, ast.BinOp):
         yield node.value, f"-({ast.unparse(node.value)})"
-    if isinstance(node, ast.AugAssign) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)):
+    if isinstance(node, ast.AugAssign) or (
+        isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+    ):
         yield node, "pass"
     if isinstance(node, ast.With):
         yield from (
-            (i.context_expr, "__import__('contextlib').nullcontext()") for i in node.items if not i.optional_vars
+            (i.context_expr, "__import__('contextlib').nullcontext()")
+            for i in node.items
+            if not i.optional_vars
         )
     if isinstance(node, ast.FunctionDef):
         plain = ("staticmethod", "classmethod", "property")
@@ -165,7 +207,16 @@ SIGNS = [
     (">=", ">"),
     ("==", "!="),
 ]
-SIGNS += [("<", ">="), (">", "<="), ("&&", "||"), ("||", "&&"), ("+=", "-="), ("*=", "+="), (">>", "<<"), ("<<", ">>")]
+SIGNS += [
+    ("<", ">="),
+    (">", "<="),
+    ("&&", "||"),
+    ("||", "&&"),
+    ("+=", "-="),
+    ("*=", "+="),
+    (">>", "<<"),
+    ("<<", ">>"),
+]
 CPP: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     *((rf"(?<= ){re.escape(a)}(?= )", b) for a, b in SIGNS),
     (r"\bsmaller\b(?=\()", "larger"), (r"\blarger\b(?=\()", "smaller"),
@@ -183,6 +234,8 @@ def cpp_mutants(path: str, source: bytes) -> list[Mutant]:
             for pattern, new in CPP:
                 for match in re.finditer(pattern, code):
                     span = (at + len(code[:end].encode()) for end in match.span())
-                    mutants.append(_mutant(path, source, *span, new if isinstance(new, str) else new(match)))
+                    mutants.append(
+                        _mutant(path, source, *span, new if isinstance(new, str) else new(match))
+                    )
         at += len(line.encode())
     return mutants

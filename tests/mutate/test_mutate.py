@@ -1,4 +1,5 @@
-"""The mutation tester: what its faults look like, and that it reports what no test notices and leaves the tree alone."""
+"""The mutation tester: what its faults look like, and that it reports what no test notices and
+leaves the tree alone."""
 
 from __future__ import annotations
 
@@ -74,7 +75,8 @@ def test_faults_in_cpp(source: str) -> None:
 def test_a_fault_that_nobody_notices_is_reported_and_the_tree_stays_as_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`double` is tested by one number, for which 2 · x and 2 + x are alike; and one test fails without any fault."""
+    """`double` is tested by one number, for which 2 · x and 2 + x are alike; and one test fails
+    without any fault."""
     files = {
         "python/alignmask/__init__.py": "",
         "python/alignmask/loss/__init__.py": "",
@@ -90,23 +92,32 @@ def test_a_fault_that_nobody_notices_is_reported_and_the_tree_stays_as_it_is(
     found = {mutant.after: mutant for mutant in mutate.all_mutants(tmp_path)}
     noticed, reviewed = found["return (x * 2)"], found["return x / 3"]
     survivor = found["return (2 / x)"]._replace(new="(2 + x)", after="return (2 + x)")
-    monkeypatch.setattr(mutate, "equivalents", lambda: {(reviewed.path, reviewed.before, reviewed.after): "why"})
+    monkeypatch.setattr(
+        mutate, "equivalents", lambda: {(reviewed.path, reviewed.before, reviewed.after): "why"}
+    )
     results = mutate.mutate([survivor, noticed, reviewed], 1, tmp_path)
     assert results == [(reviewed, "equivalent"), (survivor, "survived"), (noticed, "noticed")]
     assert mutate.report(results) == 50
     printed = capsys.readouterr().out
-    assert "left out, as they fail without a fault: ['tests/loss/test_other.py::test_broken']" in printed
     assert (
-        "survived: python/alignmask/loss/toy.py:2\npython/alignmask/loss/toy.py\nreturn 2 * x\nreturn (2 + x)"
+        "left out, as they fail without a fault: ['tests/loss/test_other.py::test_broken']"
         in printed
     )
+    assert (
+        "survived: python/alignmask/loss/toy.py:2\npython/alignmask/loss/toy.py\nreturn 2 * "
+        "x\nreturn (2 + x)" in printed
+    )
     assert {name: (tmp_path / name).read_text() for name in files} == files
-    assert sum(path.is_file() for path in tmp_path.rglob("*") if ".git" not in path.parts) == len(files)
+    assert sum(path.is_file() for path in tmp_path.rglob("*") if ".git" not in path.parts) == len(
+        files
+    )
 
 
 def test_reviewed_mutants_exist() -> None:
     """An entry whose line has changed must be reviewed again."""
     known = mutate.equivalents()
-    mutants = [m for path in sorted({path for path, _, _ in known}) for m in mutate.all_mutants(only=path)]
+    mutants = [
+        m for path in sorted({path for path, _, _ in known}) for m in mutate.all_mutants(only=path)
+    ]
     assert set(known) <= {(m.path, m.before, m.after) for m in mutants}
     assert all(reason for reason in known.values())

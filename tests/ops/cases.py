@@ -1,4 +1,5 @@
-"""Inputs of the ops, for tests and benchmarks: named shapes, layouts of points, random tensors from a seed.
+"""Inputs of the ops, for tests and benchmarks: named shapes, layouts of points, random tensors from
+a seed.
 
 Shapes: as in `alignmask.ops`.
 """
@@ -30,25 +31,32 @@ ON_GPU = ("cuda", "cuda deterministic")
 
 
 def implementations(op: str, emulated: bool = True) -> tuple[str, ...]:
-    """What can compute `op` for tensors on the CPU, see `using`; `emulated`: also the kernels for GPUs, on the host SIMT
-    runtime and, where there is one, on a GPU."""
+    """What can compute `op` for tensors on the CPU, see `using`; `emulated`: also the kernels for
+    GPUs, on the host SIMT runtime and, where there is one, on a GPU."""
     if ops.implementation(op, "cpu") == "reference":
         return ("reference",)
-    emulations = EMULATIONS if emulated and _simt is not None and hasattr(_simt, f"{op}_forward") else ()
+    emulations = (
+        EMULATIONS if emulated and _simt is not None and hasattr(_simt, f"{op}_forward") else ()
+    )
     return ("reference", "kernel", *emulations, *(on_gpu(op) if emulated else ()))
 
 
 def on_gpu(op: str) -> tuple[str, ...]:
-    return ON_GPU if torch.cuda.is_available() and ops.implementation(op, "cuda").startswith("kernel") else ()
+    return (
+        ON_GPU
+        if torch.cuda.is_available() and ops.implementation(op, "cuda").startswith("kernel")
+        else ()
+    )
 
 
 @contextmanager
 def using(implementation: str, op: str) -> Iterator[None]:
     """Compute `op` by one of its implementations.
 
-    simt: threads take turns in ascending order. simt shuffled: in a random one, and atomics add vectors, as from sm_90 on.
-    simt deterministic: in descending order, and torch is asked for deterministic algorithms. cuda: tensors are copied to the
-    GPU and back; cuda deterministic: and torch is asked for deterministic algorithms.
+    simt: threads take turns in ascending order. simt shuffled: in a random one, and atomics add
+    vectors, as from sm_90 on. simt deterministic: in descending order, and torch is asked for
+    deterministic algorithms. cuda: tensors are copied to the GPU and back; cuda deterministic: and
+    torch is asked for deterministic algorithms.
     """
     if implementation == "reference":
         with ops.use_reference(op):
@@ -57,11 +65,17 @@ def using(implementation: str, op: str) -> Iterator[None]:
         yield
     elif implementation in ON_GPU:
         _library._gpus.ways()  # kernels that compile on first use are told to the module
-        with _instead_of_the_core(OnDevice(_library.core, "cuda"), "deterministic" in implementation):
+        with _instead_of_the_core(
+            OnDevice(_library.core, "cuda"), "deterministic" in implementation
+        ):
             yield
     else:
         assert _simt is not None
-        order = {"simt": "ascending", "simt shuffled": "shuffled", "simt deterministic": "descending"}[implementation]
+        order = {
+            "simt": "ascending",
+            "simt shuffled": "shuffled",
+            "simt deterministic": "descending",
+        }[implementation]
         _simt.set_order(order)
         _simt.set_vector_atomics(implementation == "simt shuffled")
         with _instead_of_the_core(_simt, "deterministic" in implementation):
@@ -80,12 +94,14 @@ def _instead_of_the_core(module: Any, deterministic: bool) -> Iterator[None]:
 
 
 def repeats(implementation: str) -> bool:
-    """Are gradients the same bit for bit in every run? By default, atomics of a GPU add in any order."""
+    """Are gradients the same bit for bit in every run? By default, atomics of a GPU add in any
+    order."""
     return implementation != "cuda"
 
 
 def looks_at_indices(implementation: str) -> bool:
-    """Does an owner or a label out of range raise? Nothing waits for what is on a GPU, so there it is treated as documented."""
+    """Does an owner or a label out of range raise? Nothing waits for what is on a GPU, so there it
+    is treated as documented."""
     return implementation not in ON_GPU
 
 
@@ -137,7 +153,8 @@ class DeformShape(NamedTuple):
 
 
 def encoder(size: int) -> DeformShape:
-    """The pixel decoder's attention on a square image: every token of strides 32, 16 and 8 is a query."""
+    """The pixel decoder's attention on a square image: every token of strides 32, 16 and 8 is a
+    query."""
     levels = tuple((size // stride, size // stride) for stride in (32, 16, 8))
     return DeformShape(1, levels, 8, 32, sum(h * w for h, w in levels), 4)
 
@@ -148,7 +165,8 @@ MS_DEFORM_ATTN = {
     "scalar": DeformShape(1, ((4, 4), (2, 2)), 2, 1, 6, 1),
     "wide": DeformShape(2, ((8, 4), (4, 2)), 2, 65, 4, 5),
     "two blocks": DeformShape(1, ((4, 8),), 1, 128, 7, 4),
-    "self-attention": DeformShape(1, ((9, 5), (3, 10)), 2, 16, 75, 5),  # as many queries as tokens, uneven squares
+    # As many queries as tokens, uneven squares.
+    "self-attention": DeformShape(1, ((9, 5), (3, 10)), 2, 16, 75, 5),
     "two tiles": DeformShape(1, ((6, 11),), 2, 64, 70, 3),  # of queries
     "encoder_256": encoder(256),
     "encoder_1024": encoder(1024),
@@ -157,11 +175,14 @@ SMALL = ("tiny", "odd", "scalar", "wide", "two blocks")
 TILED = ("self-attention", "two tiles")
 
 
-def points(layout: str, count: tuple[int, ...], size: tuple[int, int], generator: torch.Generator) -> Tensor:
+def points(
+    layout: str, count: tuple[int, ...], size: tuple[int, int], generator: torch.Generator
+) -> Tensor:
     """Random normalised points (x, y), [*count, 2] in float64, over a map of `size` = (h, w).
 
-    local: within a few pixels of one random place per first dimensions; uniform: all over the map; border: pixel centres and
-    edges, from one pixel outside to one pixel outside on the other side; outside: mostly off the map, some far away.
+    local: within a few pixels of one random place per first dimensions; uniform: all over the map;
+    border: pixel centres and edges, from one pixel outside to one pixel outside on the other side;
+    outside: mostly off the map, some far away.
     """
     scale = torch.tensor([max(size[1], 1), max(size[0], 1)], dtype=torch.float64)
     uniform = torch.rand(*count, 2, generator=generator, dtype=torch.float64)
@@ -171,7 +192,8 @@ def points(layout: str, count: tuple[int, ...], size: tuple[int, int], generator
         offsets = 2 * torch.randn(*count, 2, generator=generator, dtype=torch.float64)
         return uniform[..., :1, :] + offsets / scale
     if layout == "border":
-        halves = (uniform * (2 * scale + 5)).floor() - 2  # in half pixels: from -1 to size + 1 pixels
+        # In half pixels: from -1 to size + 1 pixels.
+        halves = (uniform * (2 * scale + 5)).floor() - 2
         return halves / 2 / scale
     if layout == "outside":
         far = torch.rand(*count, 1, generator=generator, dtype=torch.float64) < 0.1
@@ -204,11 +226,16 @@ def ms_deform_attn_from_offsets(
     points_dtype: torch.dtype | None = None,
     seed: int = 0,
 ) -> tuple[Tensor, list[tuple[int, int]], Tensor, Tensor, Tensor]:
-    """The arguments of `alignmask.ops.ms_deform_attn_from_offsets`; the locations they make have the layout."""
+    """The arguments of `alignmask.ops.ms_deform_attn_from_offsets`; the locations they make have
+    the layout."""
     value, levels, locations, logits = ms_deform_attn(shape, layout, torch.float64, seed=seed)
-    size_L12 = torch.tensor([(max(w, 1), max(h, 1)) for h, w in levels], dtype=torch.float64).view(-1, 1, 2)
+    size_L12 = torch.tensor([(max(w, 1), max(h, 1)) for h, w in levels], dtype=torch.float64).view(
+        -1, 1, 2
+    )
     generator = torch.Generator().manual_seed(seed)
-    reference = torch.rand(shape.B, shape.Q, len(levels), 2, generator=generator, dtype=torch.float64)
+    reference = torch.rand(
+        shape.B, shape.Q, len(levels), 2, generator=generator, dtype=torch.float64
+    )
     second = points_dtype or dtype
     reference = reference.to(second)
     offsets = (locations - reference.double()[:, :, None, :, None]) * size_L12
@@ -216,14 +243,19 @@ def ms_deform_attn_from_offsets(
 
 
 def encoder_locations(shape: DeformShape, generator: torch.Generator) -> Tensor:
-    """Points as a trained encoder has them: some two pixels around every query's own token, in float32."""
+    """Points as a trained encoder has them: some two pixels around every query's own token, in
+    float32."""
     centres = []
     for h, w in shape.levels:
-        y, x = torch.meshgrid((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w, indexing="ij")
+        y, x = torch.meshgrid(
+            (torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w, indexing="ij"
+        )
         centres.append(torch.stack([x, y], -1).reshape(-1, 2))
     centres_Q1112 = torch.cat(centres)[:, None, None, None]
     sizes_L12 = torch.tensor([[[w, h]] for h, w in shape.levels])
-    offsets = 2 * torch.randn(shape.B, shape.Q, shape.N, len(shape.levels), shape.P, 2, generator=generator)
+    offsets = 2 * torch.randn(
+        shape.B, shape.Q, shape.N, len(shape.levels), shape.P, 2, generator=generator
+    )
     return centres_Q1112 + offsets / sizes_L12
 
 
@@ -253,11 +285,21 @@ def blobs(count: int, size: tuple[int, int], generator: torch.Generator) -> Tens
         [end[:, i, None, None] for i in (0, 1)] for end in corners.sort(1).values.unbind(1)
     )
     full = torch.rand(count, 1, 1, generator=generator) > 1 / 6
-    return (y >= low_y.floor()) & (y < high_y.ceil()) & (x >= low_x.floor()) & (x < high_x.ceil()) & full
+    return (
+        (y >= low_y.floor())
+        & (y < high_y.ceil())
+        & (x >= low_x.floor())
+        & (x < high_x.ceil())
+        & full
+    )
 
 
 def owners(count: int, images: int, generator: torch.Generator) -> Tensor:
-    return torch.randint(images, (count,), generator=generator) if images else torch.zeros(0, dtype=torch.long)
+    return (
+        torch.randint(images, (count,), generator=generator)
+        if images
+        else torch.zeros(0, dtype=torch.long)
+    )
 
 
 def masked_point_pool(
@@ -272,7 +314,12 @@ def masked_point_pool(
     features = torch.randn(shape.B, shape.C, *shape.features, generator=generator)
     where = points(layout, (shape.B, shape.T, shape.K), shape.features, generator)
     masks = blobs(shape.G, shape.masks, generator)
-    return features.to(dtype), masks, owners(shape.G, shape.B, generator), where.to(points_dtype or dtype)
+    return (
+        features.to(dtype),
+        masks,
+        owners(shape.G, shape.B, generator),
+        where.to(points_dtype or dtype),
+    )
 
 
 class IouShape(NamedTuple):
@@ -291,7 +338,9 @@ MASK_IOU = {
 }
 
 
-def mask_iou(shape: IouShape, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def mask_iou(
+    shape: IouShape, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
     """The tensors of `alignmask.ops.mask_iou`."""
     generator = torch.Generator().manual_seed(seed)
     h, w = shape.predictions
@@ -306,13 +355,18 @@ class LossShape(NamedTuple):
     C: int
 
 
-QUALITY_FOCAL_LOSS = {"tiny": LossShape(3, 2), "odd": LossShape(17, 5), "model": LossShape(10 * 16 * 200, 80)}
+QUALITY_FOCAL_LOSS = {
+    "tiny": LossShape(3, 2),
+    "odd": LossShape(17, 5),
+    "model": LossShape(10 * 16 * 200, 80),
+}
 
 
 def quality_focal_loss(
     shape: LossShape, dtype: torch.dtype = torch.float32, spread: float = 3, seed: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The tensors of `alignmask.ops.quality_focal_loss`; `spread`: standard deviation of the logits."""
+    """The tensors of `alignmask.ops.quality_focal_loss`; `spread`: standard deviation of the
+    logits."""
     generator = torch.Generator().manual_seed(seed)
     logits = spread * torch.randn(shape.R, shape.C, generator=generator)
     label = torch.randint(-1, shape.C, (shape.R,), generator=generator)

@@ -2,10 +2,11 @@
 
     python -m tests.ops.fuzz_bindings --calls 100000 --seed 1
 
-A call may only return, or raise one of `REFUSALS` with a message that names the op and an argument. It writes nothing
-but its outputs: those lie in holders whose other bytes are compared, as are the inputs. A crash shows itself (run it
-under AddressSanitizer: `make sanitize`); a call that hangs for two minutes ends the process with a traceback.
-Call n of a seed is always the same: `--only n` repeats it alone.
+A call may only return, or raise one of `REFUSALS` with a message that names the op and an argument.
+It writes nothing but its outputs: those lie in holders whose other bytes are compared, as are the
+inputs. A crash shows itself (run it under AddressSanitizer: `make sanitize`); a call that hangs for
+two minutes ends the process with a traceback. Call n of a seed is always the same: `--only n`
+repeats it alone.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ REFUSALS = (TypeError, ValueError, OverflowError, BufferError, MemoryError)
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 WIDER = {"float32": "float32", "float64": "float64", "float16": "float32", "bfloat16": "float32"}
 
-# function -> (names of outputs, {tensor: its letters}, other arguments). A letter is a size that tensors share, a digit itself.
+# function -> (names of outputs, {tensor: its letters}, other arguments). A letter is a size that
+# tensors share, a digit itself.
 FUNCTIONS: dict[str, tuple[str, dict[str, str], str]] = {
     "mask_iou_forward": (
         "iou",
@@ -39,17 +41,37 @@ FUNCTIONS: dict[str, tuple[str, dict[str, str], str]] = {
     ),
     "masked_point_pool_forward": (
         "pooled weight",
-        {"pooled": "GTC", "weight": "GT", "features": "BCHW", "masks": "Ghw", "owner": "G", "points": "BTK2"},
+        {
+            "pooled": "GTC",
+            "weight": "GT",
+            "features": "BCHW",
+            "masks": "Ghw",
+            "owner": "G",
+            "points": "BTK2",
+        },
         "divide_by_points threads",
     ),
     "masked_point_pool_backward": (
         "grad_features",
-        {"grad_features": "BCHW", "grad_pooled": "GTC", "weight": "GT", "masks": "Ghw", "owner": "G", "points": "BTK2"},
+        {
+            "grad_features": "BCHW",
+            "grad_pooled": "GTC",
+            "weight": "GT",
+            "masks": "Ghw",
+            "owner": "G",
+            "points": "BTK2",
+        },
         "divide_by_points threads",
     ),
     "ms_deform_attn_forward": (
         "out",
-        {"out": "BQE", "value": "BSND", "locations": "BQNLP2", "weights": "BQNLP", "reference": "BQL2"},
+        {
+            "out": "BQE",
+            "value": "BSND",
+            "locations": "BQNLP2",
+            "weights": "BQNLP",
+            "reference": "BQL2",
+        },
         "level_shapes threads",
     ),
     "ms_deform_attn_backward": (
@@ -92,19 +114,33 @@ FUNCTIONS: dict[str, tuple[str, dict[str, str], str]] = {
     "cpu_instruction_sets": ("", {}, ""),
 }
 MAY_BE_ABSENT = ("grad_", "reference")
-BYTES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "uint8": 1, "bool": 1}
+BYTES = {
+    "float32": 4,
+    "float64": 8,
+    "float16": 2,
+    "bfloat16": 2,
+    "int64": 8,
+    "int32": 4,
+    "uint8": 1,
+    "bool": 1,
+}
 
 
 class Holder:
     """Memory with a tensor somewhere inside, whose other bytes a call must leave alone."""
 
-    def __init__(self, rng: Rng, shape: list[int], dtype: str, fill: Callable[[Any], None] | None) -> None:
-        """`fill`: sets a NumPy view of the tensor; None: an output, of which only the surroundings are compared."""
+    def __init__(
+        self, rng: Rng, shape: list[int], dtype: str, fill: Callable[[Any], None] | None
+    ) -> None:
+        """`fill`: sets a NumPy view of the tensor; None: an output, of which only the surroundings
+        are compared."""
         steps = [pick(rng, 1, 1, 1, 2, 3) for _ in shape]
         order = rng.permutation(len(shape)) if rng.random() < 0.3 else np.arange(len(shape))
         room = [shape[i] * steps[i] + int(rng.integers(2)) for i in order]
         size = BYTES[dtype]
-        self.bytes = rng.integers(0, 256, (int(np.prod(room, dtype=object)) + 16) * size, dtype=np.uint8)
+        self.bytes = rng.integers(
+            0, 256, (int(np.prod(room, dtype=object)) + 16) * size, dtype=np.uint8
+        )
         kind = np.dtype("uint16" if dtype == "bfloat16" else dtype)
         if dtype == "bool":
             self.bytes &= 1
@@ -121,9 +157,13 @@ class Holder:
         elif fill is not None:
             fill(view)
         self.tensor: Any = view
-        if dtype == "bfloat16" or (rng.random() < 0.4 and all(stride >= 0 for stride in view.strides)):
+        if dtype == "bfloat16" or (
+            rng.random() < 0.4 and all(stride >= 0 for stride in view.strides)
+        ):
             if any(stride < 0 for stride in view.strides):
-                self.view = view = view[tuple(slice(None, None, -1 if s < 0 else 1) for s in view.strides)]
+                self.view = view = view[
+                    tuple(slice(None, None, -1 if s < 0 else 1) for s in view.strides)
+                ]
             self.tensor = torch.from_numpy(view)
             if dtype == "bfloat16":
                 self.tensor = self.tensor.view(torch.bfloat16)
@@ -146,8 +186,8 @@ class Holder:
 
 
 def sizes_of(rng: Rng, function: str) -> dict[str, int]:
-    """A size for every letter: small, often 0 or 1, now and then huge. (Not where a loop over one repeated element or over
-    nothing would be legal, and endless.)
+    """A size for every letter: small, often 0 or 1, now and then huge. (Not where a loop over one
+    repeated element or over nothing would be legal, and endless.)
     """
     sizes = {letter: pick(rng, 0, 1, 1, 2, 3, 5, 9) for letter in "BQSNDLPECGTKHWhwR"}
     sizes["D"], sizes["C"] = pick(rng, 0, 1, 3, 8, 20, 70), pick(rng, 0, 1, 3, 16, 17, 80)
@@ -174,7 +214,9 @@ def integers(low: int, high: int) -> Callable[[Rng, Any], None]:
     def fill(rng: Rng, view: Any) -> None:
         view[...] = rng.integers(low, max(high, low + 1), view.shape)
         if view.size and rng.random() < 0.02:
-            view.flat[rng.integers(view.size)] = pick(rng, -2, -1, high, high + 1, 2**31 - 1, -(2**31))
+            view.flat[rng.integers(view.size)] = pick(
+                rng, -2, -1, high, high + 1, 2**31 - 1, -(2**31)
+            )
 
     return fill
 
@@ -183,7 +225,9 @@ def masks(rng: Rng, view: Any) -> None:
     view[...] = rng.integers(0, 2, view.shape)
 
 
-def tensor(rng: Rng, name: str, letters: str, sizes: dict[str, int], output: bool, dtype: str) -> Holder | Any:
+def tensor(
+    rng: Rng, name: str, letters: str, sizes: dict[str, int], output: bool, dtype: str
+) -> Holder | Any:
     shape = [int(letter) if letter.isdigit() else sizes[letter] for letter in letters]
     fill: Callable[[Rng, Any], None] = numbers
     if name in ("weight", "iou", "grad_logits") and (output or name == "weight"):
@@ -192,7 +236,11 @@ def tensor(rng: Rng, name: str, letters: str, sizes: dict[str, int], output: boo
         dtype = dtype if rng.random() < 0.5 else WIDER[dtype]
     if name in ("owner", "label"):
         dtype = pick(rng, "int64", "int32")
-        fill = integers(0, min(sizes["B"], 2**31 - 1)) if name == "owner" else integers(-1, min(sizes["C"], 2**31 - 1))
+        fill = (
+            integers(0, min(sizes["B"], 2**31 - 1))
+            if name == "owner"
+            else integers(-1, min(sizes["C"], 2**31 - 1))
+        )
     elif name in ("masks", "targets"):
         dtype, fill = pick(rng, "bool", "uint8"), masks
     if max(shape, default=0) > 2**20:
@@ -202,7 +250,8 @@ def tensor(rng: Rng, name: str, letters: str, sizes: dict[str, int], output: boo
 
 
 def arguments(rng: Rng, function: str) -> tuple[dict[str, Any], list[Holder]]:
-    """Arguments that fit together, apart from a few values out of range, and the holders of its tensors."""
+    """Arguments that fit together, apart from a few values out of range, and the holders of its
+    tensors."""
     outputs, letters_of, others = FUNCTIONS[function]
     sizes, dtype = sizes_of(rng, function), pick(rng, *FLOATS)
     if function == "mask_iou_forward" and rng.random() < 0.4:
@@ -220,10 +269,16 @@ def arguments(rng: Rng, function: str) -> tuple[dict[str, Any], list[Holder]]:
     second_form = rng.random() < 0.5
     absent = [name for name in letters_of if "reference" in name and not second_form]
     absent += [
-        name for name in letters_of if name.startswith(MAY_BE_ABSENT) and "grad_out" != name and rng.random() < 0.2
+        name
+        for name in letters_of
+        if name.startswith(MAY_BE_ABSENT) and "grad_out" != name and rng.random() < 0.2
     ]
     for name, letters in letters_of.items():
-        if name in absent and not (name == "reference" and second_form) and "masked" not in function:
+        if (
+            name in absent
+            and not (name == "reference" and second_form)
+            and "masked" not in function
+        ):
             given[name] = None
             continue
         given[name] = tensor(rng, name, letters, sizes, name in outputs.split(), dtype)
@@ -245,7 +300,8 @@ def arguments(rng: Rng, function: str) -> tuple[dict[str, Any], list[Holder]]:
 
 
 def spoil(rng: Rng, given: dict[str, Any], outputs: list[str]) -> None:
-    """Replaces an argument by junk, by a spoilt form of itself, or by memory of another argument."""
+    """Replaces an argument by junk, by a spoilt form of itself, or by memory of another
+    argument."""
     names = list(given)
     if not names or rng.random() < 0.02:
         given[pick(rng, "nonsense", "out", "threads")] = 1
@@ -258,16 +314,35 @@ def spoil(rng: Rng, given: dict[str, Any], outputs: list[str]) -> None:
     elif isinstance(given[name], (np.ndarray, torch.Tensor)):
         if outputs and rng.random() < 0.3:
             other = given.get(pick(rng, *outputs))
-            given[name] = fuzz_junk.part_of(rng, other, given[name]) if isinstance(other, np.ndarray) else other
+            given[name] = (
+                fuzz_junk.part_of(rng, other, given[name])
+                if isinstance(other, np.ndarray)
+                else other
+            )
         else:
             given[name] = fuzz_junk.spoilt(rng, given[name])
     elif isinstance(given[name], list):
         given[name] = fuzz_junk.spoilt_list(rng, given[name])
     else:
-        given[name] = pick(rng, *HUGE, *(-size for size in HUGE), 0, -1, 1.5, float("nan"), np.float32(1), np.int8(3))
+        given[name] = pick(
+            rng,
+            *HUGE,
+            *(-size for size in HUGE),
+            0,
+            -1,
+            1.5,
+            float("nan"),
+            np.float32(1),
+            np.int8(3),
+        )
 
 
-ALSO = {"locations": "offsets", "weights": "logits", "grad_locations": "grad_offsets", "grad_weights": "grad_logits"}
+ALSO = {
+    "locations": "offsets",
+    "weights": "logits",
+    "grad_locations": "grad_offsets",
+    "grad_weights": "grad_logits",
+}
 
 
 def explains(error: BaseException, function: str, names: set[str]) -> bool:
@@ -275,12 +350,15 @@ def explains(error: BaseException, function: str, names: set[str]) -> bool:
     message = str(error)
     if isinstance(error, MemoryError):
         return True
-    if message.startswith(f"{function}(): incompatible function arguments"):  # too few, too many or unknown ones
+    # Too few, too many or unknown ones.
+    if message.startswith(f"{function}(): incompatible function arguments"):
         return True
     op = re.sub("_(forward|backward|backward_workspace)$", "", function)
     head, _, rest = message.partition(": ")
     known = names | {ALSO[name] for name in names & set(ALSO)} | {"CPU code", "owner"}
-    return head in (op, f"{op}_from_offsets") and any(re.search(rf"\b{name}\b", rest) for name in known)
+    return head in (op, f"{op}_from_offsets") and any(
+        re.search(rf"\b{name}\b", rest) for name in known
+    )
 
 
 def call(seed: int, n: int) -> str:
@@ -300,12 +378,15 @@ def call(seed: int, n: int) -> str:
     if refused is not None:
         assert explains(refused, function, names), f"{function} raised {refused!r}"
         # What is refused has not begun; memory may run out later.
-        assert isinstance(refused, MemoryError) or all(holder.is_intact(False) for holder in holders), (
-            f"{function} wrote"
-        )
+        assert isinstance(refused, MemoryError) or all(
+            holder.is_intact(False) for holder in holders
+        ), f"{function} wrote"
         return type(refused).__name__
-    if all(given.get(name) is original.get(name) for name in outputs):  # else another part of a holder may be an output
-        assert all(holder.is_intact(True) for holder in holders), f"{function} wrote outside of its outputs"
+    # Else another part of a holder may be an output.
+    if all(given.get(name) is original.get(name) for name in outputs):
+        assert all(holder.is_intact(True) for holder in holders), (
+            f"{function} wrote outside of its outputs"
+        )
     return "returned"
 
 
@@ -323,7 +404,8 @@ def fuzz(calls: int, seed: int, first: int = 0) -> Counter[str]:
                     ends[call(seed, n)] += 1
                 except BaseException as error:
                     error.add_note(
-                        f"call {n} of seed {seed}: python -m tests.ops.fuzz_bindings --seed {seed} --only {n}"
+                        f"call {n} of seed {seed}: python -m tests.ops.fuzz_bindings --seed {seed} "
+                        f"--only {n}"
                     )
                     raise
     finally:
@@ -333,7 +415,9 @@ def fuzz(calls: int, seed: int, first: int = 0) -> Counter[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--calls", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", type=int, help="number of the one call to make")
@@ -341,7 +425,10 @@ def main() -> None:
     fuzz_junk.limit_memory()
     first, calls = (0, given.calls) if given.only is None else (given.only, 1)
     ends = fuzz(calls, given.seed, first)
-    print(f"{calls} calls of seed {given.seed}: " + ", ".join(f"{count} {end}" for end, count in ends.most_common()))
+    print(
+        f"{calls} calls of seed {given.seed}: "
+        + ", ".join(f"{count} {end}" for end, count in ends.most_common())
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""What the fuzzer of the bindings passes instead of arguments that fit: junk, spoilt tensors, exporters that lie."""
+"""What the fuzzer of the bindings passes instead of arguments that fit: junk, spoilt tensors,
+exporters that lie."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ def pick(rng: Rng, *choices: Any) -> Any:
 
 
 def limit_memory() -> None:
-    """Keeps calls of huge sizes from filling the machine: beyond 6 GiB more, allocations fail. (Not under a sanitizer, whose
-    shadow is larger than that: it has an option of its own.)
+    """Keeps calls of huge sizes from filling the machine: beyond 6 GiB more, allocations fail. (Not
+    under a sanitizer, whose shadow is larger than that: it has an option of its own.)
     """
     try:
         import resource
@@ -89,8 +90,14 @@ class TensorLike:
 
 
 new_capsule = ctypes.pythonapi.PyCapsule_New
-new_capsule.restype, new_capsule.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
-CAPSULES = [new_capsule(1, name, None) for name in (b"used_dltensor", b"dltensor2", b"used_dltensor_versioned", None)]
+new_capsule.restype, new_capsule.argtypes = (
+    ctypes.py_object,
+    (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p),
+)
+CAPSULES = [
+    new_capsule(1, name, None)
+    for name in (b"used_dltensor", b"dltensor2", b"used_dltensor_versioned", None)
+]
 
 
 def junk(rng: Rng) -> Any:
@@ -238,7 +245,9 @@ def part_of(rng: Rng, memory: Any, like: Any) -> Any:
     raw = base.reshape(-1).view(np.uint8)
     start = int(rng.integers(0, 3)) * like.itemsize
     steps = pick(rng, 1, 1, 2, 3)
-    room = raw[start : start + (len(raw) - start) // like.itemsize * like.itemsize].view(like.dtype)[::steps]
+    room = raw[start : start + (len(raw) - start) // like.itemsize * like.itemsize].view(
+        like.dtype
+    )[::steps]
     return room[: like.size].reshape(like.shape) if room.size >= like.size else memory
 
 
@@ -258,7 +267,8 @@ def spoilt_list(rng: Rng, sizes: list[int]) -> Any:
         return tuple(other)
     elif change == 6:
         return np.array(
-            [size if isinstance(size, int) and abs(size) < 100 else 1 for size in other], pick(rng, "i8", "i4", "f4")
+            [size if isinstance(size, int) and abs(size) < 100 else 1 for size in other],
+            pick(rng, "i8", "i4", "f4"),
         )
     else:
         other = other * 70_000 if len(other) < 100 else other

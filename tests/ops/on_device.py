@@ -1,5 +1,5 @@
-"""Calls of the compiled module carried out on another device, so that the suite, whose tensors are on the CPU, tests that one's
-kernels."""
+"""Calls of the compiled module carried out on another device, so that the suite, whose tensors are
+on the CPU, tests that one's kernels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ LOOKED_AT = ("_forward", "_backward", "_workspace")
 class OnDevice:
     """The compiled module, but kernels run on `device`.
 
-    Every storage is copied there once and back afterwards: strides, offsets and overlaps of the tensors in it stay as they are.
+    Every storage is copied there once and back afterwards: strides, offsets and overlaps of the
+    tensors in it stay as they are.
     """
 
     def __init__(self, core: Any, device: str) -> None:

@@ -1,7 +1,8 @@
-"""Multi-scale deformable attention once more, from the docstrings alone: loops over scalars in float64, gradients by hand.
+"""Multi-scale deformable attention once more, from the docstrings alone: loops over scalars in
+float64, gradients by hand.
 
-Compiled by numba (and cached), else as plain as possible: it knows neither torch's samplers nor the shipped reference.
-Shapes: as in `alignmask.ops`.
+Compiled by numba (and cached), else as plain as possible: it knows neither torch's samplers nor the
+shipped reference. Shapes: as in `alignmask.ops`.
 """
 
 from __future__ import annotations
@@ -18,9 +19,18 @@ Array = np.ndarray[Any, Any]
 
 @numba.njit(cache=True)
 def _sample(
-    tokens: Array, height: int, width: int, x: float, y: float, weight: float, gradient: Array, out: Array, grad: Array
+    tokens: Array,
+    height: int,
+    width: int,
+    x: float,
+    y: float,
+    weight: float,
+    gradient: Array,
+    out: Array,
+    grad: Array,
 ) -> tuple[float, float, float]:
-    """Adds weight · sample of [h·w, D] tokens at the position (x, y) in pixels to out, its VJP to grad.
+    """Adds weight · sample of [h·w, D] tokens at the position (x, y) in pixels to out, its VJP to
+    grad.
 
     Returns the derivatives of <gradient, out> in x, y and the weight.
     """
@@ -28,7 +38,8 @@ def _sample(
         out[:] = math.nan
         return math.nan, math.nan, math.nan
     in_x = in_y = in_weight = 0.0
-    if math.isinf(x) or math.isinf(y) or abs(x) > 1e12 or abs(y) > 1e12:  # outside; floor() would not fit an integer
+    # Outside; floor() would not fit an integer.
+    if math.isinf(x) or math.isinf(y) or abs(x) > 1e12 or abs(y) > 1e12:
         column, row = -9, -9
     else:
         column, row = math.floor(x), math.floor(y)
@@ -81,16 +92,31 @@ def _attend(
 
 
 def ms_deform_attn(
-    value: Array, levels: Sequence[tuple[int, int]], locations: Array, weights: Array, grad_out: Array | None = None
+    value: Array,
+    levels: Sequence[tuple[int, int]],
+    locations: Array,
+    weights: Array,
+    grad_out: Array | None = None,
 ) -> tuple[Array, Array, Array, Array]:
     """out and, for `grad_out` (ones by default), the gradients of value, locations and weights."""
     B, _, N, D = value.shape
     Q = locations.shape[1]
     out = np.zeros((B, Q, N, D))
-    gradient = np.ones(out.shape) if grad_out is None else np.ascontiguousarray(grad_out).reshape(out.shape)
+    gradient = (
+        np.ones(out.shape)
+        if grad_out is None
+        else np.ascontiguousarray(grad_out).reshape(out.shape)
+    )
     gradients = np.zeros(value.shape), np.zeros(locations.shape), np.zeros(weights.shape)
     inputs = (np.ascontiguousarray(array, np.float64) for array in (locations, weights))
-    _attend(np.ascontiguousarray(value), np.array(levels, np.int64).reshape(-1, 2), *inputs, out, gradient, *gradients)
+    _attend(
+        np.ascontiguousarray(value),
+        np.array(levels, np.int64).reshape(-1, 2),
+        *inputs,
+        out,
+        gradient,
+        *gradients,
+    )
     return out.reshape(B, Q, N * D), *gradients
 
 
@@ -102,7 +128,8 @@ def ms_deform_attn_from_offsets(
     logits: Array,
     grad_out: Array | None = None,
 ) -> tuple[Array, Array, Array, Array, Array]:
-    """out and, for `grad_out` (ones by default), the gradients of value, reference, offsets and logits."""
+    """out and, for `grad_out` (ones by default), the gradients of value, reference, offsets and
+    logits."""
     sizes = np.array([(max(w, 1), max(h, 1)) for h, w in levels], np.float64).reshape(-1, 1, 2)
     B, Q, N, L, P = logits.shape
     with np.errstate(invalid="ignore"):  # what is not finite
@@ -111,7 +138,9 @@ def ms_deform_attn_from_offsets(
         powers = np.exp(flat - flat.max(-1, keepdims=True, initial=-math.inf))
         weights = powers / powers.sum(-1, keepdims=True)
     weights = weights.reshape(logits.shape)
-    out, grad_value, grad_locations, grad_weights = ms_deform_attn(value, levels, locations, weights, grad_out)
+    out, grad_value, grad_locations, grad_weights = ms_deform_attn(
+        value, levels, locations, weights, grad_out
+    )
     with np.errstate(invalid="ignore"):
         mean = (weights * grad_weights).sum((3, 4), keepdims=True)
         grad_logits = weights * (grad_weights - mean)

@@ -1,7 +1,8 @@
-"""The ops written once more, from their public docstrings alone: loops over scalars in float64, and gradients by hand.
+"""The ops written once more, from their public docstrings alone: loops over scalars in float64, and
+gradients by hand.
 
-Compiled by numba (and cached), else as plain as possible: they know neither torch's samplers nor the shipped references.
-ms_deform_attn has a file of its own. Shapes: as in `alignmask.ops`.
+Compiled by numba (and cached), else as plain as possible: they know neither torch's samplers nor
+the shipped references. ms_deform_attn has a file of its own. Shapes: as in `alignmask.ops`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ Array = np.ndarray[Any, Any]
 
 @numba.njit(cache=True)
 def _corners(x: float, y: float, height: int, width: int) -> tuple[Array, Array]:
-    """Pixels around the normalised (x, y) that exist: (row, column) [n, 2], bilinear weights [n]."""
+    """Pixels around the normalised (x, y) that exist: (row, column) [n, 2], bilinear weights
+    [n]."""
     pixels, weights = np.zeros((4, 2), np.int64), np.zeros(4)
     if math.isinf(x) or math.isinf(y):
         return pixels[:0], weights[:0]
@@ -95,14 +97,20 @@ def masked_point_pool(
     G, T, C = len(masks), points.shape[1], features.shape[1]
     pooled, weight, grad_features = np.zeros((G, T, C)), np.zeros((G, T)), np.zeros(features.shape)
     gradient = np.ones(pooled.shape) if grad_pooled is None else np.ascontiguousarray(grad_pooled)
-    inputs = (np.ascontiguousarray(features), np.ascontiguousarray(masks), owner, np.ascontiguousarray(points))
+    inputs = (
+        np.ascontiguousarray(features),
+        np.ascontiguousarray(masks),
+        owner,
+        np.ascontiguousarray(points),
+    )
     _pool(*inputs, normalize == "mask", gradient, pooled, weight, grad_features)
     return pooled, weight, grad_features
 
 
 @numba.njit(cache=True)
 def _upsampled(logits: Array, scale: int, i: int, j: int) -> float:
-    """Bilinear, pixel centres aligned, the outermost pixels continued: pixel (i, j) of the larger map."""
+    """Bilinear, pixel centres aligned, the outermost pixels continued: pixel (i, j) of the larger
+    map."""
     if scale == 1:
         return logits[i, j]
     h, w = logits.shape
@@ -136,7 +144,10 @@ def _iou(predictions: Array, targets: Array, owner: Array, threshold: float, iou
             both = either = 0
             for i in range(H):
                 for j in range(W):
-                    predicted, wanted = _upsampled(logits, scale, i, j) > threshold, targets[g, i, j] != 0
+                    predicted, wanted = (
+                        _upsampled(logits, scale, i, j) > threshold,
+                        targets[g, i, j] != 0,
+                    )
                     both += predicted and wanted
                     either += predicted or wanted
             if either:
@@ -151,7 +162,9 @@ def mask_iou(predictions: Array, targets: Array, owner: Array, threshold: float 
 
 
 @numba.njit(cache=True)
-def _loss(logits: Array, label: Array, iou: Array, gamma: float, theta: float, loss: Array, grad: Array) -> None:
+def _loss(
+    logits: Array, label: Array, iou: Array, gamma: float, theta: float, loss: Array, grad: Array
+) -> None:
     R, C = logits.shape
     for r in range(R):
         for c in range(C):
@@ -165,11 +178,16 @@ def _loss(logits: Array, label: Array, iou: Array, gamma: float, theta: float, l
             bce = max(x, 0.0) - x * t + math.log1p(math.exp(-abs(x)))
             distance, sign = abs(s - t), math.copysign(1, s - t)
             loss[r] += weight * distance**gamma * bce
-            slope = s * (1 / (1 + math.exp(x)) if x < 700 else 0.0)  # of s; 1 - s would lose its digits
-            grad[r, c] = weight * distance ** (gamma - 1) * (gamma * sign * slope * bce + distance * (s - t))
+            # Of s; 1 - s would lose its digits.
+            slope = s * (1 / (1 + math.exp(x)) if x < 700 else 0.0)
+            grad[r, c] = (
+                weight * distance ** (gamma - 1) * (gamma * sign * slope * bce + distance * (s - t))
+            )
 
 
-def quality_focal_loss(logits: Array, label: Array, iou: Array, gamma: float, theta: float) -> tuple[Array, Array]:
+def quality_focal_loss(
+    logits: Array, label: Array, iou: Array, gamma: float, theta: float
+) -> tuple[Array, Array]:
     """loss [R], and the gradient of its sum, [R, C]."""
     loss, grad = np.zeros(len(logits)), np.zeros(logits.shape)
     _loss(np.ascontiguousarray(logits), label, iou, gamma, theta, loss, grad)

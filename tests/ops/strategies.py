@@ -16,7 +16,8 @@ sizes = st.tuples(st.integers(0, 6), st.integers(0, 6))
 
 @st.composite
 def dtype_pairs(draw: st.DrawFn) -> tuple[torch.dtype, torch.dtype]:
-    """A dtype, and one that may stand beside it for points: the same, or float32 beside half precision."""
+    """A dtype, and one that may stand beside it for points: the same, or float32 beside half
+    precision."""
     dtype = draw(dtypes)
     half = dtype in (torch.float16, torch.bfloat16)
     return dtype, torch.float32 if half and draw(st.booleans()) else dtype

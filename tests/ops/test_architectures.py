@@ -1,4 +1,5 @@
-"""Which GPUs the kernels are compiled for by nvcc of several versions, and what their launch bounds are there."""
+"""Which GPUs the kernels are compiled for by nvcc of several versions, and what their launch bounds
+are there."""
 
 from __future__ import annotations
 
@@ -47,11 +48,15 @@ def test_architectures_of_a_release(tmp_path: Path, version: str, architectures:
     ("version", "possible", "others"),
     [("12.0", "80-real", "sm_61;sm_90;sm_120"), ("12.1", "80-real;90-real", "sm_61;sm_120")],
 )
-def test_gpus_that_nvcc_compiles_for(tmp_path: Path, version: str, possible: str, others: str) -> None:
+def test_gpus_that_nvcc_compiles_for(
+    tmp_path: Path, version: str, possible: str, others: str
+) -> None:
     """A made-up nvcc that knows up to sm_90."""
     nvcc = tmp_path / "nvcc"
     says = f"Cuda compilation tools, release {version}, V{version}.1"
-    nvcc.write_text(f'#!/bin/sh\n[ $1 = --version ] && echo "{says}" || echo "sm_61 sm_80 sm_90 "\n')
+    nvcc.write_text(
+        f'#!/bin/sh\n[ $1 = --version ] && echo "{says}" || echo "sm_61 sm_80 sm_90 "\n'
+    )
     nvcc.chmod(0o755)
     script = (
         f"set(ALIGNMASK_NVCC {nvcc})\n"
@@ -64,9 +69,21 @@ def test_gpus_that_nvcc_compiles_for(tmp_path: Path, version: str, possible: str
 @pytest.mark.skipif(LIBRARY is None, reason="no NVRTC: torch without CUDA does not bring it")
 @pytest.mark.parametrize(
     ("architecture", "threads"),
-    [(75, 1024), (80, 2048), (86, 1536), (88, 1536), (89, 1536), (90, 2048), (100, 2048), (110, 1536), (120, 1536)],
+    [
+        (75, 1024),
+        (80, 2048),
+        (86, 1536),
+        (88, 1536),
+        (89, 1536),
+        (90, 2048),
+        (100, 2048),
+        (110, 1536),
+        (120, 1536),
+    ],
 )
-def test_threads_that_a_multiprocessor_holds(tmp_path: Path, architecture: int, threads: int) -> None:
+def test_threads_that_a_multiprocessor_holds(
+    tmp_path: Path, architecture: int, threads: int
+) -> None:
     """As NVIDIA's table of technical specifications per compute capability says."""
     assert LIBRARY is not None
     try:
@@ -76,7 +93,9 @@ def test_threads_that_a_multiprocessor_holds(tmp_path: Path, architecture: int, 
     for right in (True, False):
         text = f"static_assert(ALIGNMASK_RESIDENT_THREADS == {threads if right else threads + 1});"
         header = tmp_path / "bounds.cuh"
-        header.write_text(f'#include "common/cuda/device.cuh"\n{text}\nextern "C" __global__ void kernel() {{}}\n')
+        header.write_text(
+            f'#include "common/cuda/device.cuh"\n{text}\nextern "C" __global__ void kernel() {{}}\n'
+        )
         if right:
             LIBRARY.compile(str(header), ["kernel"], architecture, REPOSITORY / "core")
         else:

@@ -1,4 +1,5 @@
-"""The ops on NumPy arrays and other DLPack arrays: the same numbers, nothing copied, an answer in kind."""
+"""The ops on NumPy arrays and other DLPack arrays: the same numbers, nothing copied, an answer in
+kind."""
 
 from __future__ import annotations
 
@@ -22,10 +23,15 @@ Call = Callable[..., Any]
 
 def calls(dtype: torch.dtype = torch.float32) -> dict[str, tuple[Call, list[Tensor]]]:
     """Op -> what takes its tensors, and them."""
-    value, levels, locations, weights = cases.ms_deform_attn(cases.MS_DEFORM_ATTN["odd"], dtype=dtype)
+    value, levels, locations, weights = cases.ms_deform_attn(
+        cases.MS_DEFORM_ATTN["odd"], dtype=dtype
+    )
     reference = locations[:, :, 0, :, 0].contiguous()
     return {
-        "ms_deform_attn": (lambda v, x, w: ops.ms_deform_attn(v, levels, x, w), [value, locations, weights]),
+        "ms_deform_attn": (
+            lambda v, x, w: ops.ms_deform_attn(v, levels, x, w),
+            [value, locations, weights],
+        ),
         "ms_deform_attn_from_offsets": (
             lambda v, r, x, w: ops.ms_deform_attn_from_offsets(v, levels, r, x, w),
             [value, reference, locations, weights],
@@ -136,18 +142,28 @@ def test_arrays_are_not_copied() -> None:
 def test_errors_name_op_and_argument() -> None:
     predictions, targets, owner = cases.mask_iou(cases.MASK_IOU["odd"])
     with pytest.raises(
-        TypeError, match=r"^mask_iou: targets must be a torch.Tensor, got ndarray, as predictions is one"
+        TypeError,
+        match=r"^mask_iou: targets must be a torch.Tensor, got ndarray, as predictions is one",
     ):
         ops.mask_iou(predictions, targets.numpy(), owner)
     with pytest.raises(ValueError, match=r"^mask_iou: owner\[0\] = 7 is outside \[0, 2\]"):
         ops.mask_iou(predictions.numpy(), targets.numpy(), np.full(4, 7))
-    with pytest.raises(TypeError, match=r"^mask_iou: predictions cannot be read as a tensor: .*byte order"):
+    with pytest.raises(
+        TypeError, match=r"^mask_iou: predictions cannot be read as a tensor: .*byte order"
+    ):
         ops.mask_iou(predictions.numpy().astype(">f4"), targets.numpy(), owner.numpy())
-    with pytest.raises(TypeError, match=r"^mask_iou: predictions cannot be read as a tensor: .*object"):
+    with pytest.raises(
+        TypeError, match=r"^mask_iou: predictions cannot be read as a tensor: .*object"
+    ):
         ops.mask_iou(predictions.numpy().astype(object), targets.numpy(), owner.numpy())
     value, levels, locations, weights = cases.ms_deform_attn(cases.MS_DEFORM_ATTN["odd"])
-    for tensors in ((value, locations, weights), (value.numpy(), locations.numpy(), weights.numpy())):
-        with pytest.raises(TypeError, match=r"^ms_deform_attn: level_shapes must be a sequence .*, got ndarray"):
+    for tensors in (
+        (value, locations, weights),
+        (value.numpy(), locations.numpy(), weights.numpy()),
+    ):
+        with pytest.raises(
+            TypeError, match=r"^ms_deform_attn: level_shapes must be a sequence .*, got ndarray"
+        ):
             ops.ms_deform_attn(tensors[0], np.array(levels), *tensors[1:])
     with pytest.raises(TypeError, match=r"^mask_iou: owner must be a torch.Tensor, got list"):
         ops.mask_iou(predictions.numpy(), targets.numpy(), owner.tolist())

@@ -24,12 +24,19 @@ def _arguments() -> dict[str, tuple[Any, ...]]:
         return torch.rand(*shape, generator=generator)
 
     value, locations, weights = random(B, 20, 2, 8), random(B, 5, 2, 1, 4, 2), random(B, 5, 2, 1, 4)
-    # 6 · 12544 is more than half precision holds, and the sums exist before the division by the mask's weight.
+    # 6 · 12544 is more than half precision holds, and the sums exist before the division by the
+    # mask's weight.
     features, masks = 5.5 + random(B, C, 8, 8), random(G, 32, 32) > 0.1
     owner, points = torch.tensor([0, 0, 1]), random(B, 1, 12544, 2)
     return {
         "ms_deform_attn": (value, [(4, 5)], locations, weights),
-        "ms_deform_attn_from_offsets": (value, [(4, 5)], locations[:, :, 0, :, 0], 3 * locations, 9 * weights),
+        "ms_deform_attn_from_offsets": (
+            value,
+            [(4, 5)],
+            locations[:, :, 0, :, 0],
+            3 * locations,
+            9 * weights,
+        ),
         "masked_point_pool": (features, masks, owner, points, "mask"),
         "mask_iou": (random(B, 4, 80, 80) - 0.5, random(G, 80, 80) > 0.3, owner),
         "quality_focal_loss": (random(80, 80) - 0.5, torch.arange(80), random(80), 2.0, 0.5),
@@ -63,5 +70,7 @@ def test_references_take_keywords() -> None:
         pooled, _ = ops.reference.masked_point_pool(
             features_BCHW=features, masks_GHW=masks, owner_G=owner, points_BTK2=points
         )
-    expected, _, _ = oracles.masked_point_pool(*map(array, (features, masks, owner, points)), "mask")
+    expected, _, _ = oracles.masked_point_pool(
+        *map(array, (features, masks, owner, points)), "mask"
+    )
     np.testing.assert_allclose(pooled.numpy(), expected, rtol=2e-5)

@@ -31,7 +31,11 @@ NONE = BUILD | {"architectures": "", "why_not": "there is no nvcc"}
         (BUILD | {"architectures": "86-real"}, 80, "none compiled for sm_80"),
         (BUILD | {"architectures": "80-virtual"}, 75, "none compiled for sm_75"),
         (BUILD | {"architectures": "80-virtual"}, 90, ""),
-        (BUILD | {"driver": 12080}, 80, "compiled with CUDA 13.0, but the driver can do CUDA 12.8 only"),
+        (
+            BUILD | {"driver": 12080},
+            80,
+            "compiled with CUDA 13.0, but the driver can do CUDA 12.8 only",
+        ),
         (NONE, 80, "no kernels compiled with the package: there is no nvcc"),
     ],
 )
@@ -60,10 +64,15 @@ def test_choice(wish: str, aot: str, jit: str, name: str, fails: bool) -> None:
 
 def test_wishes() -> None:
     assert (
-        _backend.wish({}) == _backend.wish({"ALIGNMASK_CUDA": ""}) == _backend.wish({"ALIGNMASK_CUDA": "ON"}) == "auto"
+        _backend.wish({})
+        == _backend.wish({"ALIGNMASK_CUDA": ""})
+        == _backend.wish({"ALIGNMASK_CUDA": "ON"})
+        == "auto"
     )
     assert _backend.wish({"ALIGNMASK_CUDA": "JIT"}) == "jit"
-    with pytest.raises(ValueError, match="ALIGNMASK_CUDA=fast: expected one of auto, aot, jit, off"):
+    with pytest.raises(
+        ValueError, match="ALIGNMASK_CUDA=fast: expected one of auto, aot, jit, off"
+    ):
         _backend.wish({"ALIGNMASK_CUDA": "fast"})
 
 
@@ -95,14 +104,17 @@ def test_every_gpu_has_its_own_way(machine: None, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(_backend, "jit_problem", lambda architecture: "no CuPy")
     gpus = _backend.Gpus(Core(BUILD), ("op",))
     assert [way.name for way in gpus.ways()] == ["off", "aot"]
-    assert [gpus.usable(device) for device in range(2)] == [False, True]  # one that is too old does not slow the other
+    # One that is too old does not slow the other.
+    assert [gpus.usable(device) for device in range(2)] == [False, True]
     assert "no CuPy" in gpus.ways()[0].text
 
 
 def test_a_forced_way_that_is_closed_raises(machine: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALIGNMASK_CUDA", "aot")
     gpus = _backend.Gpus(Core(BUILD), ("op",))
-    with pytest.raises(RuntimeError, match="ALIGNMASK_CUDA=aot does not work on cuda:0: none compiled for sm_70"):
+    with pytest.raises(
+        RuntimeError, match="ALIGNMASK_CUDA=aot does not work on cuda:0: none compiled for sm_70"
+    ):
         gpus.usable(0)
     assert gpus.usable(1)
     monkeypatch.setenv("ALIGNMASK_CUDA", "jit")
@@ -116,7 +128,8 @@ def test_a_forced_way_that_is_closed_raises(machine: None, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("cuda", "architecture", "problem"),
     [
-        ("12.6", 61, "the kernels need sm_70 or newer, this is sm_61"),  # NVRTC knows it, the kernels do not
+        # NVRTC knows it, the kernels do not.
+        ("12.6", 61, "the kernels need sm_70 or newer, this is sm_61"),
         ("11.8", 80, "torch was built with CUDA 11, kernels are compiled with 12 or 13"),
         (None, 80, "torch was built without CUDA"),
     ],

@@ -30,7 +30,11 @@ def test_candidates_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     row = module.measure(measurement, seconds=0, least=4)
     assert order == ["reference", "kernel", "peer"] * 5  # one warm-up each
-    assert [(result.turns, result.median) for result in row.results] == [(4, 1.0), (4, 1.0), (4, 2.0)]
+    assert [(result.turns, result.median) for result in row.results] == [
+        (4, 1.0),
+        (4, 1.0),
+        (4, 2.0),
+    ]
     assert row.ratios == {"reference": 1, "peer": 2}
 
 
@@ -43,6 +47,8 @@ def test_quartiles() -> None:
 @pytest.mark.parametrize("op", ops.OPS)
 def test_scripts_run(op: str) -> None:
     script = REPOSITORY / "bench" / f"bench_{op}.py"
-    done = subprocess.run([sys.executable, script, "--quick"], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, script, "--quick"], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert "reference x " in done.stdout

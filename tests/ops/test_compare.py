@@ -32,7 +32,9 @@ def test_cancellation_may_cost_a_few_epsilons_of_the_terms(dtype: torch.dtype) -
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_nan_and_infinity_are_off(bad: float) -> None:
-    with pytest.raises(AssertionError, match=r"gradient: 1 of 2 elements are off; the first at \(1,\)"):
+    with pytest.raises(
+        AssertionError, match=r"gradient: 1 of 2 elements are off; the first at \(1,\)"
+    ):
         assert_near(torch.tensor([0.0, bad]), np.zeros(2), 1.0, "gradient")
 
 

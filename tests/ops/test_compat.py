@@ -1,4 +1,5 @@
-"""The names of the Deformable DETR extension, against `grid_sample` written as that project's users know it."""
+"""The names of the Deformable DETR extension, against `grid_sample` written as that project's users
+know it."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ NAMES = ("tiny", "odd", "scalar", "wide")
 
 
 def arguments(name: str, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
-    value, levels, locations, weights = cases.ms_deform_attn(cases.MS_DEFORM_ATTN[name], "local", dtype)
+    value, levels, locations, weights = cases.ms_deform_attn(
+        cases.MS_DEFORM_ATTN[name], "local", dtype
+    )
     shapes = torch.tensor(levels)
     tokens = shapes.prod(1)
     return {
@@ -39,16 +42,22 @@ def by_grid_sample(value: Tensor, shapes: Tensor, locations: Tensor, weights: Te
     for level, part in enumerate(value.split([int(h * w) for h, w in shapes], dim=1)):
         image = part.permute(0, 2, 3, 1).reshape(B * N, D, *shapes[level].tolist())
         grid = 2 * locations[:, :, :, level].transpose(1, 2).flatten(0, 1) - 1
-        sampled.append(F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False))
+        sampled.append(
+            F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        )
     weights = weights.transpose(1, 2).reshape(B * N, 1, Q, L * P)
-    return (torch.stack(sampled, -2).flatten(-2) * weights).sum(-1).view(B, N * D, Q).transpose(1, 2)
+    return (
+        (torch.stack(sampled, -2).flatten(-2) * weights).sum(-1).view(B, N * D, Q).transpose(1, 2)
+    )
 
 
 @pytest.mark.parametrize("reference", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_forward_and_backward_equal_grid_sample(name: str, reference: bool) -> None:
     given = arguments(name)
-    leaves = [given[key].requires_grad_() for key in ("value", "sampling_locations", "attention_weights")]
+    leaves = [
+        given[key].requires_grad_() for key in ("value", "sampling_locations", "attention_weights")
+    ]
     expected = by_grid_sample(leaves[0], given["value_spatial_shapes"], *leaves[1:])
     grad = torch.randn(expected.shape, dtype=torch.float64)
     wanted = torch.autograd.grad(expected, leaves, grad)
@@ -91,7 +100,8 @@ assert MSDA is alignmask.ops.compat and MSDA.ms_deform_attn_backward
 ERRORS: dict[str, tuple[type[Exception], str, Callable[[dict[str, Any]], None]]] = {
     "start": (
         ValueError,
-        r"value_level_start_index\[1\] = 16, but value_spatial_shapes \[\(3, 5\), \(1, 7\), \(4, 1\)\] make it 15",
+        r"value_level_start_index\[1\] = 16, but value_spatial_shapes \[\(3, 5\), \(1, 7\), \(4, "
+        r"1\)\] make it 15",
         lambda given: given["value_level_start_index"].add_(torch.tensor([0, 1, 0])),
     ),
     "count": (
@@ -134,5 +144,7 @@ def test_errors_name_the_argument(name: str) -> None:
 def test_it_is_the_same_kernel() -> None:
     given = arguments("odd", torch.float32)
     levels = [(h, w) for h, w in given["value_spatial_shapes"].tolist()]
-    out = ops.ms_deform_attn(given["value"], levels, given["sampling_locations"], given["attention_weights"])
+    out = ops.ms_deform_attn(
+        given["value"], levels, given["sampling_locations"], given["attention_weights"]
+    )
     assert torch.equal(compat.ms_deform_attn_forward(**given, im2col_step=1), out)

@@ -1,4 +1,5 @@
-"""The extension module by itself: NumPy arrays and DLPack tensors in place, any strides, errors, threads, forks.
+"""The extension module by itself: NumPy arrays and DLPack tensors in place, any strides, errors,
+threads, forks.
 
 Shapes: B images, S tokens, N heads, D channels per head, Q queries, L levels, P points.
 """
@@ -47,22 +48,34 @@ def backward_arrays(dtype: str = "float32") -> dict[str, Any]:
     return given
 
 
-def expected(given: dict[str, Any], grad_out: Array | None = None) -> tuple[Array, Array, Array, Array]:
+def expected(
+    given: dict[str, Any], grad_out: Array | None = None
+) -> tuple[Array, Array, Array, Array]:
     wide = [np.asarray(given[name], np.float64) for name in ("value", "locations", "weights")]
     return oracles.ms_deform_attn(
-        wide[0], SHAPE.levels, wide[1], wide[2], None if grad_out is None else grad_out.astype(np.float64)
+        wide[0],
+        SHAPE.levels,
+        wide[1],
+        wide[2],
+        None if grad_out is None else grad_out.astype(np.float64),
     )
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-4), ("float16", 2e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-4), ("float16", 2e-2)]
+)
 def test_numpy_arrays(dtype: str, tolerance: float) -> None:
     given = arrays(dtype)
     _core.ms_deform_attn_forward(**given)
     np.testing.assert_allclose(given["out"], expected(given)[0], rtol=tolerance, atol=tolerance)
     given = backward_arrays(dtype)
     _core.ms_deform_attn_backward(**given)
-    for name, wanted in zip(("value", "locations", "weights"), expected(given, given["grad_out"])[1:], strict=True):
-        np.testing.assert_allclose(given[f"grad_{name}"], wanted, rtol=tolerance, atol=10 * tolerance, err_msg=name)
+    for name, wanted in zip(
+        ("value", "locations", "weights"), expected(given, given["grad_out"])[1:], strict=True
+    ):
+        np.testing.assert_allclose(
+            given[f"grad_{name}"], wanted, rtol=tolerance, atol=10 * tolerance, err_msg=name
+        )
 
 
 def backwards(array: Array) -> Array:
@@ -84,12 +97,17 @@ def with_gaps(array: Array) -> Array:
 
 @pytest.mark.parametrize("layout", [backwards, fortran, with_gaps])
 def test_any_strides_of_inputs_and_outputs(layout: Callable[[Array], Array]) -> None:
-    plain, strided = arrays(), {k: layout(v) if isinstance(v, np.ndarray) else v for k, v in arrays().items()}
+    plain, strided = (
+        arrays(),
+        {k: layout(v) if isinstance(v, np.ndarray) else v for k, v in arrays().items()},
+    )
     _core.ms_deform_attn_forward(**plain)
     _core.ms_deform_attn_forward(**strided)
     np.testing.assert_array_equal(strided["out"], plain["out"])
     plain = backward_arrays()
-    strided = {k: layout(v) if isinstance(v, np.ndarray) else v for k, v in backward_arrays().items()}
+    strided = {
+        k: layout(v) if isinstance(v, np.ndarray) else v for k, v in backward_arrays().items()
+    }
     _core.ms_deform_attn_backward(**plain)
     _core.ms_deform_attn_backward(**strided)
     for name in ("grad_value", "grad_locations", "grad_weights"):
@@ -123,13 +141,20 @@ def test_torch_tensors_and_other_dlpack_tensors() -> None:
     for wrap in (lambda tensor: tensor, lambda tensor: tensor.as_subclass(Old), Wrapped):
         plain, given = arrays(), arrays()
         _core.ms_deform_attn_forward(**plain)
-        tensors = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in given.items()}
-        _core.ms_deform_attn_forward(**{k: wrap(v) if isinstance(v, torch.Tensor) else v for k, v in tensors.items()})
+        tensors = {
+            k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in given.items()
+        }
+        _core.ms_deform_attn_forward(
+            **{k: wrap(v) if isinstance(v, torch.Tensor) else v for k, v in tensors.items()}
+        )
         np.testing.assert_array_equal(given["out"], plain["out"])
 
 
 def test_no_reference_to_an_argument_is_kept() -> None:
-    for given in (arrays(), {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in arrays().items()}):
+    for given in (
+        arrays(),
+        {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in arrays().items()},
+    ):
         before = {k: sys.getrefcount(v) for k, v in given.items()}
         _core.ms_deform_attn_forward(**given)
         given["weights"], kept = given["weights"][..., :1], given["weights"]
@@ -156,12 +181,16 @@ def test_none_stands_for_a_gradient_that_is_not_needed(needed: tuple[int, ...]) 
 
 
 def unaligned(array: Array) -> Array:
-    shifted = np.frombuffer(b"\0" + array.tobytes(), np.uint8)[1:].view(array.dtype).reshape(array.shape)
+    shifted = (
+        np.frombuffer(b"\0" + array.tobytes(), np.uint8)[1:].view(array.dtype).reshape(array.shape)
+    )
     return shifted
 
 
 def overlapping(array: Array) -> Array:
-    return np.lib.stride_tricks.as_strided(array, array.shape, (array.strides[0], array.strides[2], array.strides[2]))
+    return np.lib.stride_tricks.as_strided(
+        array, array.shape, (array.strides[0], array.strides[2], array.strides[2])
+    )
 
 
 def read_only(array: Array) -> Array:
@@ -176,24 +205,109 @@ ERRORS: dict[str, tuple[type[Exception], str, str, Callable[[Any], Any]]] = {
     "no tensor": (TypeError, "value must be a tensor .*, got list", "value", lambda _: [1.0]),
     "no output": (TypeError, "out is missing", "out", lambda _: None),
     "no input": (TypeError, "weights is missing", "weights", lambda _: None),
-    "integers": (TypeError, "value must be of dtype float32, .*, got int64", "value", lambda a: a.astype("i8")),
+    "integers": (
+        TypeError,
+        "value must be of dtype float32, .*, got int64",
+        "value",
+        lambda a: a.astype("i8"),
+    ),
     "complex": (ValueError, "value has the unsupported format 'Zf'", "value", lambda a: a + 0j),
-    "big endian": (ValueError, "value has the unsupported format '>f'", "value", lambda a: a.astype(">f4")),
-    "dtype of weights": (TypeError, "weights must be .* float32, got float64", "weights", lambda a: a.astype("f8")),
-    "dtype of out": (TypeError, "out must be of dtype float32, got float16", "out", lambda a: a.astype("f2")),
-    "rank": (ValueError, r"value must have the 4 dimensions BSND, got \(2, 702\)", "value", lambda a: a.reshape(2, -1)),
-    "too many dimensions": (ValueError, "value has 9 dimensions, at most 8", "value", lambda a: a[(None,) * 5]),
-    "size": (ValueError, r"weights \(BQNLP\) has Q = 4 in .*, but locations has Q = 5", "weights", lambda a: a[:, :4]),
-    "coordinates": (ValueError, r"locations \(BQNLP2\) must have size 2 there", "locations", lambda a: a[..., :1]),
-    "size of out": (ValueError, r"out \(BQE\) must have E = N·D = 27, got \(2, 5, 26\)", "out", lambda a: a[..., :26]),
-    "odd sizes": (ValueError, r"level_shapes must hold pairs \(h, w\)", "level_shapes", lambda a: a[:-1]),
-    "missing level": (ValueError, "lists 2 levels, but locations has L = 3", "level_shapes", lambda a: a[:-2]),
-    "negative": (ValueError, r"level_shapes\[0\] = \(-3, -5\) is negative", "level_shapes", lambda a: [-3, -5, *a[2:]]),
-    "tokens": (ValueError, r"adds up to 30 tokens, but value has S = 26", "level_shapes", lambda a: [*a[:-1], 2]),
-    "huge level": (ValueError, "too many tokens for 32-bit", "level_shapes", lambda a: [2**32, 2**32, *a[2:]]),
-    "huge empty level": (ValueError, "too many tokens for 32-bit", "level_shapes", lambda a: [0, 2**40, *a[2:]]),
-    "read-only output": (ValueError, "out is an output, but its memory is read-only", "out", read_only),
-    "overlapping output": (ValueError, "out is an output, but several of its elements share one", "out", overlapping),
+    "big endian": (
+        ValueError,
+        "value has the unsupported format '>f'",
+        "value",
+        lambda a: a.astype(">f4"),
+    ),
+    "dtype of weights": (
+        TypeError,
+        "weights must be .* float32, got float64",
+        "weights",
+        lambda a: a.astype("f8"),
+    ),
+    "dtype of out": (
+        TypeError,
+        "out must be of dtype float32, got float16",
+        "out",
+        lambda a: a.astype("f2"),
+    ),
+    "rank": (
+        ValueError,
+        r"value must have the 4 dimensions BSND, got \(2, 702\)",
+        "value",
+        lambda a: a.reshape(2, -1),
+    ),
+    "too many dimensions": (
+        ValueError,
+        "value has 9 dimensions, at most 8",
+        "value",
+        lambda a: a[(None,) * 5],
+    ),
+    "size": (
+        ValueError,
+        r"weights \(BQNLP\) has Q = 4 in .*, but locations has Q = 5",
+        "weights",
+        lambda a: a[:, :4],
+    ),
+    "coordinates": (
+        ValueError,
+        r"locations \(BQNLP2\) must have size 2 there",
+        "locations",
+        lambda a: a[..., :1],
+    ),
+    "size of out": (
+        ValueError,
+        r"out \(BQE\) must have E = N·D = 27, got \(2, 5, 26\)",
+        "out",
+        lambda a: a[..., :26],
+    ),
+    "odd sizes": (
+        ValueError,
+        r"level_shapes must hold pairs \(h, w\)",
+        "level_shapes",
+        lambda a: a[:-1],
+    ),
+    "missing level": (
+        ValueError,
+        "lists 2 levels, but locations has L = 3",
+        "level_shapes",
+        lambda a: a[:-2],
+    ),
+    "negative": (
+        ValueError,
+        r"level_shapes\[0\] = \(-3, -5\) is negative",
+        "level_shapes",
+        lambda a: [-3, -5, *a[2:]],
+    ),
+    "tokens": (
+        ValueError,
+        r"adds up to 30 tokens, but value has S = 26",
+        "level_shapes",
+        lambda a: [*a[:-1], 2],
+    ),
+    "huge level": (
+        ValueError,
+        "too many tokens for 32-bit",
+        "level_shapes",
+        lambda a: [2**32, 2**32, *a[2:]],
+    ),
+    "huge empty level": (
+        ValueError,
+        "too many tokens for 32-bit",
+        "level_shapes",
+        lambda a: [0, 2**40, *a[2:]],
+    ),
+    "read-only output": (
+        ValueError,
+        "out is an output, but its memory is read-only",
+        "out",
+        read_only,
+    ),
+    "overlapping output": (
+        ValueError,
+        "out is an output, but several of its elements share one",
+        "out",
+        overlapping,
+    ),
     "expanded output": (
         ValueError,
         "several of its elements share",
@@ -223,18 +337,26 @@ def test_errors_name_op_and_argument(name: str) -> None:
 def test_errors_of_the_backward_function(name: str) -> None:
     given = backward_arrays()
     given[f"grad_{name}"] = given[f"grad_{name}"][:1]
-    with pytest.raises(ValueError, match=rf"ms_deform_attn: grad_{name} \(.*\) has B = 1 in .*, but value has B = 2"):
+    with pytest.raises(
+        ValueError,
+        match=rf"ms_deform_attn: grad_{name} \(.*\) has B = 1 in .*, but value has B = 2",
+    ):
         _core.ms_deform_attn_backward(**given)
     given = backward_arrays()
     given["grad_out"] = given["grad_out"].astype("float64")
-    with pytest.raises(TypeError, match="ms_deform_attn: grad_out must be of dtype float32, got float64"):
+    with pytest.raises(
+        TypeError, match="ms_deform_attn: grad_out must be of dtype float32, got float64"
+    ):
         _core.ms_deform_attn_backward(**given)
 
 
 def test_any_layout_of_a_dimension_of_one_is_a_valid_output() -> None:
     """Strides of dimensions of size one, or of arrays without elements, mean nothing."""
     out = np.lib.stride_tricks.as_strided(np.zeros(8, np.float32), (1, 1, 8), (0, 0, 4))
-    point, weight = np.full((1, 1, 1, 1, 1, 2), 0.5, np.float32), np.ones((1, 1, 1, 1, 1), np.float32)
+    point, weight = (
+        np.full((1, 1, 1, 1, 1, 2), 0.5, np.float32),
+        np.ones((1, 1, 1, 1, 1), np.float32),
+    )
     _core.ms_deform_attn_forward(out, np.ones((1, 1, 1, 8), np.float32), [1, 1], point, weight)
     assert (out == 1).all()
 
@@ -305,11 +427,15 @@ def test_python_threads_may_call_at_once_with_far_too_many_workers() -> None:
 
 @pytest.mark.slow
 def test_more_than_two_to_the_31_elements() -> None:
-    """Offsets of 64 bits: 2.2e9 half-precision values (4.4 GB, of which only two images' pages are ever touched)."""
+    """Offsets of 64 bits: 2.2e9 half-precision values (4.4 GB, of which only two images' pages are
+    ever touched)."""
     S, D, B = 2**16, 64, 520
     value = np.zeros((B, S, 1, D), np.float16)  # zero pages: no memory until written
     value[0], value[-1] = 1, 2
-    locations, weights = np.full((B, 1, 1, 1, 1, 2), 0.5, np.float32), np.ones((B, 1, 1, 1, 1), np.float32)
+    locations, weights = (
+        np.full((B, 1, 1, 1, 1, 2), 0.5, np.float32),
+        np.ones((B, 1, 1, 1, 1), np.float32),
+    )
     out = np.empty((2, 1, D), np.float16)
     far = slice(None, None, B - 1)  # image 0 and the last: a stride of 2^31 elements
     assert value[far].strides[0] // 2 > 2**31

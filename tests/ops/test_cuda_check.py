@@ -27,7 +27,9 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
 
 def test_no_instantiation_is_missed(modules: dict[str, ModuleType]) -> None:
     gpu_code = modules["gpu_code"]
-    assert {name for op in gpu_code.ops() for name in gpu_code.kernel_names(op)} == _simt.all_kernels()
+    assert {
+        name for op in gpu_code.ops() for name in gpu_code.kernel_names(op)
+    } == _simt.all_kernels()
 
 
 @pytest.mark.parametrize(
@@ -44,9 +46,16 @@ def test_no_instantiation_is_missed(modules: dict[str, ModuleType]) -> None:
     ],
 )
 def test_occupancy(
-    modules: dict[str, ModuleType], architecture: int, registers: int, shared: int, threads: int, occupancy: float
+    modules: dict[str, ModuleType],
+    architecture: int,
+    registers: int,
+    shared: int,
+    threads: int,
+    occupancy: float,
 ) -> None:
-    kernel = modules["gpu_code"].Kernel("op", "f", architecture, registers, shared, 0, 0, threads, None)
+    kernel = modules["gpu_code"].Kernel(
+        "op", "f", architecture, registers, shared, 0, 0, threads, None
+    )
     assert kernel.occupancy == occupancy
 
 
@@ -55,7 +64,10 @@ def test_resources_beyond_their_limits_fail(modules: dict[str, ModuleType]) -> N
     limits = {
         "all": {"stack": 0, "spills": 0, "occupancy": 0.5},
         "exceptions": [{"kernels": "slow<.*>", "architectures": [80], "allowed": {"stack": 8}}],
-        "kernels": {"f<float>": {"registers": 64, "shared": 0}, "slow<int>": {"registers": 64, "shared": 0}},
+        "kernels": {
+            "f<float>": {"registers": 64, "shared": 0},
+            "slow<int>": {"registers": 64, "shared": 0},
+        },
     }
     good = modules["gpu_code"].Kernel("op", "f<float>", 80, 64, 0, 0, 0, 256, None)
     change = dataclasses.replace
@@ -86,7 +98,9 @@ ptxas info    : Used 32 registers, used 0 barriers
 
 
 @pytest.mark.skipif(shutil.which("c++filt") is None, reason="there is no c++filt")
-def test_what_nvcc_s_own_code_uses_is_checked(modules: dict[str, ModuleType], tmp_path: Path) -> None:
+def test_what_nvcc_s_own_code_uses_is_checked(
+    modules: dict[str, ModuleType], tmp_path: Path
+) -> None:
     """Also when nothing was compiled again, so that nvcc said nothing."""
     kernel = modules["gpu_code"].Kernel("op", "f<Half, 4, true>", 90, 60, 0, 0, 0, 256, None)
     limits = {
@@ -96,7 +110,9 @@ def test_what_nvcc_s_own_code_uses_is_checked(modules: dict[str, ModuleType], tm
     }
     for log in (NVCC_SAYS, "ninja: no work to do."):
         used = modules["cuda_check"].resources_of_the_build(tmp_path / "kept.json", log)
-        (mine,) = modules["nvcc_code"].kernels(used, [kernel, dataclasses.replace(kernel, name="g<Half>")])
+        (mine,) = modules["nvcc_code"].kernels(
+            used, [kernel, dataclasses.replace(kernel, name="g<Half>")]
+        )
         assert (mine.registers, mine.shared, mine.stack, mine.spills) == (64, 16468, 8, 8)
         problems = modules["cuda_check"].check_resources([mine], limits)
         assert [problem.split(": ")[1] for problem in problems] == [
@@ -108,17 +124,28 @@ def test_what_nvcc_s_own_code_uses_is_checked(modules: dict[str, ModuleType], tm
 
 def test_missing_instructions_fail(modules: dict[str, ModuleType]) -> None:
     check = modules["cuda_check"].check_instructions
-    rule = {"kernels": "f<.*>", "architectures": [80], "with": [r"LDG\.E\.128"], "without": ["ATOMG"], "why": "wide"}
-    good = modules["gpu_code"].Kernel("op", "f<float>", 80, 64, 0, 0, 0, 256, "0000 LDG.E.128 R0, [R2.64]")
+    rule = {
+        "kernels": "f<.*>",
+        "architectures": [80],
+        "with": [r"LDG\.E\.128"],
+        "without": ["ATOMG"],
+        "why": "wide",
+    }
+    good = modules["gpu_code"].Kernel(
+        "op", "f<float>", 80, 64, 0, 0, 0, 256, "0000 LDG.E.128 R0, [R2.64]"
+    )
     assert not check([good], [rule])
     assert check([dataclasses.replace(good, sass="0000 LDG.E R0, [R2.64]")], [rule])
     assert check([dataclasses.replace(good, sass=f"{good.sass}\n0010 ATOMG.E.ADD")], [rule])
-    assert check([dataclasses.replace(good, name="g<float>")], [rule])  # a rule that nothing matches
+    # A rule that nothing matches.
+    assert check([dataclasses.replace(good, name="g<float>")], [rule])
 
 
 def test_loops_are_found(modules: dict[str, ModuleType]) -> None:
     inner = ".L_3:\n0030 FFMA\n0040 @P1 BRA `(.L_3)\n"
-    sass = f"0000 MOV\n.L_1:\n0010 LDG.E.128\n0020 @P0 BRA `(.L_2)\n{inner}.L_2:\n0050 BRA `(.L_1)\n"
+    sass = (
+        f"0000 MOV\n.L_1:\n0010 LDG.E.128\n0020 @P0 BRA `(.L_2)\n{inner}.L_2:\n0050 BRA `(.L_1)\n"
+    )
     assert [len(body) for body in modules["roofline"].loops(sass)] == [2, 5]
     assert modules["roofline"].loop(sass, "FFMA") == 2
     assert modules["roofline"].loop(sass, "FFMA", "LDG") == 5

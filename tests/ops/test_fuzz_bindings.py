@@ -1,4 +1,5 @@
-"""A short run of the bindings' fuzzer; `python -m tests.ops.fuzz_bindings --calls 100000` is the long one."""
+"""A short run of the bindings' fuzzer; `python -m tests.ops.fuzz_bindings --calls 100000` is the
+long one."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from tests.ops import fuzz_bindings
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_random_arguments(seed: int) -> None:
-    """In a process of its own: its memory is limited, so that huge sizes cannot fill the machine."""
+    """In a process of its own: its memory is limited, so that huge sizes cannot fill the
+    machine."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.ops.fuzz_bindings", "--calls", "2000", "--seed", str(seed)],
         capture_output=True, text=True, timeout=300, cwd=REPOSITORY,
@@ -38,7 +40,11 @@ def test_the_fuzzer_sees_a_write_outside_of_an_output() -> None:
     assert holder.is_intact(written=True)
 
 
-@pytest.mark.parametrize("message", ["mask_iou: what", "threshold is wrong", "quality_focal_loss: threshold is wrong"])
+@pytest.mark.parametrize(
+    "message", ["mask_iou: what", "threshold is wrong", "quality_focal_loss: threshold is wrong"]
+)
 def test_the_fuzzer_sees_a_message_without_op_or_argument(message: str) -> None:
     assert not fuzz_bindings.explains(ValueError(message), "mask_iou_forward", {"threshold", "iou"})
-    assert fuzz_bindings.explains(ValueError("mask_iou: threshold is wrong"), "mask_iou_forward", {"threshold", "iou"})
+    assert fuzz_bindings.explains(
+        ValueError("mask_iou: threshold is wrong"), "mask_iou_forward", {"threshold", "iou"}
+    )

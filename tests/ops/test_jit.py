@@ -1,4 +1,5 @@
-"""Kernels compiled on first use: real NVRTC and real launches, on a driver that hands them to the SIMT runtime."""
+"""Kernels compiled on first use: real NVRTC and real launches, on a driver that hands them to the
+SIMT runtime."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ from tests.simt import _simt
 
 SOURCES = _backend.sources(_core)
 LIBRARY = nvrtc.find(13) or nvrtc.find(12)
-needs_nvrtc = pytest.mark.skipif(LIBRARY is None, reason="no NVRTC: torch without CUDA does not bring it")
+needs_nvrtc = pytest.mark.skipif(
+    LIBRARY is None, reason="no NVRTC: torch without CUDA does not bring it"
+)
 
 
 class OnCuda(torch.Tensor):
@@ -51,7 +54,9 @@ class SimtDriver:
         self.compiled: list[tuple[str, int]] = []
         compile_really = library.compile
 
-        def remember(header: str, kernels: list[str], architecture: int, sources: Path) -> nvrtc.Compiled:
+        def remember(
+            header: str, kernels: list[str], architecture: int, sources: Path
+        ) -> nvrtc.Compiled:
             done = compile_really(header, kernels, architecture, sources)
             self.names |= {symbol: kernel for kernel, symbol in done.symbols.items()}
             self.compiled += [(kernel, architecture) for kernel in kernels]
@@ -67,7 +72,9 @@ class SimtDriver:
         assert cubin.symbol.encode() in cubin.code
         return cubin.symbol
 
-    def launch(self, device: int, function: str, blocks: int, threads: int, params: bytes, stream: int) -> None:
+    def launch(
+        self, device: int, function: str, blocks: int, threads: int, params: bytes, stream: int
+    ) -> None:
         self.streams.append(stream)
         _simt.launch(self.names[function], blocks, threads, params)
 
@@ -84,7 +91,9 @@ def launcher(tmp_path: Path) -> Iterator[Launcher]:
 
 def calls() -> dict[str, Callable[[Any, Callable[[Tensor], Any]], Tensor]]:
     """Per op: call(module, wrap) -> the output, computed from the same memory every time."""
-    value, levels, locations, weights = cases.ms_deform_attn(cases.DeformShape(1, ((4, 8), (2, 3)), 2, 32, 7, 4))
+    value, levels, locations, weights = cases.ms_deform_attn(
+        cases.DeformShape(1, ((4, 8), (2, 3)), 2, 32, 7, 4)
+    )
     sizes = [size for level in levels for size in level]
     features, masks, owner, points = cases.masked_point_pool(cases.MASKED_POINT_POOL["odd"])
     predictions, targets, owner_iou = cases.mask_iou(cases.MASK_IOU["odd"])
@@ -139,16 +148,24 @@ def test_launches_are_those_of_compiled_kernels(launcher: Launcher, op: str) -> 
     call(_core, lambda tensor: tensor).fill_(float("nan"))
     torch.testing.assert_close(call(_core, OnCuda), expected, rtol=1e-5, atol=1e-6)
     assert set(launcher.driver.streams) == {77}
-    assert [kernel for kernel, _ in launcher.driver.compiled] == list(dict.fromkeys(kernel for kernel, *_ in compiled))
+    assert [kernel for kernel, _ in launcher.driver.compiled] == list(
+        dict.fromkeys(kernel for kernel, *_ in compiled)
+    )
 
 
-def gradient_calls(deterministic: bool) -> dict[str, Callable[[Any, Callable[[Tensor], Any]], None]]:
+def gradient_calls(
+    deterministic: bool,
+) -> dict[str, Callable[[Any, Callable[[Tensor], Any]], None]]:
     """Likewise for gradients; in half precision, which takes most launches."""
     dtype, options = torch.float16, {"deterministic": deterministic}
-    value, levels, *points = cases.ms_deform_attn_from_offsets(cases.MS_DEFORM_ATTN["odd"], dtype=dtype)
+    value, levels, *points = cases.ms_deform_attn_from_offsets(
+        cases.MS_DEFORM_ATTN["odd"], dtype=dtype
+    )
     reference, offsets, logits = points
     sizes = [size for level in levels for size in level]
-    features, masks, owner, places = cases.masked_point_pool(cases.MASKED_POINT_POOL["odd"], dtype=dtype)
+    features, masks, owner, places = cases.masked_point_pool(
+        cases.MASKED_POINT_POOL["odd"], dtype=dtype
+    )
     G, T, C = masks.shape[0], places.shape[1], features.shape[1]
     grad = torch.ones(value.shape[0], offsets.shape[1], value.shape[2] * value.shape[3]).to(dtype)
     grad_pooled, weight = torch.ones(G, T, C).to(dtype), torch.ones(G, T)
@@ -191,14 +208,21 @@ def test_each_kernel_is_compiled_once(launcher: Launcher) -> None:
     call(_core, OnCuda)
     call(_core, OnCuda)
     assert len(launcher.driver.compiled) == 1
-    other = Launcher(launcher.driver, launcher.nvrtc, launcher.cache, SOURCES, ops.OPS)  # as in the next process
+    # As in the next process.
+    other = Launcher(launcher.driver, launcher.nvrtc, launcher.cache, SOURCES, ops.OPS)
     _core.set_launcher(3, other)
     call(_core, OnCuda)
     assert len(launcher.driver.compiled) == 1
     (entry,) = launcher.cache.folder.iterdir()
-    for damage in (b"", entry.read_bytes()[:-1], entry.read_bytes()[:100] + b"?" + entry.read_bytes()[101:]):
+    for damage in (
+        b"",
+        entry.read_bytes()[:-1],
+        entry.read_bytes()[:100] + b"?" + entry.read_bytes()[101:],
+    ):
         entry.write_bytes(damage)
-        _core.set_launcher(3, Launcher(launcher.driver, launcher.nvrtc, launcher.cache, SOURCES, ops.OPS))
+        _core.set_launcher(
+            3, Launcher(launcher.driver, launcher.nvrtc, launcher.cache, SOURCES, ops.OPS)
+        )
         compiled = len(launcher.driver.compiled)
         call(_core, OnCuda)
         assert len(launcher.driver.compiled) == compiled + 1
@@ -220,7 +244,9 @@ print(cubin.symbol, len(cubin.code))
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     both = [
-        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
+        subprocess.Popen(
+            [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment
+        )
         for _ in range(2)
     ]
     outputs = [process.communicate()[0] for process in both]
@@ -238,7 +264,9 @@ def test_what_a_cache_entry_depends_on(tmp_path: Path) -> None:
         (tmp_path / folder / "cuda").mkdir(parents=True)
         (tmp_path / folder / "cuda" / "a.cuh").write_text("old")
 
-    def key(kernel: str = "f<float>", architecture: int = 80, version: tuple[int, int] = (13, 0)) -> str:
+    def key(
+        kernel: str = "f<float>", architecture: int = 80, version: tuple[int, int] = (13, 0)
+    ) -> str:
         from alignmask.ops.jit import cache
 
         cache._hash.cache_clear()
@@ -263,14 +291,17 @@ def test_a_cache_that_cannot_be_written_warns(tmp_path: Path) -> None:
 
 
 @needs_nvrtc
-def test_errors_name_op_sizes_and_launch(launcher: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_name_op_sizes_and_launch(
+    launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise RuntimeError("CUDA_ERROR_INVALID_VALUE")
 
     monkeypatch.setattr(launcher.driver, "launch", refuse)
     message = (
         r"quality_focal_loss on cuda:3 \(C = 5, R = 17\): "
-        r"launch of quality_focal_loss\S*.* with \d+ blocks of \d+ threads failed: CUDA_ERROR_INVALID_VALUE"
+        r"launch of quality_focal_loss\S*.* with \d+ blocks of \d+ threads failed: "
+        r"CUDA_ERROR_INVALID_VALUE"
     )
     with pytest.raises(RuntimeError, match=message):
         calls()["quality_focal_loss"](_core, OnCuda)
@@ -279,7 +310,9 @@ def test_errors_name_op_sizes_and_launch(launcher: Launcher, monkeypatch: pytest
 def test_without_a_launcher_the_device_is_named() -> None:
     if _core.cuda_build()["architectures"]:
         pytest.skip("this build has kernels for GPUs")
-    with pytest.raises(ValueError, match="quality_focal_loss: no kernel for device cuda:3 in this build"):
+    with pytest.raises(
+        ValueError, match="quality_focal_loss: no kernel for device cuda:3 in this build"
+    ):
         calls()["quality_focal_loss"](_core, OnCuda)
 
 

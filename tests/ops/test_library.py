@@ -1,4 +1,5 @@
-"""The ops as torch operators: meta tensors, autocast, and the choice of what runs. See test_operators.py, too."""
+"""The ops as torch operators: meta tensors, autocast, and the choice of what runs. See
+test_operators.py, too."""
 
 from __future__ import annotations
 
@@ -12,18 +13,23 @@ OPERATORS = [op for op in ops.OPS if "kernel" in cases.implementations(op)]
 
 
 def test_meta_tensors_give_shapes_and_errors() -> None:
-    value, levels, locations, weights = cases.ms_deform_attn(cases.MS_DEFORM_ATTN["odd"], dtype=torch.float16)
+    value, levels, locations, weights = cases.ms_deform_attn(
+        cases.MS_DEFORM_ATTN["odd"], dtype=torch.float16
+    )
     value, locations, weights = (t.to("meta") for t in (value, locations, weights))
     out = ops.ms_deform_attn(value, levels, locations, weights)
     assert (out.shape, out.dtype, out.device.type) == ((2, 5, 27), torch.float16, "meta")
     with pytest.raises(ValueError, match=r"weights \(BQNLP\) has P = 2"):
         ops.ms_deform_attn(value, levels, locations, weights[..., :2])
     with pytest.raises(ValueError, match=r"logits \(BQNLP\) has P = 2"):
-        ops.ms_deform_attn_from_offsets(value, levels, locations[:, :, 0, :, 0], locations, weights[..., :2])
+        ops.ms_deform_attn_from_offsets(
+            value, levels, locations[:, :, 0, :, 0], locations, weights[..., :2]
+        )
 
 
 def test_autocast_leaves_the_dtypes_alone() -> None:
-    """Half-precision values beside float32 locations are what autocast makes of a model's layers."""
+    """Half-precision values beside float32 locations are what autocast makes of a model's
+    layers."""
     value, levels, locations, weights = cases.ms_deform_attn(
         cases.MS_DEFORM_ATTN["odd"], dtype=torch.bfloat16, points_dtype=torch.float32
     )
@@ -66,7 +72,9 @@ def test_use_reference_ends_with_its_block_even_after_an_error() -> None:
 def test_the_reference_really_runs_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     original = torch.nn.functional.grid_sample
-    monkeypatch.setattr(torch.nn.functional, "grid_sample", lambda *a, **k: calls.append(1) or original(*a, **k))
+    monkeypatch.setattr(
+        torch.nn.functional, "grid_sample", lambda *a, **k: calls.append(1) or original(*a, **k)
+    )
     arguments = cases.ms_deform_attn(cases.MS_DEFORM_ATTN["tiny"])
     ops.ms_deform_attn(*arguments)
     assert not calls

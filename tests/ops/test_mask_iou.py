@@ -35,7 +35,8 @@ def case(name: str = "odd", **options: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def closest_to(threshold: float, predictions: Tensor, scale: int) -> float:
-    """Smallest distance of an upsampled logit to the threshold: below rounding, either side is right."""
+    """Smallest distance of an upsampled logit to the threshold: below rounding, either side is
+    right."""
     distances = [
         np.abs(oracles.upsample(logits, scale) - threshold).min(initial=math.inf)
         for image in array(predictions)
@@ -44,8 +45,12 @@ def closest_to(threshold: float, predictions: Tensor, scale: int) -> float:
     return min(distances, default=math.inf)
 
 
-@given(strategies.iou_shapes(), strategies.dtypes, strategies.seeds, st.sampled_from((0.0, 0.4, -1.0)))
-def test_equals_the_oracle(shape: cases.IouShape, dtype: torch.dtype, seed: int, threshold: float) -> None:
+@given(
+    strategies.iou_shapes(), strategies.dtypes, strategies.seeds, st.sampled_from((0.0, 0.4, -1.0))
+)
+def test_equals_the_oracle(
+    shape: cases.IouShape, dtype: torch.dtype, seed: int, threshold: float
+) -> None:
     predictions, targets, owner = cases.mask_iou(shape, dtype, seed)
     if shape.scale > 1 or threshold == 0.4:
         assume(closest_to(threshold, predictions, shape.scale) > 1e-6)
@@ -54,24 +59,31 @@ def test_equals_the_oracle(shape: cases.IouShape, dtype: torch.dtype, seed: int,
         with cases.using(implementation, OP):
             iou = ops.mask_iou(predictions, targets, owner, threshold)
             assert iou.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-            torch.testing.assert_close(iou, torch.from_numpy(expected).to(iou.dtype), rtol=1e-6, atol=0)
+            torch.testing.assert_close(
+                iou, torch.from_numpy(expected).to(iou.dtype), rtol=1e-6, atol=0
+            )
 
 
 @given(strategies.seeds, st.sampled_from((1, 2, 4)))
 def test_the_threshold_itself_is_background(seed: int, scale: int) -> None:
-    """Small integers, upsampled by powers of two: every logit is exact, and many equal the threshold."""
+    """Small integers, upsampled by powers of two: every logit is exact, and many equal the
+    threshold."""
     shape = cases.IouShape(1, 6, (5, 4), scale, 3)
     predictions, targets, owner = cases.mask_iou(shape, torch.float32, seed)
     predictions = predictions.round()
     expected = oracles.mask_iou(array(predictions), array(targets), array(owner))
     for implementation in cases.implementations(OP):
         with cases.using(implementation, OP):
-            np.testing.assert_allclose(ops.mask_iou(predictions, targets, owner).numpy(), expected, rtol=1e-6)
+            np.testing.assert_allclose(
+                ops.mask_iou(predictions, targets, owner).numpy(), expected, rtol=1e-6
+            )
 
 
 def test_by_hand(implementation: str) -> None:
     predictions = torch.tensor([[[[1.0, 1.0], [-1.0, 0.0]], [[-1.0, -1.0], [-1.0, -1.0]]]])
-    targets = torch.tensor([[[1, 0], [1, 0]], [[0, 0], [0, 0]], [[1, 1], [0, 0]]], dtype=torch.uint8)
+    targets = torch.tensor(
+        [[[1, 0], [1, 0]], [[0, 0], [0, 0]], [[1, 1], [0, 0]]], dtype=torch.uint8
+    )
     iou = ops.mask_iou(predictions, targets, torch.zeros(3, dtype=torch.long))
     torch.testing.assert_close(iou, torch.tensor([[1 / 3, 0], [0, 0], [1, 0]]))
 
@@ -79,7 +91,9 @@ def test_by_hand(implementation: str) -> None:
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_upsampling_is_that_of_the_evaluation(implementation: str, scale: int) -> None:
     """Equal to thresholding what `F.interpolate` makes of the logits, away from ties."""
-    predictions, targets, owner = cases.mask_iou(cases.IouShape(2, 7, (20, 31), scale, 5), torch.float64)
+    predictions, targets, owner = cases.mask_iou(
+        cases.IouShape(2, 7, (20, 31), scale, 5), torch.float64
+    )
     full = F.interpolate(predictions, scale_factor=scale, mode="bilinear", align_corners=False)
     assert full.abs().min() > 1e-9
     found, expected = ops.mask_iou(predictions, targets, owner), ops.mask_iou(full, targets, owner)
@@ -128,7 +142,11 @@ def test_predictions_get_no_gradient(implementation: str) -> None:
 def test_masks_are_bool_or_bytes_and_owners_of_32_or_64_bits(implementation: str) -> None:
     predictions, targets, owner = case()
     expected = ops.mask_iou(predictions, targets, owner)
-    for m, o in ((targets.byte(), owner.int()), (targets.byte() * 255, owner), (targets.byte() * 2, owner)):
+    for m, o in (
+        (targets.byte(), owner.int()),
+        (targets.byte() * 255, owner),
+        (targets.byte() * 2, owner),
+    ):
         assert torch.equal(ops.mask_iou(predictions, m, o), expected)
 
 
@@ -139,7 +157,9 @@ def test_strides_do_not_matter(implementation: str) -> None:
     spread = torch.stack([targets, ~targets], -1)[..., 0]
     assert torch.equal(ops.mask_iou(swapped, spread, owner.repeat_interleave(3)[::3]), expected)
     one = targets[:1].expand_as(targets)
-    assert torch.equal(ops.mask_iou(predictions, one, owner), ops.mask_iou(predictions, one.contiguous(), owner))
+    assert torch.equal(
+        ops.mask_iou(predictions, one, owner), ops.mask_iou(predictions, one.contiguous(), owner)
+    )
 
 
 # ---- sizes one below, at and one above what kernels count in
@@ -147,12 +167,16 @@ def test_strides_do_not_matter(implementation: str) -> None:
 
 def check_borders(Q: int, size: tuple[int, int], scale: int, G: int) -> None:
     """Compare with the oracle: G targets of one image, and three of another between them."""
-    predictions, targets, _ = cases.mask_iou(cases.IouShape(2, Q, size, scale, G + 3), torch.float64)
+    predictions, targets, _ = cases.mask_iou(
+        cases.IouShape(2, Q, size, scale, G + 3), torch.float64
+    )
     owner = torch.zeros(G + 3, dtype=torch.long)
     owner[[0, G // 2, G]] = 1
     assert scale == 1 or closest_to(0, predictions, scale) > 1e-12
     expected = oracles.mask_iou(array(predictions), array(targets), array(owner))
-    np.testing.assert_allclose(ops.mask_iou(predictions, targets, owner).numpy(), expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        ops.mask_iou(predictions, targets, owner).numpy(), expected, rtol=1e-12
+    )
     assert expected.max() > 0.1
 
 
@@ -180,7 +204,8 @@ def test_words_of_columns(implementation: str, w: int, scale: int) -> None:
     ],
 )
 def test_bands_of_rows(implementation: str, h: int, w: int, scale: int) -> None:
-    """On the CPU bands have 512 words of 64 pixels, thus up to 512 rows; on the GPU some 64 rows of targets."""
+    """On the CPU bands have 512 words of 64 pixels, thus up to 512 rows; on the GPU some 64 rows of
+    targets."""
     check_borders(3, (h, w), scale, 4)
 
 
@@ -191,14 +216,54 @@ def test_more_than_one_of_everything(implementation: str) -> None:
 
 ERRORS: dict[str, tuple[type[Exception], str, int, Callable[[Any], Any]]] = {
     "no tensor": (TypeError, "predictions must be a torch.Tensor, got NoneType", 0, lambda _: None),
-    "boolean predictions": (TypeError, "predictions must be of dtype .*, got bool", 0, lambda a: a > 0),
-    "rank": (ValueError, r"predictions must have the 4 dimensions BQhw, got \(3, 5, 65\)", 0, lambda a: a.flatten(2)),
-    "float targets": (TypeError, "targets must be of dtype bool, uint8, got float32", 1, lambda a: a.float()),
-    "count": (ValueError, r"targets \(GHW\) has G = 3 in .*, but owner has G = 4", 1, lambda a: a[:3]),
-    "no multiple": (ValueError, r"targets must have .* integer multiple .*, got \(14, 39\)", 1, lambda a: a[:, :14]),
-    "two multiples": (ValueError, r"targets must have .* integer multiple .*, got \(10, 39\)", 1, lambda a: a[:, :10]),
-    "smaller": (ValueError, r"targets must have .* integer multiple .*, got \(1, 3\)", 1, lambda a: a[:, :1, :3]),
-    "owner rank": (ValueError, r"owner must have the 1 dimensions G, got \(4, 1\)", 2, lambda a: a[:, None]),
+    "boolean predictions": (
+        TypeError,
+        "predictions must be of dtype .*, got bool",
+        0,
+        lambda a: a > 0,
+    ),
+    "rank": (
+        ValueError,
+        r"predictions must have the 4 dimensions BQhw, got \(3, 5, 65\)",
+        0,
+        lambda a: a.flatten(2),
+    ),
+    "float targets": (
+        TypeError,
+        "targets must be of dtype bool, uint8, got float32",
+        1,
+        lambda a: a.float(),
+    ),
+    "count": (
+        ValueError,
+        r"targets \(GHW\) has G = 3 in .*, but owner has G = 4",
+        1,
+        lambda a: a[:3],
+    ),
+    "no multiple": (
+        ValueError,
+        r"targets must have .* integer multiple .*, got \(14, 39\)",
+        1,
+        lambda a: a[:, :14],
+    ),
+    "two multiples": (
+        ValueError,
+        r"targets must have .* integer multiple .*, got \(10, 39\)",
+        1,
+        lambda a: a[:, :10],
+    ),
+    "smaller": (
+        ValueError,
+        r"targets must have .* integer multiple .*, got \(1, 3\)",
+        1,
+        lambda a: a[:, :1, :3],
+    ),
+    "owner rank": (
+        ValueError,
+        r"owner must have the 1 dimensions G, got \(4, 1\)",
+        2,
+        lambda a: a[:, None],
+    ),
 }
 
 

@@ -1,7 +1,8 @@
 """Mask IoU of upsampled predictions, to the last bit of every logit, by the kernels for GPUs.
 
-They blend along rows first, then between rows, without fused operations where the host runs them. Upsampling by 4 goes by
-cells for 16 predictions and more: what they take for granted about rounding, infinities and borders is put to the test.
+They blend along rows first, then between rows, without fused operations where the host runs them.
+Upsampling by 4 goes by cells for 16 predictions and more: what they take for granted about
+rounding, infinities and borders is put to the test.
 
 Shapes: B images, Q predictions per image, h x w, G targets of H x W.
 """
@@ -23,7 +24,8 @@ from alignmask import ops
 from tests.ops import cases
 
 pytestmark = pytest.mark.skipif(
-    cases.EMULATIONS[0] not in cases.implementations("mask_iou"), reason="there is no SIMT runtime: `make simt`"
+    cases.EMULATIONS[0] not in cases.implementations("mask_iou"),
+    reason="there is no SIMT runtime: `make simt`",
 )
 
 
@@ -51,7 +53,9 @@ def upsampled(logits: NDArray[Any], scale: int) -> NDArray[Any]:
     y = np.arange(h * scale)
     row = (y - scale // 2) // scale
     part = position(y - row * scale)[:, None]
-    result = (1 - part) * rows[..., row.clip(0, h - 1), :] + part * rows[..., (row + 1).clip(0, h - 1), :]
+    result = (1 - part) * rows[..., row.clip(0, h - 1), :] + part * rows[
+        ..., (row + 1).clip(0, h - 1), :
+    ]
     assert result.dtype == logits.dtype
     return result
 
@@ -63,7 +67,10 @@ def expected(predictions: Tensor, targets: Tensor, owner: Tensor, threshold: flo
     masks = upsampled(logits, targets.shape[1] // logits.shape[2]) > logits.dtype.type(threshold)
     iou = np.zeros((len(targets), logits.shape[1]))
     for g, image in enumerate(owner.tolist()):
-        both, either = ((f(masks[image], targets[g].numpy())).sum((1, 2)) for f in (np.logical_and, np.logical_or))
+        both, either = (
+            (f(masks[image], targets[g].numpy())).sum((1, 2))
+            for f in (np.logical_and, np.logical_or)
+        )
         iou[g] = both / np.maximum(either, 1)
     return torch.from_numpy(iou).to(torch.float64 if double else torch.float32)
 
@@ -89,7 +96,8 @@ def tiny(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def close_to(threshold: float, side: int = 1) -> Callable[..., Tensor]:
-    """Logits a few units in the last place from the threshold, and rarely on the other side: rounding decides."""
+    """Logits a few units in the last place from the threshold, and rarely on the other side:
+    rounding decides."""
 
     def logits(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         steps = torch.randint(0, 3, shape, generator=generator)
@@ -156,17 +164,22 @@ def test_other_factors(kind: Callable[..., Tensor], scale: int) -> None:
 @pytest.mark.parametrize("dtype", cases.DTYPES)
 @pytest.mark.parametrize("kind", [noise, smooth])
 def test_dtypes_and_orders(emulation: str, kind: Callable[..., Tensor], dtype: torch.dtype) -> None:
-    """Several bands of rows, several words in a row, more blocks' worth of both than a block has warps."""
+    """Several bands of rows, several words in a row, more blocks' worth of both than a block has
+    warps."""
     _, targets, owner = cases.mask_iou(cases.IouShape(1, 1, (20, 150), 4, 3))
     predictions = kind((1, 16, 20, 150), torch.Generator().manual_seed(1)).to(dtype)
-    assert torch.equal(ops.mask_iou(predictions, targets, owner, 0.1), expected(predictions, targets, owner, 0.1))
+    assert torch.equal(
+        ops.mask_iou(predictions, targets, owner, 0.1), expected(predictions, targets, owner, 0.1)
+    )
 
 
 def test_more_targets_than_lanes() -> None:
     predictions, targets, _ = cases.mask_iou(cases.IouShape(2, 16, (6, 40), 4, 100))
     owner = (torch.arange(100) < 70).long()
     with cases.using("simt", "mask_iou"):
-        assert torch.equal(ops.mask_iou(predictions, targets, owner), expected(predictions, targets, owner))
+        assert torch.equal(
+            ops.mask_iou(predictions, targets, owner), expected(predictions, targets, owner)
+        )
 
 
 def test_targets_at_the_border() -> None:
@@ -183,16 +196,25 @@ def test_targets_at_the_border() -> None:
 
 @pytest.mark.parametrize("kind", [noise, smooth])
 def test_strides(kind: Callable[..., Tensor]) -> None:
-    """Predictions turned round, with memory between them; targets that are unaligned, turned, bytes."""
+    """Predictions turned round, with memory between them; targets that are unaligned, turned,
+    bytes."""
     shape = (1, 18, 4, 36)
     predictions = kind(shape, torch.Generator().manual_seed(3))
     turned = (
-        torch.stack([predictions, -predictions], -1).permute(3, 2, 1, 0, 4).contiguous().permute(3, 2, 1, 0, 4)[..., 0]
+        torch.stack([predictions, -predictions], -1)
+        .permute(3, 2, 1, 0, 4)
+        .contiguous()
+        .permute(3, 2, 1, 0, 4)[..., 0]
     )
     _, targets, owner = cases.mask_iou(cases.IouShape(1, 1, shape[2:], 4, 5))
     result = expected(predictions, targets, owner)
     unaligned = F.pad(targets, (1, 4))[..., 1:-4]
     assert unaligned.data_ptr() % 4
     with cases.using("simt", "mask_iou"):
-        for masks in (unaligned, targets.mT.contiguous().mT, targets.byte() * 2, targets.byte() * 128):
+        for masks in (
+            unaligned,
+            targets.mT.contiguous().mT,
+            targets.byte() * 2,
+            targets.byte() * 128,
+        ):
             assert torch.equal(ops.mask_iou(turned, masks, owner), result)

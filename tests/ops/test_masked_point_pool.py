@@ -48,7 +48,8 @@ def check(arguments: tuple[Tensor, Tensor, Tensor, Tensor], normalize: Normalize
     expected = oracles.masked_point_pool(
         array(features), array(masks), array(owner), array(points), normalize, array(grad)
     )
-    # A position is rounded relative to the map's size; a mean over a tiny mask weight magnifies that weight's rounding.
+    # A position is rounded relative to the map's size; a mean over a tiny mask weight magnifies
+    # that weight's rounding.
     size, K = 1 + max(*features.shape[2:], *masks.shape[1:]), max(points.shape[2], 1)
     assert_near(weight, expected[1], size * K, "weight")
     hit = expected[1][expected[1] > 0]
@@ -56,15 +57,25 @@ def check(arguments: tuple[Tensor, Tensor, Tensor, Tensor], normalize: Normalize
     v = float(features.detach().abs().amax()) if features.numel() else 0
     g = float(grad.abs().amax()) if grad.numel() else 0
     assert_near(pooled, expected[0], size * v / least, "pooled")
-    assert_near(grad_features, expected[2], size * g / least * math.sqrt(len(masks)), "gradient of features")
+    assert_near(
+        grad_features, expected[2], size * g / least * math.sqrt(len(masks)), "gradient of features"
+    )
     assert not pooled[weight == 0].any()
 
 
 @given(
-    strategies.pool_shapes(), strategies.layouts, strategies.dtype_pairs(), strategies.seeds, st.sampled_from(NORMALIZE)
+    strategies.pool_shapes(),
+    strategies.layouts,
+    strategies.dtype_pairs(),
+    strategies.seeds,
+    st.sampled_from(NORMALIZE),
 )
 def test_equals_the_oracle(
-    shape: cases.PoolShape, layout: str, dtypes: tuple[torch.dtype, torch.dtype], seed: int, normalize: Normalize
+    shape: cases.PoolShape,
+    layout: str,
+    dtypes: tuple[torch.dtype, torch.dtype],
+    seed: int,
+    normalize: Normalize,
 ) -> None:
     for implementation in cases.implementations(OP):
         with cases.using(implementation, OP):
@@ -72,7 +83,8 @@ def test_equals_the_oracle(
 
 
 def test_by_hand(implementation: str) -> None:
-    """Left pixel 3, right pixel 5; the mask is the right one. At x = 1/2 half the mask is hit, and the feature is 4."""
+    """Left pixel 3, right pixel 5; the mask is the right one. At x = 1/2 half the mask is hit, and
+    the feature is 4."""
     features, masks = torch.tensor([[[[3.0, 5.0]]]]), torch.tensor([[[0, 1]]], dtype=torch.uint8)
     points = torch.tensor([[[[0.75, 0.5], [0.5, 0.5], [0.25, 0.5], [0.75, 2.0]]]])
     owner = torch.tensor([0])
@@ -84,14 +96,17 @@ def test_by_hand(implementation: str) -> None:
 
 
 def test_one_pixel_outside_is_outside(implementation: str) -> None:
-    """Exactly at the centre of the pixel that would follow the last, or precede the first, of full masks and features."""
+    """Exactly at the centre of the pixel that would follow the last, or precede the first, of full
+    masks and features."""
     h, w = 4, 2
     features, masks = torch.ones(1, 1, h, w), torch.ones(3, h, w, dtype=torch.bool)
     rows, columns = ((torch.arange(-2.0, size + 2) + 0.5) / size for size in (h, w))
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     points = torch.stack([x, y], -1).view(1, -1, 1, 2)  # sets of one point
     inside = ((x > 0) & (x < 1) & (y > 0) & (y < 1)).flatten().float()
-    pooled, weight = ops.masked_point_pool(features, masks, torch.zeros(3, dtype=torch.long), points)
+    pooled, weight = ops.masked_point_pool(
+        features, masks, torch.zeros(3, dtype=torch.long), points
+    )
     assert torch.equal(weight, inside.expand(3, -1))
     assert torch.equal(pooled[..., 0], weight)
 
@@ -161,8 +176,18 @@ def test_strides_do_not_matter(implementation: str) -> None:
     expected = ops.masked_point_pool(features, masks, owner, points)
     variants = (
         (features.contiguous(memory_format=torch.channels_last), masks, owner, points),
-        (features.flip(3).contiguous().flip(3), masks.transpose(1, 2).contiguous().transpose(1, 2), owner, points),
-        (features, masks, owner.repeat_interleave(2)[::2], points.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)),
+        (
+            features.flip(3).contiguous().flip(3),
+            masks.transpose(1, 2).contiguous().transpose(1, 2),
+            owner,
+            points,
+        ),
+        (
+            features,
+            masks,
+            owner.repeat_interleave(2)[::2],
+            points.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0),
+        ),
     )
     for arguments in variants:
         for a, b in zip(ops.masked_point_pool(*arguments), expected, strict=True):
@@ -178,7 +203,9 @@ def test_strides_do_not_matter(implementation: str) -> None:
 
 def test_repeats_bit_by_bit(implementation: str) -> None:
     arguments = case()
-    for a, b in zip(ops.masked_point_pool(*arguments), ops.masked_point_pool(*arguments), strict=True):
+    for a, b in zip(
+        ops.masked_point_pool(*arguments), ops.masked_point_pool(*arguments), strict=True
+    ):
         assert torch.equal(a, b)
 
 
@@ -204,11 +231,17 @@ def test_infinite_points_are_outside_and_nan_propagates(implementation: str) -> 
 
 
 @pytest.mark.parametrize("normalize", NORMALIZE)
-@pytest.mark.parametrize("points", [(1, 255), (1, 256), (1, 257), (1, 2047), (1, 2048), (1, 2049), (2, 2100)], ids=str)
-def test_blocks_and_chunks_of_points(implementation: str, points: tuple[int, int], normalize: Normalize) -> None:
-    """On the CPU 2048 points of an image are a task's, whichever sets they are of; on the GPU 256 of a set are a block's.
+@pytest.mark.parametrize(
+    "points", [(1, 255), (1, 256), (1, 257), (1, 2047), (1, 2048), (1, 2049), (2, 2100)], ids=str
+)
+def test_blocks_and_chunks_of_points(
+    implementation: str, points: tuple[int, int], normalize: Normalize
+) -> None:
+    """On the CPU 2048 points of an image are a task's, whichever sets they are of; on the GPU 256
+    of a set are a block's.
 
-    The images have 3, 0 and 2 instances. In the first all points hit all of them, which is the most that a chunk holds.
+    The images have 3, 0 and 2 instances. In the first all points hit all of them, which is the most
+    that a chunk holds.
     """
     T, K = points
     features, masks, _, at = cases.masked_point_pool(
@@ -223,7 +256,9 @@ def test_blocks_and_chunks_of_points(implementation: str, points: tuple[int, int
 @pytest.mark.parametrize("C", [15, 16, 17, 63, 64, 65, 127, 128, 129])
 def test_blocks_of_channels(implementation: str, C: int, dtype: torch.dtype) -> None:
     for layout in (torch.contiguous_format, torch.channels_last):
-        features, *rest = cases.masked_point_pool(cases.PoolShape(2, C, (4, 5), (6, 3), 3, 2, 9), dtype=dtype)
+        features, *rest = cases.masked_point_pool(
+            cases.PoolShape(2, C, (4, 5), (6, 3), 3, 2, 9), dtype=dtype
+        )
         check((features.contiguous(memory_format=layout), *rest), "mask")
 
 
@@ -239,28 +274,67 @@ def test_rounds_of_instances(implementation: str, instances: int) -> None:
 def test_tiles_of_pixels(implementation: str, size: tuple[int, int]) -> None:
     """63, 64, 65, 127, 128 and 129 pixels: what blocks own that add up gradients in order."""
     for dtype in (torch.float64, torch.float32):
-        check(cases.masked_point_pool(cases.PoolShape(2, 3, size, (6, 8), 4, 2, 30), dtype=dtype), "mask")
+        check(
+            cases.masked_point_pool(cases.PoolShape(2, 3, size, (6, 8), 4, 2, 30), dtype=dtype),
+            "mask",
+        )
 
 
 @pytest.mark.parametrize("implementation", cases.implementations(OP, emulated=False), indirect=True)
 def test_as_many_points_as_the_model_has(implementation: str) -> None:
-    """12544 points in each of 5 sets: 30 chunks and a bit, and sums of a thousand times more than in other tests."""
+    """12544 points in each of 5 sets: 30 chunks and a bit, and sums of a thousand times more than
+    in other tests."""
     for dtype in (torch.float64, torch.float32):
-        check(cases.masked_point_pool(cases.PoolShape(2, 8, (16, 20), (64, 80), 6, 5, 12544), dtype=dtype), "mask")
+        check(
+            cases.masked_point_pool(
+                cases.PoolShape(2, 8, (16, 20), (64, 80), 6, 5, 12544), dtype=dtype
+            ),
+            "mask",
+        )
 
 
 Arguments = list[Any]
 ERRORS: dict[str, tuple[type[Exception], str, int, Callable[[Any], Any]]] = {
     "no tensor": (TypeError, "features must be a torch.Tensor, got list", 0, lambda a: [a]),
     "integers": (TypeError, "features must be of dtype .*, got int64", 0, lambda a: a.long()),
-    "rank": (ValueError, r"features must have the 4 dimensions BCHW, got \(3, 75\)", 0, lambda a: a.flatten(1)),
-    "float masks": (TypeError, "masks must be of dtype bool, uint8, got float32", 1, lambda a: a.float()),
-    "count": (ValueError, r"masks \(Ghw\) has G = 3 in \(3, 7, 9\), but owner has G = 4", 1, lambda a: a[:3]),
-    "owner float": (TypeError, "owner must be of dtype int64, int32, got float32", 2, lambda a: a.float()),
+    "rank": (
+        ValueError,
+        r"features must have the 4 dimensions BCHW, got \(3, 75\)",
+        0,
+        lambda a: a.flatten(1),
+    ),
+    "float masks": (
+        TypeError,
+        "masks must be of dtype bool, uint8, got float32",
+        1,
+        lambda a: a.float(),
+    ),
+    "count": (
+        ValueError,
+        r"masks \(Ghw\) has G = 3 in \(3, 7, 9\), but owner has G = 4",
+        1,
+        lambda a: a[:3],
+    ),
+    "owner float": (
+        TypeError,
+        "owner must be of dtype int64, int32, got float32",
+        2,
+        lambda a: a.float(),
+    ),
     "coordinates": (ValueError, r"points \(BTK2\) must have size 2 there", 3, lambda a: a[..., :1]),
-    "images": (ValueError, r"points \(BTK2\) has B = 2 in .*, but features has B = 3", 3, lambda a: a[:2]),
+    "images": (
+        ValueError,
+        r"points \(BTK2\) has B = 2 in .*, but features has B = 3",
+        3,
+        lambda a: a[:2],
+    ),
     "precision": (TypeError, "points .*float64", 3, lambda a: a.double()),
-    "normalize": (ValueError, 'normalize must be "mask" or "points", got \'mean\'', 4, lambda _: "mean"),
+    "normalize": (
+        ValueError,
+        'normalize must be "mask" or "points", got \'mean\'',
+        4,
+        lambda _: "mean",
+    ),
 }
 
 

@@ -24,7 +24,9 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
 ERRORS: dict[str, tuple[type[Exception], str, Callable[[list], None]]] = {}
 
 
-def wrong(error: type[Exception], message: str) -> Callable[[Callable[[list], None]], Callable[[list], None]]:
+def wrong(
+    error: type[Exception], message: str
+) -> Callable[[Callable[[list], None]], Callable[[list], None]]:
     def add(change: Callable[[list], None]) -> Callable[[list], None]:
         ERRORS[change.__name__] = (error, message, change)
         return change
@@ -82,7 +84,10 @@ def a_level_is_missing(arguments: list) -> None:
     arguments[1] = arguments[1][:2]
 
 
-@wrong(ValueError, r"level_shapes \[\(3, 5\), \(1, 7\), \(4, 2\)\] adds up to 30 tokens, but value has S = 26")
+@wrong(
+    ValueError,
+    r"level_shapes \[\(3, 5\), \(1, 7\), \(4, 2\)\] adds up to 30 tokens, but value has S = 26",
+)
 def tokens_do_not_add_up(arguments: list) -> None:
     arguments[1] = [(3, 5), (1, 7), (4, 2)]
 
@@ -107,7 +112,10 @@ def levels_are_a_tensor(arguments: list) -> None:
     arguments[1] = torch.tensor(arguments[1])
 
 
-@wrong((ValueError, RuntimeError), r"ms_deform_attn: weights is on meta, but .* is on cpu|device meta|fake")
+@wrong(
+    (ValueError, RuntimeError),
+    r"ms_deform_attn: weights is on meta, but .* is on cpu|device meta|fake",
+)
 def devices_differ(arguments: list) -> None:
     arguments[3] = arguments[3].to("meta")
 

@@ -1,4 +1,5 @@
-"""The second form of multi-scale deformable attention: reference points, offsets and logits, against loops in float64.
+"""The second form of multi-scale deformable attention: reference points, offsets and logits,
+against loops in float64.
 
 Shapes: B images, S tokens, N heads, D channels per head, Q queries, L levels, P points, E = N·D.
 """
@@ -41,9 +42,12 @@ def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def forward_backward(arguments: Arguments, needed: Sequence[bool] = (True,) * 4) -> list[Tensor]:
-    """out, then the needed gradients (value, reference, offsets, logits) for a fixed random gradient of out."""
+    """out, then the needed gradients (value, reference, offsets, logits) for a fixed random
+    gradient of out."""
     value, levels, *points = arguments
-    leaves = [t.detach().requires_grad_(need) for t, need in zip((value, *points), needed, strict=True)]
+    leaves = [
+        t.detach().requires_grad_(need) for t, need in zip((value, *points), needed, strict=True)
+    ]
     out = ops.ms_deform_attn_from_offsets(leaves[0], levels, *leaves[1:])
     if not any(needed):
         return [out]
@@ -52,8 +56,11 @@ def forward_backward(arguments: Arguments, needed: Sequence[bool] = (True,) * 4)
     return [out.detach(), *torch.autograd.grad(out, wanted, grad)]
 
 
-def near_kink(levels: Sequence[tuple[int, int]], reference: Tensor, offsets: Tensor, margin: float = 1e-4) -> Tensor:
-    """Points within rounding of a pixel centre, where the gradient in their location jumps; [B, Q, N, L, P, 1]."""
+def near_kink(
+    levels: Sequence[tuple[int, int]], reference: Tensor, offsets: Tensor, margin: float = 1e-4
+) -> Tensor:
+    """Points within rounding of a pixel centre, where the gradient in their location jumps; [B, Q,
+    N, L, P, 1]."""
     size_L12 = torch.tensor([[[w, h]] for h, w in levels], dtype=torch.float64).view(-1, 1, 2)
     pixel = reference.double()[:, :, None, :, None] * size_L12 + offsets.double() - 0.5
     return ((pixel - pixel.round()).abs() < margin * (1 + pixel.abs())).any(-1, keepdim=True)
@@ -64,7 +71,8 @@ def largest(tensor: Tensor) -> float:
 
 
 def check(arguments: Arguments) -> None:
-    """Compare out and all gradients with the oracle; positions are rounded relative to the level's size."""
+    """Compare out and all gradients with the oracle; positions are rounded relative to the level's
+    size."""
     value, levels, reference, offsets, logits = arguments
     out, *gradients = forward_backward(arguments)
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
@@ -108,15 +116,20 @@ def test_equals_the_oracle(
 
 @pytest.mark.parametrize("dtype", cases.DTYPES)
 @pytest.mark.parametrize("name", cases.SMALL)
-def test_every_instruction_set_equals_the_oracle(instruction_set: str, name: str, dtype: torch.dtype) -> None:
+def test_every_instruction_set_equals_the_oracle(
+    instruction_set: str, name: str, dtype: torch.dtype
+) -> None:
     assert ops.implementation(OP, "cpu") == f"kernel ({instruction_set})"
     check(cases.ms_deform_attn_from_offsets(cases.MS_DEFORM_ATTN[name], "uniform", dtype))
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES)
 @pytest.mark.parametrize("name", cases.TILED)
-def test_tiles_of_queries_equal_the_oracle(implementation: str, name: str, dtype: torch.dtype) -> None:
-    """The CUDA kernels work on squares of queries, and sort the points of several chunks, where there are enough."""
+def test_tiles_of_queries_equal_the_oracle(
+    implementation: str, name: str, dtype: torch.dtype
+) -> None:
+    """The CUDA kernels work on squares of queries, and sort the points of several chunks, where
+    there are enough."""
     for layout in ("local", "border"):
         check(cases.ms_deform_attn_from_offsets(cases.MS_DEFORM_ATTN[name], layout, dtype))
 
@@ -127,10 +140,14 @@ def test_equals_the_first_form(implementation: str, name: str) -> None:
     shape = cases.MS_DEFORM_ATTN[name]._replace(Q=min(cases.MS_DEFORM_ATTN[name].Q, 300))
     arguments = cases.ms_deform_attn_from_offsets(shape, "local", torch.float64)
     found = forward_backward(arguments)
-    value, levels, reference, offsets, logits = (t.requires_grad_() if isinstance(t, Tensor) else t for t in arguments)
+    value, levels, reference, offsets, logits = (
+        t.requires_grad_() if isinstance(t, Tensor) else t for t in arguments
+    )
     size_L12 = torch.tensor([[[w, h]] for h, w in levels]).view(-1, 1, 2)
     weights = logits.flatten(-2).softmax(-1).view_as(logits)
-    out = ops.ms_deform_attn(value, levels, reference[:, :, None, :, None] + offsets / size_L12, weights)
+    out = ops.ms_deform_attn(
+        value, levels, reference[:, :, None, :, None] + offsets / size_L12, weights
+    )
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).double()
     wanted = torch.autograd.grad(out, (value, reference, offsets, logits), grad)
     for a, b in zip(found, (out.detach(), *wanted), strict=True):
@@ -139,7 +156,9 @@ def test_equals_the_first_form(implementation: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", cases.SMALL)
 def test_gradcheck(implementation: str, name: str) -> None:
-    value, levels, *points = cases.ms_deform_attn_from_offsets(cases.MS_DEFORM_ATTN[name], "uniform", torch.float64)
+    value, levels, *points = cases.ms_deform_attn_from_offsets(
+        cases.MS_DEFORM_ATTN[name], "uniform", torch.float64
+    )
     assert not near_kink(levels, *points[:2], margin=1e-5).any()
     leaves = [t.requires_grad_() for t in (value, *points)]
     assert torch.autograd.gradcheck(
@@ -150,7 +169,9 @@ def test_gradcheck(implementation: str, name: str) -> None:
 
 @pytest.mark.parametrize("needed", list(itertools.product([False, True], repeat=4)))
 @pytest.mark.parametrize("name", ["tiny", "odd", "wide"])
-def test_gradients_that_are_needed_equal_those_of_all(implementation: str, name: str, needed: tuple[bool, ...]) -> None:
+def test_gradients_that_are_needed_equal_those_of_all(
+    implementation: str, name: str, needed: tuple[bool, ...]
+) -> None:
     arguments = cases.ms_deform_attn_from_offsets(cases.MS_DEFORM_ATTN[name], "local")
     everything = forward_backward(arguments)
     wanted = [everything[0], *itertools.compress(everything[1:], needed)]
@@ -167,13 +188,20 @@ def test_gradients_that_are_needed_equal_those_of_all(implementation: str, name:
 @pytest.mark.parametrize("dtype", cases.DTYPES)
 def test_strides_do_not_matter(dtype: torch.dtype) -> None:
     def sliced(tensor: Tensor) -> Tensor:
-        """Every second element along every dimension, in reverse order, of a larger tensor of NaN."""
-        holder = torch.full([2 * size + 1 for size in tensor.shape[::-1]], math.nan, dtype=tensor.dtype)
-        view = holder[tuple(slice(1, None, 2) for _ in tensor.shape)].permute(*reversed(range(tensor.dim())))
+        """Every second element along every dimension, in reverse order, of a larger tensor of
+        NaN."""
+        holder = torch.full(
+            [2 * size + 1 for size in tensor.shape[::-1]], math.nan, dtype=tensor.dtype
+        )
+        view = holder[tuple(slice(1, None, 2) for _ in tensor.shape)].permute(
+            *reversed(range(tensor.dim()))
+        )
         return view.copy_(tensor)
 
     for name in ("tiny", "odd", "wide"):
-        value, levels, *points = cases.ms_deform_attn_from_offsets(cases.MS_DEFORM_ATTN[name], "local", dtype)
+        value, levels, *points = cases.ms_deform_attn_from_offsets(
+            cases.MS_DEFORM_ATTN[name], "local", dtype
+        )
         plain = forward_backward((value, levels, *points))
         strided = forward_backward((sliced(value), levels, *map(sliced, points)))
         for a, b in zip(plain, strided, strict=True):
@@ -182,7 +210,9 @@ def test_strides_do_not_matter(dtype: torch.dtype) -> None:
 
 def test_one_reference_point_for_all_images_and_levels(implementation: str) -> None:
     """Stride 0, as the model passes it."""
-    value, levels, reference, offsets, logits = cases.ms_deform_attn_from_offsets(cases.MS_DEFORM_ATTN["odd"])
+    value, levels, reference, offsets, logits = cases.ms_deform_attn_from_offsets(
+        cases.MS_DEFORM_ATTN["odd"]
+    )
     few = reference[:1, :, :1].clone().requires_grad_()
     out = ops.ms_deform_attn_from_offsets(value, levels, few.expand_as(reference), offsets, logits)
     full = few.detach().repeat(reference.shape[0], 1, reference.shape[2], 1).requires_grad_()
@@ -195,7 +225,9 @@ def test_one_reference_point_for_all_images_and_levels(implementation: str) -> N
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("change", [{}, {"P": 3}, {"D": 65, "Q": 2000}], ids=str)
-def test_threads_and_repetition_do_not_change_a_bit(dtype: torch.dtype, change: dict[str, int]) -> None:
+def test_threads_and_repetition_do_not_change_a_bit(
+    dtype: torch.dtype, change: dict[str, int]
+) -> None:
     shape = cases.encoder(256)._replace(**{"Q": 6000, **change})
     arguments = cases.ms_deform_attn_from_offsets(shape, "uniform", dtype)
     before, results = torch.get_num_threads(), []
@@ -243,15 +275,23 @@ def test_not_finite_numbers(implementation: str) -> None:
         )
         assert out[0, 1].isnan().all()
         # Infinite is outside; nor must what pads the points to whole vectors make a NaN of it.
-        outside = forward_backward((value, levels, changed(reference, (0, 1, 0), math.inf), offsets, logits))
+        outside = forward_backward(
+            (value, levels, changed(reference, (0, 1, 0), math.inf), offsets, logits)
+        )
         assert all(result.isfinite().all() for result in outside)
 
-        found = forward_backward((value, levels, reference, changed(offsets, (*at, 1), math.inf), logits))
-        elsewhere = forward_backward((value, levels, reference, changed(offsets, (*at, 1), 1e4), logits))
+        found = forward_backward(
+            (value, levels, reference, changed(offsets, (*at, 1), math.inf), logits)
+        )
+        elsewhere = forward_backward(
+            (value, levels, reference, changed(offsets, (*at, 1), 1e4), logits)
+        )
         for i, (a, b) in enumerate(zip(found, elsewhere, strict=True)):
             assert_same(a, b, cases.repeats(implementation) or i != 1)
 
-        without = forward_backward((value, levels, reference, offsets, changed(logits, at, -math.inf)))
+        without = forward_backward(
+            (value, levels, reference, offsets, changed(logits, at, -math.inf))
+        )
         assert without[0].isfinite().all()
         assert without[4][at] == 0  # no gradient passes a weight of 0
         assert (without[3][at] == 0).all()
@@ -262,7 +302,9 @@ def test_not_finite_numbers(implementation: str) -> None:
 ERRORS: dict[str, tuple[type[Exception], str, Callable[[list], None]]] = {}
 
 
-def wrong(error: type[Exception], message: str) -> Callable[[Callable[[list], None]], Callable[[list], None]]:
+def wrong(
+    error: type[Exception], message: str
+) -> Callable[[Callable[[list], None]], Callable[[list], None]]:
     def add(change: Callable[[list], None]) -> Callable[[list], None]:
         ERRORS[change.__name__] = (error, message, change)
         return change

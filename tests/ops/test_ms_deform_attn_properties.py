@@ -1,4 +1,5 @@
-"""Relations that hold whatever the numbers are, of ms_deform_attn in both forms: of outputs, and of all gradients.
+"""Relations that hold whatever the numbers are, of ms_deform_attn in both forms: of outputs, and of
+all gradients.
 
 Shapes: B images, S tokens, N heads, D channels per head, Q queries, L levels, P points, E = N·D.
 """
@@ -33,7 +34,8 @@ smooth = st.sampled_from(
 
 @pytest.fixture(params=cases.implementations(OP, emulated=False), autouse=True)
 def _implementation(request: pytest.FixtureRequest) -> Iterator[None]:
-    """In one thread: these tensors are small, and on a busy machine threads would mostly wait for each other."""
+    """In one thread: these tensors are small, and on a busy machine threads would mostly wait for
+    each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with cases.using(request.param, OP):
@@ -53,7 +55,9 @@ def case(form: str, shape: cases.DeformShape, layout: str, seed: int) -> list[Te
     return [value, *points]
 
 
-def assert_same(first: Callable[..., Tensor], second: Callable[..., Tensor], tensors: Sequence[Tensor]) -> None:
+def assert_same(
+    first: Callable[..., Tensor], second: Callable[..., Tensor], tensors: Sequence[Tensor]
+) -> None:
     """Both functions give the same result and gradients."""
     results = []
     for call in (first, second):
@@ -62,7 +66,9 @@ def assert_same(first: Callable[..., Tensor], second: Callable[..., Tensor], ten
         grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=F64)
         results.append([out, *torch.autograd.grad(out, leaves, grad, materialize_grads=True)])
     for name, a, b in zip(("out", *"0123"), *results, strict=False):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            a, b, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def sizes_of(levels: Levels) -> Tensor:
@@ -76,7 +82,9 @@ def test_linear_in_the_value(form: str, shape: cases.DeformShape, layout: str, s
     other = torch.randn(value.shape, dtype=F64)
     assert_same(
         lambda v, u, *p: attend(form, shape.levels, 2 * v - 3 * u, *p),
-        lambda v, u, *p: 2 * attend(form, shape.levels, v, *p) - 3 * attend(form, shape.levels, u, *p),
+        lambda v, u, *p: (
+            2 * attend(form, shape.levels, v, *p) - 3 * attend(form, shape.levels, u, *p)
+        ),
         [value, other, *points],
     )
 
@@ -88,7 +96,8 @@ def test_linear_in_the_weights(shape: cases.DeformShape, layout: str, seed: int)
     assert_same(
         lambda v, x, w, u: attend("locations", shape.levels, v, x, 2 * w - 3 * u),
         lambda v, x, w, u: (
-            2 * attend("locations", shape.levels, v, x, w) - 3 * attend("locations", shape.levels, v, x, u)
+            2 * attend("locations", shape.levels, v, x, w)
+            - 3 * attend("locations", shape.levels, v, x, u)
         ),
         [value, locations, weights, other],
     )
@@ -99,9 +108,18 @@ def test_order_of_images_queries_heads_channels_levels_and_points(
     form: str, shape: cases.DeformShape, layout: str, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    counts = {"B": shape.B, "Q": shape.Q, "N": shape.N, "D": shape.D, "P": shape.P, "L": len(shape.levels)}
+    counts = {
+        "B": shape.B,
+        "Q": shape.Q,
+        "N": shape.N,
+        "D": shape.D,
+        "P": shape.P,
+        "L": len(shape.levels),
+    }
     order = {letter: torch.randperm(count, generator=generator) for letter, count in counts.items()}
-    tokens = torch.arange(sum(h * w for h, w in shape.levels)).split([h * w for h, w in shape.levels])
+    tokens = torch.arange(sum(h * w for h, w in shape.levels)).split(
+        [h * w for h, w in shape.levels]
+    )
     order["S"] = torch.cat([tokens[i] for i in order["L"]] or [torch.arange(0)])
     levels = [shape.levels[i] for i in order["L"]]
 
@@ -122,9 +140,19 @@ def test_order_of_images_queries_heads_channels_levels_and_points(
 margins = st.tuples(*[st.integers(0, 3)] * 4)
 
 
-@given(forms, strategies.deform_shapes(), smooth, strategies.seeds, st.lists(margins, min_size=3, max_size=3))
+@given(
+    forms,
+    strategies.deform_shapes(),
+    smooth,
+    strategies.seeds,
+    st.lists(margins, min_size=3, max_size=3),
+)
 def test_zeros_around_a_level_change_nothing(
-    form: str, shape: cases.DeformShape, layout: str, seed: int, around: list[tuple[int, int, int, int]]
+    form: str,
+    shape: cases.DeformShape,
+    layout: str,
+    seed: int,
+    around: list[tuple[int, int, int, int]],
 ) -> None:
     """Points stay at their pixels."""
     around = around[: len(shape.levels)]  # left, right, above, below
@@ -158,13 +186,17 @@ def test_a_level_without_weight_changes_nothing(
     if form == "offsets" and not shape.levels:
         return
     value, *rest, weights = case(form, shape, layout, seed)
-    extra_value, *extra, extra_weights = case(form, shape._replace(levels=(level,)), layout, seed + 1)
+    extra_value, *extra, extra_weights = case(
+        form, shape._replace(levels=(level,)), layout, seed + 1
+    )
     no_weight = torch.full_like(extra_weights, 0 if form == "locations" else -torch.inf)
 
     def more(value: Tensor, *points: Tensor) -> Tensor:
         joined = [
             torch.cat([tensor, other], letters.index("L"))
-            for tensor, other, letters in zip(points, (*extra, no_weight), FORMS[form][1:], strict=True)
+            for tensor, other, letters in zip(
+                points, (*extra, no_weight), FORMS[form][1:], strict=True
+            )
         ]
         return attend(form, (*shape.levels, level), torch.cat([value, extra_value], 1), *joined)
 
@@ -172,8 +204,11 @@ def test_a_level_without_weight_changes_nothing(
 
 
 @given(strategies.deform_shapes(), smooth, strategies.seeds)
-def test_the_forms_agree_and_only_sums_and_differences_count(shape: cases.DeformShape, layout: str, seed: int) -> None:
-    """What moves from the reference points to the offsets, or is added to all logits of a query and head, cancels."""
+def test_the_forms_agree_and_only_sums_and_differences_count(
+    shape: cases.DeformShape, layout: str, seed: int
+) -> None:
+    """What moves from the reference points to the offsets, or is added to all logits of a query and
+    head, cancels."""
     tensors = case("offsets", shape, layout, seed)
     size_L12 = sizes_of(shape.levels)
     generator = torch.Generator().manual_seed(seed)
@@ -182,7 +217,9 @@ def test_the_forms_agree_and_only_sums_and_differences_count(shape: cases.Deform
 
     def second(value: Tensor, reference: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
         moved = offsets - shift[:, :, None, :, None] * size_L12
-        return attend("offsets", shape.levels, value, reference + shift, moved, logits + constant_BQN11)
+        return attend(
+            "offsets", shape.levels, value, reference + shift, moved, logits + constant_BQN11
+        )
 
     def first(value: Tensor, reference: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
         locations = reference[:, :, None, :, None] + offsets / size_L12

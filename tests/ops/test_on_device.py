@@ -36,10 +36,16 @@ def test_views_stay_views() -> None:
     there, near, number, like = core.seen
     for a, b in ((there, out), (near, beside), (like, torch.arange(3)[::2])):
         assert isinstance(a, Tensor)
-        assert (a.shape, a.stride(), a.storage_offset()) == (b.shape, b.stride(), b.storage_offset())
+        assert (a.shape, a.stride(), a.storage_offset()) == (
+            b.shape,
+            b.stride(),
+            b.storage_offset(),
+        )
     assert number == 3
     assert (
-        there.untyped_storage().data_ptr() == near.untyped_storage().data_ptr() != memory.untyped_storage().data_ptr()
+        there.untyped_storage().data_ptr()
+        == near.untyped_storage().data_ptr()
+        != memory.untyped_storage().data_ptr()
     )
     assert memory.tolist() == [0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1] + [0] * 8
 

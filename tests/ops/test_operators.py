@@ -1,4 +1,5 @@
-"""What torch asks of an operator, of every op: opcheck, compilation, export, transforms, threads, instruction sets."""
+"""What torch asks of an operator, of every op: opcheck, compilation, export, transforms, threads,
+instruction sets."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ class Op(NamedTuple):
 def all_ops(size: str = "odd", dtype: torch.dtype = torch.float32) -> dict[str, Op]:
     """The second form of ms_deform_attn under the name of its function."""
     value, levels, *points = cases.ms_deform_attn(cases.MS_DEFORM_ATTN[size], dtype=dtype)
-    second, _, *from_offsets = cases.ms_deform_attn_from_offsets(cases.MS_DEFORM_ATTN[size], dtype=dtype)
+    second, _, *from_offsets = cases.ms_deform_attn_from_offsets(
+        cases.MS_DEFORM_ATTN[size], dtype=dtype
+    )
     flat = [length for level in levels for length in level]
     pool = list(cases.masked_point_pool(cases.MASKED_POINT_POOL[size], dtype=dtype))
     iou = list(cases.mask_iou(cases.MASK_IOU[size], dtype))
@@ -51,7 +54,11 @@ def all_ops(size: str = "odd", dtype: torch.dtype = torch.float32) -> dict[str, 
             lambda v, reference, offsets, logits: (v, flat, offsets, logits, reference),
         ),
         "masked_point_pool": Op(
-            lambda *t: ops.masked_point_pool(*t)[0], pool, 1, "masked_point_pool", lambda *t: (*t, False)
+            lambda *t: ops.masked_point_pool(*t)[0],
+            pool,
+            1,
+            "masked_point_pool",
+            lambda *t: (*t, False),
         ),
         "mask_iou": Op(ops.mask_iou, iou, 0, "mask_iou", lambda *t: (*t, 0.0)),
         "quality_focal_loss": Op(
@@ -73,7 +80,11 @@ def run(call: Callable[..., Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
     leaves = [t.detach().clone().requires_grad_(t.requires_grad) for t in tensors]
     out = call(*leaves)
     needed = [t for t in leaves if t.requires_grad]
-    return [out.detach(), *torch.autograd.grad(out.float().square().sum(), needed)] if needed else [out]
+    return (
+        [out.detach(), *torch.autograd.grad(out.float().square().sum(), needed)]
+        if needed
+        else [out]
+    )
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES)
@@ -81,7 +92,9 @@ def run(call: Callable[..., Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
 @pytest.mark.parametrize("name", OPS)
 def test_opcheck(name: str, size: str, dtype: torch.dtype) -> None:
     op = all_ops(size, dtype)[name]
-    torch.library.opcheck(getattr(torch.ops.alignmask, op.operator).default, op.arguments(*leaves_of(op)))
+    torch.library.opcheck(
+        getattr(torch.ops.alignmask, op.operator).default, op.arguments(*leaves_of(op))
+    )
 
 
 @pytest.mark.parametrize("needed", [(1, 1, 1, 1), (0, 0, 0, 1), (0, 1, 0, 0), (1, 0, 1, 0)])
@@ -90,17 +103,29 @@ def test_opcheck_of_the_backward_of_ms_deform_attn(name: str, needed: tuple[int,
     op = all_ops()[name]
     arguments = op.arguments(*op.tensors)
     mask = [
-        bool(need) and tensor is not None for need, tensor in zip(needed, (*arguments[:1], *arguments[2:]), strict=True)
+        bool(need) and tensor is not None
+        for need, tensor in zip(needed, (*arguments[:1], *arguments[2:]), strict=True)
     ]
     grad = torch.randn_like(op.call(*op.tensors))
-    torch.library.opcheck(torch.ops.alignmask.ms_deform_attn_backward.default, (grad, *arguments, mask))
+    torch.library.opcheck(
+        torch.ops.alignmask.ms_deform_attn_backward.default, (grad, *arguments, mask)
+    )
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_opcheck_of_the_backward_of_masked_point_pool(channels_last: bool) -> None:
     features, masks, owner, points = cases.masked_point_pool(cases.MASKED_POINT_POOL["odd"])
     pooled, weight = ops.masked_point_pool(features, masks, owner, points)
-    arguments = (torch.randn_like(pooled), weight, masks, owner, points, list(features.shape), channels_last, True)
+    arguments = (
+        torch.randn_like(pooled),
+        weight,
+        masks,
+        owner,
+        points,
+        list(features.shape),
+        channels_last,
+        True,
+    )
     torch.library.opcheck(torch.ops.alignmask.masked_point_pool_backward.default, arguments)
 
 
@@ -109,7 +134,11 @@ def test_opcheck_of_the_backward_of_quality_focal_loss() -> None:
     torch.library.opcheck(torch.ops.alignmask.quality_focal_loss_backward.default, arguments)
 
 
-COMPILERS = [("aot_eager", None), ("aot_eager", True), pytest.param("inductor", None, marks=pytest.mark.slow)]
+COMPILERS = [
+    ("aot_eager", None),
+    ("aot_eager", True),
+    pytest.param("inductor", None, marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize(("backend", "dynamic"), COMPILERS)
@@ -155,7 +184,9 @@ def test_checkpointing_recomputes_the_same(name: str) -> None:
     op = all_ops()[name]
     tensors = leaves_of(op)
     for a, b in zip(
-        run(lambda *t: checkpoint(op.call, *t, use_reentrant=False), tensors), run(op.call, tensors), strict=True
+        run(lambda *t: checkpoint(op.call, *t, use_reentrant=False), tensors),
+        run(op.call, tensors),
+        strict=True,
     ):
         assert torch.equal(a, b)
 
@@ -171,10 +202,13 @@ def test_vmap_is_a_loop(name: str) -> None:
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_gradients_pass_through_vmap(name: str) -> None:
-    """With every leaf mapped. (torch.func.grad says that no operator of torch.library's can do it.)"""
+    """With every leaf mapped. (torch.func.grad says that no operator of torch.library's can do
+    it.)"""
     op = all_ops(dtype=torch.float64)[name]
     rest = op.tensors[op.leaves :]
-    stacks = [torch.stack([t, t.flip(0), t * 0.5]).requires_grad_() for t in op.tensors[: op.leaves]]
+    stacks = [
+        torch.stack([t, t.flip(0), t * 0.5]).requires_grad_() for t in op.tensors[: op.leaves]
+    ]
     mapped = run(torch.vmap(lambda *t: op.call(*t, *rest)), stacks)
     looped = run(lambda *s: torch.stack([op.call(*t, *rest) for t in zip(*s, strict=True)]), stacks)
     for a, b in zip(mapped, looped, strict=True):
@@ -188,7 +222,9 @@ def test_dispatch_modes_see_the_operators(name: str, needs_gradient: bool) -> No
     op, seen = all_ops()[name], []
 
     class Listen(TorchDispatchMode):
-        def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             seen.append(str(operator))
             return operator(*args, **kwargs or {})
 
@@ -196,7 +232,10 @@ def test_dispatch_modes_see_the_operators(name: str, needs_gradient: bool) -> No
     with Listen():
         heard = run(op.call, tensors)
     backward = [f"alignmask.{op.operator}_backward.default"] if needs_gradient and op.leaves else []
-    assert [name for name in seen if "alignmask" in name] == [f"alignmask.{op.operator}.default", *backward]
+    assert [name for name in seen if "alignmask" in name] == [
+        f"alignmask.{op.operator}.default",
+        *backward,
+    ]
     for a, b in zip(heard, run(op.call, tensors), strict=True):
         assert torch.equal(a, b)
 
@@ -206,12 +245,15 @@ def test_second_derivatives_say_that_there_are_none(name: str) -> None:
     op = all_ops()[name]
     leaf, *rest = leaves_of(op)
     grad, *_ = torch.autograd.grad(op.call(leaf, *rest).square().sum(), leaf, create_graph=True)
-    with pytest.raises(NotImplementedError, match=f"alignmask::{op.operator}_backward has no derivative"):
+    with pytest.raises(
+        NotImplementedError, match=f"alignmask::{op.operator}_backward has no derivative"
+    ):
         grad.sum().backward()
 
 
 def test_a_gradient_penalty_on_quality_focal_loss_is_refused() -> None:
-    """The gradient of a sum depends on the logits alone, of which the operator keeps but the gradient."""
+    """The gradient of a sum depends on the logits alone, of which the operator keeps but the
+    gradient."""
     logits, label, iou = all_ops()["quality_focal_loss"].tensors
     (grad,) = torch.autograd.grad(
         ops.quality_focal_loss(logits.requires_grad_(), label, iou).sum(), logits, create_graph=True
@@ -276,7 +318,9 @@ def test_threads_and_repetition_do_not_change_a_bit(name: str, dtype: torch.dtyp
 
 @pytest.mark.parametrize("dtype", cases.DTYPES)
 @pytest.mark.parametrize("name", list(LARGER))
-def test_every_instruction_set_agrees(name: str, dtype: torch.dtype, instruction_sets: list[str]) -> None:
+def test_every_instruction_set_agrees(
+    name: str, dtype: torch.dtype, instruction_sets: list[str]
+) -> None:
     """Within rounding of fused multiply-adds."""
     op = all_ops()[name]
     tensors = [t.requires_grad_(i < op.leaves) for i, t in enumerate(LARGER[name](dtype))]

@@ -1,4 +1,5 @@
-"""What the ops do inside of a process: OpenMP, threads, the GIL, forks, workers, memory that cannot be had.
+"""What the ops do inside of a process: OpenMP, threads, the GIL, forks, workers, memory that cannot
+be had.
 
 Most of it runs in processes of its own (`in_a_process`), which import this file.
 """
@@ -39,7 +40,9 @@ def runs() -> dict[str, Callable[[], list[Tensor]]]:
     def run(call: Callable[..., Tensor], leaves: int, *tensors: Tensor) -> list[Tensor]:
         arguments = [t.detach().requires_grad_(i < leaves) for i, t in enumerate(tensors)]
         out = call(*arguments)
-        return [out.detach(), *torch.autograd.grad(out.sum(), arguments[:leaves])] if leaves else [out]
+        return (
+            [out.detach(), *torch.autograd.grad(out.sum(), arguments[:leaves])] if leaves else [out]
+        )
 
     value, levels, *points = cases.ms_deform_attn(DEFORM)
     second, _, *from_offsets = cases.ms_deform_attn_from_offsets(DEFORM)
@@ -47,7 +50,9 @@ def runs() -> dict[str, Callable[[], list[Tensor]]]:
     iou = cases.mask_iou(cases.IouShape(1, 60, (64, 64), 2, 8))
     loss = cases.quality_focal_loss(cases.LossShape(400, 80))
     return {
-        "ms_deform_attn": lambda: run(lambda v, *p: ops.ms_deform_attn(v, levels, *p), 3, value, *points),
+        "ms_deform_attn": lambda: run(
+            lambda v, *p: ops.ms_deform_attn(v, levels, *p), 3, value, *points
+        ),
         "ms_deform_attn_from_offsets": lambda: run(
             lambda v, *p: ops.ms_deform_attn_from_offsets(v, levels, *p), 4, second, *from_offsets
         ),
@@ -68,7 +73,9 @@ class Kernel(cases.KernelCall):
         getattr(_library.core, self.name)(*self.arguments, **self.options)
 
     def arrays(self) -> list[np.ndarray[Any, Any]]:
-        return [a.copy() for a in (*self.arguments, *self.options.values()) if isinstance(a, np.ndarray)]
+        return [
+            a.copy() for a in (*self.arguments, *self.options.values()) if isinstance(a, np.ndarray)
+        ]
 
 
 def kernels(threads: int, make: Callable[[], Any] = results) -> list[Kernel]:
@@ -148,7 +155,8 @@ def test_torchs_number_of_threads_is_respected() -> None:
 
 
 def test_the_gil_is_released() -> None:
-    """No Python thread gives the GIL away by itself here; a kernel that keeps it would never let the other count."""
+    """No Python thread gives the GIL away by itself here; a kernel that keeps it would never let
+    the other count."""
     in_a_process("""
         import time
         count, started = 0, threading.Event()
@@ -213,14 +221,17 @@ class Results(Dataset):
     def __getitem__(self, index: int) -> dict[str, list[Tensor]]:
         torch.set_num_threads(1)
         made = runs()
-        torch.set_num_threads(2)  # workers start with one; torch itself would wait for ever for a second after a fork
+        # Workers start with one; torch itself would wait for ever for a second after a fork.
+        torch.set_num_threads(2)
         return {name: run() for name, run in made.items()}
 
 
 @pytest.mark.parametrize("way", ["fork", "spawn"])
 def test_workers_of_a_data_loader(way: str) -> None:
     expected = results()
-    loader = DataLoader(Results(), batch_size=None, num_workers=1, multiprocessing_context=way, timeout=SECONDS)
+    loader = DataLoader(
+        Results(), batch_size=None, num_workers=1, multiprocessing_context=way, timeout=SECONDS
+    )
     found = list(loader)
     assert len(found) == 2
     for each in found:
@@ -238,9 +249,13 @@ def large() -> list[Kernel]:
         deform = cases.DeformShape(1, ((512, 512),), 1, 33, 2, 4)  # 33 channels are packed first
         value, levels, *points = cases.ms_deform_attn(deform)
         ops.ms_deform_attn(value, levels, *points)
-        ops.masked_point_pool(torch.rand(1, 1, 8, 8), torch.ones(1, 8, 8).bool(), one, torch.rand(1, 1, 600_000, 2))
+        ops.masked_point_pool(
+            torch.rand(1, 1, 8, 8), torch.ones(1, 8, 8).bool(), one, torch.rand(1, 1, 600_000, 2)
+        )
         ops.mask_iou(
-            torch.rand(1, 1, 1024, 1024), torch.ones(1, 1024, 1024).bool().expand(100, -1, -1), one.expand(100)
+            torch.rand(1, 1, 1024, 1024),
+            torch.ones(1, 1024, 1024).bool().expand(100, -1, -1),
+            one.expand(100),
         )
         ops.quality_focal_loss(torch.rand(1, 2_000_000), one, torch.rand(1))
 
@@ -272,4 +287,6 @@ def test_memory_that_cannot_be_had() -> None:
         MALLOC_MMAP_THRESHOLD_=str(1 << 20),  # what is freed goes back to the system
         MALLOC_ARENA_MAX="1",
     )
-    assert printed.splitlines() == [f"{op}: out of memory for the kernel's temporaries" for op in ops.OPS]
+    assert printed.splitlines() == [
+        f"{op}: out of memory for the kernel's temporaries" for op in ops.OPS
+    ]

@@ -1,4 +1,5 @@
-"""Relations that hold whatever the numbers are, of masked_point_pool, mask_iou and quality_focal_loss.
+"""Relations that hold whatever the numbers are, of masked_point_pool, mask_iou and
+quality_focal_loss.
 
 Shapes: B images, C channels, G instances, T point sets, K points, Q predictions, R rows.
 """
@@ -25,7 +26,8 @@ def permutation(count: int, seed: int) -> torch.Tensor:
 
 @pytest.fixture(params=["reference", "kernel"], autouse=True)
 def _implementation(request: pytest.FixtureRequest) -> Iterator[None]:
-    """In one thread: these tensors are small, and on a busy machine threads would mostly wait for each other."""
+    """In one thread: these tensors are small, and on a busy machine threads would mostly wait for
+    each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with ops.use_reference() if request.param == "reference" else torch.no_grad():
@@ -36,8 +38,15 @@ def _implementation(request: pytest.FixtureRequest) -> Iterator[None]:
 # ---- masked_point_pool
 
 
-@given(strategies.pool_shapes(), strategies.layouts, strategies.seeds, st.sampled_from(("mask", "points")))
-def test_pooling_is_linear_in_the_features(shape: cases.PoolShape, layout: str, seed: int, normalize: str) -> None:
+@given(
+    strategies.pool_shapes(),
+    strategies.layouts,
+    strategies.seeds,
+    st.sampled_from(("mask", "points")),
+)
+def test_pooling_is_linear_in_the_features(
+    shape: cases.PoolShape, layout: str, seed: int, normalize: str
+) -> None:
     features, masks, owner, points = cases.masked_point_pool(shape, layout, F64, seed=seed)
     other = torch.randn(features.shape, dtype=F64)
     a, b = (ops.masked_point_pool(f, masks, owner, points, normalize)[0] for f in (features, other))
@@ -46,11 +55,15 @@ def test_pooling_is_linear_in_the_features(shape: cases.PoolShape, layout: str, 
 
 
 @given(strategies.pool_shapes(), strategies.layouts, strategies.seeds)
-def test_order_of_instances_channels_sets_and_points(shape: cases.PoolShape, layout: str, seed: int) -> None:
+def test_order_of_instances_channels_sets_and_points(
+    shape: cases.PoolShape, layout: str, seed: int
+) -> None:
     features, masks, owner, points = cases.masked_point_pool(shape, layout, F64, seed=seed)
     pooled, weight = ops.masked_point_pool(features, masks, owner, points)
     g, c, t, k = (permutation(n, seed) for n in (shape.G, shape.C, shape.T, shape.K))
-    moved, moved_weight = ops.masked_point_pool(features[:, c], masks[g], owner[g], points[:, t][:, :, k])
+    moved, moved_weight = ops.masked_point_pool(
+        features[:, c], masks[g], owner[g], points[:, t][:, :, k]
+    )
     torch.testing.assert_close(moved, pooled[g][:, t][:, :, c], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(moved_weight, weight[g][:, t], rtol=1e-9, atol=1e-9)
 
@@ -59,8 +72,11 @@ def test_order_of_instances_channels_sets_and_points(shape: cases.PoolShape, lay
 def test_a_full_mask_averages_constant_features(shape: cases.PoolShape, seed: int) -> None:
     """Away from the border, where half the sample is zero."""
     features, masks, owner, points = cases.masked_point_pool(shape, "uniform", F64, seed=seed)
-    inside = 0.5 + (points - 0.5) * 0  # the middle: all pixels around it exist, unless the map is one pixel wide
-    pooled, weight = ops.masked_point_pool(torch.full_like(features, 7), torch.ones_like(masks), owner, inside)
+    # The middle: all pixels around it exist, unless the map is one pixel wide.
+    inside = 0.5 + (points - 0.5) * 0
+    pooled, weight = ops.masked_point_pool(
+        torch.full_like(features, 7), torch.ones_like(masks), owner, inside
+    )
     if 0 in masks.shape[1:] or 0 in points.shape[1:3]:
         assert not weight.any()
     else:
@@ -74,7 +90,10 @@ def test_disjoint_masks_add_up(shape: cases.PoolShape, layout: str, seed: int) -
     features, masks, owner, points = cases.masked_point_pool(shape, layout, F64, seed=seed)
     part = torch.rand(masks.shape, generator=torch.Generator().manual_seed(seed)) < 0.5
     whole, whole_weight = ops.masked_point_pool(features, masks, owner, points, "points")
-    parts = [ops.masked_point_pool(features, masks & side, owner, points, "points") for side in (part, ~part)]
+    parts = [
+        ops.masked_point_pool(features, masks & side, owner, points, "points")
+        for side in (part, ~part)
+    ]
     torch.testing.assert_close(whole_weight, parts[0][1] + parts[1][1], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(whole, parts[0][0] + parts[1][0], rtol=1e-9, atol=1e-9)
 
@@ -91,13 +110,21 @@ def test_iou_is_between_zero_and_one_and_follows_the_order(
     assert ((iou >= 0) & (iou <= 1)).all()
     g, q = permutation(shape.G, seed), permutation(shape.Q, seed)
     assert torch.equal(ops.mask_iou(predictions[:, q], targets[g], owner[g]), iou[g][:, q])
-    if dtype == F64:  # half precision has ties at the threshold, which fall as the order of additions has it
+    # Half precision has ties at the threshold, which fall as the order of additions has it.
+    if dtype == F64:
         for axis in (-1, -2):
             assert torch.equal(ops.mask_iou(predictions.flip(axis), targets.flip(axis), owner), iou)
 
 
-@given(st.integers(0, 5), st.integers(0, 5), st.tuples(st.integers(0, 20), st.integers(0, 70)), strategies.seeds)
-def test_iou_is_symmetric_and_equals_pycocotools(first: int, second: int, size: tuple[int, int], seed: int) -> None:
+@given(
+    st.integers(0, 5),
+    st.integers(0, 5),
+    st.tuples(st.integers(0, 20), st.integers(0, 70)),
+    strategies.seeds,
+)
+def test_iou_is_symmetric_and_equals_pycocotools(
+    first: int, second: int, size: tuple[int, int], seed: int
+) -> None:
     """Exactly, in float64."""
     mask_utils = pytest.importorskip("pycocotools.mask")
     generator = torch.Generator().manual_seed(seed)
@@ -109,7 +136,10 @@ def test_iou_is_symmetric_and_equals_pycocotools(first: int, second: int, size: 
     iou = ops.mask_iou(as_logits(a), b, torch.zeros(second, dtype=torch.long))
     assert torch.equal(iou, ops.mask_iou(as_logits(b), a, torch.zeros(first, dtype=torch.long)).T)
     if first and second and 0 not in size:
-        encoded = [[mask_utils.encode(np.asfortranarray(mask.numpy().astype(np.uint8))) for mask in m] for m in (a, b)]
+        encoded = [
+            [mask_utils.encode(np.asfortranarray(mask.numpy().astype(np.uint8))) for mask in m]
+            for m in (a, b)
+        ]
         assert np.array_equal(mask_utils.iou(*encoded, [False] * second), iou.T.numpy())
 
 
@@ -135,7 +165,9 @@ def test_rows_and_classes_are_independent(shape: cases.LossShape, seed: int, gam
     place = torch.cat([c.argsort(), torch.tensor([-1])])  # where a class went; -1 stays
     moved = ops.quality_focal_loss(logits[:, c], place[label], iou, gamma)
     torch.testing.assert_close(moved, loss, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(ops.quality_focal_loss(logits[r], label[r], iou[r], gamma), loss[r], rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        ops.quality_focal_loss(logits[r], label[r], iou[r], gamma), loss[r], rtol=1e-12, atol=0
+    )
 
 
 @given(strategies.loss_shapes(), strategies.seeds)
@@ -144,7 +176,10 @@ def test_a_negatives_loss_falls_with_its_iou(shape: cases.LossShape, seed: int) 
     logits, label, _ = cases.quality_focal_loss(shape, F64, seed=seed)
     ious = torch.linspace(0, 1, 21, dtype=F64)
     losses = torch.stack(
-        [ops.quality_focal_loss(logits, label * 0 - 1, torch.full_like(logits[:, 0], i)) for i in ious]
+        [
+            ops.quality_focal_loss(logits, label * 0 - 1, torch.full_like(logits[:, 0], i))
+            for i in ious
+        ]
     )
     assert (losses >= 0).all()
     assert (losses.diff(dim=0) <= 1e-12 * losses[0]).all()

@@ -40,7 +40,9 @@ def check(arguments: tuple[Tensor, Tensor, Tensor], gamma: float, theta: float) 
     loss = ops.quality_focal_loss(logits, label, iou, gamma, theta)
     assert (loss.shape, loss.dtype) == ((len(logits),), logits.dtype)
     (grad,) = torch.autograd.grad(loss.sum(), logits)
-    expected, expected_grad = oracles.quality_focal_loss(array(logits), array(label), array(iou), gamma, theta)
+    expected, expected_grad = oracles.quality_focal_loss(
+        array(logits), array(label), array(iou), gamma, theta
+    )
     largest = 1 + float(logits.detach().abs().max()) if logits.numel() else 1
     # |t - s|^gamma costs gamma roundings of its base, and w_neg those of a difference of two ks
     k = 1 / (1 - theta**gamma)
@@ -68,10 +70,15 @@ def test_equals_the_oracle(
 def test_by_hand(implementation: str) -> None:
     """At logit 0, s = 1/2 and BCE = ln 2 for any target."""
     logits = torch.zeros(4, 2, dtype=torch.float64)
-    label, iou = torch.tensor([0, 1, -1, -1]), torch.tensor([0.5, 1.0, 0.4999, 0.75], dtype=torch.float64)
+    label, iou = (
+        torch.tensor([0, 1, -1, -1]),
+        torch.tensor([0.5, 1.0, 0.4999, 0.75], dtype=torch.float64),
+    )
     loss = ops.quality_focal_loss(logits, label, iou)
     ln2, w_neg = math.log(2), 4 / 3 - 4 / 3 * 0.75**2
-    expected = torch.tensor([0 + ln2 / 4, 2 * ln2 / 4, 2 * ln2 / 4, w_neg * 2 * ln2 / 4], dtype=torch.float64)
+    expected = torch.tensor(
+        [0 + ln2 / 4, 2 * ln2 / 4, 2 * ln2 / 4, w_neg * 2 * ln2 / 4], dtype=torch.float64
+    )
     torch.testing.assert_close(loss, expected)
 
 
@@ -79,7 +86,9 @@ def test_negative_weight_is_continuous_at_theta_and_zero_at_one(implementation: 
     iou = torch.tensor([0.0, 0.49999, 0.5, 0.50001, 1.0], dtype=torch.float64)
     loss = ops.quality_focal_loss(torch.zeros(5, 1, dtype=torch.float64), torch.full((5,), -1), iou)
     weight = loss / loss[0]
-    torch.testing.assert_close(weight, torch.tensor([1, 1, 1, 1, 0.0], dtype=torch.float64), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        weight, torch.tensor([1, 1, 1, 1, 0.0], dtype=torch.float64), atol=1e-4, rtol=0
+    )
     assert weight[2] == 1  # at theta, b - k theta^2 = 1
     assert weight[3] < 1
 
@@ -97,20 +106,25 @@ def test_negatives_alone_are_the_focal_loss(implementation: str) -> None:
 def test_gradcheck(implementation: str, gamma: float) -> None:
     logits, label, iou = case(dtype=torch.float64)
     assert torch.autograd.gradcheck(
-        lambda x: ops.quality_focal_loss(x, label, iou, gamma), logits.requires_grad_(), fast_mode=True
+        lambda x: ops.quality_focal_loss(x, label, iou, gamma),
+        logits.requires_grad_(),
+        fast_mode=True,
     )
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES)
 def test_huge_logits(implementation: str, dtype: torch.dtype) -> None:
-    """|logit| = 1e4: losses grow linearly where the class is wrong and vanish where it is right; gradients stay finite."""
+    """|logit| = 1e4: losses grow linearly where the class is wrong and vanish where it is right;
+    gradients stay finite."""
     big = torch.tensor([1e4, -1e4], dtype=dtype)
     logits = torch.cartesian_prod(big, big).requires_grad_()
     label, iou = torch.tensor([-1, 0, 0, 0]), torch.ones(4, dtype=dtype)
     iou[0] = 0
     loss = ops.quality_focal_loss(logits, label, iou)
     b = float(big[0])
-    torch.testing.assert_close(loss.double(), torch.tensor([2 * b, 0, 2 * b, b]).double(), rtol=1e-2, atol=0)
+    torch.testing.assert_close(
+        loss.double(), torch.tensor([2 * b, 0, 2 * b, b]).double(), rtol=1e-2, atol=0
+    )
     (grad,) = torch.autograd.grad(loss.sum(), logits)
     expected = torch.tensor([[1, 1], [0, 0], [-1, 1], [-1, 0]], dtype=dtype)
     torch.testing.assert_close(grad, expected)
@@ -123,16 +137,21 @@ def test_a_confident_right_answer_keeps_a_relative_precision(implementation: str
     (grad,) = torch.autograd.grad(loss.sum(), logits)
     s = 1 / (1 + math.exp(20))
     np.testing.assert_allclose(loss.item(), s**2 * math.log1p(math.exp(-20)), rtol=1e-4)
-    np.testing.assert_allclose(grad.item(), s**2 * (2 * (1 - s) * math.log1p(math.exp(-20)) + s), rtol=1e-4)
+    np.testing.assert_allclose(
+        grad.item(), s**2 * (2 * (1 - s) * math.log1p(math.exp(-20)) + s), rtol=1e-4
+    )
 
 
 def test_target_equal_to_score_has_no_loss_and_no_nan(implementation: str) -> None:
     logits = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
     for gamma in (1.0, 1.5, 2.0):
-        loss = ops.quality_focal_loss(logits, torch.tensor([0]), torch.tensor([0.5], dtype=torch.float64), gamma)
+        loss = ops.quality_focal_loss(
+            logits, torch.tensor([0]), torch.tensor([0.5], dtype=torch.float64), gamma
+        )
         (grad,) = torch.autograd.grad(loss.sum(), logits)
         assert loss.item() == 0
-        assert abs(grad.item()) <= (math.log(2) / 4 if gamma == 1 else 0)  # at gamma = 1 the loss has a kink there
+        # At gamma = 1 the loss has a kink there.
+        assert abs(grad.item()) <= (math.log(2) / 4 if gamma == 1 else 0)
 
 
 def test_nan_stays_in_its_row(implementation: str) -> None:
@@ -161,7 +180,9 @@ def test_iou_gets_no_gradient_and_may_be_of_another_precision(implementation: st
     assert not ops.quality_focal_loss(logits, label, iou).requires_grad
     loss = ops.quality_focal_loss(logits.half(), label.int(), iou)
     assert loss.dtype == torch.float16
-    torch.testing.assert_close(loss.float(), ops.quality_focal_loss(logits, label, iou), rtol=5e-3, atol=5e-3)
+    torch.testing.assert_close(
+        loss.float(), ops.quality_focal_loss(logits, label, iou), rtol=5e-3, atol=5e-3
+    )
 
 
 def test_strides_do_not_matter(implementation: str) -> None:
@@ -169,11 +190,14 @@ def test_strides_do_not_matter(implementation: str) -> None:
     expected = ops.quality_focal_loss(logits, label, iou)
     spread = torch.stack([logits, logits * math.nan], -1)[..., 0]
     for x in (logits.T.contiguous().T, spread, logits.flip(1).contiguous().flip(1)):
-        found = ops.quality_focal_loss(x, label.repeat_interleave(2)[::2], iou.repeat_interleave(2)[::2])
+        found = ops.quality_focal_loss(
+            x, label.repeat_interleave(2)[::2], iou.repeat_interleave(2)[::2]
+        )
         torch.testing.assert_close(found, expected)
     row = logits[:1].expand_as(logits)
     torch.testing.assert_close(
-        ops.quality_focal_loss(row, label, iou), ops.quality_focal_loss(row.contiguous(), label, iou)
+        ops.quality_focal_loss(row, label, iou),
+        ops.quality_focal_loss(row.contiguous(), label, iou),
     )
 
 
@@ -186,8 +210,11 @@ def test_strides_do_not_matter(implementation: str) -> None:
         *((R, 1) for R in (8191, 8192, 8193)),
     ],
 )
-def test_blocks_of_rows_and_rounds_of_classes(implementation: str, R: int, C: int, gamma: float) -> None:
-    """One below, at and one above what kernels count in: 8192 logits of a task on the CPU, 32 rows of a block on the GPU."""
+def test_blocks_of_rows_and_rounds_of_classes(
+    implementation: str, R: int, C: int, gamma: float
+) -> None:
+    """One below, at and one above what kernels count in: 8192 logits of a task on the CPU, 32 rows
+    of a block on the GPU."""
     for dtype in (torch.float64, torch.bfloat16):
         check(cases.quality_focal_loss(cases.LossShape(R, C), dtype), gamma, 0.5)
 
@@ -195,11 +222,31 @@ def test_blocks_of_rows_and_rounds_of_classes(implementation: str, R: int, C: in
 ERRORS: dict[str, tuple[type[Exception], str, int, Callable[[Any], Any]]] = {
     "no tensor": (TypeError, "label must be a torch.Tensor, got int", 1, lambda _: 1),
     "integers": (TypeError, "logits must be of dtype .*, got int64", 0, lambda a: a.long()),
-    "rank": (ValueError, r"logits must have the 2 dimensions RC, got \(85,\)", 0, lambda a: a.flatten()),
-    "label float": (TypeError, "label must be of dtype int64, int32, got float32", 1, lambda a: a.float()),
-    "rows": (ValueError, r"iou \(R\) has R = 16 in \(16,\), but logits has R = 17", 2, lambda a: a[1:]),
+    "rank": (
+        ValueError,
+        r"logits must have the 2 dimensions RC, got \(85,\)",
+        0,
+        lambda a: a.flatten(),
+    ),
+    "label float": (
+        TypeError,
+        "label must be of dtype int64, int32, got float32",
+        1,
+        lambda a: a.float(),
+    ),
+    "rows": (
+        ValueError,
+        r"iou \(R\) has R = 16 in \(16,\), but logits has R = 17",
+        2,
+        lambda a: a[1:],
+    ),
     "gamma": (ValueError, "gamma must be finite and at least 1 .*, got 0.5", 3, lambda _: 0.5),
-    "gamma nan": (ValueError, "gamma must be finite and at least 1 .*, got nan", 3, lambda _: math.nan),
+    "gamma nan": (
+        ValueError,
+        "gamma must be finite and at least 1 .*, got nan",
+        3,
+        lambda _: math.nan,
+    ),
     "theta": (ValueError, r"theta must be in \[0, 1\), got 1", 4, lambda _: 1.0),
     "theta negative": (ValueError, r"theta must be in \[0, 1\), got -0.1", 4, lambda _: -0.1),
 }

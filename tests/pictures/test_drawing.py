@@ -20,13 +20,17 @@ SIZE = (40, 60)
 GREY = np.full((*SIZE, 3), 128, np.uint8)
 
 
-def found(masks: list[np.ndarray], scores: list[float] | None = None, labels: list[int] | None = None) -> Any:
+def found(
+    masks: list[np.ndarray], scores: list[float] | None = None, labels: list[int] | None = None
+) -> Any:
     n = len(masks)
     parts: dict[str, Any] = {
         "masks_NHW": np.stack(masks) if masks else np.zeros((0, *SIZE), bool),
         "labels_N": np.array(labels if labels is not None else [0] * n, np.int64),
     }
-    return SimpleNamespace(**parts, **({} if scores is None else {"scores_N": np.array(scores, float)}))
+    return SimpleNamespace(
+        **parts, **({} if scores is None else {"scores_N": np.array(scores, float)})
+    )
 
 
 def changed(picture: Image.Image, image_HWC: np.ndarray = GREY) -> np.ndarray:
@@ -40,14 +44,18 @@ def test_a_mask_is_filled_and_outlined_and_nothing_else_is_touched() -> None:
     pixels_HWC = np.asarray(picture)
     inside, edge = pixels_HWC[15, 20], pixels_HWC[5, 20]
     np.testing.assert_array_equal(edge, colour(0))
-    np.testing.assert_array_equal(inside, np.round(0.75 * 128 + 0.25 * np.array(colour(0), np.float32)))
+    np.testing.assert_array_equal(
+        inside, np.round(0.75 * 128 + 0.25 * np.array(colour(0), np.float32))
+    )
 
 
 def test_a_small_image_is_enlarged_by_a_whole_factor_and_a_large_one_is_not() -> None:
     mask_HW = box_mask(SIZE, 5, 10, 25, 40)
     picture = draw_instances(GREY, found([mask_HW]), ["a"], min_side=130, labels=False)
     assert picture.size == (180, 120)
-    np.testing.assert_array_equal(changed(picture, np.full((120, 180, 3), 128)), mask_HW.repeat(3, 0).repeat(3, 1))
+    np.testing.assert_array_equal(
+        changed(picture, np.full((120, 180, 3), 128)), mask_HW.repeat(3, 0).repeat(3, 1)
+    )
     assert draw_instances(GREY, found([]), ["a"], min_side=60).size == (60, 40)
 
 
@@ -59,20 +67,36 @@ def test_small_instances_lie_on_top_of_large_ones() -> None:
 
 
 def test_of_alike_instances_the_most_confident_lies_on_top_and_colours_do_not_mix() -> None:
-    masks = [box_mask(SIZE, 10, 10, 30, 40), box_mask(SIZE, 11, 10, 30, 40), box_mask(SIZE, 10, 11, 30, 40)]
-    alone = np.asarray(draw_instances(GREY, found(masks[1:2], [0.9]), ["a"], min_side=1, labels=False))
-    crowded = np.asarray(draw_instances(GREY, found(masks, [0.5, 0.9, 0.7]), ["a"], min_side=1, labels=False))
+    masks = [
+        box_mask(SIZE, 10, 10, 30, 40),
+        box_mask(SIZE, 11, 10, 30, 40),
+        box_mask(SIZE, 10, 11, 30, 40),
+    ]
+    alone = np.asarray(
+        draw_instances(GREY, found(masks[1:2], [0.9]), ["a"], min_side=1, labels=False)
+    )
+    crowded = np.asarray(
+        draw_instances(GREY, found(masks, [0.5, 0.9, 0.7]), ["a"], min_side=1, labels=False)
+    )
     np.testing.assert_array_equal(crowded[masks[1]], alone[masks[1]])
 
 
 def test_the_threshold_is_inclusive_and_colours_follow_the_score() -> None:
     masks = [box_mask(SIZE, 0, 10 * k, 10, 10 * k + 9) for k in range(3)]
     instances = found(masks, [0.5, 0.4, 0.9])
-    pixels_HWC = np.asarray(draw_instances(GREY, instances, ["a"], min_side=1, labels=False, threshold=0.5))
-    assert [tuple(pixels_HWC[0, 10 * k + 4]) for k in range(3)] == [colour(1), (128, 128, 128), colour(0)]
+    pixels_HWC = np.asarray(
+        draw_instances(GREY, instances, ["a"], min_side=1, labels=False, threshold=0.5)
+    )
+    assert [tuple(pixels_HWC[0, 10 * k + 4]) for k in range(3)] == [
+        colour(1),
+        (128, 128, 128),
+        colour(0),
+    ]
 
 
-def texts(monkeypatch: pytest.MonkeyPatch, *arguments: Any, **options: Any) -> list[tuple[str, float, float]]:
+def texts(
+    monkeypatch: pytest.MonkeyPatch, *arguments: Any, **options: Any
+) -> list[tuple[str, float, float]]:
     """What is written where (x, y)."""
     written = []
     original = drawing.ImageDraw.ImageDraw.text
@@ -90,7 +114,9 @@ def test_names_and_scores_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
     with_scores = found(masks, [0.123, 0.987], [1, 0])
     words = texts(monkeypatch, GREY, with_scores, ["cat", "naïve übergröße"])
     assert [text for text, *_ in words] == ["cat 0.99", "naïve übergröße 0.12"]
-    assert [text for text, *_ in texts(monkeypatch, GREY, with_scores, ["cat", "dog"], labels=False)] == []
+    assert [
+        text for text, *_ in texts(monkeypatch, GREY, with_scores, ["cat", "dog"], labels=False)
+    ] == []
     one_class = found(masks, [0.123, 0.987])
     assert [text for text, *_ in texts(monkeypatch, GREY, one_class, ["cell"])] == ["0.99", "0.12"]
     truth = found(masks, None, [1, 0])
@@ -107,7 +133,9 @@ def test_a_text_stands_where_the_instance_begins(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("corner", [(0, 0), (0, 50), (35, 50), (35, 0)])
-def test_texts_stay_inside_the_picture(monkeypatch: pytest.MonkeyPatch, corner: tuple[int, int]) -> None:
+def test_texts_stay_inside_the_picture(
+    monkeypatch: pytest.MonkeyPatch, corner: tuple[int, int]
+) -> None:
     top, left = corner
     instances = found([box_mask(SIZE, top, left, top + 5, left + 10)], [0.5], [1])
     picture = draw_instances(GREY, instances, ["cat", "a long name"])
@@ -121,7 +149,11 @@ def test_texts_stay_inside_the_picture(monkeypatch: pytest.MonkeyPatch, corner: 
 
 
 def test_a_text_that_would_cover_another_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    masks = [box_mask(SIZE, 20, 20, 30, 30), box_mask(SIZE, 20, 21, 30, 31), box_mask(SIZE, 36, 20, 39, 30)]
+    masks = [
+        box_mask(SIZE, 20, 20, 30, 30),
+        box_mask(SIZE, 20, 21, 30, 31),
+        box_mask(SIZE, 36, 20, 39, 30),
+    ]
     words = texts(monkeypatch, GREY, found(masks, [0.3, 0.9, 0.5]), ["cell"])
     assert [text for text, *_ in words] == ["0.90", "0.50"]
 
@@ -134,14 +166,20 @@ def test_empty_masks_and_no_instances_draw_nothing() -> None:
 
 def test_a_single_pixel_shows() -> None:
     mask_HW = box_mask(SIZE, 39, 59, 40, 60)
-    np.testing.assert_array_equal(changed(draw_instances(GREY, found([mask_HW]), ["a"], min_side=1)), mask_HW)
+    np.testing.assert_array_equal(
+        changed(draw_instances(GREY, found([mask_HW]), ["a"], min_side=1)), mask_HW
+    )
 
 
 def test_torch_tensors_are_drawn_alike() -> None:
     masks = [box_mask(SIZE, 5, 10, 25, 40)]
     arrays = found(masks, [0.5])
-    tensors = SimpleNamespace(**{name: torch.from_numpy(value) for name, value in vars(arrays).items()})
-    first, second = (np.asarray(draw_instances(GREY, instances, ["a"])) for instances in (arrays, tensors))
+    tensors = SimpleNamespace(
+        **{name: torch.from_numpy(value) for name, value in vars(arrays).items()}
+    )
+    first, second = (
+        np.asarray(draw_instances(GREY, instances, ["a"])) for instances in (arrays, tensors)
+    )
     np.testing.assert_array_equal(first, second)
 
 

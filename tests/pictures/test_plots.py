@@ -104,7 +104,10 @@ def test_loss_curve(
             "score class: 20.0 at last",
             "score class*mask: 30.0 at last",
         ]
-        assert axes[-1].lines[1].get_xydata().tolist() == [[20, pytest.approx(15)], [30, pytest.approx(30)]]
+        assert axes[-1].lines[1].get_xydata().tolist() == [
+            [20, pytest.approx(15)],
+            [30, pytest.approx(30)],
+        ]
         bottom, top = axes[-1].get_ylim()
         assert bottom == 0
         assert top > 33  # room for every curve, not for the first alone
@@ -143,7 +146,8 @@ def test_loss_curve_of_a_broken_log(tmp_path: Path, content: str, message: str) 
     assert not (tmp_path / "loss.png").exists()
 
 
-# -- score against IoU ---------------------------------------------------------------------------------------------------
+# -- score against IoU
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("iou", ["same class", "any class"])
@@ -155,29 +159,39 @@ def test_scatter_shows_the_top_predictions(tmp_path: Path, figures: list[Figure]
     top = top_predictions(pairs, 0.02)
     assert len(top) == 24
     values = pairs.iou_same_class_N if iou == "same class" else pairs.iou_any_class_N
-    np.testing.assert_allclose(axes.collections[0].get_offsets(), np.stack([pairs.scores_N[top], values[top]], axis=1))
+    np.testing.assert_allclose(
+        axes.collections[0].get_offsets(), np.stack([pairs.scores_N[top], values[top]], axis=1)
+    )
     correlation = np.corrcoef(pairs.scores_N[top], values[top])[0, 1]
     assert axes.get_title() == f"my model\nPCC {correlation:.3f}   (top 2 %: 24 predictions)"
     assert iou in axes.get_ylabel()
 
 
-def test_scatter_marks_the_mean_of_each_score_interval(tmp_path: Path, figures: list[Figure]) -> None:
+def test_scatter_marks_the_mean_of_each_score_interval(
+    tmp_path: Path, figures: list[Figure]
+) -> None:
     pairs = pairs_of([0.0, 0.05, 0.55, 1.0, 0.95], [0.2, 0.4, 0.5, 1.0, 0.0])
     score_iou_scatter({"": pairs}, tmp_path / "s.png")
     (means,) = (line for line in figures[0].axes[0].lines if line.get_label() == "mean IoU")
     np.testing.assert_allclose(means.get_xydata(), [[0.05, 0.3], [0.55, 0.5], [0.95, 0.5]])
 
 
-@pytest.mark.parametrize(("scores", "ious"), [([], []), ([0.5] * 4, [0.1, 0.2, 0.3, 0.4]), ([0.7], [1.0])])
+@pytest.mark.parametrize(
+    ("scores", "ious"), [([], []), ([0.5] * 4, [0.1, 0.2, 0.3, 0.4]), ([0.7], [1.0])]
+)
 def test_scatter_without_a_correlation(
     tmp_path: Path, figures: list[Figure], scores: list[float], ious: list[float]
 ) -> None:
     score_iou_scatter({"": pairs_of(scores, ious)}, tmp_path / "s.png")
     picture(tmp_path / "s.png")
-    assert figures[0].axes[0].get_title() == f"PCC not defined   (top 10 %: {len(scores)} predictions)"
+    assert (
+        figures[0].axes[0].get_title() == f"PCC not defined   (top 10 %: {len(scores)} predictions)"
+    )
 
 
-def test_scatter_of_many_predictions_shows_their_density(tmp_path: Path, figures: list[Figure]) -> None:
+def test_scatter_of_many_predictions_shows_their_density(
+    tmp_path: Path, figures: list[Figure]
+) -> None:
     n = plots.MANY_POINTS + 1
     rng = np.random.default_rng(0)
     pairs = pairs_of(list(rng.random(n)), list(rng.random(n)), n, list(range(n)))
@@ -186,35 +200,54 @@ def test_scatter_of_many_predictions_shows_their_density(tmp_path: Path, figures
     assert picture(tmp_path / "s.png").shape == (648, 720, 3)
 
 
-@pytest.mark.parametrize(("models", "size"), [(2, (1368, 648)), (3, (2016, 648)), (4, (2016, 1296))])
-def test_scatter_of_several_models(tmp_path: Path, figures: list[Figure], models: int, size: tuple[int, int]) -> None:
-    pairs = {f"a $model$ {'with a long name ' * n}{n}": pairs_of([0.2, 0.9], [0.1, n / 10]) for n in range(models)}
+@pytest.mark.parametrize(
+    ("models", "size"), [(2, (1368, 648)), (3, (2016, 648)), (4, (2016, 1296))]
+)
+def test_scatter_of_several_models(
+    tmp_path: Path, figures: list[Figure], models: int, size: tuple[int, int]
+) -> None:
+    pairs = {
+        f"a $model$ {'with a long name ' * n}{n}": pairs_of([0.2, 0.9], [0.1, n / 10])
+        for n in range(models)
+    }
     score_iou_scatter(pairs, tmp_path / "s.png")
     assert picture(tmp_path / "s.png").shape == (*size[::-1], 3)
     shown = [axes for axes in figures[0].axes if axes.collections]
-    assert [axes.collections[0].get_offsets()[0, 1] for axes in shown] == [n / 10 for n in range(models)]
+    assert [axes.collections[0].get_offsets()[0, 1] for axes in shown] == [
+        n / 10 for n in range(models)
+    ]
     assert sum(axes.axison for axes in figures[0].axes) == models
     assert all(len(axes.get_title().split("\n")[0].replace("\\", "")) <= 48 for axes in shown)
 
 
 def test_scores_that_are_no_probabilities_are_shown(tmp_path: Path, figures: list[Figure]) -> None:
-    """All panels have the same axis; there is no curve of mean IoU, whose intervals are of 0 to 1."""
-    score_iou_scatter({"a": pairs_of([-3.0, 7.0], [0.1, 0.9]), "b": pairs_of([0.5], [0.5])}, tmp_path / "s.png")
+    """All panels have the same axis; there is no curve of mean IoU, whose intervals are of 0 to
+    1."""
+    score_iou_scatter(
+        {"a": pairs_of([-3.0, 7.0], [0.1, 0.9]), "b": pairs_of([0.5], [0.5])}, tmp_path / "s.png"
+    )
     picture(tmp_path / "s.png")
-    assert [axes.get_xlim() for axes in figures[0].axes] == [(pytest.approx(-3.2), pytest.approx(7.2))] * 2
+    assert [axes.get_xlim() for axes in figures[0].axes] == [
+        (pytest.approx(-3.2), pytest.approx(7.2))
+    ] * 2
     assert not any(axes.lines for axes in figures[0].axes)
 
 
 def test_densities_share_their_colours(tmp_path: Path, figures: list[Figure]) -> None:
     n = plots.MANY_POINTS + 1
     alike, spread = pairs_of([0.5] * n, [0.5] * n, n, list(range(n))), pairs_of([0.1], [0.1])
-    score_iou_scatter({"alike": alike, "spread": spread, "none": pairs_of([], [])}, tmp_path / "s.png", fraction=1.0)
+    score_iou_scatter(
+        {"alike": alike, "spread": spread, "none": pairs_of([], [])},
+        tmp_path / "s.png",
+        fraction=1.0,
+    )
     picture(tmp_path / "s.png")
     limits = {axes.collections[0].get_clim() for axes in figures[0].axes[:3]}
     assert limits == {(1, n)}
 
 
-# -- predictions beside ground truth -------------------------------------------------------------------------------------
+# -- predictions beside ground truth
+# -------------------------------------------------------------------------------------
 
 
 def prediction(size: tuple[int, int], scores: list[float]) -> Predictions:
@@ -223,13 +256,23 @@ def prediction(size: tuple[int, int], scores: list[float]) -> Predictions:
 
 
 @pytest.mark.parametrize(
-    ("images", "pairs_per_row", "size"), [(1, 2, (218, 134)), (3, 2, (430, 240)), (3, 1, (218, 346))]
+    ("images", "pairs_per_row", "size"),
+    [(1, 2, (218, 134)), (3, 2, (430, 240)), (3, 1, (218, 346))],
 )
-def test_truth_sheet(tmp_path: Path, images: int, pairs_per_row: int, size: tuple[int, int]) -> None:
+def test_truth_sheet(
+    tmp_path: Path, images: int, pairs_per_row: int, size: tuple[int, int]
+) -> None:
     """Cells of 100 pixels, gaps of 6, a heading of 28."""
     grey_HWC = np.full((40, 40, 3), 128, np.uint8)
     rows = [(grey_HWC, prediction((40, 40), [1.0]), prediction((40, 40), [0.4, 0.2]))] * images
-    truth_sheet(rows, ["a"], tmp_path / "x" / "sheet.png", threshold=0.5, cell=100, pairs_per_row=pairs_per_row)
+    truth_sheet(
+        rows,
+        ["a"],
+        tmp_path / "x" / "sheet.png",
+        threshold=0.5,
+        cell=100,
+        pairs_per_row=pairs_per_row,
+    )
     pixels_HWC = picture(tmp_path / "x" / "sheet.png")
     assert pixels_HWC.shape == (*size[::-1], 3)
     truth, found = pixels_HWC[28:128, 6:106], pixels_HWC[28:128, 109:209]
@@ -242,10 +285,16 @@ def test_truth_sheet_of_nothing(tmp_path: Path) -> None:
         truth_sheet([], ["a"], tmp_path / "sheet.png")
 
 
-def test_results_sheet_maps_category_ids_to_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_sheet_maps_category_ids_to_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world = small_world(images=6)
     seen: dict[str, Any] = {}
-    monkeypatch.setattr(sheets, "truth_sheet", lambda rows, names, out, **options: seen.update(rows=rows, names=names))
+    monkeypatch.setattr(
+        sheets,
+        "truth_sheet",
+        lambda rows, names, out, **options: seen.update(rows=rows, names=names),
+    )
     results_sheet(dataset_of(world, tmp_path), world.results, tmp_path / "sheet.png", images=4)
     assert seen["names"] == ["cat", "dog"]
     assert len(seen["rows"]) == 4
@@ -264,7 +313,11 @@ def test_pictures_of_a_run(tmp_path: Path) -> None:
     write(world, tmp_path)
     log(tmp_path, BOTH)
     found = run_pictures(tmp_path, dataset, tmp_path / "out", images=2)
-    assert sorted(path.name for path in found.values()) == ["loss.png", "predictions.png", "score_iou.png"]
+    assert sorted(path.name for path in found.values()) == [
+        "loss.png",
+        "predictions.png",
+        "score_iou.png",
+    ]
     for path in found.values():
         picture(path)
     (tmp_path / "results.json").unlink()

@@ -29,7 +29,9 @@ def test_groups() -> None:
 def test_what_is_drawn(tmp_path: Path, monkeypatch) -> None:
     drawn: list[Figure] = []
     save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (drawn.append(self), save(self, *a, **k)))
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *a, **k: (drawn.append(self), save(self, *a, **k))
+    )
     groups = dict.fromkeys("abcde", MATCHES)
     reliability.reliability_diagram(groups, tmp_path / "new" / "r.png")
     assert (tmp_path / "new" / "r.png").read_bytes().startswith(b"\x89PNG")
@@ -37,4 +39,6 @@ def test_what_is_drawn(tmp_path: Path, monkeypatch) -> None:
     assert [panel.get_visible() for panel in panels] == [True] * 5 + [False] * 3
     curve = next(line for line in panels[4].lines if line.get_label() == "mean IoU")
     np.testing.assert_allclose(curve.get_xydata(), [[0.1, 0.0], [0.5, 0.4], [0.9, 0.9]])
-    np.testing.assert_allclose(sorted(bar.get_height() for bar in panels[4].patches)[-3:], [0.25, 0.25, 0.5])
+    np.testing.assert_allclose(
+        sorted(bar.get_height() for bar in panels[4].patches)[-3:], [0.25, 0.25, 0.5]
+    )

@@ -1,4 +1,5 @@
-"""Backbones of other projects' weights: the tables of shapes, and no weights that are loaded for nothing."""
+"""Backbones of other projects' weights: the tables of shapes, and no weights that are loaded for
+nothing."""
 
 from __future__ import annotations
 
@@ -42,7 +43,11 @@ def test_resnet_shapes_are_timms(shape: tuple[str, tuple[int, ...]], name: str) 
 def test_a_shape_that_was_not_published_has_no_weights_to_start_from() -> None:
     shape = SwinShape(48, (2, 2, 4, 2), (2, 4, 8, 16), 5)
     theirs = SwinConfig(
-        embed_dim=48, depths=[2, 2, 4, 2], num_heads=[2, 4, 8, 16], window_size=5, out_features=peers.STAGES
+        embed_dim=48,
+        depths=[2, 2, 4, 2],
+        num_heads=[2, 4, 8, 16],
+        window_size=5,
+        out_features=peers.STAGES,
     )
     values = Mask2FormerConfig(backbone_config=theirs, **peers.SMALL).to_dict()
     backbone = configs.config_from_huggingface(values, {}).model.backbone
@@ -50,19 +55,29 @@ def test_a_shape_that_was_not_published_has_no_weights_to_start_from() -> None:
     assert backbone.pretrained is False
 
 
-def test_no_weights_of_timm_are_loaded_before_those_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run that is read says that its backbone began with timm's weights; they would be fetched for nothing."""
+def test_no_weights_of_timm_are_loaded_before_those_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run that is read says that its backbone began with timm's weights; they would be fetched
+    for nothing."""
     model = tiny.model()
-    config = Config(model=replace(model.config, backbone=replace(model.config.backbone, pretrained=True)))
+    config = Config(
+        model=replace(model.config, backbone=replace(model.config.backbone, pretrained=True))
+    )
     checkpoint.save(
-        tmp_path / "step", config, model.state_dict(), {"class_names": list("abcd"), "category_ids": [1, 2, 3, 4]}
+        tmp_path / "step",
+        config,
+        model.state_dict(),
+        {"class_names": list("abcd"), "category_ids": [1, 2, 3, 4]},
     )
     asked = []
     create = timm.create_model
     monkeypatch.setattr(
         timm,
         "create_model",
-        lambda *args, **options: asked.append(options.get("pretrained")) or create(*args, **options),
+        lambda *args, **options: (
+            asked.append(options.get("pretrained")) or create(*args, **options)
+        ),
     )
     loaded, report = initialise_from(read(tmp_path / "step")[1], "step")
     assert not any(asked)

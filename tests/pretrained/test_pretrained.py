@@ -13,9 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
-    AutoImageProcessor,
     Mask2FormerConfig,
-    Mask2FormerForUniversalSegmentation,
     ResNetConfig,
     SwinConfig,
     TimmBackboneConfig,
@@ -23,15 +21,15 @@ from transformers import (
 
 from alignmask import checkpoint, recipes
 from alignmask.config import AlignedQueryConfig, BackboneConfig, Config, DataConfig, LossConfig
-from alignmask.config import SwinConfig as SwinShape
 from alignmask.model import AlignMask, build_model
 from alignmask.predictor import from_huggingface, from_mask2former
 from alignmask.pretrained import configs, names
 from alignmask.pretrained.read import initialise, kind_of
-from alignmask.pretrained.write import relative_position_index, write_huggingface, write_mask2former
+from alignmask.pretrained.write import write_mask2former
 from alignmask.safe_load import CheckpointError
 from tests import tiny
 from tests.model import peers, published
+from tests.pretrained.same import assert_same
 
 NAMES = Path(__file__).parent / "published_names"
 
@@ -42,7 +40,9 @@ NAMES = Path(__file__).parent / "published_names"
 @pytest.mark.parametrize("model", ["R50", "Swin-T"])
 def test_the_table_of_published_names(model: str) -> None:
     """The fixture, written out in full."""
-    lines = [f"{name} {'x'.join(map(str, shape))}" for name, shape in published.shapes(model).items()]
+    lines = [
+        f"{name} {'x'.join(map(str, shape))}" for name, shape in published.shapes(model).items()
+    ]
     assert (NAMES / f"{model}.txt").read_text().splitlines() == lines
 
 
@@ -51,8 +51,11 @@ def test_the_table_of_published_names(model: str) -> None:
     [("R50", 44), ("R101", 63), ("Swin-T", 47), ("Swin-S", 69), ("Swin-B", 107), ("Swin-L", 216)],
 )
 def test_published_names_and_shapes_are_the_baselines(model: str, millions: int) -> None:
-    """On the meta device: every name of the checkpoint has one of ours, every one of ours is there, all shapes agree."""
-    table = {name: torch.empty(shape, device="meta") for name, shape in published.shapes(model).items()}
+    """On the meta device: every name of the checkpoint has one of ours, every one of ours is there,
+    all shapes agree."""
+    table = {
+        name: torch.empty(shape, device="meta") for name, shape in published.shapes(model).items()
+    }
     tensors, unknown = names.to_ours(table, "mask2former")
     assert unknown == []
     config = configs.config_from_tensors(tensors)
@@ -60,9 +63,12 @@ def test_published_names_and_shapes_are_the_baselines(model: str, millions: int)
     assert config.query_decoder.queries == published.MODELS[model][1]
     with torch.device("meta"):
         own = build_model(config)
-    expected = {n: t.shape for n, t in own.state_dict().items() if not n.endswith("num_batches_tracked")}
+    expected = {
+        n: t.shape for n, t in own.state_dict().items() if not n.endswith("num_batches_tracked")
+    }
     assert {name: tensor.shape for name, tensor in tensors.items()} == expected
-    assert round(sum(p.numel() for p in own.parameters()) / 1e6) == millions  # the paper's Table 1, and Mask2Former's
+    # The paper's Table 1, and Mask2Former's.
+    assert round(sum(p.numel() for p in own.parameters()) / 1e6) == millions
 
 
 @pytest.mark.parametrize(("model", "suffix"), [("R50", ".pkl"), ("Swin-T", ".pth")])
@@ -74,7 +80,15 @@ def test_a_synthetic_checkpoint_loads_with_nothing_missing_and_nothing_left_over
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         path.write_bytes(pickle.dumps({"model": arrays, "__author__": "Detectron2 Model Zoo"}))
     else:
-        torch.save({"model": tensors, "iteration": 368749, "optimizer": {}, "scheduler": {"last_epoch": 1}}, path)
+        torch.save(
+            {
+                "model": tensors,
+                "iteration": 368749,
+                "optimizer": {},
+                "scheduler": {"last_epoch": 1},
+            },
+            path,
+        )
     loaded = from_mask2former(path)
     assert loaded.report.not_loaded == loaded.report.unused == []
     assert loaded.model.config.classification == "softmax"
@@ -84,7 +98,9 @@ def test_a_synthetic_checkpoint_loads_with_nothing_missing_and_nothing_left_over
     for name, tensor in loaded.model.state_dict().items():
         if tensor.is_floating_point():  # nothing has kept its initial value
             assert 0.1 <= tensor.min() <= tensor.max() <= 0.2, name
-    key = "sem_seg_head.predictor.transformer_cross_attention_layers.3.multihead_attn.in_proj_weight"
+    key = (
+        "sem_seg_head.predictor.transformer_cross_attention_layers.3.multihead_attn.in_proj_weight"
+    )
     layer = loaded.model.query_decoder.layers[3].masked_attention
     thirds = (layer.query.weight, layer.key.weight, layer.value.weight)
     assert torch.equal(torch.cat(thirds), tensors[key])
@@ -115,20 +131,15 @@ def test_older_names_are_known(pattern: str, replacement: str, tmp_path: Path) -
     assert_same(from_mask2former(path).model, model)
 
 
-def assert_same(model: AlignMask, expected: AlignMask) -> None:
-    state = expected.state_dict()
-    assert set(model.state_dict()) == set(state)
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, state[name]), name
-
-
 def test_all_faults_are_listed_at_once(tmp_path: Path) -> None:
     path, _ = small_mask2former(tmp_path)
     tensors = torch.load(path)["model"]
     del tensors["sem_seg_head.predictor.transformer_ffn_layers.1.linear1.weight"]
     del tensors["backbone.norm2.bias"]
     tensors["sem_seg_head.pixel_decoder.mask_features.weight"] = torch.zeros(32, 31, 1, 1)
-    tensors["sem_seg_head.predictor.transformer_self_attention_layers.0.self_attn.in_proj_bias"] = torch.zeros(93)
+    tensors["sem_seg_head.predictor.transformer_self_attention_layers.0.self_attn.in_proj_bias"] = (
+        torch.zeros(93)
+    )
     tensors["sem_seg_head.predictor.box_embed.weight"] = torch.zeros(4)
     torch.save({"model": tensors}, path)
     with pytest.raises(CheckpointError) as refused:
@@ -144,11 +155,14 @@ def test_all_faults_are_listed_at_once(tmp_path: Path) -> None:
 def test_other_models_are_no_mask2former(tmp_path: Path) -> None:
     torch.save({"model": {"backbone.stem.conv1.weight": torch.zeros(1)}}, tmp_path / "x.pth")
     with pytest.raises(
-        CheckpointError, match=r"x\.pth: not a Mask2Former checkpoint: it has nothing for our query_decoder"
+        CheckpointError,
+        match=r"x\.pth: not a Mask2Former checkpoint: it has nothing for our query_decoder",
     ):
         from_mask2former(tmp_path / "x.pth")
     path, _ = small_mask2former(tmp_path)
-    torch.save({"model": rewritten(torch.load(path)["model"], "backbone.", "backbone.convnext.")}, path)
+    torch.save(
+        {"model": rewritten(torch.load(path)["model"], "backbone.", "backbone.convnext.")}, path
+    )
     with pytest.raises(CheckpointError, match="its backbone is neither a ResNet nor a Swin"):
         from_mask2former(path)
 
@@ -183,10 +197,18 @@ def test_loading_into_alignmask_leaves_the_class_head_and_says_so(tmp_path: Path
 def test_other_classes_leave_the_class_head_too(tmp_path: Path) -> None:
     path, baseline = small_mask2former(tmp_path)
     loaded = from_mask2former(path, replace(baseline.config, num_classes=3))
-    assert loaded.report.not_loaded == ["query_decoder.heads.classify.bias", "query_decoder.heads.classify.weight"]
-    with pytest.raises(CheckpointError, match=r"query_decoder\.query \(9, 32\), expected \(8, 32\)"):
+    assert loaded.report.not_loaded == [
+        "query_decoder.heads.classify.bias",
+        "query_decoder.heads.classify.weight",
+    ]
+    with pytest.raises(
+        CheckpointError, match=r"query_decoder\.query \(9, 32\), expected \(8, 32\)"
+    ):
         from_mask2former(
-            path, replace(baseline.config, query_decoder=replace(baseline.config.query_decoder, queries=8))
+            path,
+            replace(
+                baseline.config, query_decoder=replace(baseline.config.query_decoder, queries=8)
+            ),
         )
 
 
@@ -196,7 +218,9 @@ def test_initialise_takes_runs_files_and_folders(tmp_path: Path) -> None:
     path, _ = small_mask2former(tmp_path)
     peer.save_pretrained(tmp_path / "face")
     meta = {"class_names": list("abcde"), "category_ids": [1, 2, 3, 4, 5]}
-    checkpoint.save(tmp_path / "run" / "best", Config(model=expected.config), expected.state_dict(), meta)
+    checkpoint.save(
+        tmp_path / "run" / "best", Config(model=expected.config), expected.state_dict(), meta
+    )
     kinds = {path: "mask2former", tmp_path / "face": "huggingface", tmp_path / "run": "alignmask"}
     for source, kind in kinds.items():
         assert kind_of(source) == kind
@@ -216,7 +240,9 @@ def test_sigmoid_heads_go_from_alignmask_to_alignmask(tmp_path: Path) -> None:
     report = initialise(other, tmp_path / "run")
     assert report.not_loaded == []
     assert {name.split(".")[0] for name in report.unused} == {"aligned_queries"}
-    assert torch.equal(other.query_decoder.heads.classify.weight, model.query_decoder.heads.classify.weight)
+    assert torch.equal(
+        other.query_decoder.heads.classify.weight, model.query_decoder.heads.classify.weight
+    )
 
 
 # ---- Hugging Face's folders
@@ -224,7 +250,9 @@ def test_sigmoid_heads_go_from_alignmask_to_alignmask(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backbone", peers.BACKBONES)
 @pytest.mark.parametrize("safe", [True, False])
-def test_huggingface_folders_and_models_give_the_same(backbone: str, safe: bool, tmp_path: Path) -> None:
+def test_huggingface_folders_and_models_give_the_same(
+    backbone: str, safe: bool, tmp_path: Path
+) -> None:
     peer = peers.mask2former(peers.BACKBONES[backbone])
     peer.save_pretrained(tmp_path)
     if not safe:
@@ -266,12 +294,19 @@ def test_the_preprocessor_tells_pixels_and_sizes() -> None:
     assert found.model.backbone.mean == (127.5, 102.0, 76.5)
     assert found.model.backbone.std == (51.0, 51.0, 25.5)
     assert (found.data.eval_short_side, found.data.eval_max_side) == (480, 640)
-    square = configs.config_from_huggingface(values, {"size": {"height": 384, "width": 384}, "do_normalize": False})
+    square = configs.config_from_huggingface(
+        values, {"size": {"height": 384, "width": 384}, "do_normalize": False}
+    )
     assert square.data == DataConfig()
     assert (square.model.backbone.mean, square.model.backbone.std) == ((0.0,) * 3, (255.0,) * 3)
     default = configs.config_from_huggingface(values, {}).model
-    assert default == replace(recipes.mask2former_r50_50ep().model, num_classes=2, backbone=default.backbone)
-    assert (default.backbone.mean, default.backbone.std) == (BackboneConfig().mean, BackboneConfig().std)
+    assert default == replace(
+        recipes.mask2former_r50_50ep().model, num_classes=2, backbone=default.backbone
+    )
+    assert (default.backbone.mean, default.backbone.std) == (
+        BackboneConfig().mean,
+        BackboneConfig().std,
+    )
 
 
 def test_defaults_are_those_of_transformers() -> None:
@@ -281,7 +316,11 @@ def test_defaults_are_those_of_transformers() -> None:
         assert json.loads(json.dumps(theirs[name])) == value, name
     assert theirs["backbone_config"]["model_type"] == "swin"
     assert list(theirs["backbone_config"]["depths"]) == [2, 2, 18, 2]
-    for kind, peer in (("swin", SwinConfig()), ("resnet", ResNetConfig()), ("timm_backbone", TimmBackboneConfig())):
+    for kind, peer in (
+        ("swin", SwinConfig()),
+        ("resnet", ResNetConfig()),
+        ("timm_backbone", TimmBackboneConfig()),
+    ):
         values = json.loads(json.dumps(peer.to_dict()))
         for name, value in configs.BACKBONE_DEFAULTS[kind].items():
             assert values[name] == value, (kind, name)
@@ -294,7 +333,11 @@ def test_what_our_model_cannot_be_is_listed() -> None:
         "hidden_dim": 128,
         "activation_function": "gelu",
     }
-    own["backbone_config"] = {"model_type": "swin", "mlp_ratio": 2.0, "use_absolute_embeddings": True}
+    own["backbone_config"] = {
+        "model_type": "swin",
+        "mlp_ratio": 2.0,
+        "use_absolute_embeddings": True,
+    }
     with pytest.raises(CheckpointError) as refused:
         configs.config_from_huggingface(own, {})
     for words in (
@@ -308,10 +351,22 @@ def test_what_our_model_cannot_be_is_listed() -> None:
     ("values", "words"),
     [
         ({"model_type": "maskformer"}, "model_type is 'maskformer', expected 'mask2former'"),
-        ({"backbone_config": {"model_type": "focalnet"}}, "backbones of type 'focalnet' are not known"),
-        ({"backbone_config": {"model_type": "resnet", "depths": [3, 4, 7, 3]}}, r"ResNet of \(3, 4, 7, 3\) bottleneck"),
-        ({"backbone_config": {"model_type": "resnet", "hidden_sizes": [1, 2, 3, 4]}}, "hidden_sizes"),
-        ({"backbone_config": {"model_type": "swin", "out_features": ["stage4"]}}, "gives 1 maps, expected 4"),
+        (
+            {"backbone_config": {"model_type": "focalnet"}},
+            "backbones of type 'focalnet' are not known",
+        ),
+        (
+            {"backbone_config": {"model_type": "resnet", "depths": [3, 4, 7, 3]}},
+            r"ResNet of \(3, 4, 7, 3\) bottleneck",
+        ),
+        (
+            {"backbone_config": {"model_type": "resnet", "hidden_sizes": [1, 2, 3, 4]}},
+            "hidden_sizes",
+        ),
+        (
+            {"backbone_config": {"model_type": "swin", "out_features": ["stage4"]}},
+            "gives 1 maps, expected 4",
+        ),
         ({"backbone_config": {"model_type": "swin", "depths": [2, 2]}}, "of other than 4 stages"),
         ({"backbone": "microsoft/resnet-50", "backbone_config": None}, "is named, not described"),
         ({"id2label": {"0": "a", "2": "b"}}, "expected the labels 0 to 1"),
@@ -324,88 +379,11 @@ def test_unknown_settings_are_named(values: dict[str, Any], words: str) -> None:
 
 
 def test_backbones_of_version_4() -> None:
-    values = {"model_type": "mask2former", "backbone": "resnet50", "use_timm_backbone": True, "backbone_config": None}
+    values = {
+        "model_type": "mask2former",
+        "backbone": "resnet50",
+        "use_timm_backbone": True,
+        "backbone_config": None,
+    }
     found = configs.config_from_huggingface(values, {})
     assert (found.model.backbone.name, found.backbone) == ("resnet50", "timm")
-
-
-# ---- out again
-
-
-@pytest.mark.parametrize("backbone", ["swin", "resnet", "timm", "lite0", "Swin-T"])
-def test_huggingface_loads_what_we_write(backbone: str, tmp_path: Path) -> None:
-    """With nothing missing and nothing unexpected, and the same outputs."""
-    torch.manual_seed(0)
-    own = BackboneConfig(
-        {
-            "swin": "swin_tiny_patch4_window7_224", "resnet": "resnet18.tv_in1k", "timm": "resnet10t",
-            "lite0": "tf_efficientnet_lite0", "Swin-T": "swin_tiny_patch4_window7_224",
-        }[backbone],
-        swin=SwinShape(24, (1, 2, 2, 2), (1, 2, 4, 8), 4) if backbone == "swin" else None,
-        pretrained=False,
-        mean=(120.0, 110.0, 100.0),
-    )  # fmt: skip
-    shape = tiny.model_config(backbone=own, classification="softmax")
-    model = build_model(replace(shape, pixel_decoder=replace(shape.pixel_decoder, points=4))).eval()
-    peers.scatter(model)
-    config = Config(model=model.config, data=DataConfig(eval_short_side=64, eval_max_side=96))
-    left_out = write_huggingface(model.state_dict(), config, list("abcd"), tmp_path / "out")
-    assert {name.split(".")[0] for name in left_out} == {"aligned_queries"}
-    peer, info = Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path / "out", output_loading_info=True)
-    assert {name: list(found) for name, found in info.items() if found and "layernorm" not in str(found)} == {}
-    assert peer.config.id2label == dict(enumerate("abcd"))
-
-    image_BCHW = peers.images(2, 64, 96)
-    inputs = AutoImageProcessor.from_pretrained(tmp_path / "out")(list(image_BCHW), return_tensors="pt")
-    with torch.no_grad():
-        ours, theirs = model(peers.batch(image_BCHW)), peer(inputs["pixel_values"])
-    torch.testing.assert_close(ours.class_logits_LBRC[-1], theirs.class_queries_logits, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(ours.mask_logits(), theirs.masks_queries_logits, rtol=1e-4, atol=1e-4)
-    again = from_huggingface(tmp_path / "out")
-    assert again.config.model.backbone.mean == own.mean
-    assert (again.config.data.eval_short_side, again.config.data.eval_max_side) == (64, 96)
-    with pytest.raises(FileExistsError, match="nothing is overwritten"):
-        write_huggingface(model.state_dict(), config, list("abcd"), tmp_path / "out")
-
-
-@pytest.mark.parametrize("suffix", [".pkl", ".pth"])
-@pytest.mark.parametrize("backbone", ["swin", "resnet"])
-def test_mask2former_files_come_back(backbone: str, suffix: str, tmp_path: Path) -> None:
-    model = from_huggingface(peers.mask2former(peers.BACKBONES[backbone])).model
-    path = tmp_path / f"x{suffix}"
-    assert write_mask2former(model.state_dict(), Config(model=model.config), path) == []
-    loaded = from_mask2former(path)
-    assert_same(loaded.model, model)
-    # drop_path_rate is of training, and not in the weights.
-    assert replace(loaded.model.config.backbone, drop_path_rate=0.1 * (backbone == "swin")) == model.config.backbone
-    state = pickle.loads(path.read_bytes())["model"] if suffix == ".pkl" else torch.load(path)["model"]
-    assert state._metadata["sem_seg_head"] == {"version": 2}
-    assert state["criterion.empty_weight"].tolist() == [1, 1, 1, 1, 1, pytest.approx(0.1)]
-
-
-def test_written_names_are_the_published_ones(tmp_path: Path) -> None:
-    """All of a full-size checkpoint, with its indices and the weights of the loss."""
-    for model, backbone in (("R50", "resnet50.tv_in1k"), ("Swin-T", "swin_tiny_patch4_window7_224")):
-        config = replace(recipes.mask2former_r50_50ep().model, backbone=BackboneConfig(backbone, pretrained=False))
-        write_mask2former(build_model(config).state_dict(), Config(model=config), tmp_path / f"{model}.pth")
-        written = torch.load(tmp_path / f"{model}.pth")["model"]
-        assert {n: tuple(t.shape) for n, t in written.items()} == published.shapes(model)
-
-
-def test_relative_positions_are_those_of_swin() -> None:
-    from transformers.models.swin.modeling_swin import SwinRelativePositionBias
-
-    expected = SwinRelativePositionBias(1, (4, 4))._create_relative_position_index()
-    assert torch.equal(relative_position_index(4), expected.view(16, 16))
-
-
-def test_only_mask2former_can_be_written(tmp_path: Path) -> None:
-    model = tiny.model()
-    config = Config(model=model.config)
-    with pytest.raises(CheckpointError, match=r"is quality_focal, not softmax; pixel_decoder\.points is 2"):
-        write_huggingface(model.state_dict(), config, list("abcd"), tmp_path / "x")
-    with pytest.raises(CheckpointError, match="its backbone resnet10t is neither a ResNet nor a Swin"):
-        write_mask2former(model.state_dict(), config, tmp_path / "x.pkl")
-    with pytest.raises(ValueError, match=r"ends in \.pkl or \.pth"):
-        write_mask2former(model.state_dict(), config, tmp_path / "x")
-    assert list(tmp_path.iterdir()) == []

@@ -48,9 +48,15 @@ def test_torch_save(zipped: bool, wrapped: str, tmp_path: Path) -> None:
     content: Any = TENSORS
     expected = TENSORS
     if wrapped == "parameters":
-        expected = content = {n: torch.nn.Parameter(t) for n, t in TENSORS.items() if t.is_floating_point()}
+        expected = content = {
+            n: torch.nn.Parameter(t) for n, t in TENSORS.items() if t.is_floating_point()
+        }
     elif wrapped != "plain":
-        content = {wrapped: OrderedDict(TENSORS), "iteration": 7, "optimizer": {"lr": 1e-4, "steps": [1, 2], "x": None}}
+        content = {
+            wrapped: OrderedDict(TENSORS),
+            "iteration": 7,
+            "optimizer": {"lr": 1e-4, "steps": [1, 2], "x": None},
+        }
     torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
     assert_equal(read_tensors(tmp_path / "x.pth"), expected)
 
@@ -61,7 +67,8 @@ def test_pickles_of_tensors(protocol: int, tmp_path: Path) -> None:
     (tmp_path / "x.pkl").write_bytes(pickle.dumps({"model": TENSORS, "__author__": "us"}, protocol))
     assert_equal(read_tensors(tmp_path / "x.pkl"), TENSORS)
     module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
-    (tmp_path / "x.pkl").write_bytes(pickle.dumps(module.state_dict(), protocol))  # with its _metadata
+    # With its _metadata.
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(module.state_dict(), protocol))
     assert_equal(read_tensors(tmp_path / "x.pkl"), module.state_dict())
 
 
@@ -69,14 +76,20 @@ NUMBERS = st.sampled_from(["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "?", 
 
 
 @given(
-    NUMBERS.flatmap(lambda dtype: hnp.arrays(np.dtype(dtype), hnp.array_shapes(min_dims=0, min_side=0))),
+    NUMBERS.flatmap(
+        lambda dtype: hnp.arrays(np.dtype(dtype), hnp.array_shapes(min_dims=0, min_side=0))
+    ),
     st.integers(2, 5),
     st.booleans(),
 )
-def test_pickles_of_arrays(tmp_path_factory: Any, array: np.ndarray, protocol: int, fortran: bool) -> None:
+def test_pickles_of_arrays(
+    tmp_path_factory: Any, array: np.ndarray, protocol: int, fortran: bool
+) -> None:
     array = np.asfortranarray(array) if fortran else array
     path = tmp_path_factory.getbasetemp() / "arrays.pkl"
-    path.write_bytes(pickle.dumps({"model": {"a": array}, "step": np.float32(1.5), "n": np.int64(3)}, protocol))
+    path.write_bytes(
+        pickle.dumps({"model": {"a": array}, "step": np.float32(1.5), "n": np.int64(3)}, protocol)
+    )
     found = read_tensors(path)["a"]
     expected = torch.from_numpy(np.array(array.astype(array.dtype.newbyteorder("=")), order="C"))
     assert found.dtype == expected.dtype
@@ -97,7 +110,10 @@ def test_an_optimizers_state(tmp_path: Path) -> None:
     expected = optimizer.state_dict()
     assert found["optimizer"]["param_groups"] == expected["param_groups"]
     for index, state in expected["state"].items():
-        assert all(torch.equal(found["optimizer"]["state"][index][name], tensor) for name, tensor in state.items())
+        assert all(
+            torch.equal(found["optimizer"]["state"][index][name], tensor)
+            for name, tensor in state.items()
+        )
 
 
 def test_tensors_that_share_memory_still_do(tmp_path: Path) -> None:
@@ -159,7 +175,9 @@ def test_huggingface_folders(name: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no JSON"):
         read_huggingface(tmp_path)
     index.unlink()
-    with pytest.raises(FileNotFoundError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
+    with pytest.raises(
+        FileNotFoundError, match=r"neither model\.safetensors nor pytorch_model\.bin"
+    ):
         read_huggingface(tmp_path)
 
 

@@ -1,4 +1,5 @@
-"""Files that want to run code, that lie about their size, or that are damaged: refused with a clear error, nothing executed."""
+"""Files that want to run code, that lie about their size, or that are damaged: refused with a clear
+error, nothing executed."""
 
 from __future__ import annotations
 
@@ -46,9 +47,16 @@ class Builds:
 
 
 def global_call(module: str, name: str, *arguments: str) -> bytes:
-    """A protocol 2 pickle of {"model": module.name(*arguments)}, for globals that cannot be had here."""
+    """A protocol 2 pickle of {"model": module.name(*arguments)}, for globals that cannot be had
+    here."""
     texts = b"".join(b"X" + struct.pack("<I", len(a)) + a.encode() for a in arguments)
-    return b"\x80\x02}X\x05\x00\x00\x00modelc" + f"{module}\n{name}\n".encode() + b"(" + texts + b"tRs."
+    return (
+        b"\x80\x02}X\x05\x00\x00\x00modelc"
+        + f"{module}\n{name}\n".encode()
+        + b"("
+        + texts
+        + b"tRs."
+    )
 
 
 TOUCH = f"touch {MARK}"
@@ -72,14 +80,22 @@ ATTACKS: dict[str, Callable[[], bytes]] = {
     "numpy.testing": lambda: global_call("numpy.testing._private.utils", "runstring", PYTHON, "{}"),
     "numpy.distutils": lambda: global_call("numpy.distutils.exec_command", "exec_command", TOUCH),
     "numpy.core._internal": lambda: global_call("numpy.core._internal", "_makenames_list", "x"),
-    "an array of objects": lambda: pickle.dumps({"w": np.array([Calls(os.system, TOUCH)], dtype=object)}),
-    "an array of harmless objects": lambda: pickle.dumps({"w": np.array([None, "x"], dtype=object)}),
-    "an array of records": lambda: pickle.dumps({"w": np.zeros(2, dtype=[("a", "i4"), ("b", "f8")])}),
+    "an array of objects": lambda: pickle.dumps(
+        {"w": np.array([Calls(os.system, TOUCH)], dtype=object)}
+    ),
+    "an array of harmless objects": lambda: pickle.dumps(
+        {"w": np.array([None, "x"], dtype=object)}
+    ),
+    "an array of records": lambda: pickle.dumps(
+        {"w": np.zeros(2, dtype=[("a", "i4"), ("b", "f8")])}
+    ),
     "a dtype with metadata": lambda: pickle.dumps(np.dtype("f4", metadata={"x": 1})),
     "torch.load": lambda: pickle.dumps(Calls(torch.load, MARK)),
     "torch.hub": lambda: global_call("torch.hub", "load", "x", "y"),
     "torch.jit": lambda: global_call("torch.jit", "load", MARK),
-    "a nested pickle": lambda: pickle.dumps(Calls(pickle.loads, pickle.dumps(Calls(os.system, TOUCH)))),
+    "a nested pickle": lambda: pickle.dumps(
+        Calls(pickle.loads, pickle.dumps(Calls(os.system, TOUCH)))
+    ),
     "a pickle in torch's bytes": lambda: pickle.dumps(
         Calls(torch.storage._load_from_bytes, pickle.dumps(Calls(os.system, TOUCH)))
     ),
@@ -88,9 +104,15 @@ ATTACKS: dict[str, Callable[[], bytes]] = {
     ),
     "a module": lambda: saved(torch.nn.Linear(2, 2)),
     "an attack in torch's zip file": lambda: saved({"model": Calls(os.system, TOUCH)}),
-    "an attack in torch's old format": lambda: saved({"model": Calls(os.system, TOUCH)}, zipped=False),
-    "an attack after the tensors": lambda: saved({"w": torch.ones(2), "x": Calls(os.system, TOUCH)}),
-    "a state for a function": lambda: pickle.dumps(Builds(np.dtype, ("f4",), (None, {"__code__": 1}))),
+    "an attack in torch's old format": lambda: saved(
+        {"model": Calls(os.system, TOUCH)}, zipped=False
+    ),
+    "an attack after the tensors": lambda: saved(
+        {"w": torch.ones(2), "x": Calls(os.system, TOUCH)}
+    ),
+    "a state for a function": lambda: pickle.dumps(
+        Builds(np.dtype, ("f4",), (None, {"__code__": 1}))
+    ),
     "the instruction INST": lambda: f"(S'{TOUCH}'\nios\nsystem\n.".encode(),
     "INST after a protocol": lambda: b"\x80\x02" + f"(S'{TOUCH}'\nios\nsystem\n.".encode(),
     "the instruction OBJ": lambda: b"\x80\x02(cos\nsystem\nX\x01\x00\x00\x00xo.",
@@ -111,7 +133,9 @@ def saved(value: Any, zipped: bool = True) -> bytes:
 
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize("suffix", [".pkl", ".pth", ".bin"])
-def test_no_code_is_run(attack: str, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_code_is_run(
+    attack: str, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     path = Path(f"file{suffix}")
     path.write_bytes(ATTACKS[attack]())
@@ -134,16 +158,22 @@ def test_the_attacks_are_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_the_message_names_the_call(tmp_path: Path) -> None:
     (tmp_path / "x.pkl").write_bytes(ATTACKS["os.system"]())
     with pytest.raises(
-        CheckpointError, match=r"x\.pkl: refused: it asks for posix\.system\..*nothing of the file was run"
+        CheckpointError,
+        match=r"x\.pkl: refused: it asks for posix\.system\..*nothing of the file was run",
     ):
         read_tensors(tmp_path / "x.pkl")
 
 
 def test_what_may_be_called_is_ours() -> None:
-    """No global of a pickle leads to code of another module: each of the table is a function of the reader's own."""
-    assert {function.__module__ for function in pickles.CALLS.values()} == {"alignmask.safe_load.pickles"}
+    """No global of a pickle leads to code of another module: each of the table is a function of the
+    reader's own."""
+    assert {function.__module__ for function in pickles.CALLS.values()} == {
+        "alignmask.safe_load.pickles"
+    }
     assert not set(pickles.CALLS) & set(pickles.TYPES)
-    modules = {name.rsplit(".", 1)[0] for name in (*pickles.CALLS, *pickles.TYPES, pickles.LOAD_BYTES)}
+    modules = {
+        name.rsplit(".", 1)[0] for name in (*pickles.CALLS, *pickles.TYPES, pickles.LOAD_BYTES)
+    }
     assert modules == {
         "__builtin__", "_codecs", "collections", "numpy", "numpy.core.multiarray", "numpy._core.multiarray",
         "numpy.core.numeric", "numpy._core.numeric", "torch", "torch._utils", "torch.storage",
@@ -176,7 +206,9 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 
 def array_state(shape: tuple[int, ...], data: bytes) -> bytes:
     state = (1, shape, np.dtype("f4"), False, data)
-    return pickle.dumps({"w": Builds(np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b"), state)})
+    return pickle.dumps(
+        {"w": Builds(np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b"), state)}
+    )
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
@@ -195,10 +227,15 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def rewrite(content: bytes, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+def rewrite(
+    content: bytes, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED
+) -> bytes:
     """A torch.save file with other entries."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(buffer, "w", compression) as new:
+    with (
+        zipfile.ZipFile(io.BytesIO(content)) as old,
+        zipfile.ZipFile(buffer, "w", compression) as new,
+    ):
         for entry in old.infolist():
             new.writestr(entry.filename, change(entry.filename, old.read(entry)))
     return buffer.getvalue()
@@ -206,11 +243,16 @@ def rewrite(content: bytes, change: Callable[[str, bytes], bytes], compression: 
 
 def test_storages_have_the_size_that_they_declare(tmp_path: Path) -> None:
     path, good = tmp_path / "x.pth", saved({"w": torch.ones(8)})
-    path.write_bytes(rewrite(good, lambda name, data: data[:16] if name.endswith("data/0") else data))
+    path.write_bytes(
+        rewrite(good, lambda name, data: data[:16] if name.endswith("data/0") else data)
+    )
     with pytest.raises(CheckpointError, match=r"x\.pth: a storage declares 32 bytes, but has 16"):
         read_tensors(path)
     path.write_bytes(
-        rewrite(good, lambda name, data: data.replace(b"K\x08", b"K\x09") if name.endswith("pkl") else data)
+        rewrite(
+            good,
+            lambda name, data: data.replace(b"K\x08", b"K\x09") if name.endswith("pkl") else data,
+        )
     )
     with pytest.raises(CheckpointError, match="declares 36 bytes, but has 32"):
         read_tensors(path)
@@ -222,14 +264,20 @@ def test_tensors_stay_inside_their_storage(tmp_path: Path) -> None:
     typed = torch.storage.TypedStorage(wrap_storage=storage, dtype=torch.float32, _internal=True)
     for offset, size, stride in ((0, (9,), (1,)), (4, (5,), (1,)), (0, (2, 2), (8, 1)), (-1, (2,), (1,)), (0, (2,), (-1,)),
                                  (0, (10**12,), (0,)), (0, (3, 3), (0, 0))):  # fmt: skip
-        (tmp_path / "x.pkl").write_bytes(pickle.dumps({"w": Calls(rebuild, typed, offset, size, stride, False, order)}))
-        with pytest.raises(CheckpointError, match=r"x\.pkl: .*(reaches past its storage|is no shape)"):
+        (tmp_path / "x.pkl").write_bytes(
+            pickle.dumps({"w": Calls(rebuild, typed, offset, size, stride, False, order)})
+        )
+        with pytest.raises(
+            CheckpointError, match=r"x\.pkl: .*(reaches past its storage|is no shape)"
+        ):
             read_tensors(tmp_path / "x.pkl")
 
 
 def test_a_compressed_zip_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
-    path.write_bytes(rewrite(saved({"w": torch.zeros(10**6)}), lambda _, data: data, zipfile.ZIP_DEFLATED))
+    path.write_bytes(
+        rewrite(saved({"w": torch.zeros(10**6)}), lambda _, data: data, zipfile.ZIP_DEFLATED)
+    )
     assert path.stat().st_size < 10_000
     with pytest.raises(CheckpointError, match="compressed"):
         read_tensors(path)
@@ -245,7 +293,11 @@ def test_overlapping_zip_entries_are_refused(tmp_path: Path) -> None:
         entry = new.getinfo("x/data/0")
         for index in range(1, 50):
             copy = zipfile.ZipInfo(f"x/data/{index}")
-            copy.file_size, copy.compress_size, copy.CRC = entry.file_size, entry.compress_size, entry.CRC
+            copy.file_size, copy.compress_size, copy.CRC = (
+                entry.file_size,
+                entry.compress_size,
+                entry.CRC,
+            )
             copy.header_offset = entry.header_offset
             new.filelist.append(copy)
     path = tmp_path / "x.pth"
@@ -274,7 +326,9 @@ def test_truncated_files_are_refused(kind: str, tmp_path: Path) -> None:
 
 
 @given(st.sampled_from(sorted(GOOD)), st.data())
-def test_damaged_files_give_an_error_or_tensors(tmp_path_factory: Any, kind: str, data: st.DataObject) -> None:
+def test_damaged_files_give_an_error_or_tensors(
+    tmp_path_factory: Any, kind: str, data: st.DataObject
+) -> None:
     content = bytearray(GOOD[kind]())
     for _ in range(data.draw(st.integers(1, 8))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
@@ -293,10 +347,13 @@ def test_any_bytes_give_an_error(tmp_path_factory: Any, content: bytes) -> None:
 
 
 def test_every_instruction_is_known_or_refused(tmp_path: Path) -> None:
-    """Alone, on a stack of two values: a value that is no dictionary of tensors, or an error; never a crash."""
+    """Alone, on a stack of two values: a value that is no dictionary of tensors, or an error; never
+    a crash."""
     for opcode in pickletools.opcodes:
         code = opcode.code.encode("latin-1")
-        (tmp_path / "x.pkl").write_bytes(b"\x80\x02}}" + code + b"\x01\x00\x00\x00\x00\x00\x00\x00.")
+        (tmp_path / "x.pkl").write_bytes(
+            b"\x80\x02}}" + code + b"\x01\x00\x00\x00\x00\x00\x00\x00."
+        )
         with pytest.raises(CheckpointError):
             read_tensors(tmp_path / "x.pkl")
 

@@ -1,4 +1,5 @@
-"""With this folder on PYTHONPATH, a process and its children use the extension $ALIGNMASK_CORE, not the installed one."""
+"""With this folder on PYTHONPATH, a process and its children use the extension $ALIGNMASK_CORE, not
+the installed one."""
 
 from __future__ import annotations
 

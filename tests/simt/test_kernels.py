@@ -17,9 +17,18 @@ from tests.simt import _simt
 
 
 def test_the_module_is_newer_than_its_sources() -> None:
-    sources = [path for folder in ("core", "bindings", "tests/simt") for path in (REPOSITORY / folder).rglob("*")]
-    newest = max((p for p in sources if p.suffix in (".h", ".cpp", ".cuh", ".cu")), key=lambda p: p.stat().st_mtime)
-    assert newest.stat().st_mtime <= Path(_simt.__file__).stat().st_mtime, f"{newest} has changed: run `make simt`"
+    sources = [
+        path
+        for folder in ("core", "bindings", "tests/simt")
+        for path in (REPOSITORY / folder).rglob("*")
+    ]
+    newest = max(
+        (p for p in sources if p.suffix in (".h", ".cpp", ".cuh", ".cu")),
+        key=lambda p: p.stat().st_mtime,
+    )
+    assert newest.stat().st_mtime <= Path(_simt.__file__).stat().st_mtime, (
+        f"{newest} has changed: run `make simt`"
+    )
 
 
 def run_ms_deform_attn(D: int, dtype: torch.dtype) -> None:
@@ -32,14 +41,22 @@ def run_ms_deform_attn(D: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", cases.DTYPES)
 def test_strided_gradients_of_ms_deform_attn(dtype: torch.dtype) -> None:
     """The core writes gradients of any strides; torch only ever asks for contiguous ones."""
-    value, levels, locations, weights = cases.ms_deform_attn(cases.MS_DEFORM_ATTN["odd"], "local", dtype)
-    grad = torch.randn(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3]).to(dtype)
+    value, levels, locations, weights = cases.ms_deform_attn(
+        cases.MS_DEFORM_ATTN["odd"], "local", dtype
+    )
+    grad = torch.randn(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3]).to(
+        dtype
+    )
     sizes = [size for level in levels for size in level]
     results = []
     for turn in (lambda t: t, lambda t: t.permute(*reversed(range(t.dim())))):
-        gradients = [turn(torch.full(turn(t).shape, 7, dtype=dtype)) for t in (value, locations, weights)]
+        gradients = [
+            turn(torch.full(turn(t).shape, 7, dtype=dtype)) for t in (value, locations, weights)
+        ]
         call = (*gradients, grad, value, sizes, locations, weights)
-        workspace = torch.full((_simt.ms_deform_attn_backward_workspace(*call),), 255, dtype=torch.uint8)
+        workspace = torch.full(
+            (_simt.ms_deform_attn_backward_workspace(*call),), 255, dtype=torch.uint8
+        )
         _simt.ms_deform_attn_backward(*call, workspace=workspace)
         results.append(gradients)
     for plain, strided in zip(*results, strict=True):
@@ -53,7 +70,9 @@ def run_mask_iou(width: int, scale: int, dtype: torch.dtype) -> None:
 
 
 def run_masked_point_pool(C: int, channels_last: bool, dtype: torch.dtype) -> None:
-    features, *rest = cases.masked_point_pool(cases.PoolShape(2, C, (5, 4), (7, 9), 3, 2, 40), dtype=dtype)
+    features, *rest = cases.masked_point_pool(
+        cases.PoolShape(2, C, (5, 4), (7, 9), 3, 2, 40), dtype=dtype
+    )
     layout = torch.channels_last if channels_last else torch.contiguous_format
     features = features.to(memory_format=layout).requires_grad_()
     ops.masked_point_pool(features, *rest)[0].square().sum().backward()
@@ -83,14 +102,19 @@ def test_every_kernel_runs() -> None:
 
 
 def test_gradients_need_no_alignment() -> None:
-    """Beyond that of an element. Zeros are written 16 bytes at a time, so such a gradient is not added up in place."""
-    _, masks, owner, points = cases.masked_point_pool(cases.PoolShape(2, 8, (5, 4), (7, 9), 3, 2, 40))
+    """Beyond that of an element. Zeros are written 16 bytes at a time, so such a gradient is not
+    added up in place."""
+    _, masks, owner, points = cases.masked_point_pool(
+        cases.PoolShape(2, 8, (5, 4), (7, 9), 3, 2, 40)
+    )
     grad, weight, results = torch.randn(3, 2, 8), torch.ones(3, 2), []
     for offset in range(4):
         memory = torch.full((2 * 5 * 4 * 8 + 4,), 7.0)
         gradient = memory[offset : offset - 4].view(2, 5, 4, 8).permute(0, 3, 1, 2)
         call = (gradient, grad, weight, masks, owner, points, False)
-        workspace = torch.full((_simt.masked_point_pool_backward_workspace(*call),), 255, dtype=torch.uint8)
+        workspace = torch.full(
+            (_simt.masked_point_pool_backward_workspace(*call),), 255, dtype=torch.uint8
+        )
         assert (offset == 0) == (len(workspace) == 0)
         _simt.masked_point_pool_backward(*call, workspace=workspace)
         results.append(gradient)
@@ -111,14 +135,21 @@ def test_errors_of_launches_name_the_op_that_was_called(op: str) -> None:
 class TestWorkspace:
     """What is lent to a call: checked like its tensors."""
 
-    def call(self, lend: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None], on_demand: bool) -> None:
-        """mask_iou with the workspace that `lend(size, iou, targets)` returns, before the call or when it asks for it."""
+    def call(
+        self,
+        lend: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None],
+        on_demand: bool,
+    ) -> None:
+        """mask_iou with the workspace that `lend(size, iou, targets)` returns, before the call or
+        when it asks for it."""
         predictions, _, owner = cases.mask_iou(cases.IouShape(1, 2, (3, 16), 1, 2))
         memory = torch.zeros(1 << 12, dtype=torch.uint8)
         targets = memory[:96].view(2, 3, 16)
         iou = memory[96:112].view(torch.float32).view(2, 2)
         size = _simt.mask_iou_forward_workspace(iou, predictions, targets, owner)
-        workspace: Any = (lambda asked: lend(asked, iou, targets)) if on_demand else lend(size, iou, targets)
+        workspace: Any = (
+            (lambda asked: lend(asked, iou, targets)) if on_demand else lend(size, iou, targets)
+        )
         _simt.mask_iou_forward(iou, predictions, targets, owner, 0.0, workspace=workspace)
 
     @pytest.mark.parametrize("on_demand", [False, True])
@@ -149,7 +180,11 @@ class TestWorkspace:
         ],
     )  # fmt: skip
     def test_errors(
-        self, lend: Callable[..., torch.Tensor | None], error: type[Exception], message: str, on_demand: bool
+        self,
+        lend: Callable[..., torch.Tensor | None],
+        error: type[Exception],
+        message: str,
+        on_demand: bool,
     ) -> None:
         with pytest.raises(error, match=message):
             self.call(lend, on_demand)

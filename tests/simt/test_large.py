@@ -1,4 +1,5 @@
-"""Shapes that take more than one of everything the kernels count in: blocks, warps, rounds, tiles, chunks, bands.
+"""Shapes that take more than one of everything the kernels count in: blocks, warps, rounds, tiles,
+chunks, bands.
 
 Against the kernels for the CPU, which other tests compare with oracles.
 """
@@ -23,10 +24,17 @@ def emulation(request: pytest.FixtureRequest) -> str:
 
 
 def results(
-    implementation: str, op: Callable[..., Tensor], arguments: Sequence[object], leaves: Sequence[int]
+    implementation: str,
+    op: Callable[..., Tensor],
+    arguments: Sequence[object],
+    leaves: Sequence[int],
 ) -> list[Tensor]:
-    """Output of an op, and the gradients of some of its arguments for a fixed random gradient of the output."""
-    given = [a.detach().clone(memory_format=torch.preserve_format) if isinstance(a, Tensor) else a for a in arguments]
+    """Output of an op, and the gradients of some of its arguments for a fixed random gradient of
+    the output."""
+    given = [
+        a.detach().clone(memory_format=torch.preserve_format) if isinstance(a, Tensor) else a
+        for a in arguments
+    ]
     for i in leaves:
         given[i].requires_grad_()
     with cases.using(implementation, "any"):
@@ -37,18 +45,23 @@ def results(
         return [out.detach(), *torch.autograd.grad(out, [given[i] for i in leaves], grad)]
 
 
-def check(emulation: str, op: Callable[..., Tensor], arguments: Sequence[object], leaves: Sequence[int]) -> None:
+def check(
+    emulation: str, op: Callable[..., Tensor], arguments: Sequence[object], leaves: Sequence[int]
+) -> None:
     found, expected = (results(name, op, arguments, leaves) for name in (emulation, "kernel"))
     for a, b in zip(found, expected, strict=True):
         assert b.abs().max() > 0
         epsilon = torch.finfo(a.dtype).eps
-        torch.testing.assert_close(a, b, rtol=4 * epsilon, atol=100 * epsilon * float(b.abs().max()))
+        torch.testing.assert_close(
+            a, b, rtol=4 * epsilon, atol=100 * epsilon * float(b.abs().max())
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
 @pytest.mark.parametrize("D", [32, 65])
 def test_ms_deform_attn(emulation: str, D: int, dtype: torch.dtype) -> None:
-    """Several blocks, of which the last is not full; 45 points per query and head; more tokens than a block owns."""
+    """Several blocks, of which the last is not full; 45 points per query and head; more tokens than
+    a block owns."""
     shape = cases.DeformShape(2, ((17, 13), (5, 6), (9, 2)), 3, D, 33, 15)
     value, levels, *points = cases.ms_deform_attn_from_offsets(shape, "uniform", dtype)
     check(emulation, ops.ms_deform_attn_from_offsets, (value, levels, *points), (0, 2, 3, 4))
@@ -57,18 +70,22 @@ def test_ms_deform_attn(emulation: str, D: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_masked_point_pool(emulation: str, channels_last: bool, dtype: torch.dtype) -> None:
-    """Two tiles of channels, 18 instances of one image, 300 points in a set, more pixels than a block owns."""
+    """Two tiles of channels, 18 instances of one image, 300 points in a set, more pixels than a
+    block owns."""
     shape = cases.PoolShape(2, 264, (13, 11), (20, 30), 36, 2, 300)
     features, masks, _, points = cases.masked_point_pool(shape, dtype=dtype)
     owner = torch.arange(36) % 2
     layout = torch.channels_last if channels_last else torch.contiguous_format
     features = features.contiguous(memory_format=layout)
-    check(emulation, lambda *a: ops.masked_point_pool(*a)[0], (features, masks, owner, points), (0,))
+    check(
+        emulation, lambda *a: ops.masked_point_pool(*a)[0], (features, masks, owner, points), (0,)
+    )
 
 
 @pytest.mark.parametrize(("size", "scale"), [((70, 300), 1), ((70, 130), 2), ((23, 91), 3)])
 def test_mask_iou(emulation: str, size: tuple[int, int], scale: int) -> None:
-    """More targets of an image than lanes, two tiles of queries, two bands of rows, more words in a row than warps."""
+    """More targets of an image than lanes, two tiles of queries, two bands of rows, more words in a
+    row than warps."""
     predictions, targets, _ = cases.mask_iou(cases.IouShape(2, 9, size, scale, 70), torch.float64)
     owner = torch.arange(70) % 2
     with cases.using(emulation, "any"):
@@ -86,7 +103,8 @@ def test_quality_focal_loss(emulation: str, C: int, dtype: torch.dtype) -> None:
 
 
 def far(tensor: Tensor) -> Tensor:
-    """The same numbers, with 2^31 elements between those of the first and the second image; untouched pages take no memory."""
+    """The same numbers, with 2^31 elements between those of the first and the second image;
+    untouched pages take no memory."""
     shape, strides = tensor.shape, tensor.contiguous().stride()
     memory = torch.from_numpy(np.zeros(2**31 + strides[0], dtype=np.float16))
     spread = memory.as_strided(shape, (2**31, *strides[1:]))
@@ -105,7 +123,9 @@ def test_more_than_two_to_the_31_elements(D: int) -> None:
         cases.PoolShape(2, 8 if D == 16 else 5, (5, 4), (7, 9), 4, 2, 40), dtype=torch.float16
     )
     features = features.permute(0, 2, 3, 1)
-    predictions, targets, owner_iou = cases.mask_iou(cases.IouShape(2, 3, (3, 16), 1, 4), torch.float16)
+    predictions, targets, owner_iou = cases.mask_iou(
+        cases.IouShape(2, 3, (3, 16), 1, 4), torch.float16
+    )
     results = []
     for spread in (far, torch.Tensor.contiguous):
         out, grad_value = spread(torch.zeros_like(grad)), spread(torch.zeros_like(value))

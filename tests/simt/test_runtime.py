@@ -1,4 +1,5 @@
-"""The host SIMT runtime: a right kernel is right in every order of threads, and each class of mistake is noticed."""
+"""The host SIMT runtime: a right kernel is right in every order of threads, and each class of
+mistake is noticed."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ import pytest
 from tests.simt import _simt
 
 ORDERS = [("ascending", 0), ("descending", 0), *(("shuffled", seed) for seed in range(4))]
-NUMBERS = np.random.default_rng(0).normal(size=200).round(2).tolist()  # the second block is not full
+# The second block is not full.
+NUMBERS = np.random.default_rng(0).normal(size=200).round(2).tolist()
 
 
 @pytest.fixture(autouse=True)
@@ -37,10 +39,18 @@ def test_a_right_kernel_is_right_in_every_order(order: tuple[str, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "bug", ["missing barrier", "missing __syncwarp", "unchecked tail", "off-by-one write", "read before write"]
+    "bug",
+    [
+        "missing barrier",
+        "missing __syncwarp",
+        "unchecked tail",
+        "off-by-one write",
+        "read before write",
+    ],
 )
 def test_wrong_results_show(bug: str) -> None:
-    """Poisoned memory and the order of threads make these visible in results; the sanitizers name the place."""
+    """Poisoned memory and the order of threads make these visible in results; the sanitizers name
+    the place."""
     assert not all(is_right(bug, order) for order in ORDERS)
 
 

@@ -1,4 +1,5 @@
-"""All CUDA kernels under sanitizers, and the mistakes that these notice. `make sanitize-simt` builds and runs this."""
+"""All CUDA kernels under sanitizers, and the mistakes that these notice. `make sanitize-simt`
+builds and runs this."""
 
 from __future__ import annotations
 
@@ -18,7 +19,11 @@ def run(sanitizer: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         pytest.skip("not built: `make sanitize-simt` does that")
     options = {"ASAN_OPTIONS": "detect_stack_use_after_return=0", "TSAN_OPTIONS": "halt_on_error=1"}
     return subprocess.run(
-        [program, *arguments], capture_output=True, text=True, timeout=600, env={**os.environ, **options}
+        [program, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, **options},
     )
 
 

@@ -19,7 +19,8 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
 
 @pytest.fixture(scope="session")
 def recorded(shapes: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> RecordingTrainer:
-    """A finished run of eight iterations whose settings are all unlike their defaults and unlike one another."""
+    """A finished run of eight iterations whose settings are all unlike their defaults and unlike
+    one another."""
     trainer = RecordingTrainer(unlike_config(shapes, tmp_path_factory.mktemp("recorded")))
     trainer.run()
     return trainer

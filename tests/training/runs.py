@@ -31,7 +31,9 @@ def config(shapes: DataConfig, out: Path, name: str = "run", **changes: Any) -> 
 
 def unlike_config(shapes: DataConfig, out: Path) -> Config:
     """No number is the default, and no two are equal where one could be taken for the other."""
-    loss = LossConfig(points=32, class_weight=3.0, mask_weight=7.0, dice_weight=2.0, aligned_weight=0.4)
+    loss = LossConfig(
+        points=32, class_weight=3.0, mask_weight=7.0, dice_weight=2.0, aligned_weight=0.4
+    )
     train = TrainConfig(
         iterations=8, batch_size=4, accumulate=2, learning_rate=3e-3, backbone_multiplier=0.25, weight_decay=0.3,
         milestones=(0.25, 0.75), warmup=3, clip=2.5, ema=0.5, seed=7, evaluate_every=5, checkpoint_every=6, log_every=3,
@@ -52,7 +54,11 @@ def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
 
 def lines(run: Path, kind: str = "loss") -> list[dict[str, Any]]:
     """The lines of metrics.jsonl with losses, or (`kind="eval"`) those with evaluations."""
-    return [line for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if kind in line]
+    return [
+        line
+        for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        if kind in line
+    ]
 
 
 def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -61,7 +67,8 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 def small(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the largest convolutions of the backbone, which take most of the time and have nothing of their own."""
+    """Without the largest convolutions of the backbone, which take most of the time and have
+    nothing of their own."""
     return {name: tensor for name, tensor in tensors.items() if tensor.numel() < 50_000}
 
 
@@ -70,18 +77,23 @@ def copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def moving_average(history: list[dict[str, Tensor]], decay: float) -> dict[str, Tensor]:
-    """The average of the weights after each iteration. Its decay rises to `decay` as timm's ModelEmaV3 says: 0 in the first
-    two iterations, then 1 - (1 + n) ** (-2/3) with n = 1, 2, 3, ..."""
+    """The average of the weights after each iteration. Its decay rises to `decay` as timm's
+    ModelEmaV3 says: 0 in the first two iterations, then 1 - (1 + n) ** (-2/3) with n = 1, 2, 3,
+    ..."""
     average = {name: value.double() for name, value in history[0].items()}
     for n, values in enumerate(history[1:]):
         keep = min(decay, 1 - (1 + n) ** (-2 / 3))
-        average = {name: keep * average[name] + (1 - keep) * value.double() for name, value in values.items()}
+        average = {
+            name: keep * average[name] + (1 - keep) * value.double()
+            for name, value in values.items()
+        }
     return average
 
 
 @dataclass
 class Step:
-    """One iteration. The dictionaries go by the names of parameters (and, for the weights, of buffers)."""
+    """One iteration. The dictionaries go by the names of parameters (and, for the weights, of
+    buffers)."""
 
     before: dict[str, Tensor]
     after: dict[str, Tensor] = field(default_factory=dict)

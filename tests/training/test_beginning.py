@@ -1,4 +1,5 @@
-"""How a run begins and ends: which weights the backbone starts from, and which checkpoints are written."""
+"""How a run begins and ends: which weights the backbone starts from, and which checkpoints are
+written."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from tests.training.runs import config
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[bool | str]:
-    """What the model's backbone was to start from. It is built without ImageNet weights all the same."""
+    """What the model's backbone was to start from. It is built without ImageNet weights all the
+    same."""
     seen: list[bool | str] = []
 
     def build(model: ModelConfig) -> AlignMask:
@@ -34,7 +36,9 @@ def test_the_backbone_starts_from_imagenet_unless_the_run_has_other_weights(
     shapes: DataConfig, tmp_path: Path, asked: list[bool | str]
 ) -> None:
     first = config(shapes, tmp_path, "first", iterations=1)
-    first = replace(first, model=replace(first.model, backbone=replace(first.model.backbone, pretrained=True)))
+    first = replace(
+        first, model=replace(first.model, backbone=replace(first.model.backbone, pretrained=True))
+    )
     run = train(first)
     assert asked == [True]
     Trainer(replace(first, name="second", train=replace(first.train, init_from=run)))
@@ -53,7 +57,8 @@ def test_a_finished_run_is_not_written_again(shapes: DataConfig, tmp_path: Path)
 
     def written() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")} | {
-            run / name: (run / name).stat().st_mtime_ns for name in ("results.json", "evaluation.json")
+            run / name: (run / name).stat().st_mtime_ns
+            for name in ("results.json", "evaluation.json")
         }
 
     before = written()

@@ -1,7 +1,7 @@
 """What commit a2fe775 wrote is read today: its configurations, and a run of its folders.
 
-tests/fixtures/a2fe775 holds configurations of its recipes and, of one small run, everything but the numbers inside of the
-tensors: these are made up here.
+tests/fixtures/a2fe775 holds configurations of its recipes and, of one small run, everything but the
+numbers inside of the tensors: these are made up here.
 """
 
 from __future__ import annotations
@@ -65,7 +65,10 @@ def old_run(shapes: DataConfig, tmp_path: Path) -> Path:
     for name in ("train_images", "train_annotations", "val_images", "val_annotations"):
         values["data"][name] = str(root / Path(values["data"][name]).name)
     run, weights = tmp_path / "run", old_tensors(1)
-    for folder, kept in ((run / "checkpoints" / "step_0000004", weights), (run / "best", old_tensors(2))):
+    for folder, kept in (
+        (run / "checkpoints" / "step_0000004", weights),
+        (run / "best", old_tensors(2)),
+    ):
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps(values))
         save_file(kept, folder / "model.safetensors")
@@ -84,12 +87,16 @@ def old_run(shapes: DataConfig, tmp_path: Path) -> Path:
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in values.items():
-        found.update(flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+        found.update(
+            flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        )
     return found
 
 
 @pytest.mark.parametrize(
-    "file", sorted(OLD.rglob("*/config.json")) + sorted(OLD.rglob("recipes/*.json")), ids=lambda p: p.stem
+    "file",
+    sorted(OLD.rglob("*/config.json")) + sorted(OLD.rglob("recipes/*.json")),
+    ids=lambda p: p.stem,
 )
 def test_every_setting_of_an_old_configuration_is_kept(file: Path) -> None:
     values = json.loads(file.read_text())
@@ -99,12 +106,16 @@ def test_every_setting_of_an_old_configuration_is_kept(file: Path) -> None:
     assert gone.keys() == REMOVED_FIELDS.keys() or values["model"]["aligned_queries"] is None
 
 
-@pytest.mark.parametrize(("name", "value"), [("outline_share", 0.5), ("noised_sets", 1), ("noise", 0.1)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("outline_share", 0.5), ("noised_sets", 1), ("noise", 0.1)]
+)
 def test_a_setting_that_is_gone_is_refused_where_it_had_an_effect(name: str, value: float) -> None:
     values = json.loads((OLD / "run" / "config.json").read_text())
     values["model"]["aligned_queries"][name] = value
     setting = f"model.aligned_queries.{name} = {value}"
-    sentence = f"old.json: {setting} is not supported any more; commit 70a9a1b is the last that has it"
+    sentence = (
+        f"old.json: {setting} is not supported any more; commit 70a9a1b is the last that has it"
+    )
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
         config_from_dict(values, "old.json")
 
@@ -121,7 +132,12 @@ def test_an_old_run_predicts_and_is_evaluated(old_run: Path) -> None:
     assert predictor.class_names == ["circle", "square", "triangle", "star", "ring", "cross"]
     assert_equal(predictor.model.state_dict(), old_tensors(2))
     found = evaluate_model(
-        predictor.model, val_dataset(predictor.config.data), device="cpu", batch_size=2, workers=0, out=old_run
+        predictor.model,
+        val_dataset(predictor.config.data),
+        device="cpu",
+        batch_size=2,
+        workers=0,
+        out=old_run,
     )
     assert set(found.metrics) == {"class", "class*mask", "class^0.5*mask"}
 
@@ -129,7 +145,11 @@ def test_an_old_run_predicts_and_is_evaluated(old_run: Path) -> None:
 def test_an_old_run_is_continued(old_run: Path) -> None:
     config = load_config(old_run)
     trainer = Trainer(config)
-    assert (trainer.step, trainer.elapsed, trainer.best) == (4, pytest.approx(2.0788, abs=1e-4), 0.0)
+    assert (trainer.step, trainer.elapsed, trainer.best) == (
+        4,
+        pytest.approx(2.0788, abs=1e-4),
+        0.0,
+    )
     assert_equal(trainer.model.state_dict(), old_tensors(1))
     names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
     expected = [name for group in LAYOUT["optimizer"] for name in group["parameters"]]
@@ -139,5 +159,8 @@ def test_an_old_run_is_continued(old_run: Path) -> None:
         assert (trainer.optimizer.state[parameter]["exp_avg"] == torch.tensor(1e-3 * index)).all()
     run = train(config)
     assert [line["step"] for line in lines(run)] == [1, 2, 3, 4, 5, 6]
-    assert load_file(run / "checkpoints" / "step_0000006" / "model.safetensors").keys() == LAYOUT["tensors"].keys()
+    assert (
+        load_file(run / "checkpoints" / "step_0000006" / "model.safetensors").keys()
+        == LAYOUT["tensors"].keys()
+    )
     assert load_config(run / "checkpoints" / "step_0000006") == config

@@ -44,7 +44,9 @@ def with_one_change(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield name, replace(values, **{field.name: "something else"})
 
 
-def test_a_continued_run_has_the_configuration_of_before(shapes: DataConfig, tmp_path: Path) -> None:
+def test_a_continued_run_has_the_configuration_of_before(
+    shapes: DataConfig, tmp_path: Path
+) -> None:
     trainer = Trainer(config(shapes, tmp_path))
     trainer.save()
     refused, accepted = set(), set()
@@ -69,15 +71,20 @@ def test_a_continued_run_has_the_configuration_of_before(shapes: DataConfig, tmp
 
 def test_changed_fields_name_both_values() -> None:
     old = shapes_tiny()
-    new = replace(old, name="other", loss=replace(old.loss, points=7), model=replace(old.model, aligned_queries=None))
+    new = replace(
+        old,
+        name="other",
+        loss=replace(old.loss, points=7),
+        model=replace(old.model, aligned_queries=None),
+    )
     assert changed_fields(old, old) == []
     found = changed_fields(old, new)
     assert [change.name for change in found] == ["name", "model.aligned_queries", "loss.points"]
     assert str(found[0]) == "name: shapes_tiny -> other"
     assert str(found[1]).endswith(" -> None")
-    assert [str(change) for change in changed_fields(old, new, may_differ=("name", "loss"))][1:] == [
-        "loss.points: 512 -> 7"
-    ]
+    assert [str(change) for change in changed_fields(old, new, may_differ=("name", "loss"))][
+        1:
+    ] == ["loss.points: 512 -> 7"]
 
 
 def test_a_checkpoint_brings_everything_back(recorded: RecordingTrainer) -> None:
@@ -98,7 +105,9 @@ def test_a_checkpoint_brings_everything_back(recorded: RecordingTrainer) -> None
 def test_a_checkpoint_brings_the_loss_scale_back(shapes: DataConfig, tmp_path: Path) -> None:
     trainers = [Trainer(config(shapes, tmp_path, name)) for name in ("one", "other")]
     for trainer, scale in zip(trainers, (8.0, 2.0), strict=True):
-        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=77)
+        trainer.accelerator.scaler = torch.amp.GradScaler(
+            "cpu", init_scale=scale, growth_interval=77
+        )
         trainer.accelerator.scaler.scale(torch.ones(()))  # it is made by its first use
     trainers[0].save()
     trainers[1].load(checkpoint.latest(trainers[0].run_dir))
@@ -115,12 +124,17 @@ def test_checkpoints_can_be_read_by_others(recorded: RecordingTrainer) -> None:
 
 
 def test_a_dry_run_takes_the_steps_of_the_run(
-    shapes: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    shapes: DataConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("COLUMNS", "400")
     settings = config(shapes, tmp_path, iterations=3, log_every=1, seed=4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(dry_run_module.resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=3 * 2**20))
+    monkeypatch.setattr(
+        dry_run_module.resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=3 * 2**20)
+    )
     dry_run(settings, steps=2)
     out = capsys.readouterr().out
     assert "5.0 M parameters, batch 2, crop 64, float32 on cpu" in out

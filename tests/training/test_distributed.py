@@ -1,4 +1,5 @@
-"""Two processes train one model (gloo, CPU), through the command that a user would give, as one process with all images."""
+"""Two processes train one model (gloo, CPU), through the command that a user would give, as one
+process with all images."""
 
 from __future__ import annotations
 
@@ -24,7 +25,14 @@ from tests.training.runs import RecordingTrainer, assert_equal, lines, small
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the run that two processes have made."""
     folder = tmp_path_factory.mktemp("distributed")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
     repository = Path(tiny.__file__).parent.parent
     done = subprocess.run(
         [*launch, two_processes.__file__, str(folder)],
@@ -45,7 +53,9 @@ def test_two_processes_leave_one_run(root: Path, ranks: list[dict[str, Any]]) ->
     for first, second in zip(ranks[0]["weights"], ranks[1]["weights"], strict=True):
         assert_equal(first, second)
     for epoch in (0, 2):  # 8 images, 4 a step
-        visits = [image for rank in ranks for ids in rank["images"][epoch : epoch + 2] for image in ids]
+        visits = [
+            image for rank in ranks for ids in rank["images"][epoch : epoch + 2] for image in ids
+        ]
         assert sorted(visits) == list(range(1, 9))
     states = {state.numpy().tobytes() for rank in ranks for state in rank["generators"]}
     assert len(states) == 8  # random points of their own, in every iteration and process
@@ -53,7 +63,8 @@ def test_two_processes_leave_one_run(root: Path, ranks: list[dict[str, Any]]) ->
 
 def test_a_signal_to_one_process_stops_both(ranks: list[dict[str, Any]]) -> None:
     assert [rank["stopped"] for rank in ranks] == [(True, 3, 4)] * 2
-    assert ranks[0]["elapsed"] == ranks[1]["elapsed"]  # one clock, where time drives the learning rate
+    # One clock, where time drives the learning rate.
+    assert ranks[0]["elapsed"] == ranks[1]["elapsed"]
     assert 0 < ranks[0]["elapsed"][0] < ranks[0]["elapsed"][1]
 
 
@@ -77,20 +88,28 @@ def test_an_iteration_is_that_of_one_process_with_all_images(
     expected = small(one.gradients)
     for rank in ranks:
         torch.testing.assert_close(rank["gradients"], expected, rtol=1e-3, atol=1e-6)
-    for name, gradient in expected.items():  # AdamW's first step is along the sign, which of nothing is chance
+    # AdamW's first step is along the sign, which of nothing is chance.
+    for name, gradient in expected.items():
         certain = gradient.abs() > 1e-4
         found, after = ranks[0]["weights"][0][name][certain], one.after[name][certain]
         torch.testing.assert_close(found, after, rtol=1e-4, atol=1e-6)
 
 
-def test_evaluation_is_that_of_one_process(root: Path, ranks: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_evaluation_is_that_of_one_process(
+    root: Path, ranks: list[dict[str, Any]], tmp_path: Path
+) -> None:
     assert torch.equal(ranks[0]["statistics"], ranks[1]["statistics"])  # the first process's
     predictor = load(root / "run")
     assert predictor.class_names[0] == "circle"
     data = val_dataset(resolve_paths(predictor.config.data))
     evaluate_model(predictor.model, data, device="cpu", batch_size=2, workers=0, out=tmp_path)
-    found, expected = (json.loads((folder / "results.json").read_text()) for folder in (root / "run", tmp_path))
+    found, expected = (
+        json.loads((folder / "results.json").read_text()) for folder in (root / "run", tmp_path)
+    )
     assert len(found) == len(expected) > 0
     for first, second in zip(found, expected, strict=True):
-        assert (first["image_id"], first["category_id"]) == (second["image_id"], second["category_id"])
+        assert (first["image_id"], first["category_id"]) == (
+            second["image_id"],
+            second["category_id"],
+        )
         assert first["score"] == pytest.approx(second["score"], rel=1e-4)

@@ -1,4 +1,5 @@
-"""Which weights a run evaluates, which it keeps as its best, and which a resumed run takes as the best so far."""
+"""Which weights a run evaluates, which it keeps as its best, and which a resumed run takes as the
+best so far."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ from tests.training.runs import RecordingTrainer, assert_equal, config, lines
 
 
 @covers("train.ema", "train.evaluate_every")
-def test_the_moving_average_is_evaluated_and_kept(recorded: RecordingTrainer, tmp_path: Path) -> None:
+def test_the_moving_average_is_evaluated_and_kept(
+    recorded: RecordingTrainer, tmp_path: Path
+) -> None:
     last = checkpoint.latest(recorded.run_dir)
     results = {}
     for ema in (True, False):
@@ -44,7 +47,8 @@ def test_the_moving_average_is_evaluated_and_kept(recorded: RecordingTrainer, tm
 
 
 class Scripted:
-    """In place of `evaluate_model`: its AP by the default score is the next of `aps`; by the class it rises as that falls."""
+    """In place of `evaluate_model`: its AP by the default score is the next of `aps`; by the class
+    it rises as that falls."""
 
     def __init__(self, *aps: float) -> None:
         self.aps: Iterator[float] = iter(aps)
@@ -55,7 +59,8 @@ class Scripted:
         assert not model.training
         self.arguments.append({"images": len(data), **arguments})
         self.weights.append({name: value.clone() for name, value in model.state_dict().items()})
-        (arguments["out"] / "evaluation.json").touch()  # without it a run evaluates once more at its end
+        # Without it a run evaluates once more at its end.
+        (arguments["out"] / "evaluation.json").touch()
         ap = next(self.aps)
         metrics = {
             mode: CocoMetrics(**dict.fromkeys(NUMBERS, value))
@@ -73,7 +78,15 @@ def test_the_best_is_that_of_the_highest_ap(
     shapes: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Evaluation, "table", lambda self: "")
-    settings = config(shapes, tmp_path, ema=0.5, iterations=4, evaluate_every=1, checkpoint_every=100, accumulate=2)
+    settings = config(
+        shapes,
+        tmp_path,
+        ema=0.5,
+        iterations=4,
+        evaluate_every=1,
+        checkpoint_every=100,
+        accumulate=2,
+    )
     evaluations = Scripted(0.3, 0.5, 0.4, 0.45)
     monkeypatch.setattr(trainer_module, "evaluate_model", evaluations)
     run = train(settings)
@@ -85,8 +98,12 @@ def test_the_best_is_that_of_the_highest_ap(
     assert (meta["class_names"][0], meta["category_ids"]) == ("circle", [1, 2, 3, 4, 5, 6])
     assert checkpoint.load_config(run / "best").train == settings.train
     assert_equal(checkpoint.load_weights(run / "best"), evaluations.weights[1])
-    assert any(not value.equal(evaluations.weights[3][name]) for name, value in evaluations.weights[1].items())
-    assert not (run / "best" / "ema.safetensors").exists()  # what was evaluated are this checkpoint's only weights
+    assert any(
+        not value.equal(evaluations.weights[3][name])
+        for name, value in evaluations.weights[1].items()
+    )
+    # What was evaluated are this checkpoint's only weights.
+    assert not (run / "best" / "ema.safetensors").exists()
     assert_equal(checkpoint.load_weights(checkpoint.latest(run)), evaluations.weights[3])
     for arguments in evaluations.arguments:
         assert arguments.pop("device").type == trainer_module.Accelerator().device.type
@@ -112,11 +129,15 @@ def test_the_best_is_by_the_configured_score(
     assert checkpoint.load_meta(run / "best")["step"] == 2
 
 
-def test_training_goes_on_in_training_mode(shapes: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_goes_on_in_training_mode(
+    shapes: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without a moving average it is the trained model itself that is evaluated."""
     monkeypatch.setattr(Evaluation, "table", lambda self: "")
     monkeypatch.setattr(trainer_module, "evaluate_model", Scripted(0.5, 0.3))
-    trainer = RecordingTrainer(config(shapes, tmp_path, iterations=2, evaluate_every=1, checkpoint_every=100))
+    trainer = RecordingTrainer(
+        config(shapes, tmp_path, iterations=2, evaluate_every=1, checkpoint_every=100)
+    )
     trainer.run()
     assert trainer.evaluated == [1, 2]
     assert [len(step.batches) for step in trainer.steps] == [1, 1]  # of a model in training mode

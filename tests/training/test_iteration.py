@@ -1,4 +1,5 @@
-"""What an iteration does, computed again by hand: batch, losses, gradient, clipping, AdamW, moving average, log."""
+"""What an iteration does, computed again by hand: batch, losses, gradient, clipping, AdamW, moving
+average, log."""
 
 from __future__ import annotations
 
@@ -19,7 +20,16 @@ from alignmask.training.trainer import Trainer, seed_of
 from tests import tiny
 from tests.covers import covers
 from tests.loss.oracle import by_name
-from tests.training.runs import RecordingTrainer, Step, assert_close, assert_equal, config, lines, moving_average, small
+from tests.training.runs import (
+    RecordingTrainer,
+    Step,
+    assert_close,
+    assert_equal,
+    config,
+    lines,
+    moving_average,
+    small,
+)
 
 # Of the tiny model: parameters that belong to norms, and those that are embeddings.
 NOT_DECAYED = re.compile(
@@ -38,7 +48,9 @@ def test_the_seed_decides_on_the_first_weights(recorded: RecordingTrainer) -> No
 
 
 @covers("train.batch_size", "train.accumulate", "train.seed")
-def test_images_come_in_the_order_of_the_stream(recorded: RecordingTrainer, shapes: DataConfig) -> None:
+def test_images_come_in_the_order_of_the_stream(
+    recorded: RecordingTrainer, shapes: DataConfig
+) -> None:
     stream = TrainingStream(train_dataset(shapes), 32, seed=7)
     batches = [batch for step in recorded.steps for batch in step.batches]
     assert [batch.batch_size for batch in batches] == [2] * 16
@@ -52,12 +64,20 @@ def test_images_come_in_the_order_of_the_stream(recorded: RecordingTrainer, shap
 def test_every_forward_pass_draws_points_of_its_own(recorded: RecordingTrainer) -> None:
     states = {state.numpy().tobytes() for step in recorded.steps for state in step.generators}
     assert len(states) == 16
-    neighbours = {seed_of(seed, step, process) for seed in range(6) for step in range(6) for process in range(6)}
+    neighbours = {
+        seed_of(seed, step, process)
+        for seed in range(6)
+        for step in range(6)
+        for process in range(6)
+    }
     assert len(neighbours) == 216
 
 
-def gradients_by_hand(recorded: RecordingTrainer, step: Step) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """-> the mean gradient of the two micro-batches, before clipping, and what the log is to say of them."""
+def gradients_by_hand(
+    recorded: RecordingTrainer, step: Step
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """-> the mean gradient of the two micro-batches, before clipping, and what the log is to say of
+    them."""
     model = tiny.model(num_classes=6)
     model.load_state_dict(step.before)
     model.train()
@@ -74,24 +94,32 @@ def gradients_by_hand(recorded: RecordingTrainer, step: Step) -> tuple[dict[str,
         (total / 2).backward()
         logged["loss"] += total.item() / 2
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    logged["grad_norm"] = sum(float(gradient.double().square().sum()) for gradient in gradients.values()) ** 0.5
+    logged["grad_norm"] = (
+        sum(float(gradient.double().square().sum()) for gradient in gradients.values()) ** 0.5
+    )
     return gradients, logged
 
 
 @covers("train.accumulate", "train.clip")
 @covers("loss.class_weight", "loss.mask_weight", "loss.dice_weight", "loss.aligned_weight")
 @pytest.mark.parametrize("number", [0, 5])
-def test_the_optimizer_gets_the_clipped_mean_gradient(recorded: RecordingTrainer, number: int) -> None:
+def test_the_optimizer_gets_the_clipped_mean_gradient(
+    recorded: RecordingTrainer, number: int
+) -> None:
     step = recorded.steps[number]
     gradients, logged = gradients_by_hand(recorded, step)
     assert logged["grad_norm"] > 2 * 2.5  # otherwise nothing is clipped
-    expected = {name: gradient * (2.5 / logged["grad_norm"]) for name, gradient in gradients.items()}
+    expected = {
+        name: gradient * (2.5 / logged["grad_norm"]) for name, gradient in gradients.items()
+    }
     torch.testing.assert_close(step.gradients, expected, rtol=1e-3, atol=1e-6)
     assert step.values == pytest.approx(logged, rel=1e-4)
 
 
 def test_a_gradient_below_the_limit_is_left_as_it_is(shapes: DataConfig, tmp_path: Path) -> None:
-    trainers = [RecordingTrainer(config(shapes, tmp_path, f"{clip}", clip=clip)) for clip in (0.0, 1e6)]
+    trainers = [
+        RecordingTrainer(config(shapes, tmp_path, f"{clip}", clip=clip)) for clip in (0.0, 1e6)
+    ]
     for trainer in trainers:
         trainer.train_step(trainer.batches())
     unlimited, limited = (trainer.steps[0] for trainer in trainers)
@@ -101,14 +129,20 @@ def test_a_gradient_below_the_limit_is_left_as_it_is(shapes: DataConfig, tmp_pat
 
 @covers("train.learning_rate", "train.backbone_multiplier", "train.warmup", "train.milestones")
 def test_learning_rates_of_every_iteration(recorded: RecordingTrainer) -> None:
-    # Three iterations of warm-up; of eight iterations, the third (number 2) is at 0.25, the seventh at 0.75.
+    # Three iterations of warm-up; of eight iterations, the third (number 2) is at 0.25, the seventh
+    # at 0.75.
     factors = [1 / 3, 2 / 3, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01]
     assert len(recorded.steps) == 8
     for step, factor in zip(recorded.steps, factors, strict=True):
         assert step.rates == pytest.approx(
-            {name: 3e-3 * factor * (0.25 if name.startswith("backbone.") else 1) for name in step.rates}
+            {
+                name: 3e-3 * factor * (0.25 if name.startswith("backbone.") else 1)
+                for name in step.rates
+            }
         )
-        assert step.rates.keys() == {name for name, p in recorded.model.named_parameters() if p.requires_grad}
+        assert step.rates.keys() == {
+            name for name, p in recorded.model.named_parameters() if p.requires_grad
+        }
     assert [line["lr"] for line in lines(recorded.run_dir)] == pytest.approx([3e-4, 3e-4, 3e-5])
 
 
@@ -153,7 +187,11 @@ def test_the_moving_average_is_that_of_the_weights(
 
 
 @covers(
-    "train.iterations", "train.log_every", "train.checkpoint_every", "train.evaluate_every", "train.keep_checkpoints"
+    "train.iterations",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.evaluate_every",
+    "train.keep_checkpoints",
 )
 def test_what_is_written_when(recorded: RecordingTrainer) -> None:
     assert recorded.saved == [6, 8]
@@ -201,7 +239,10 @@ def test_number_formats_reach_the_layers(shapes: DataConfig, tmp_path: Path) -> 
     assert seen["fp32"] == (torch.float32, False)
     assert seen["tf32"] == (torch.float32, True)
     assert seen["bf16"] == (torch.bfloat16, True)
-    assert Trainer(config(shapes, tmp_path, "fp16", precision="fp16")).accelerator.mixed_precision == "fp16"
+    assert (
+        Trainer(config(shapes, tmp_path, "fp16", precision="fp16")).accelerator.mixed_precision
+        == "fp16"
+    )
 
 
 def tf32_is_on() -> bool:
@@ -213,7 +254,9 @@ def test_a_run_starts_from_given_weights_once(shapes: DataConfig, tmp_path: Path
     given = tmp_path / "given"
     settings = config(shapes, tmp_path, init_from=given, iterations=1, checkpoint_every=1)
     model = tiny.model(seed=5, num_classes=6)
-    checkpoint.save(given, replace(settings, data=resolve_paths(shapes)), model.state_dict(), {"step": 0})
+    checkpoint.save(
+        given, replace(settings, data=resolve_paths(shapes)), model.state_dict(), {"step": 0}
+    )
     trainer = RecordingTrainer(settings)
     assert_equal(trainer.model.state_dict(), model.state_dict())
     trainer.run()

@@ -30,13 +30,18 @@ def settings(model: nn.Module) -> dict[str, tuple[float, float, float]]:
 
 @covers("train.learning_rate", "train.backbone_multiplier", "train.weight_decay")
 def test_every_kind_of_parameter() -> None:
-    """Mask2Former's rule: the backbone at a tenth of the rate; no decay for norms, embeddings, position tables."""
+    """Mask2Former's rule: the backbone at a tenth of the rate; no decay for norms, embeddings,
+    position tables."""
 
     class Part(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.linear, self.convolution = nn.Linear(2, 2), nn.Conv2d(2, 2, 1)
-            self.layer, self.group, self.batch = nn.LayerNorm(2), nn.GroupNorm(1, 2), nn.BatchNorm2d(2)
+            self.layer, self.group, self.batch = (
+                nn.LayerNorm(2),
+                nn.GroupNorm(1, 2),
+                nn.BatchNorm2d(2),
+            )
             for name in (
                 "query", "query_position", "level_embedding", "aligned_position", "relative_position_bias_table",
                 "absolute_pos_embed", "pos_embed", "gamma",
@@ -59,13 +64,21 @@ def test_every_kind_of_parameter() -> None:
 def test_groups_of_a_whole_model() -> None:
     """A Swin Transformer and everything that can be switched on: names by hand."""
     swin = BackboneConfig(
-        "swin_tiny_patch4_window7_224", SwinConfig(32, (1, 1, 1, 1), (1, 1, 2, 2), 4), pretrained=False
+        "swin_tiny_patch4_window7_224",
+        SwinConfig(32, (1, 1, 1, 1), (1, 1, 2, 2), 4),
+        pretrained=False,
     )
     model = tiny.model(backbone=swin, aligned_queries=replace(tiny.ALIGNED, learned_position=True))
     found = settings(model)
-    assert found.keys() == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert {rates[:2] for name, rates in found.items() if name.startswith("backbone.")} == {(0.125, 0.125)}
-    assert {rates[:2] for name, rates in found.items() if not name.startswith("backbone.")} == {(0.5, 0.5)}
+    assert found.keys() == {
+        name for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
+    assert {rates[:2] for name, rates in found.items() if name.startswith("backbone.")} == {
+        (0.125, 0.125)
+    }
+    assert {rates[:2] for name, rates in found.items() if not name.startswith("backbone.")} == {
+        (0.5, 0.5)
+    }
     kept = {name for name, (_, _, decay) in found.items() if decay == 0}
     assert {decay for name, (_, _, decay) in found.items() if name not in kept} == {0.3}
     assert {name for name in kept if "norm" not in name} == {
@@ -83,4 +96,9 @@ def test_adamws_own_numbers() -> None:
     optimizer = build_optimizer(tiny.model(), CONFIG)
     assert len(optimizer.param_groups) == 3  # of the frozen norms of the backbone nothing is left
     for group in optimizer.param_groups:
-        assert (group["betas"], group["eps"], group["amsgrad"], group["maximize"]) == ((0.9, 0.999), 1e-8, False, False)
+        assert (group["betas"], group["eps"], group["amsgrad"], group["maximize"]) == (
+            (0.9, 0.999),
+            1e-8,
+            False,
+            False,
+        )

@@ -27,7 +27,9 @@ def test_resolve(wish: str, capability: tuple[int, int] | None, expected: Precis
 
 
 def test_bfloat16_is_refused_where_it_would_be_emulated() -> None:
-    with pytest.raises(ValueError, match=r"compute capability 7.0\) has no bfloat16 arithmetic; use fp16, or auto"):
+    with pytest.raises(
+        ValueError, match=r"compute capability 7.0\) has no bfloat16 arithmetic; use fp16, or auto"
+    ):
         resolve("bf16", (7, 0))
 
 

@@ -1,8 +1,10 @@
-"""Recipes against the published numbers, typed in here from where they were published, and against one another.
+"""Recipes against the published numbers, typed in here from where they were published, and against
+one another.
 
-Mask2Former: configs/coco/instance-segmentation (Base-COCO-InstanceSegmentation.yaml, maskformer2_R50_bs16_50ep.yaml,
-swin/maskformer2_swin_small_bs16_50ep.yaml, swin/maskformer2_swin_base_IN21k_384_bs16_50ep.yaml), mask2former/config.py, and
-detectron2's defaults. AlignMask: sections 2.2 and 3.2 of the paper.
+Mask2Former: configs/coco/instance-segmentation (Base-COCO-InstanceSegmentation.yaml,
+maskformer2_R50_bs16_50ep.yaml, swin/maskformer2_swin_small_bs16_50ep.yaml,
+swin/maskformer2_swin_base_IN21k_384_bs16_50ep.yaml), mask2former/config.py, and detectron2's
+defaults. AlignMask: sections 2.2 and 3.2 of the paper.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ MASK2FORMER: dict[str, Any] = {
     "model.pixel_decoder.points": 4,
     "model.pixel_decoder.ffn_width": 1024,
     "model.query_decoder.queries": 100,
-    "model.query_decoder.layers": 9,  # DEC_LAYERS: 10, of which one is the loss before the first layer
+    # DEC_LAYERS: 10, of which one is the loss before the first layer.
+    "model.query_decoder.layers": 9,
     "model.query_decoder.heads": 8,
     "model.query_decoder.ffn_width": 2048,
     "data.train_images": "datasets/coco/train2017",
@@ -96,7 +99,8 @@ PAPER: dict[str, Any] = {
     "loss.theta": 0.5,
     "loss.weigh_negatives": True,
 }
-# Neither has a number for these: they are decisions of this project, with their reasons in docs/log.md.
+# Neither has a number for these: they are decisions of this project, with their reasons in
+# docs/log.md.
 OURS: dict[str, Any] = {
     "out": "runs",
     "model.score": "class^0.5*mask",
@@ -117,15 +121,25 @@ ALIGNMASK = {**MASK2FORMER, **PAPER, **OURS}
 BASELINE = {name: value for name, value in ALIGNMASK.items() if not name.startswith("model.aligned_queries.")} | {
     "model.aligned_queries": None, "model.classification": "softmax", "model.score": "class*mask"
 }  # fmt: skip
-SWIN_S = {"model.backbone.name": "swin_small_patch4_window7_224.ms_in1k", "model.backbone.drop_path_rate": 0.3}
-SWIN_B = {"model.backbone.name": "swin_base_patch4_window12_384.ms_in22k", "model.backbone.drop_path_rate": 0.3}
+SWIN_S = {
+    "model.backbone.name": "swin_small_patch4_window7_224.ms_in1k",
+    "model.backbone.drop_path_rate": 0.3,
+}
+SWIN_B = {
+    "model.backbone.name": "swin_base_patch4_window12_384.ms_in22k",
+    "model.backbone.drop_path_rate": 0.3,
+}
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """ "loss.theta" -> value."""
     found: dict[str, Any] = {}
     for name, value in values.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        found |= (
+            flat(value, f"{prefix}{name}.")
+            if isinstance(value, dict)
+            else {f"{prefix}{name}": value}
+        )
     return found
 
 
@@ -159,7 +173,8 @@ def test_twelve_epochs_are_twelve_fiftieths() -> None:
     assert RECIPES["r50_12ep"]().train.iterations == 368_750 * 12 / 50 == 12 * 118_000 / 16
 
 
-# What docs/log.md reports of the small recipes was measured with these settings; where nothing is said, the paper's hold.
+# What docs/log.md reports of the small recipes was measured with these settings; where nothing is
+# said, the paper's hold.
 SMALL: dict[str, Any] = {
     "model.backbone.name": "tf_efficientnet_lite0",
     "model.backbone.pretrained": "lite0-package",
@@ -217,7 +232,9 @@ def training(
 
 def files(root: str | None) -> dict[str, Any]:
     names = {"train_images": "train/images", "train_annotations": "train/instances.json"}
-    names |= {name.replace("train", "val"): path.replace("train", "val") for name, path in names.items()}
+    names |= {
+        name.replace("train", "val"): path.replace("train", "val") for name, path in names.items()
+    }
     return {f"data.{name}": root and f"{root}/{path}" for name, path in names.items()}
 
 
@@ -256,11 +273,19 @@ def test_settings_of_the_measured_recipes(recipe: str) -> None:
 
 
 def test_there_is_no_other_recipe() -> None:
-    assert set(RECIPES) == {*MEASURED, "r50_50ep", "r50_12ep", "swin_s_50ep", "swin_b_50ep", "mask2former_r50_50ep"}
+    assert set(RECIPES) == {
+        *MEASURED,
+        "r50_50ep",
+        "r50_12ep",
+        "swin_s_50ep",
+        "swin_b_50ep",
+        "mask2former_r50_50ep",
+    }
 
 
 def test_the_configuration_survives_json_in_every_field() -> None:
-    """The recipes leave many fields at their defaults, which a reader that dropped them would give back, too."""
+    """The recipes leave many fields at their defaults, which a reader that dropped them would give
+    back, too."""
     config = Config(
         "name", Path("out"),
         ModelConfig(num_classes=3, backbone=BackboneConfig(mean=(1.0, 2.0, 3.0)), aligned_queries=None, score="class"),

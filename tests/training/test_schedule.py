@@ -23,7 +23,14 @@ from tests.training.runs import TRAIN, RecordingTrainer, config, lines
 @covers("train.warmup", "train.milestones", "train.schedule")
 def test_learning_rate_factors() -> None:
     step = replace(TRAIN, schedule="step", warmup=4, milestones=(0.4, 0.889))
-    assert [learning_rate_factor(step, s, 0.0) for s in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert [learning_rate_factor(step, s, 0.0) for s in range(6)] == [
+        0.25,
+        0.5,
+        0.75,
+        1.0,
+        1.0,
+        1.0,
+    ]
     for progress, factor in ((0.3999, 1), (0.4, 0.1), (0.8889, 0.1), (0.889, 0.01), (1.0, 0.01)):
         assert learning_rate_factor(step, 50, progress) == pytest.approx(factor), progress
     assert learning_rate_factor(step, 1, 0.5) == pytest.approx(0.05)  # both at once
@@ -42,8 +49,11 @@ def test_learning_rate_factors() -> None:
 
 
 @covers("train.schedule", "train.warmup")
-def test_cosine_over_a_run(shapes: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the two measures of progress the one that is further counts: with minutes in plenty, that is the iterations."""
+def test_cosine_over_a_run(
+    shapes: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the two measures of progress the one that is further counts: with minutes in plenty, that
+    is the iterations."""
     monkeypatch.setattr(Trainer, "evaluate", lambda self: None)
     run = Trainer(
         config(
@@ -58,17 +68,22 @@ def test_cosine_over_a_run(shapes: DataConfig, tmp_path: Path, monkeypatch: pyte
         )
     ).run()
     shares = [0.5 * 1, 1 * (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2]
-    assert [line["lr"] for line in lines(run)] == pytest.approx([4e-3 * share for share in shares], rel=1e-4)
+    assert [line["lr"] for line in lines(run)] == pytest.approx(
+        [4e-3 * share for share in shares], rel=1e-4
+    )
 
 
 @covers("train.max_minutes", "train.schedule")
 def test_a_time_limit_drives_the_schedule_and_ends_the_run(
     shapes: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step takes 3 s of 12 s; saving and evaluating take 100 s, which do not count; nor does the time between two runs."""
+    """A step takes 3 s of 12 s; saving and evaluating take 100 s, which do not count; nor does the
+    time between two runs."""
     clock = SimpleNamespace(now=1000.0)
     for module in (clock_module, log_module):
-        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now, time=time.time))
+        monkeypatch.setattr(
+            module, "time", SimpleNamespace(monotonic=lambda: clock.now, time=time.time)
+        )
 
     class Timed(RecordingTrainer):
         kill_at = -1

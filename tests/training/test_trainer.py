@@ -1,4 +1,5 @@
-"""Training runs end to end on a handful of synthetic images: exact resume, loud failures, nothing lost."""
+"""Training runs end to end on a handful of synthetic images: exact resume, loud failures, nothing
+lost."""
 
 from __future__ import annotations
 
@@ -44,18 +45,31 @@ def test_a_run_leaves_everything_it_should(shapes: DataConfig, tmp_path: Path) -
     run = train(config(shapes, tmp_path, ema=0.9))
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 6, 6]
-    assert {"loss", "classification", "aligned_dice", "lr", "it_per_s", "grad_norm"} <= lines[0].keys()
+    assert {"loss", "classification", "aligned_dice", "lr", "it_per_s", "grad_norm"} <= lines[
+        0
+    ].keys()
     assert "eval" in lines[-1]
-    for name in ("config.json", "results.json", "evaluation.json", "best/model.safetensors", "tensorboard"):
+    for name in (
+        "config.json",
+        "results.json",
+        "evaluation.json",
+        "best/model.safetensors",
+        "tensorboard",
+    ):
         assert (run / name).exists(), name
-    assert [p.name for p in sorted((run / "checkpoints").iterdir())] == ["step_0000003", "step_0000006"]
+    assert [p.name for p in sorted((run / "checkpoints").iterdir())] == [
+        "step_0000003",
+        "step_0000006",
+    ]
     predictor = alignmask.load(run)
     assert len(predictor.class_names) == 6
     assert not predictor.model.training
 
 
 @pytest.mark.parametrize("variant", [{}, {"ema": 0.5}, {"accumulate": 2, "schedule": "cosine"}])
-def test_a_resumed_run_is_bit_identical(shapes: DataConfig, tmp_path: Path, variant: dict[str, Any]) -> None:
+def test_a_resumed_run_is_bit_identical(
+    shapes: DataConfig, tmp_path: Path, variant: dict[str, Any]
+) -> None:
     whole = RecordingTrainer(config(shapes, tmp_path, "whole", **variant))
     whole.run()
     stopped = config(shapes, tmp_path, "stopped", **variant)
@@ -76,9 +90,14 @@ def test_a_resumed_run_is_bit_identical(shapes: DataConfig, tmp_path: Path, vari
     assert_equal(weights(whole.run_dir), weights(resumed))
     if "ema" in variant:  # the average of the iterations before the interruption and after it
         average = checkpoint.load_weights(checkpoint.latest(resumed))
-        assert_close(small(average), moving_average([small(step.after) for step in whole.steps], 0.5))
+        assert_close(
+            small(average), moving_average([small(step.after) for step in whole.steps], 0.5)
+        )
         assert_equal(checkpoint.load_weights(resumed / "best"), average)
-    logs = [[(line["step"], line["loss"], line["lr"]) for line in lines(run)] for run in (whole.run_dir, resumed)]
+    logs = [
+        [(line["step"], line["loss"], line["lr"]) for line in lines(run)]
+        for run in (whole.run_dir, resumed)
+    ]
     assert [step for step, *_ in logs[0]] == [step for step, *_ in logs[1]] == [2, 4, 6]
     assert logs[0] == logs[1]
 
@@ -133,7 +152,9 @@ def test_a_killed_run_repeats_what_its_checkpoint_lacks(shapes: DataConfig, tmp_
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_stops_the_run(shapes: DataConfig, tmp_path: Path, value: float) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run(
+    shapes: DataConfig, tmp_path: Path, value: float
+) -> None:
     trainer = Trainer(config(shapes, tmp_path))
     criterion = trainer.criterion
 
@@ -144,7 +165,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(shapes: DataConfig, tmp_path: P
         return losses
 
     trainer.criterion = broken
-    with pytest.raises(FloatingPointError, match=r"iteration 4: .*dice (nan|inf).*images \[\d+, \d+\].*step_0000003"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"iteration 4: .*dice (nan|inf).*images \[\d+, \d+\].*step_0000003",
+    ):
         trainer.run()
     assert checkpoint.latest(tmp_path / "run").name == "step_0000003"
 
@@ -157,16 +181,24 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(
     trainer = Trainer(config(shapes, tmp_path, checkpoint_every=1, clip=clip))
     bias = trainer.model.query_decoder.heads.classify.bias
     bias.register_hook(lambda grad: torch.full_like(grad, math.inf) if trainer.step == 2 else grad)
-    with pytest.raises(FloatingPointError, match=r"iteration 2: gradient is not finite \(norm inf\).*step_0000002"):
+    with pytest.raises(
+        FloatingPointError, match=r"iteration 2: gradient is not finite \(norm inf\).*step_0000002"
+    ):
         trainer.run()
-    assert all(v.isfinite().all() for v in weights(tmp_path / "run").values() if v.is_floating_point())
+    assert all(
+        v.isfinite().all() for v in weights(tmp_path / "run").values() if v.is_floating_point()
+    )
 
 
-def test_matching_costs_that_are_not_finite_name_iteration_and_checkpoint(shapes: DataConfig, tmp_path: Path) -> None:
+def test_matching_costs_that_are_not_finite_name_iteration_and_checkpoint(
+    shapes: DataConfig, tmp_path: Path
+) -> None:
     trainer = Trainer(config(shapes, tmp_path, checkpoint_every=1))
     with torch.no_grad():
         trainer.model.query_decoder.heads.classify.bias.fill_(math.nan)
-    with pytest.raises(FloatingPointError, match=r"iteration 0: matching: image .*non-finite costs.*none yet"):
+    with pytest.raises(
+        FloatingPointError, match=r"iteration 0: matching: image .*non-finite costs.*none yet"
+    ):
         trainer.run()
 
 
@@ -209,8 +241,12 @@ def test_an_evaluation_whose_best_checkpoint_was_not_written_is_made_again(
 
 def test_a_schedulers_sigterm_to_all_processes_saves(shapes: DataConfig, tmp_path: Path) -> None:
     """Data workers get it, too, and go on until the step is done."""
-    run_config = config(replace(shapes, workers=2), tmp_path, iterations=1000, checkpoint_every=1000)
-    process = multiprocessing.get_context("spawn").Process(target=_train_and_signal_the_group, args=(run_config,))
+    run_config = config(
+        replace(shapes, workers=2), tmp_path, iterations=1000, checkpoint_every=1000
+    )
+    process = multiprocessing.get_context("spawn").Process(
+        target=_train_and_signal_the_group, args=(run_config,)
+    )
     process.start()
     process.join(120)
     assert process.exitcode == 0
@@ -234,8 +270,11 @@ def _train_and_signal_the_group(run_config: Config) -> None:
 
 
 @pytest.mark.parametrize("change", ["order", "fewer"])
-def test_validation_categories_must_be_the_training_categories(shapes: DataConfig, tmp_path: Path, change: str) -> None:
-    """Labels become ids through them: others would be scored as the wrong classes, or end the run at its first evaluation."""
+def test_validation_categories_must_be_the_training_categories(
+    shapes: DataConfig, tmp_path: Path, change: str
+) -> None:
+    """Labels become ids through them: others would be scored as the wrong classes, or end the run
+    at its first evaluation."""
     shapes = resolve_paths(shapes)
     content = json.loads(Path(shapes.val_annotations).read_text())
     names = [category["name"] for category in content["categories"]]
@@ -244,10 +283,14 @@ def test_validation_categories_must_be_the_training_categories(shapes: DataConfi
             category["name"] = name
     else:
         content["categories"] = content["categories"][:-1]
-        content["annotations"] = [a for a in content["annotations"] if a["category_id"] != len(names)]
+        content["annotations"] = [
+            a for a in content["annotations"] if a["category_id"] != len(names)
+        ]
     (tmp_path / "val.json").write_text(json.dumps(content))
     data = replace(shapes, shapes=None, val_annotations=tmp_path / "val.json")
-    with pytest.raises(ValueError, match=r"val\.json must have the categories of .*instances_train\.json"):
+    with pytest.raises(
+        ValueError, match=r"val\.json must have the categories of .*instances_train\.json"
+    ):
         Trainer(config(data, tmp_path))
 
 
@@ -276,13 +319,17 @@ def test_time_limit_ends_the_run_with_an_evaluation(shapes: DataConfig, tmp_path
     assert (run / "evaluation.json").exists()
 
 
-def test_accumulation_makes_one_step_along_the_mean_gradient(shapes: DataConfig, tmp_path: Path) -> None:
+def test_accumulation_makes_one_step_along_the_mean_gradient(
+    shapes: DataConfig, tmp_path: Path
+) -> None:
     trainer = Trainer(config(shapes, tmp_path, accumulate=2, batch_size=2, clip=0.0))
     assert trainer.micro_batch == 1
     steps = []
 
     def note(*_: object) -> None:
-        steps.append({n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None})
+        steps.append(
+            {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
+        )
 
     trainer.optimizer.optimizer.register_step_pre_hook(note)
     state = {n: v.clone() for n, v in trainer.model.state_dict().items()}
@@ -304,7 +351,9 @@ def test_accumulation_makes_one_step_along_the_mean_gradient(shapes: DataConfig,
         Trainer(config(shapes, tmp_path / "x", accumulate=2, batch_size=3))
 
 
-def test_wrong_number_of_classes_says_which_flag_to_pass(shapes: DataConfig, tmp_path: Path) -> None:
+def test_wrong_number_of_classes_says_which_flag_to_pass(
+    shapes: DataConfig, tmp_path: Path
+) -> None:
     wrong = replace(config(shapes, tmp_path), model=tiny.model_config(num_classes=80))
     with pytest.raises(ValueError, match=r"6 categories.*--model\.num-classes 6"):
         Trainer(wrong)
@@ -313,16 +362,21 @@ def test_wrong_number_of_classes_says_which_flag_to_pass(shapes: DataConfig, tmp
 def test_bf16_is_of_the_training_alone(shapes: DataConfig, tmp_path: Path) -> None:
     half = config(shapes, tmp_path, precision="bf16", iterations=2)
     run = train(half)
-    assert all(value.isfinite().all() for value in weights(run).values() if value.is_floating_point())
+    assert all(
+        value.isfinite().all() for value in weights(run).values() if value.is_floating_point()
+    )
     whole = train(replace(half, name="fp32", train=replace(half.train, precision="fp32")))
-    assert any(not torch.equal(value, weights(whole)[name]) for name, value in weights(run).items())  # it was in bf16
+    # It was in bf16.
+    assert any(not torch.equal(value, weights(whole)[name]) for name, value in weights(run).items())
     evaluate_model(
         alignmask.load(run).model, val_dataset(resolve_paths(half.data)), device="cpu", batch_size=2, workers=0, out=tmp_path
     )  # fmt: skip
     assert (run / "results.json").read_bytes() == (tmp_path / "results.json").read_bytes()
 
 
-def test_dry_run_keeps_nothing(shapes: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_keeps_nothing(
+    shapes: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     dry_run(config(shapes, tmp_path), steps=2)
     out = capsys.readouterr().out
     assert "step 2:" in out
@@ -344,7 +398,8 @@ def test_the_best_checkpoint_survives_a_resume(shapes: DataConfig, tmp_path: Pat
 
 
 def test_a_run_may_go_on_with_another_score(shapes: DataConfig, tmp_path: Path) -> None:
-    """Nothing learned depends on it; the best checkpoint's AP by the new score is the one to beat."""
+    """Nothing learned depends on it; the best checkpoint's AP by the new score is the one to
+    beat."""
     run = train(config(shapes, tmp_path))
     metrics = checkpoint.load_meta(run / "best")["metrics"]
     metrics["class"]["AP"] = 0.7
@@ -354,7 +409,9 @@ def test_a_run_may_go_on_with_another_score(shapes: DataConfig, tmp_path: Path) 
     assert Trainer(replace(settings, model=replace(settings.model, score="class"))).best == 0.7
     del metrics["class"]  # as if written before there was that score
     (run / "best" / "meta.json").write_text(json.dumps(meta))
-    assert Trainer(replace(settings, model=replace(settings.model, score="class"))).best == -math.inf
+    assert (
+        Trainer(replace(settings, model=replace(settings.model, score="class"))).best == -math.inf
+    )
 
 
 def test_a_resumed_run_obeys_new_learning_rates(shapes: DataConfig, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""What test_distributed.py runs in two processes: `two_processes.py FOLDER` trains, and notes in FOLDER what each one saw."""
+"""What test_distributed.py runs in two processes: `two_processes.py FOLDER` trains, and notes in
+FOLDER what each one saw."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ random = torch.rand
 
 
 def same_points_for_all(*shape: Any, device: Any = None) -> Tensor:
-    """In place of torch.rand: every image and mask gets the same points, so that it does not matter who shares a process."""
+    """In place of torch.rand: every image and mask gets the same points, so that it does not matter
+    who shares a process."""
     if len(shape) < 3:
         return random(*shape, device=device)
     points = random(*shape[1:], generator=torch.Generator().manual_seed(sum(shape[1:])))
@@ -40,7 +42,8 @@ def settings(root: Path, name: str) -> Config:
 
 
 class OneOfTwo(RecordingTrainer):
-    """The second process alone is asked to stop after the third iteration, and has other BatchNorm statistics."""
+    """The second process alone is asked to stop after the third iteration, and has other BatchNorm
+    statistics."""
 
     def train_step(self, batches: Any) -> Any:
         values = super().train_step(batches)
@@ -48,7 +51,9 @@ class OneOfTwo(RecordingTrainer):
         return values
 
     def evaluate(self) -> Evaluation:
-        self.statistics = next(b for name, b in self.ema.module.named_buffers() if name.endswith("running_mean"))
+        self.statistics = next(
+            b for name, b in self.ema.module.named_buffers() if name.endswith("running_mean")
+        )
         self.statistics += self.accelerator.process_index
         return super().evaluate()
 

@@ -1,7 +1,7 @@
 """The paper's ablations, and others, as grids of variants: functions from a config to a config.
 
-A variant's name is that of its folder. Variants of the same name are the same in every grid, so that grids which share a
-folder share their runs.
+A variant's name is that of its folder. Variants of the same name are the same in every grid, so
+that grids which share a folder share their runs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ class Grid:
 
 
 def adapt(
-    *, model: dict[str, Any] | None = None, aligned: dict[str, Any] | Literal["off"] | None = None, **loss: Any
+    *,
+    model: dict[str, Any] | None = None,
+    aligned: dict[str, Any] | Literal["off"] | None = None,
+    **loss: Any,
 ) -> Callable[[Config], Config]:
     """The full method with these fields changed; aligned="off": without Aligned Query Learning."""
 
@@ -75,7 +78,9 @@ TABLE_3 = Grid(
     ("self-attention", "masked attention"),
     AP3,
     (
-        replace(NO_AQL, labels=("no aligned query", ""), paper={"AP": 39.7, "AP50": 58.7, "AP75": 43.3}),
+        replace(
+            NO_AQL, labels=("no aligned query", ""), paper={"AP": 39.7, "AP50": 58.7, "AP75": 43.3}
+        ),
         _attention("own_attention", {**OWN_SELF, **OWN_MASKED}, ("", ""), 40.6, 59.7, 44.5),
         _attention("own_masked_attention", OWN_MASKED, ("✓", ""), 40.8, 60.2, 44.7),
         _attention("own_self_attention", OWN_SELF, ("", "✓"), 40.8, 60.1, 44.6),
@@ -110,7 +115,9 @@ COMPONENTS = Grid(
     (*APS, *ALIGNMENT),
     (
         Variant("softmax_no_aql", ("cross-entropy", ""), adapt(aligned="off", model=SOFTMAX)),
-        Variant("focal_no_aql", ("focal", ""), adapt(aligned="off", model={"classification": "focal"})),
+        Variant(
+            "focal_no_aql", ("focal", ""), adapt(aligned="off", model={"classification": "focal"})
+        ),
         Variant("qfl_no_aql", (NO_WEIGHT, ""), adapt(aligned="off", weigh_negatives=False)),
         replace(NO_AQL, labels=("aligned", ""), paper={"AP": 39.7, "AP50": 58.7, "AP75": 43.3}),
         Variant("softmax", ("cross-entropy", "✓"), adapt(model=SOFTMAX)),
@@ -121,10 +128,15 @@ COMPONENTS = Grid(
 )
 
 _TABLES_1_AND_2 = (*APS, *ALIGNMENT)
-_MASK2FORMER = dict(zip(_TABLES_1_AND_2, (43.7, 66.0, 46.9, 23.4, 47.2, 64.8, 0.221, 0.609), strict=True))
-_ALIGNMASK = dict(zip(_TABLES_1_AND_2, (45.4, 66.3, 50.1, 25.8, 48.3, 65.7, 0.291, 0.610), strict=True))
+_MASK2FORMER = dict(
+    zip(_TABLES_1_AND_2, (43.7, 66.0, 46.9, 23.4, 47.2, 64.8, 0.221, 0.609), strict=True)
+)
+_ALIGNMASK = dict(
+    zip(_TABLES_1_AND_2, (45.4, 66.3, 50.1, 25.8, 48.3, 65.7, 0.291, 0.610), strict=True)
+)
 COMPARISON = Grid(
-    "Mask2Former, with aligned label assignment, with both (the paper: Tables 1 and 2, ResNet-50, 50 epochs)",
+    "Mask2Former, with aligned label assignment, with both (the paper: Tables 1 and 2, ResNet-50, "
+    "50 epochs)",
     ("method",),
     (*APS, *ALIGNMENT, *(f"class: {number}" for number in ALIGNMENT)),
     (

@@ -1,7 +1,8 @@
-"""Runs a grid of ablations: variants x seeds in one folder, by any number of processes, resumable after a kill at any moment.
+"""Runs a grid of ablations: variants x seeds in one folder, by any number of processes, resumable
+after a kill at any moment.
 
-Every run is the trainer's own, in `folder/VARIANT/seedK`, with result.json once it is done; see `claims` for how processes
-share the work.
+Every run is the trainer's own, in `folder/VARIANT/seedK`, with result.json once it is done; see
+`claims` for how processes share the work.
 """
 
 from __future__ import annotations
@@ -66,11 +67,14 @@ class State:
     """What result.json holds: evaluation, iterations, seconds of training."""
 
 
-def cells(grid: Grid, config: Config, seeds: Iterable[int], softmax_class_weight: float | None = None) -> list[Cell]:
-    """All runs of a grid, seed by seed, below `config.out`/`config.name`. Raises ValueError for seeds given twice.
+def cells(
+    grid: Grid, config: Config, seeds: Iterable[int], softmax_class_weight: float | None = None
+) -> list[Cell]:
+    """All runs of a grid, seed by seed, below `config.out`/`config.name`. Raises ValueError for
+    seeds given twice.
 
-    softmax_class_weight: `loss.class_weight` of softmax variants, whose loss is a mean over queries and not a sum over
-    classes per instance; None: as in `config`.
+    softmax_class_weight: `loss.class_weight` of softmax variants, whose loss is a mean over queries
+    and not a sum over classes per instance; None: as in `config`.
     """
     seeds = list(seeds)
     if len(set(seeds)) != len(seeds) or not seeds:
@@ -80,7 +84,9 @@ def cells(grid: Grid, config: Config, seeds: Iterable[int], softmax_class_weight
         for variant in grid.variants:
             changed = variant.change(config)
             if changed.model.classification == "softmax" and softmax_class_weight is not None:
-                changed = replace(changed, loss=replace(changed.loss, class_weight=softmax_class_weight))
+                changed = replace(
+                    changed, loss=replace(changed.loss, class_weight=softmax_class_weight)
+                )
             run = replace(
                 changed, out=config.out / config.name / variant.name, name=f"seed{seed}",
                 train=replace(changed.train, seed=seed),
@@ -90,7 +96,8 @@ def cells(grid: Grid, config: Config, seeds: Iterable[int], softmax_class_weight
 
 
 def state(cell: Cell, claims: Claims) -> State:
-    """The status of a cell. Raises ValueError if its folder holds a run with another configuration."""
+    """The status of a cell. Raises ValueError if its folder holds a run with another
+    configuration."""
     done = (cell.run / RESULT).exists()
     step = 0 if done else _progress(cell.run)
     if done or step:
@@ -109,9 +116,14 @@ def state(cell: Cell, claims: Claims) -> State:
 
 
 def seeds_in(grid: Grid, config: Config) -> list[int]:
-    """The seeds with which variants of the grid have been begun below `config.out`/`config.name`, in order."""
-    folders = (run for v in grid.variants for run in (config.out / config.name / v.name).glob("seed*"))
-    return sorted({int(seed) for run in folders if (seed := run.name.removeprefix("seed")).isdigit()})
+    """The seeds with which variants of the grid have been begun below `config.out`/`config.name`,
+    in order."""
+    folders = (
+        run for v in grid.variants for run in (config.out / config.name / v.name).glob("seed*")
+    )
+    return sorted(
+        {int(seed) for run in folders if (seed := run.name.removeprefix("seed")).isdigit()}
+    )
 
 
 def _progress(run: Path, looks: int = 3) -> int:
@@ -126,7 +138,8 @@ def _progress(run: Path, looks: int = 3) -> int:
 
 
 def _check_same(cell: Cell) -> None:
-    """Compare with what the run noted when it began, which is there when its checkpoints have been deleted."""
+    """Compare with what the run noted when it began, which is there when its checkpoints have been
+    deleted."""
     changed = changed_fields(checkpoint.load_config(cell.run), cell.config, may_differ=MAY_DIFFER)
     if changed:
         raise ValueError(
@@ -145,9 +158,10 @@ def work(
 ) -> None:
     """Train every cell that is not done, has not failed and is not claimed by another process.
 
-    A cell that raises is reported in full and marked by a file in failures/; the others continue. After FAILURES_IN_A_ROW
-    failures this process returns and leaves the rest to others, because the cause may be the machine. Raises Stopped after
-    Ctrl-C or SIGTERM, once a checkpoint has been written; the same call continues.
+    A cell that raises is reported in full and marked by a file in failures/; the others continue.
+    After FAILURES_IN_A_ROW failures this process returns and leaves the rest to others, because the
+    cause may be the machine. Raises Stopped after Ctrl-C or SIGTERM, once a checkpoint has been
+    written; the same call continues.
 
     Args:
         say: Called with one message about each event.
@@ -172,7 +186,10 @@ def work(
             torch.cuda.empty_cache()
             after_each()
             if failures == FAILURES_IN_A_ROW:
-                say(f"{failures} runs in a row failed here: this process stops (--retry tries them again)")
+                say(
+                    f"{failures} runs in a row failed here: this process stops (--retry tries them "
+                    "again)"
+                )
                 return
         left = {state(cell, claims).status for cell in grid_cells} - set(FINISHED)
         if not left or (left == {"running"} and not wait):
@@ -185,8 +202,8 @@ def _finished(cell: Cell) -> bool:
 
 
 def _look_again(run: Path) -> None:
-    """Make the file system look again: a network file system may remember for a minute that a file did not exist, unless its
-    folder has changed."""
+    """Make the file system look again: a network file system may remember for a minute that a file
+    did not exist, unless its folder has changed."""
     for folder in (run.parent, run):
         if folder.exists():
             with tempfile.NamedTemporaryFile(dir=folder, prefix=".look."):
@@ -208,11 +225,17 @@ def _try(cell: Cell, claim: Claim, say: Callable[[str], None]) -> bool:
     except Stopped:
         if not claim.lost:
             raise
-        say(f"{cell.name}: left to another process, which took it over because this one did not respond")
+        say(
+            f"{cell.name}: left to another process, which took it over because this one did not "
+            "respond"
+        )
     except Exception:  # reported in full; the other cells do not depend on it
         say(f"{cell.name}: FAILED\n{traceback.format_exc()}")
         if claim.lost:
-            say(f"{cell.name}: another process has taken it over and may succeed, so it is not marked as failed")
+            say(
+                f"{cell.name}: another process has taken it over and may succeed, so it is not "
+                "marked as failed"
+            )
         else:
             with replacing(cell.failure) as part:
                 part.write_text(traceback.format_exc())

@@ -1,4 +1,5 @@
-"""The tables of a grid of ablations: mean and standard error over seeds beside the paper's figures, in the paper's layout."""
+"""The tables of a grid of ablations: mean and standard error over seeds beside the paper's figures,
+in the paper's layout."""
 
 from __future__ import annotations
 
@@ -18,11 +19,12 @@ Results = list[tuple[Cell, State]]
 
 
 def figures(result: dict[str, Any]) -> dict[str, float | None]:
-    """The figures of one run, in the score mode of its model: AP and related metrics in percent, and the alignment statistics
-    (IoU with ground truth of the same class). None: the figure is not defined.
+    """The figures of one run, in the score mode of its model: AP and related metrics in percent,
+    and the alignment statistics (IoU with ground truth of the same class). None: the figure is not
+    defined.
 
-    Figures named "class: ..." are by the class score only, which may be what the paper means: it says classification score,
-    although Mask2Former's code ranks by class x mask.
+    Figures named "class: ..." are by the class score only, which may be what the paper means: it
+    says classification score, although Mask2Former's code ranks by class x mask.
     """
     evaluation = result["evaluation"]
     modes = evaluation["modes"]
@@ -32,25 +34,34 @@ def figures(result: dict[str, Any]) -> dict[str, float | None]:
 
 def _of_mode(mode: dict[str, Any]) -> dict[str, float | None]:
     found: dict[str, float | None] = {
-        name: 100 * value if value >= 0 else None for name, value in mode["metrics"].items() if name != "per_category"
+        name: 100 * value if value >= 0 else None
+        for name, value in mode["metrics"].items()
+        if name != "per_category"
     }
     for top in mode["alignment"]["top"]:
         share = f"top {100 * top['fraction']:g} %"
         found[f"PCC {share}"] = top["pcc_same_class"]
-        found[f"mean score {share}"], found[f"mean IoU {share}"] = top["mean_score"], top["mean_iou_same_class"]
+        found[f"mean score {share}"], found[f"mean IoU {share}"] = (
+            top["mean_score"],
+            top["mean_iou_same_class"],
+        )
     return found
 
 
 def mean_and_error(values: list[float]) -> tuple[float, float | None]:
-    """The mean and its standard error (sample standard deviation / sqrt n); a single value has no error."""
+    """The mean and its standard error (sample standard deviation / sqrt n); a single value has no
+    error."""
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
     return statistics.fmean(values), error
 
 
 def write_tables(grid: Grid, results: Results, folder: Path, stem: str) -> str:
-    """Write STEM.md, STEM.png and STEM.json (every figure of every run) to `folder`; returns the Markdown."""
+    """Write STEM.md, STEM.png and STEM.json (every figure of every run) to `folder`; returns the
+    Markdown."""
     header, lines = matrix(grid, results) if grid.layout == "matrix" else rows(grid, results)
-    scores = sorted({state.result["evaluation"]["default"] for _, state in results if state.result is not None})
+    scores = sorted(
+        {state.result["evaluation"]["default"] for _, state in results if state.result is not None}
+    )
     title = f"{grid.title}. Score: {', '.join(scores)}" if scores else grid.title
     text = markdown(title, header, lines)
     with replacing(folder / f"{stem}.md") as path:
@@ -58,7 +69,12 @@ def write_tables(grid: Grid, results: Results, folder: Path, stem: str) -> str:
     with replacing(folder / f"{stem}.png") as path:
         draw(title, header, lines, path)
     runs = [
-        {"variant": cell.variant.name, "seed": cell.seed, "status": state.status, "figures": _figures(state)}
+        {
+            "variant": cell.variant.name,
+            "seed": cell.seed,
+            "status": state.status,
+            "figures": _figures(state),
+        }
         for cell, state in results
     ]
     write_json(folder / f"{stem}.json", {"title": title, "runs": runs}, indent=2)
@@ -66,8 +82,13 @@ def write_tables(grid: Grid, results: Results, folder: Path, stem: str) -> str:
 
 
 def rows(grid: Grid, results: Results) -> tuple[list[str], list[list[str]]]:
-    """-> heading and lines, one per variant: labels, our figures, the paper's, seeds that are done."""
-    printed = [number for number in grid.numbers if any(number in variant.paper for variant in grid.variants)]
+    """-> heading and lines, one per variant: labels, our figures, the paper's, seeds that are
+    done."""
+    printed = [
+        number
+        for number in grid.numbers
+        if any(number in variant.paper for variant in grid.variants)
+    ]
     header = [*grid.columns, *grid.numbers, *(f"paper: {number}" for number in printed), "seeds"]
     lines = []
     for variant in grid.variants:
@@ -79,7 +100,8 @@ def rows(grid: Grid, results: Results) -> tuple[list[str], list[list[str]]]:
 
 
 def matrix(grid: Grid, results: Results) -> tuple[list[str], list[list[str]]]:
-    """-> heading and lines: the one figure of each variant where its labels say, with the paper's in brackets."""
+    """-> heading and lines: the one figure of each variant where its labels say, with the paper's
+    in brackets."""
     (number,) = grid.numbers
     down, across = (list(dict.fromkeys(v.labels[side] for v in grid.variants)) for side in (0, 1))
     at = {variant.labels: variant for variant in grid.variants}
@@ -93,7 +115,9 @@ def matrix(grid: Grid, results: Results) -> tuple[list[str], list[list[str]]]:
                 continue
             done, wanted = _of(variant, results)
             seeds = "" if len(done) == wanted else f", {len(done)}/{wanted} seeds"
-            line.append(f"{_shown(number, done)} (paper {_plain(number, variant.paper.get(number))}{seeds})")
+            line.append(
+                f"{_shown(number, done)} (paper {_plain(number, variant.paper.get(number))}{seeds})"
+            )
         lines.append(line)
     return [number, *across], lines
 
@@ -105,13 +129,19 @@ def markdown(title: str, header: list[str], lines: list[list[str]]) -> str:
 
 def draw(title: str, header: list[str], lines: list[list[str]], out_png: Path) -> None:
     """The table as a picture."""
-    longest = [max(len(line[column]) for line in (header, *lines)) + 2 for column in range(len(header))]
-    figure = Figure(figsize=(0.085 * sum(longest) + 0.4, 0.3 * (len(lines) + 1) + 0.5), layout="constrained")
+    longest = [
+        max(len(line[column]) for line in (header, *lines)) + 2 for column in range(len(header))
+    ]
+    figure = Figure(
+        figsize=(0.085 * sum(longest) + 0.4, 0.3 * (len(lines) + 1) + 0.5), layout="constrained"
+    )
     axes = figure.subplots()
     axes.axis("off")
     axes.set_title(title, fontsize=10, loc="left")
     widths = [length / sum(longest) for length in longest]
-    table = axes.table(lines, colLabels=header, colWidths=widths, cellLoc="center", bbox=Bbox.unit())
+    table = axes.table(
+        lines, colLabels=header, colWidths=widths, cellLoc="center", bbox=Bbox.unit()
+    )
     table.auto_set_font_size(False)
     table.set_fontsize(9)
     for (row, _), cell in table.get_celld().items():
@@ -136,8 +166,13 @@ def _shown(number: str, done: list[dict[str, float | None]]) -> str:
     if not values:
         return "-"
     mean, error = mean_and_error(values)
-    text = _plain(number, mean) if error is None else f"{_plain(number, mean)} ± {_plain(number, error)}"
-    return text if len(values) == len(done) else f"{text} (of {len(values)})"  # it is not defined for the others
+    text = (
+        _plain(number, mean)
+        if error is None
+        else f"{_plain(number, mean)} ± {_plain(number, error)}"
+    )
+    # It is not defined for the others.
+    return text if len(values) == len(done) else f"{text} (of {len(values)})"
 
 
 def _plain(number: str, value: float | None) -> str:

@@ -1,4 +1,5 @@
-"""Several models' predictions on one data set, side by side: measured, and written as JSON, pictures and a page.
+"""Several models' predictions on one data set, side by side: measured, and written as JSON,
+pictures and a page.
 
 Shapes: N predictions, H x W pixels.
 """
@@ -55,16 +56,26 @@ def write_analysis(
     write_json(files["numbers"], {"models": [model.as_dict() for model in models]}, indent=2)
     kinds: tuple[IoU, ...] = ("same class", "any class")
     for kind in kinds:
-        file = files[f"score against IoU ({kind})"] = out / f"score_iou_{kind.replace(' ', '_')}.png"
-        score_iou_scatter({model.name: model.pairs for model in models}, file, fraction=fraction, iou=kind)
+        file = files[f"score against IoU ({kind})"] = (
+            out / f"score_iou_{kind.replace(' ', '_')}.png"
+        )
+        score_iou_scatter(
+            {model.name: model.pairs for model in models}, file, fraction=fraction, iou=kind
+        )
     sheets = []
     for number, model in enumerate(models, 1):
-        sheet = inversion_sheet(_panels(model, ground_truth, dataset), title=f"{model.name}: the worst rank inversions")
-        file = files[f"rank inversions of {model.name}"] = out / f"inversions_{number}_{slug(model.name)}.png"
+        sheet = inversion_sheet(
+            _panels(model, ground_truth, dataset), title=f"{model.name}: the worst rank inversions"
+        )
+        file = files[f"rank inversions of {model.name}"] = (
+            out / f"inversions_{number}_{slug(model.name)}.png"
+        )
         sheet.save(file)
         sheets.append(sheet)
     files["page"] = out / "report.html"
-    write_page(models, ground_truth, dataset, sheets, files["page"], fraction=fraction, progress=progress)
+    write_page(
+        models, ground_truth, dataset, sheets, files["page"], fraction=fraction, progress=progress
+    )
     return files
 
 
@@ -74,7 +85,8 @@ def slug(name: str) -> str:
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:
-    """A name for each path: the last parts of the path that distinguish it, without those that all paths end in.
+    """A name for each path: the last parts of the path that distinguish it, without those that all
+    paths end in.
 
     Raises ValueError if a path occurs twice.
     """
@@ -92,7 +104,8 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
 
 
 def analysis_table(models: Sequence[ModelAnalysis]) -> Group:
-    """COCO's AP with its head-room, and Table 2, with one line for each model, to be printed by rich."""
+    """COCO's AP with its head-room, and Table 2, with one line for each model, to be printed by
+    rich."""
     from rich import box
     from rich.console import Group
     from rich.table import Table
@@ -111,30 +124,54 @@ def analysis_table(models: Sequence[ModelAnalysis]) -> Group:
             made.add_column(name, justify="right", no_wrap=True)
         return made
 
-    quality = table("mask AP (%), by score and by IoU", "AP", "AP50", "AP75", "by IoU", "by IoU*", "head-room")
+    quality = table(
+        "mask AP (%), by score and by IoU", "AP", "AP50", "AP75", "by IoU", "by IoU*", "head-room"
+    )
     quality.caption, quality.caption_justify = "* duplicates last: a perfect ranking", "left"
     for model in models:
         metrics, best = model.metrics, model.oracle.AP
-        shown = [percent(value) for value in (metrics.AP, metrics.AP50, metrics.AP75, model.by_iou.AP, best)]
-        quality.add_row(model.name, *shown, "-" if best < 0 else f"{100 * (best - metrics.AP):+.1f}")
+        shown = [
+            percent(value)
+            for value in (metrics.AP, metrics.AP50, metrics.AP75, model.by_iou.AP, best)
+        ]
+        quality.add_row(
+            model.name, *shown, "-" if best < 0 else f"{100 * (best - metrics.AP):+.1f}"
+        )
     tables = [quality]
     for words, kind in (("same", "same_class"), ("any", "any_class")):
         title = f"the most confident predictions and the best ground truth of {words} class"
-        tables.append(table(title, "top", "number", "PCC", "Spearman", "ECE", "mean score", "mean IoU"))
+        tables.append(
+            table(title, "top", "number", "PCC", "Spearman", "ECE", "mean score", "mean IoU")
+        )
         for model in models:
             for top in model.alignment.top:
-                values = [getattr(top, f"{name}_{kind}") for name in ("pcc", "spearman", "calibration_error")]
+                values = [
+                    getattr(top, f"{name}_{kind}")
+                    for name in ("pcc", "spearman", "calibration_error")
+                ]
                 values += [top.mean_score, getattr(top, f"mean_iou_{kind}")]
                 shown = ["-" if value is None else f"{value:.3f}" for value in values]
-                tables[-1].add_row(model.name, f"{100 * top.fraction:g} %", str(top.predictions), *shown)
+                tables[-1].add_row(
+                    model.name, f"{100 * top.fraction:g} %", str(top.predictions), *shown
+                )
     tables.append(duplicates_table({model.name: model.duplicates for model in models}, "model"))
     tables.append(calibration_table({model.name: model.calibration for model in models}, "model"))
-    if removed := {model.name: model.results.ignored[REMOVED] for model in models if REMOVED in model.results.ignored}:
-        tables[0].title = f"{tables[0].title}; removed by suppression: {', '.join(map(str, removed.values()))}"
+    if removed := {
+        model.name: model.results.ignored[REMOVED]
+        for model in models
+        if REMOVED in model.results.ignored
+    }:
+        tables[
+            0
+        ].title = (
+            f"{tables[0].title}; removed by suppression: {', '.join(map(str, removed.values()))}"
+        )
     return Group(*tables)
 
 
-def _panels(model: ModelAnalysis, ground_truth: GroundTruth, dataset: CocoDataset | None) -> list[tuple[Panel, Panel]]:
+def _panels(
+    model: ModelAnalysis, ground_truth: GroundTruth, dataset: CocoDataset | None
+) -> list[tuple[Panel, Panel]]:
     truths = {annotation["id"]: annotation for annotation in ground_truth.annotations}
     place = {} if dataset is None else {image_id: n for n, image_id in enumerate(dataset.image_ids)}
     panels = []
@@ -147,7 +184,9 @@ def _panels(model: ModelAnalysis, ground_truth: GroundTruth, dataset: CocoDatase
         def panel(n: int, image_HWC: np.ndarray = image_HWC) -> Panel:
             entry, pairs = model.results.entries[n], model.pairs
             truth = truths[pairs.truth_any_class_N[n]]
-            name, true_name = (ground_truth.categories[record["category_id"]] for record in (entry, truth))
+            name, true_name = (
+                ground_truth.categories[record["category_id"]] for record in (entry, truth)
+            )
             what = name if name == true_name else f"{name} (on {true_name})"
             return Panel(
                 image_HWC,

@@ -1,8 +1,10 @@
-"""One HTML file that shows several models' predictions: tables, plots, and every plotted prediction on its image.
+"""One HTML file that shows several models' predictions: tables, plots, and every plotted prediction
+on its image.
 
-It needs nothing but itself: the plots are Bokeh's, whose scripts are in the page, and a content security policy keeps
-the page from loading anything and from running any other script. Its parts are in `assets/`. What it embeds is bounded:
-POINTS predictions of each model, PICTURE_BYTES of pictures, about MASK_BYTES of masks.
+It needs nothing but itself: the plots are Bokeh's, whose scripts are in the page, and a content
+security policy keeps the page from loading anything and from running any other script. Its parts
+are in `assets/`. What it embeds is bounded: POINTS predictions of each model, PICTURE_BYTES of
+pictures, about MASK_BYTES of masks.
 
 Shapes: N predictions of one model that are plotted, best first; H x W pixels.
 """
@@ -24,7 +26,15 @@ import jinja2
 import numpy as np
 from bokeh.embed import json_item
 from bokeh.layouts import column
-from bokeh.models import BooleanFilter, CDSView, ColumnDataSource, DataTable, NumberFormatter, Range1d, TableColumn
+from bokeh.models import (
+    BooleanFilter,
+    CDSView,
+    ColumnDataSource,
+    DataTable,
+    NumberFormatter,
+    Range1d,
+    TableColumn,
+)
 from bokeh.plotting import figure
 from bokeh.resources import Resources
 from PIL import Image
@@ -46,7 +56,8 @@ POINTS = 50_000
 PICTURE_BYTES = 64 << 20
 MASK_BYTES = 32 << 20
 SIDES = (640, 480, 360, 280, 220, 160)
-"""Longer side of the pictures, pixels: the largest one with which they are likely to fit PICTURE_BYTES."""
+"""Longer side of the pictures, pixels: the largest one with which they are likely to fit
+PICTURE_BYTES."""
 
 ASSETS = Path(__file__).parent / "assets"
 AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
@@ -82,17 +93,27 @@ def write_page(
     album = _Album(ground_truth, dataset)
     tops = [top_predictions(model.pairs, fraction)[:POINTS] for model in models]
     span = score_span(model.pairs.scores_N[top] for model, top in zip(models, tops, strict=True))
-    plots = [_plot(album.columns(model, top), span) for model, top in zip(models, tops, strict=True)]
-    scripts = [*Resources(mode="inline", components=["bokeh", "bokeh-widgets", "bokeh-tables"]).js_raw]
+    plots = [
+        _plot(album.columns(model, top), span) for model, top in zip(models, tops, strict=True)
+    ]
+    scripts = [
+        *Resources(mode="inline", components=["bokeh", "bokeh-widgets", "bokeh-tables"]).js_raw
+    ]
     scripts = [*scripts, (ASSETS / "page.js").read_text(encoding="utf-8")]
-    numbers = {round(f * 100 * len(ground_truth.sizes)): f for f in (0.02, 0.10, fraction) if f <= fraction}
+    numbers = {
+        round(f * 100 * len(ground_truth.sizes)): f for f in (0.02, 0.10, fraction) if f <= fraction
+    }
     notes = [
-        f"{model.name}: the {len(top)} most confident predictions are plotted, because a page cannot hold more"
+        f"{model.name}: the {len(top)} most confident predictions are plotted, because a page "
+        "cannot hold more"
         for model, top in zip(models, tops, strict=True)
         if len(top) == POINTS < len(top_predictions(model.pairs, fraction))
     ]
     template = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, loader=jinja2.FileSystemLoader(ASSETS)
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        loader=jinja2.FileSystemLoader(ASSETS),
     ).get_template("page.html")
     stream = template.stream(
         policy=_policy(scripts),
@@ -106,7 +127,9 @@ def write_page(
         ap_names=AP_NAMES,
         columns=COLUMNS,
         fractions=[f"{100 * top.fraction:g}" for top in models[0].alignment.top],
-        shares=[(f"{100 * share:g}", count) for count, share in sorted(numbers.items(), reverse=True)],
+        shares=[
+            (f"{100 * share:g}", count) for count, share in sorted(numbers.items(), reverse=True)
+        ],
         models=[_summary(model, sheet) for model, sheet in zip(models, sheets, strict=True)],
         classes=_classes(models, ground_truth),
         notes=notes,
@@ -116,7 +139,9 @@ def write_page(
                 "categories": list(ground_truth.categories.values()),
                 "images": album.image_ids,
                 "colours": [TRUTH, PREDICTION, OVERLAP],
-                "pictureless": "no images were given" if dataset is None else "left out: the page cannot hold more",
+                "pictureless": "no images were given"
+                if dataset is None
+                else "left out: the page cannot hold more",
             }
         ),
         plots=map(_block, plots),
@@ -129,13 +154,16 @@ def write_page(
 
 def _policy(scripts: Sequence[str]) -> str:
     """A content security policy that allows only these scripts, and nothing from elsewhere."""
-    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    hashes = [
+        base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts
+    ]
     allowed = " ".join(f"'sha256-{value}'" for value in hashes)
     return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:"
 
 
 def _block(value: Any) -> str:
-    """JSON for a <script> element of data: nothing in it can end the element, or begin a comment."""
+    """JSON for a <script> element of data: nothing in it can end the element, or begin a
+    comment."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
@@ -162,7 +190,8 @@ def _summary(model: ModelAnalysis, sheet: Image.Image) -> dict[str, Any]:
 
 
 def _classes(models: Sequence[ModelAnalysis], ground_truth: GroundTruth) -> list[dict[str, Any]]:
-    """Of each category: instances, and each model's AP. (per_category has one entry for each, in the same order.)"""
+    """Of each category: instances, and each model's AP. (per_category has one entry for each, in
+    the same order.)"""
     count = dict.fromkeys(ground_truth.categories, 0)
     for annotation in ground_truth.annotations:
         count[annotation["category_id"]] += not annotation["iscrowd"]
@@ -182,8 +211,8 @@ def _percent(value: float) -> float | None:
 
 
 def _plot(columns: dict[str, np.ndarray], span: tuple[float, float]) -> dict[str, Any]:
-    """A scatter of IoU against score (from `span`) and a table of the same points, as Bokeh's JSON. It holds numbers
-    only: page.js adds the names."""
+    """A scatter of IoU against score (from `span`) and a table of the same points, as Bokeh's JSON.
+    It holds numbers only: page.js adds the names."""
     margin = 0.02 * (span[1] - span[0])
     source = ColumnDataSource(columns, name="points")
     kept = BooleanFilter(booleans=None, name="kept")
@@ -201,11 +230,16 @@ def _plot(columns: dict[str, np.ndarray], span: tuple[float, float]) -> dict[str
         fill_alpha=0.2 if points > 5_000 else 0.45,
     )  # fmt: skip
     dots.nonselection_glyph = None  # the others stay as they are
-    dots.selection_glyph = dots.glyph.clone(fill_color="crimson", fill_alpha=1.0, line_color="white", size=12)
+    dots.selection_glyph = dots.glyph.clone(
+        fill_color="crimson", fill_alpha=1.0, line_color="white", size=12
+    )
     for text in (plot.xaxis, plot.yaxis):
         text.axis_label_text_font_style = "normal"
         text.axis_label_text_font_size, text.major_label_text_font_size = "14px", "12px"
-    number, count = NumberFormatter(format="0.000", text_align="right"), NumberFormatter(format="0", text_align="right")
+    number, count = (
+        NumberFormatter(format="0.000", text_align="right"),
+        NumberFormatter(format="0", text_align="right"),
+    )
     table = DataTable(
         source=source, view=view, height=280, sizing_mode="stretch_width", index_position=None, row_height=24,
         reorderable=False,
@@ -223,7 +257,8 @@ def _plot(columns: dict[str, np.ndarray], span: tuple[float, float]) -> dict[str
 
 
 class _Album:
-    """The images with predictions that are plotted, each with its picture, its masks and its ground truth.
+    """The images with predictions that are plotted, each with its picture, its masks and its ground
+    truth.
 
     Images are numbered in the order of their most confident prediction.
     """
@@ -233,8 +268,11 @@ class _Album:
         self.image_ids: list[int] = []
         self._number: dict[int, int] = {}
         self._masks: list[dict[bytes, int]] = []
-        """Of each image: number of each mask, by its counts. The same mask is often there under several classes."""
-        self._place = {} if dataset is None else {image_id: n for n, image_id in enumerate(dataset.image_ids)}
+        """Of each image: number of each mask, by its counts. The same mask is often there under
+        several classes."""
+        self._place = (
+            {} if dataset is None else {image_id: n for n, image_id in enumerate(dataset.image_ids)}
+        )
 
     def columns(self, model: ModelAnalysis, top_N: np.ndarray) -> dict[str, np.ndarray]:
         """The predictions at these positions of the results, for plotting."""
@@ -254,14 +292,19 @@ class _Album:
             area_N[n] = mask_utils.area(segmentation)
             same_N[n] = self._truth_number(int(pairs.truth_same_class_N[position]))
             any_N[n] = self._truth_number(int(pairs.truth_any_class_N[position]))
-        score_N, iou_N = pairs.scores_N[top_N].astype(np.float32), pairs.iou_same_class_N[top_N].astype(np.float32)
+        score_N, iou_N = (
+            pairs.scores_N[top_N].astype(np.float32),
+            pairs.iou_same_class_N[top_N].astype(np.float32),
+        )
         return {
             "score": score_N,
             "iou": iou_N,
             "gap": score_N - iou_N,
             "same": iou_N,
             "any": pairs.iou_any_class_N[top_N].astype(np.float32),
-            "label": np.array([label_of[category] for category in pairs.category_ids_N[top_N]], np.int32),
+            "label": np.array(
+                [label_of[category] for category in pairs.category_ids_N[top_N]], np.int32
+            ),
             "area": area_N,
             "picture": picture_N,
             "mask": mask_N,
@@ -284,7 +327,9 @@ class _Album:
     def _truths(self, image_id: int) -> list[dict[str, Any]]:
         return [a for a in self.ground_truth.by_image.get(image_id, []) if not a["iscrowd"]]
 
-    def pictures(self, progress: Callable[[int, int], None] | None = None) -> Iterator[dict[str, Any]]:
+    def pictures(
+        self, progress: Callable[[int, int], None] | None = None
+    ) -> Iterator[dict[str, Any]]:
         """The record of each image, one after the other."""
         side, step = self._picture_side(), self._mask_step()
         label_of = {category: label for label, category in enumerate(self.ground_truth.categories)}
@@ -297,12 +342,17 @@ class _Album:
             jpeg = self._picture(image_id, side) if left > 0 else ""
             left -= len(jpeg)
             yield {
-                "name": "" if self.dataset is None else self.dataset.file_name(self._place[image_id]),
+                "name": ""
+                if self.dataset is None
+                else self.dataset.file_name(self._place[image_id]),
                 "id": image_id,
                 "jpeg": jpeg if left > 0 else "",
                 "size": [math.ceil(length / shrunk) for length in size],
                 "truths": [
-                    {"label": label_of[a["category_id"]], "counts": _shrunk(a["segmentation"]["counts"], size, shrunk)}
+                    {
+                        "label": label_of[a["category_id"]],
+                        "counts": _shrunk(a["segmentation"]["counts"], size, shrunk),
+                    }
                     for a in self._truths(image_id)
                 ],
                 "masks": [_shrunk(counts, size, shrunk) for counts in self._masks[number]],
@@ -314,24 +364,36 @@ class _Album:
         """JPEG as base64."""
         if self.dataset is None:
             return ""
-        picture = Image.fromarray(self.dataset.load(self._place[image_id]).image_CHW.permute(1, 2, 0).numpy())
+        picture = Image.fromarray(
+            self.dataset.load(self._place[image_id]).image_CHW.permute(1, 2, 0).numpy()
+        )
         picture.thumbnail((side, side), Image.Resampling.LANCZOS)
         return _jpeg(picture, 70)
 
     def _picture_side(self) -> int:
         if self.dataset is None or not self.image_ids:
             return SIDES[0]
-        samples = [self.image_ids[n] for n in np.unique(np.linspace(0, len(self.image_ids) - 1, 12).astype(int))]
+        samples = [
+            self.image_ids[n]
+            for n in np.unique(np.linspace(0, len(self.image_ids) - 1, 12).astype(int))
+        ]
         for side in SIDES:
-            bytes_each = sum(len(self._picture(image_id, side)) for image_id in samples) / len(samples)
+            bytes_each = sum(len(self._picture(image_id, side)) for image_id in samples) / len(
+                samples
+            )
             if 1.1 * bytes_each * len(self.image_ids) <= PICTURE_BYTES:
                 return side
         return SIDES[-1]
 
     def _mask_step(self) -> int:
-        """The step n for which every n-th row and column of the masks is kept; their encodings shrink in proportion."""
+        """The step n for which every n-th row and column of the masks is kept; their encodings
+        shrink in proportion."""
         masks = sum(len(counts) for counts_of_image in self._masks for counts in counts_of_image)
-        truths = sum(len(a["segmentation"]["counts"]) for image_id in self.image_ids for a in self._truths(image_id))
+        truths = sum(
+            len(a["segmentation"]["counts"])
+            for image_id in self.image_ids
+            for a in self._truths(image_id)
+        )
         return max(1, math.ceil((masks + truths) / MASK_BYTES))
 
 

@@ -40,11 +40,13 @@ class ModelAnalysis:
     by_iou: CocoMetrics
     """Ranked by IoU (same class) instead of the score."""
     oracle: CocoMetrics
-    """Ranked by `oracle_scores`: the metrics that a perfect ranking of the same masks would have."""
+    """Ranked by `oracle_scores`: the metrics that a perfect ranking of the same masks would
+    have."""
     alignment: AlignmentStatistics
     inversions: list[Inversion]
     duplicates: dict[str, Duplicates]
-    """Second masks of one object among the predictions that are shown, and the most confident ones."""
+    """Second masks of one object among the predictions that are shown, and the most confident
+    ones."""
     calibration: dict[str, float | None]
     """The score as a forecast: `alignmask.evaluation.calibration.measure`."""
 
@@ -60,19 +62,29 @@ class ModelAnalysis:
             "alignment": self.alignment.as_dict(),
             "duplicates": {name: entry.as_dict() for name, entry in self.duplicates.items()},
             "calibration": self.calibration,
-            "inversions": [{**asdict(inversion), **self._both(inversion)} for inversion in self.inversions],
+            "inversions": [
+                {**asdict(inversion), **self._both(inversion)} for inversion in self.inversions
+            ],
         }
 
     def _both(self, inversion: Inversion) -> dict[str, Any]:
         positions = {"high": inversion.high, "low": inversion.low}
         return {
             **{f"{name}_score": float(self.pairs.scores_N[n]) for name, n in positions.items()},
-            **{f"{name}_iou_any_class": float(self.pairs.iou_any_class_N[n]) for name, n in positions.items()},
+            **{
+                f"{name}_iou_any_class": float(self.pairs.iou_any_class_N[n])
+                for name, n in positions.items()
+            },
         }
 
 
 def analyze_model(
-    name: str, ground_truth: GroundTruth, results: Results, *, inversions: int = 8, engine: Engine = "hotcoco"
+    name: str,
+    ground_truth: GroundTruth,
+    results: Results,
+    *,
+    inversions: int = 8,
+    engine: Engine = "hotcoco",
 ) -> ModelAnalysis:
     """Measure one model.
 
@@ -83,7 +95,10 @@ def analyze_model(
     pairs = score_iou_pairs(ground_truth, results)
 
     def ranked(scores_N: np.ndarray) -> CocoMetrics:
-        entries = [{**entry, "score": s} for entry, s in zip(results.entries, scores_N.tolist(), strict=True)]
+        entries = [
+            {**entry, "score": s}
+            for entry, s in zip(results.entries, scores_N.tolist(), strict=True)
+        ]
         return evaluate_results(ground_truth, replace(results, entries=entries), engine)
 
     return ModelAnalysis(

@@ -1,1 +1,2 @@
-"""The commands of the command line: each module's `main(arguments)` parses them and returns an exit code."""
+"""The commands of the command line: each module's `main(arguments)` parses them and returns an exit
+code."""

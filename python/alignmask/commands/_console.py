@@ -1,6 +1,7 @@
 """What the commands share: exit codes, messages, a progress bar, and devices and recipes by name.
 
-Imports are inside the functions, so that the command line starts without torch and without the extra `[train]`.
+Imports are inside the functions, so that the command line starts without torch and without the
+extra `[train]`.
 """
 
 from __future__ import annotations
@@ -21,18 +22,25 @@ USER_ERROR, INTERRUPTED = 2, 130
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar on stderr inside the block. Yields a function of (number done, number in total)."""
+    """Show a progress bar on stderr inside the block. Yields a function of (number done, number in
+    total)."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        *Progress.get_default_columns()[:2],
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" is a GPU if there is one. Raises ValueError for a device that cannot be used."""
+    """The device of that name; "auto" is a GPU if there is one. Raises ValueError for a device that
+    cannot be used."""
     import torch
 
     if name == "auto":

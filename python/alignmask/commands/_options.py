@@ -21,13 +21,15 @@ Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior
 
 
 def flowing(command: Callable[..., int]) -> Callable[..., int]:
-    """The command, with each text of the docstring's `Args` on one line: tyro would keep its line breaks."""
+    """The command, with each text of the docstring's `Args` on one line: tyro would keep its line
+    breaks."""
     command.__doc__ = re.sub(r"\n {12,}(?=\S)", " ", command.__doc__ or "")
     return command
 
 
 def let_settings_flow() -> None:
-    """Give tyro the text below each setting of `alignmask.config` on one line, as the field's metadata `help`.
+    """Give tyro the text below each setting of `alignmask.config` on one line, as the field's
+    metadata `help`.
 
     tyro looks there first. It finds the texts by itself, too, but would keep their line breaks.
     """
@@ -38,5 +40,7 @@ def let_settings_flow() -> None:
         fields = {field.name: field for field in dataclasses.fields(settings)}
         for field, text in pairwise(node.body):
             match field, text:
-                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(words))):
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(
+                    value=ast.Constant(value=str(words))
+                ):
                     fields[name].metadata = MappingProxyType({"help": " ".join(words.split())})

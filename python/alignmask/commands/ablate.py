@@ -28,15 +28,15 @@ from alignmask.training.signals import Stopped
 from alignmask.training.trainer import check_classes
 
 FAILED = 1
-USAGE = (
-    "usage: alignmask ablate GRID RECIPE ...\n\n{grids}\n\n`alignmask ablate GRID RECIPE --help` lists all settings."
-)
+USAGE = "usage: alignmask ablate GRID RECIPE ...\n\n{grids}\n\n`alignmask ablate GRID RECIPE --help` lists all settings."
 
 
 def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         grids = "\n".join(f"  {name:<11} {grid.title}" for name, grid in GRIDS.items())
-        print(USAGE.format(grids=f"GRID is one of\n{grids}\n\nRECIPE is one of {', '.join(RECIPES)}"))
+        print(
+            USAGE.format(grids=f"GRID is one of\n{grids}\n\nRECIPE is one of {', '.join(RECIPES)}")
+        )
         return 0
     name, *rest = arguments
     if name not in GRIDS:
@@ -69,7 +69,9 @@ def _command(grid: str, recipe: Callable[[], Config]) -> Callable[..., int]:
         retry: Flag = False,
     ) -> int:
         config = switch_off(config, without)
-        return run(grid, config, seeds, only, softmax_class_weight, dry=dry_run, wait=wait, retry=retry)
+        return run(
+            grid, config, seeds, only, softmax_class_weight, dry=dry_run, wait=wait, retry=retry
+        )
 
     command.__doc__ = f"""{GRIDS[grid].title}, with the recipe {base.name.removeprefix("ablate_")}
 
@@ -105,8 +107,10 @@ def run(
     """List the plan, train, print and write the tables. Returns 1 if runs have failed."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
-            "ablate: torchrun's processes would each do runs of their own; start one process per GPU instead: "
-            "CUDA_VISIBLE_DEVICES=0 alignmask ablate ..., and so on (--train.accumulate N makes a large batch fit)"
+            "ablate: torchrun's processes would each do runs of their own; start one process per "
+            "GPU instead: "
+            "CUDA_VISIBLE_DEVICES=0 alignmask ablate ..., and so on (--train.accumulate N makes a "
+            "large batch fit)"
         )
     grid = GRIDS[name]
     _check_names(grid, only)
@@ -116,7 +120,9 @@ def run(
     folder = config.out / config.name
     claims = Claims(folder / "claims")
     cells = [
-        cell for cell in runs.cells(grid, config, seeds, softmax_class_weight) if not only or cell.variant.name in only
+        cell
+        for cell in runs.cells(grid, config, seeds, softmax_class_weight)
+        if not only or cell.variant.name in only
     ]
     if retry and not dry:
         for cell in cells:
@@ -125,17 +131,22 @@ def run(
     console.print(plan(grid, folder, cells, claims))
     if dry:
         return 0
-    # The tables also show what other commands have done in this folder: other seeds, or other variants.
+    # The tables also show what other commands have done in this folder: other seeds, or other
+    # variants.
     begun = [v for v in grid.variants if not only or v.name in only or (folder / v.name).exists()]
     shown = replace(grid, variants=tuple(begun))
     every_seed = sorted({*seeds, *runs.seeds_in(shown, config)})
     every_cell = runs.cells(shown, config, every_seed, softmax_class_weight)
 
     def tables() -> str:
-        return write_tables(shown, [(cell, runs.state(cell, claims)) for cell in every_cell], folder, name)
+        return write_tables(
+            shown, [(cell, runs.state(cell, claims)) for cell in every_cell], folder, name
+        )
 
     def say(text: str) -> None:
-        console.print(f"{time.strftime('%H:%M:%S')} {text}", highlight=False, soft_wrap=True, markup=False)
+        console.print(
+            f"{time.strftime('%H:%M:%S')} {text}", highlight=False, soft_wrap=True, markup=False
+        )
 
     try:
         runs.work(cells, claims, say, after_each=tables, wait=wait)
@@ -146,27 +157,41 @@ def run(
     states = {cell.name: runs.state(cell, claims) for cell in cells}
     running = [cell for cell, state in states.items() if state.status == "running"]
     if running:
-        say(f"still running elsewhere: {', '.join(running)}; the same command collects their results")
-    failed = [f"{cell}: {state.detail}" for cell, state in states.items() if state.status == "failed"]
+        say(
+            f"still running elsewhere: {', '.join(running)}; the same command collects their "
+            "results"
+        )
+    failed = [
+        f"{cell}: {state.detail}" for cell, state in states.items() if state.status == "failed"
+    ]
     if failed:
         return complain(
-            f"{len(failed)} of {len(cells)} runs failed (--retry tries them again)\n" + "\n".join(failed), FAILED
+            f"{len(failed)} of {len(cells)} runs failed (--retry tries them again)\n"
+            + "\n".join(failed),
+            FAILED,
         )
     return 0
 
 
 def plan(grid: Grid, folder: Path, cells: list[runs.Cell], claims: Claims) -> Table:
     """Every run and its status."""
-    table = Table(title=f"{grid.title}: {folder}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=f"{grid.title}: {folder}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     for heading in ("run", "variant", "status", ""):
         table.add_column(heading, overflow="fold")
     for cell in cells:
         state = runs.state(cell, claims)
-        table.add_row(cell.name, " / ".join(filter(None, cell.variant.labels)), state.status, state.detail)
+        table.add_row(
+            cell.name, " / ".join(filter(None, cell.variant.labels)), state.status, state.detail
+        )
     return table
 
 
 def _check_names(grid: Grid, only: tuple[str, ...]) -> None:
     names = [variant.name for variant in grid.variants]
     if unknown := set(only) - set(names):
-        raise ValueError(f"ablate --only: unknown {', '.join(sorted(unknown))}: expected some of {', '.join(names)}")
+        raise ValueError(
+            f"ablate --only: unknown {', '.join(sorted(unknown))}: expected some of "
+            f"{', '.join(names)}"
+        )

@@ -9,8 +9,8 @@ import tyro
 from rich.console import Console
 
 import alignmask
+from alignmask._arguments import are_results
 from alignmask._extras import require_analyze
-from alignmask._verbs import are_results
 from alignmask.analysis.compare import analysis_table
 from alignmask.commands._console import choose_device, progress
 from alignmask.commands._options import File, Flag, Folder, flowing
@@ -43,45 +43,60 @@ def command(
     suppression: Suppression = "off",
     suppression_iou: float = DUPLICATE_IOU,
 ) -> int:
-    """Show how well scores follow mask quality (Table 2, Fig. 1 and 4 of the paper), for several models side by side.
+    """Show how well scores follow mask quality (Table 2, Fig. 1 and 4 of the paper), for several
+    models side by side.
 
     Checkpoints, on their own validation data: alignmask analyze runs/a runs/b
 
-    Any models' results files, and checkpoints: alignmask analyze runs/a results.json --annotations FILE --images DIR
+    Any models' results files, and checkpoints: alignmask analyze runs/a results.json --annotations
+    FILE --images DIR
 
-    The command writes report.html, a page that needs no network: it has sortable tables, plots in which a click on a point
-    shows that prediction on its image, and filters by class, size and IoU. It also writes analysis.json, pictures of the
-    plots and of the worst rank inversions, and the predictions of checkpoints as COCO results files.
+    The command writes report.html, a page that needs no network: it has sortable tables, plots in
+    which a click on a point shows that prediction on its image, and filters by class, size and IoU.
+    It also writes analysis.json, pictures of the plots and of the worst rank inversions, and the
+    predictions of checkpoints as COCO results files.
 
     Args:
-        models: Checkpoints or runs' folders (their best checkpoint is used), and COCO results files (JSON), in any order.
+        models: Checkpoints or runs' folders (their best checkpoint is used), and COCO results files
+            (JSON), in any order.
         annotations: COCO annotation file; by default that of the checkpoints' own validation data.
-        images: Folder of the images that the annotation file lists. Without it, masks of results files are shown on grey.
+        images: Folder of the images that the annotation file lists. Without it, masks of results
+            files are shown on grey.
         out: Folder to write to.
-        fraction: How much to plot: 0.1 plots the most confident 10 predictions per image on average, 1 plots 100.
+        fraction: How much to plot: 0.1 plots the most confident 10 predictions per image on
+            average, 1 plots 100.
         inversions: Number of each model's worst rank inversions to show.
-        score: How checkpoints score their predictions (see --model.score of `train`); default: as they were configured.
+        score: How checkpoints score their predictions (see --model.score of `train`); default: as
+            they were configured.
         device: Where models run: cpu, cuda, cuda:1, ...; auto chooses a GPU if there is one.
         batch_size: Images per forward pass.
         workers: Number of data-loading processes.
-        ignore_unknown: Leave out results that have no score, or whose image or category is unknown, instead of refusing
-            the file.
-        suppression: What happens to second masks of one object, before anything is measured: off leaves them, hard removes
-            them, soft lowers their scores.
-        suppression_iou: Of two predictions of a class that overlap by more than this IoU, the worse-scored is such a mask.
+        ignore_unknown: Leave out results that have no score, or whose image or category is unknown,
+            instead of refusing the file.
+        suppression: What happens to second masks of one object, before anything is measured: off
+            leaves them, hard removes them, soft lowers their scores.
+        suppression_iou: Of two predictions of a class that overlap by more than this IoU, the
+            worse-scored is such a mask.
     """
     require_analyze("alignmask analyze")
     if not 0 <= suppression_iou <= 1:
         raise ValueError(f"analyze: --suppression-iou: expected 0 to 1, got {suppression_iou:g}")
     if not 0 < fraction <= 1:
-        raise ValueError(f"analyze: --fraction: expected more than 0 and at most 1, got {fraction:g}")
+        raise ValueError(
+            f"analyze: --fraction: expected more than 0 and at most 1, got {fraction:g}"
+        )
     if inversions < 0:
         raise ValueError(f"analyze: --inversions: expected 0 or more, got {inversions}")
     results = [path for path in models if are_results(path)]
     if annotations is None and (images is not None or results):
-        raise ValueError("analyze: give --annotations FILE (only checkpoints have validation data of their own)")
+        raise ValueError(
+            "analyze: give --annotations FILE (only checkpoints have validation data of their own)"
+        )
     if annotations is not None and images is None and len(results) < len(models):
-        raise ValueError(f"analyze: checkpoints are to predict on the images of {annotations}: give --images DIR, too")
+        raise ValueError(
+            f"analyze: checkpoints are to predict on the images of {annotations}: give --images "
+            "DIR, too"
+        )
     files = alignmask.analyze(
         models,
         annotations=annotations,

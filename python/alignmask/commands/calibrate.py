@@ -31,7 +31,9 @@ def command(
     annotations: Annotated[Path | None, File] = None,
     images: Annotated[Path | None, Folder] = None,
     method: Method = "isotonic",
-    precision: Annotated[float | None, tyro.conf.arg(metavar="SHARE", help_behavior_hint="")] = None,
+    precision: Annotated[
+        float | None, tyro.conf.arg(metavar="SHARE", help_behavior_hint="")
+    ] = None,
     iou: float = 0.75,
     confidence: float = 0.95,
     per_class: Flag = False,
@@ -53,53 +55,71 @@ def command(
 
     Any model's results file: alignmask calibrate RESULTS --annotations FILE
 
-    The calibration is fitted on one half of the images and shown on the other half. It is stored beside the checkpoint as
-    calibration.json: from then on, predictions have `quality`, the expected IoU, beside the score. With --precision it also
-    looks for the lowest score from which on so large a share of the predictions is good, with a guarantee; then
-    `alignmask predict --trusted` keeps only those.
+    The calibration is fitted on one half of the images and shown on the other half. It is stored
+    beside the checkpoint as calibration.json: from then on, predictions have `quality`, the
+    expected IoU, beside the score. With --precision it also looks for the lowest score from which
+    on so large a share of the predictions is good, with a guarantee; then `alignmask predict
+    --trusted` keeps only those.
 
     Args:
-        model: A checkpoint or a run's folder (its best checkpoint is used), or a COCO results file (JSON).
+        model: A checkpoint or a run's folder (its best checkpoint is used), or a COCO results file
+            (JSON).
         annotations: COCO annotation file; by default that of the checkpoint's own validation data.
         images: Folder of the images that the annotation file lists, for a checkpoint.
-        method: How scores become the expected IoU: isotonic (any non-decreasing function), linear, platt or temperature.
-        precision: Ask for a guarantee that at least this share of the trusted predictions is good, e.g. 0.9.
-        iou: A prediction is good if its mask has this IoU with an object of its class that no better one has found.
+        method: How scores become the expected IoU: isotonic (any non-decreasing function), linear,
+            platt or temperature.
+        precision: Ask for a guarantee that at least this share of the trusted predictions is good,
+            e.g. 0.9.
+        iou: A prediction is good if its mask has this IoU with an object of its class that no
+            better one has found.
         confidence: The guarantee holds with this probability over the choice of the images.
         per_class: Look for a guarantee for every class by itself.
         fewest: Classes with fewer predictions to fit on share one calibration.
         seed: Seed of the split into halves and of the bootstrap.
         resamples: Number of bootstrap resamples of the images for the intervals; 0 for none.
-        out: File to write the calibration to; by default calibration.json of the checkpoint. Of a results file nothing is
-            written by default.
-        diagram: PNG file to draw reliability diagrams to, of the half that was held out: all predictions, by size, and by
-            class.
+        out: File to write the calibration to; by default calibration.json of the checkpoint. Of a
+            results file nothing is written by default.
+        diagram: PNG file to draw reliability diagrams to, of the half that was held out: all
+            predictions, by size, and by class.
         device: Where the model runs: cpu, cuda, cuda:1, ...; auto chooses a GPU if there is one.
         batch_size: Images per forward pass.
         workers: Number of data-loading processes.
-        ignore_unknown: Leave out results that have no score, or whose image or category is unknown, instead of refusing
-            the file.
+        ignore_unknown: Leave out results that have no score, or whose image or category is unknown,
+            instead of refusing the file.
     """
-    for name, share in (("--precision", 0.5 if precision is None else precision), ("--confidence", confidence)):
+    for name, share in (
+        ("--precision", 0.5 if precision is None else precision),
+        ("--confidence", confidence),
+    ):
         if not 0 < share < 1:
-            raise ValueError(f"calibrate: {name}: expected more than 0 and less than 1, got {share:g}")
+            raise ValueError(
+                f"calibrate: {name}: expected more than 0 and less than 1, got {share:g}"
+            )
     if not 0 < iou <= 1:
         raise ValueError(f"calibrate: --iou: expected more than 0 and at most 1, got {iou:g}")
     if resamples < 0 or fewest < 1:
         raise ValueError("calibrate: expected --resamples of 0 or more and --fewest of 1 or more")
     score = "file"
-    if model.is_file() and model.suffix == ".json" and model.name not in (checkpoints.CONFIG, checkpoints.META):
+    if (
+        model.is_file()
+        and model.suffix == ".json"
+        and model.name not in (checkpoints.CONFIG, checkpoints.META)
+    ):
         if annotations is None or images is not None:
             raise ValueError("calibrate RESULTS: give --annotations FILE, and no --images")
         ground_truth = load_ground_truth(annotations)
         results = load_results(model, ground_truth, ignore_unknown)
     else:
         if (annotations is None) != (images is None):
-            raise ValueError("calibrate CHECKPOINT: give --images and --annotations, or neither of them")
+            raise ValueError(
+                "calibrate CHECKPOINT: give --images and --annotations, or neither of them"
+            )
         folder = checkpoints.resolve(model)
         out = out or folder / checkpoints.CALIBRATION
         check_replaceable(out)  # before the long work
-        ground_truth, results, score = _predict(folder, annotations, images, device, batch_size, workers)
+        ground_truth, results, score = _predict(
+            folder, annotations, images, device, batch_size, workers
+        )
     report = calibrate(
         ground_truth, results, method, precision=precision, iou=iou, confidence=confidence, per_class=per_class,
         fewest=fewest, seed=seed, resamples=resamples, score=score,
@@ -107,19 +127,30 @@ def command(
     Console().print(report.table())
     for guarantee in report.calibration.guarantees:
         category_id = guarantee.category_id
-        print(guarantee.describe(None if category_id is None else ground_truth.categories[category_id]))
+        print(
+            guarantee.describe(
+                None if category_id is None else ground_truth.categories[category_id]
+            )
+        )
     if out is not None:
         write_calibration(out, report.calibration)
         print(f"calibration: {out}")
     if diagram is not None:
-        held_out = groups(report.held_out[ANY_OVERLAP], ground_truth.categories, classes=True, sizes=True)
+        held_out = groups(
+            report.held_out[ANY_OVERLAP], ground_truth.categories, classes=True, sizes=True
+        )
         reliability_diagram(held_out, diagram)
         print(f"reliability: {diagram}")
     return 0
 
 
 def _predict(
-    folder: Path, annotations: Path | None, images: Path | None, device: str, batch_size: int, workers: int
+    folder: Path,
+    annotations: Path | None,
+    images: Path | None,
+    device: str,
+    batch_size: int,
+    workers: int,
 ) -> tuple[GroundTruth, Results, str]:
     """Ground truth, predictions, and how the model scores."""
     predictor = alignmask.load(folder, device=choose_device(device))

@@ -1,4 +1,5 @@
-"""`alignmask convert`: other projects' weights to an AlignMask checkpoint, and the baseline to theirs."""
+"""`alignmask convert`: other projects' weights to an AlignMask checkpoint, and the baseline to
+theirs."""
 
 from __future__ import annotations
 
@@ -28,22 +29,27 @@ def command(
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")],
     destination: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")],
     to: Format = "alignmask",
-    annotations: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
+    annotations: Annotated[
+        Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")
+    ] = None,
 ) -> int:
-    """Convert weights between AlignMask, Mask2Former's own code and Hugging Face. Nothing in a file is executed.
+    """Convert weights between AlignMask, Mask2Former's own code and Hugging Face. Nothing in a file
+    is executed.
 
-    SRC is a checkpoint or run of AlignMask, a checkpoint of Mask2Former's code (.pkl, .pth; ResNet or Swin), or a folder
-    that Hugging Face's Mask2FormerForUniversalSegmentation was saved to.
+    SRC is a checkpoint or run of AlignMask, a checkpoint of Mask2Former's code (.pkl, .pth; ResNet
+    or Swin), or a folder that Hugging Face's Mask2FormerForUniversalSegmentation was saved to.
 
-    An AlignMask checkpoint is a folder that `alignmask eval`, `predict` and `train --train.init-from` read. Only a model
-    with softmax scores is a Mask2Former and can be written as one.
+    An AlignMask checkpoint is a folder that `alignmask eval`, `predict` and `train
+    --train.init-from` read. Only a model with softmax scores is a Mask2Former and can be written as
+    one.
 
     Args:
         source: What to read.
-        destination: The folder to write, or for mask2former the file, which ends in .pkl or .pth. It must not exist yet.
+        destination: The folder to write, or for mask2former the file, which ends in .pkl or .pth.
+            It must not exist yet.
         to: The project whose format is written.
-        annotations: COCO annotation file with the names and ids of the classes. By default the source's are kept; if it has
-            none, 80 classes are taken for COCO's.
+        annotations: COCO annotation file with the names and ids of the classes. By default the
+            source's are kept; if it has none, 80 classes are taken for COCO's.
     """
     if destination.exists():
         raise FileExistsError(f"convert: {destination} exists already: nothing is overwritten")
@@ -66,13 +72,15 @@ def command(
 
 
 def classes(source: Source, annotations: Path | None) -> tuple[list[str], list[int]]:
-    """Names and category ids of the classes. Raises ValueError if the file has more or fewer categories than the model."""
+    """Names and category ids of the classes. Raises ValueError if the file has more or fewer
+    categories than the model."""
     count = source.config.model.num_classes
     if annotations is not None:
         index = CocoIndex(annotations)
         if len(index.class_names) != count:
             raise ValueError(
-                f"convert: {annotations} has {len(index.class_names)} categories, the model {count} classes"
+                f"convert: {annotations} has {len(index.class_names)} categories, the model "
+                f"{count} classes"
             )
         return index.class_names, index.category_ids
     return class_list(source, count)
@@ -80,5 +88,12 @@ def classes(source: Source, annotations: Path | None) -> tuple[list[str], list[i
 
 def _tell(source: Source, names: list[str], report: LoadReport, what: str) -> None:
     model = source.config.model
-    parts = [model.backbone.name, f"{model.query_decoder.queries} queries", f"{model.num_classes} classes"]
-    print(f"{what}\n{', '.join(parts)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})\n{report}")
+    parts = [
+        model.backbone.name,
+        f"{model.query_decoder.queries} queries",
+        f"{model.num_classes} classes",
+    ]
+    print(
+        f"{what}\n{', '.join(parts)} "
+        f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})\n{report}"
+    )

@@ -21,8 +21,11 @@ def main(arguments: list[str]) -> int:
     return tyro.cli(command, prog="alignmask demo", args=arguments)
 
 
-def command(minutes: float = 10.0, out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("demo")) -> int:
-    """Train a small AlignMask on built-in synthetic images, evaluate it on held-out ones, and draw pictures.
+def command(
+    minutes: float = 10.0, out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("demo")
+) -> int:
+    """Train a small AlignMask on built-in synthetic images, evaluate it on held-out ones, and draw
+    pictures.
 
     After Ctrl-C, the same command continues where it stopped.
 
@@ -40,7 +43,9 @@ def command(minutes: float = 10.0, out: Annotated[Path, tyro.conf.arg(metavar="D
         return complain(str(stopped), INTERRUPTED)
     dataset = val_dataset(config.data)
     pictures = run_pictures(run, dataset, out)
-    Console().print(alignmask.evaluate(run / "results.json", annotations=dataset.annotations).table())
+    Console().print(
+        alignmask.evaluate(run / "results.json", annotations=dataset.annotations).table()
+    )
     for what, picture in pictures.items():
         print(f"{what}: {picture}")
     print(f"look into its predictions: alignmask analyze {run}")

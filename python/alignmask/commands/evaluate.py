@@ -22,7 +22,9 @@ def main(arguments: list[str]) -> int:
 @flowing
 def command(
     checkpoint: Annotated[
-        Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[CHECKPOINT]", help_behavior_hint="")
+        Path | None,
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="[CHECKPOINT]", help_behavior_hint=""),
     ] = None,
     results: Annotated[Path | None, File] = None,
     annotations: Annotated[Path | None, File] = None,
@@ -54,13 +56,15 @@ def command(
         device: Where the model runs: cpu, cuda, cuda:1, ...; auto chooses a GPU if there is one.
         batch_size: Images per forward pass.
         workers: Number of data-loading processes.
-        engine: What computes AP: pycocotools is the official tool; hotcoco gives the same numbers faster.
+        engine: What computes AP: pycocotools is the official tool; hotcoco gives the same numbers
+            faster.
         per_category: Also print the AP of every category.
-        ignore_unknown: Leave out results that have no score, or whose image or category is unknown, instead of refusing
-            the file.
-        suppression: What happens to second masks of one object, before anything is measured: off leaves them, hard removes
-            them, soft lowers their scores.
-        suppression_iou: Of two predictions of a class that overlap by more than this IoU, the worse-scored is such a mask.
+        ignore_unknown: Leave out results that have no score, or whose image or category is unknown,
+            instead of refusing the file.
+        suppression: What happens to second masks of one object, before anything is measured: off
+            leaves them, hard removes them, soft lowers their scores.
+        suppression_iou: Of two predictions of a class that overlap by more than this IoU, the
+            worse-scored is such a mask.
     """
     if not 0 <= suppression_iou <= 1:
         raise ValueError(f"eval: --suppression-iou: expected 0 to 1, got {suppression_iou:g}")
@@ -70,7 +74,9 @@ def command(
         if annotations is None or data_images is not None:
             raise ValueError("eval --results FILE: give --annotations FILE, and no --data-images")
     elif (annotations is None) != (data_images is None):
-        raise ValueError("eval CHECKPOINT: give --data-images and --annotations, or neither of them")
+        raise ValueError(
+            "eval CHECKPOINT: give --data-images and --annotations, or neither of them"
+        )
     measured = results if checkpoint is None else alignmask.load(checkpoint, choose_device(device))
     assert measured is not None
     evaluation = alignmask.evaluate(

@@ -25,19 +25,22 @@ def main(arguments: list[str]) -> int:
 @flowing
 def command(
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")],
-    size: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="H W", help_behavior_hint="")] = None,
+    size: Annotated[
+        tuple[int, int] | None, tyro.conf.arg(metavar="H W", help_behavior_hint="")
+    ] = None,
     aligned_queries: int = 0,
 ) -> int:
     """Count parameters, and multiply-adds for one image, part by part.
 
-    1 GMAC is 10^9 multiply-adds; papers call these GFLOPs. Nothing is downloaded or run. `alignmask train --help` lists the
-    recipes.
+    1 GMAC is 10^9 multiply-adds; papers call these GFLOPs. Nothing is downloaded or run. `alignmask
+    train --help` lists the recipes.
 
     Args:
         recipe: The recipe whose model is counted.
-        size: Height and width of the image, which is padded to multiples of 32; by default a 3:4 photo at the recipe's
-            evaluation size.
-        aligned_queries: Number of aligned queries beside the object queries, as in training (Table 1 counts 100).
+        size: Height and width of the image, which is padded to multiples of 32; by default a 3:4
+            photo at the recipe's evaluation size.
+        aligned_queries: Number of aligned queries beside the object queries, as in training (Table
+            1 counts 100).
     """
     config = choose_recipe(recipe)()
     height, width = size or photo(config.data)

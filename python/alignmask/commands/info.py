@@ -13,7 +13,9 @@ from alignmask._version import __version__
 
 def main(arguments: list[str]) -> int:
     if arguments:
-        print("usage: alignmask info\n\nVersions, build, processor, GPUs, and what each op runs on.")
+        print(
+            "usage: alignmask info\n\nVersions, build, processor, GPUs, and what each op runs on."
+        )
         return 0 if arguments[0] in ("-h", "--help") else 2
     print(describe())
     return 0
@@ -31,12 +33,18 @@ def describe() -> str:
         *(("GPU", text) for text in _gpus()),
     ]
     devices = ("cpu", "cuda")
-    table = [("op", *devices), *((op, *(ops.implementation(op, device) for device in devices)) for op in ops.OPS)]
+    table = [
+        ("op", *devices),
+        *((op, *(ops.implementation(op, device) for device in devices)) for op in ops.OPS),
+    ]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = [f"{name:<14} {text}" for name, text in rows]
     lines += [
         "",
-        *("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table),
+        *(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in table
+        ),
     ]
     return "\n".join(lines)
 
@@ -69,7 +77,9 @@ def _compiled_kernels() -> str:
     if not build["architectures"]:
         return f"not built: {build['why_not']}"
     driver = (
-        f"driver for CUDA {build['driver'] // 1000}.{build['driver'] % 1000 // 10}" if build["driver"] else "no device"
+        f"driver for CUDA {build['driver'] // 1000}.{build['driver'] % 1000 // 10}"
+        if build["driver"]
+        else "no device"
     )
     return f"built, {driver} ({build['compiler']}: {build['architectures']})"
 
@@ -80,5 +90,7 @@ def _gpus() -> list[str]:
     found = []
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
-        found.append(f"{index}: {gpu.name}, sm_{gpu.major}{gpu.minor}, {gpu.total_memory / 2**30:.0f} GiB")
+        found.append(
+            f"{index}: {gpu.name}, sm_{gpu.major}{gpu.minor}, {gpu.total_memory / 2**30:.0f} GiB"
+        )
     return found

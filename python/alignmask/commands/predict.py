@@ -27,19 +27,22 @@ def main(arguments: list[str]) -> int:
 def command(
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")],
     images: Annotated[
-        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE|DIR ...", help_behavior_hint="(required)")
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="IMAGE|DIR ...", help_behavior_hint="(required)"),
     ],
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("predictions"),
     threshold: float = SHOWN_SCORE,
     trusted: Flag = False,
     device: str = "auto",
 ) -> int:
-    """Segment images: write a picture of each with masks, class names and scores, and one COCO results file for all.
+    """Segment images: write a picture of each with masks, class names and scores, and one COCO
+    results file for all.
 
-    predictions.json has an entry for every instance; those of a calibrated model have `quality`, the IoU to expect. If all
-    image files are named by different numbers, image_id is that number (139 for 000000000139.jpg); otherwise it is the
-    position of the file, from 1. file_name names the file. (To measure AP, use `alignmask eval`, which also keeps low
-    scores.)
+    predictions.json has an entry for every instance; those of a calibrated model have `quality`,
+    the IoU to expect. If all image files are named by different numbers, image_id is that number
+    (139 for 000000000139.jpg); otherwise it is the position of the file, from 1. file_name names
+    the file. (To measure AP, use `alignmask eval`, which also keeps low scores.)
 
     Args:
         checkpoint: A checkpoint, or a run's folder (its best checkpoint is used).
@@ -67,15 +70,21 @@ def command(
                 continue
             found = predictor.predict(image_CHW, threshold=threshold, trusted=trusted)
             picture = predictor.draw(image_CHW, found, threshold=threshold)
-            picture.save(out / names[position], compress_level=1)  # the default takes longer than the model
+            # The default takes longer than the model.
+            picture.save(out / names[position], compress_level=1)
             results = to_coco_results(found, ids[position], predictor.category_ids)
             if found.quality_N is not None:
-                results = [{**entry, "quality": q} for entry, q in zip(results, found.quality_N.tolist(), strict=True)]
+                results = [
+                    {**entry, "quality": q}
+                    for entry, q in zip(results, found.quality_N.tolist(), strict=True)
+                ]
             entries += [{**entry, "file_name": str(file)} for entry in results]
         advance(len(files), len(files))
     write_json(out / "predictions.json", entries)
     read = len(files) - len(unreadable)
-    found_any = f"{_count(len(entries), 'instance')} with a score of {threshold:g} or more (--threshold)"
+    found_any = (
+        f"{_count(len(entries), 'instance')} with a score of {threshold:g} or more (--threshold)"
+    )
     print(f"{found_any} in {_count(read, 'image')}: pictures and predictions.json in {out}")
     if len(unreadable) > 1:
         unreadable.insert(0, f"{len(unreadable)} images could not be read:")
@@ -87,32 +96,41 @@ def _count(number: int, what: str) -> str:
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
-    """The image files that are named, and those in the folders that are named, sorted, without subfolders.
+    """The image files that are named, and those in the folders that are named, sorted, without
+    subfolders.
 
     Raises ValueError if there are none, FileNotFoundError for a path that does not exist.
     """
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            files += sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file())
+            files += sorted(
+                f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file()
+            )
         elif path.exists():
             files.append(path)
         else:
             raise FileNotFoundError(f"{path}: no such file or folder")
     if not files:
-        where = f"in {', '.join(map(str, paths))}: none that ends in {', '.join(IMAGE_SUFFIXES)}" if paths else "given"
+        where = (
+            f"in {', '.join(map(str, paths))}: none that ends in {', '.join(IMAGE_SUFFIXES)}"
+            if paths
+            else "given"
+        )
         raise ValueError(f"predict: no image files {where}")
     return files
 
 
 def picture_names(files: Sequence[Path]) -> list[str]:
-    """A PNG name for each file. If several files would have the same, every name begins with the file's position."""
+    """A PNG name for each file. If several files would have the same, every name begins with the
+    file's position."""
     if len({file.stem for file in files}) == len(files):
         return [f"{file.stem}.png" for file in files]
     return [f"{position}_{file.stem}.png" for position, file in enumerate(files, 1)]
 
 
 def image_ids(files: Sequence[Path]) -> list[int]:
-    """The numbers that the files are named by, if all are and no two are equal; otherwise 1, 2, ..."""
+    """The numbers that the files are named by, if all are and no two are equal; otherwise 1, 2,
+    ..."""
     numbers = [int(file.stem) for file in files if file.stem.isdecimal()]
     return numbers if len(set(numbers)) == len(files) else list(range(1, len(files) + 1))

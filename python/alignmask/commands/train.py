@@ -1,4 +1,5 @@
-"""`alignmask train RECIPE`: every recipe is a subcommand, and its settings are the defaults of the options."""
+"""`alignmask train RECIPE`: every recipe is a subcommand, and its settings are the defaults of the
+options."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def main(arguments: list[str]) -> int:
         prog="alignmask train",
         description=DESCRIPTION,
         args=arguments,
-        config=(tyro.conf.AvoidSubcommands,),  # optional parts are options like all others, not subcommands
+        # Optional parts are options like all others, not subcommands.
+        config=(tyro.conf.AvoidSubcommands,),
     )
 
 

@@ -1,7 +1,7 @@
 """One image with its instances (Sample), and several of them padded to one size (Batch).
 
-Dimensions: B images, G instances of the whole batch (flat, `owner_G` names the image), N instances of one image,
-C = 3 colour channels, H x W pixels.
+Dimensions: B images, G instances of the whole batch (flat, `owner_G` names the image), N instances
+of one image, C = 3 colour channels, H x W pixels.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ class Sample:
     original_size: Size
     """Size of the image file."""
     canvas: Size | None = None
-    """Smallest size that `collate` pads this sample to (right and bottom); None asks for no padding. A fixed training
-    crop sets it, so that images that are smaller than the crop still make batches of one constant size."""
+    """Smallest size that `collate` pads this sample to (right and bottom); None asks for no
+    padding. A fixed training crop sets it, so that images that are smaller than the crop still make
+    batches of one constant size."""
 
     @property
     def size(self) -> Size:
@@ -88,15 +89,19 @@ class Batch:
 
 
 def collate(samples: Sequence[Sample], divisor: int = 32) -> Batch:
-    """Pad samples at the right and the bottom to one size divisible by `divisor`, and concatenate their instances.
+    """Pad samples at the right and the bottom to one size divisible by `divisor`, and concatenate
+    their instances.
 
-    Raises ValueError, naming the image, if `samples` is empty or a sample's masks or labels do not fit its image.
+    Raises ValueError, naming the image, if `samples` is empty or a sample's masks or labels do not
+    fit its image.
     """
     if not samples:
         raise ValueError("collate: expected at least one sample, got none")
     for sample in samples:
         _check(sample)
-    canvases = [sample.canvas or sample.size for sample in samples] + [sample.size for sample in samples]
+    canvases = [sample.canvas or sample.size for sample in samples] + [
+        sample.size for sample in samples
+    ]
     height, width = (-(-max(side) // divisor) * divisor for side in zip(*canvases, strict=True))
 
     counts = [len(sample.labels_N) for sample in samples]
@@ -128,10 +133,15 @@ def _check(sample: Sample) -> None:
     image, masks, labels = sample.image_CHW, sample.masks_NHW, sample.labels_N
     where = f"collate: image id {sample.image_id} ({sample.file_name}):"
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(f"{where} image_CHW: expected uint8 [3, H, W], got {image.dtype} {list(image.shape)}")
+        raise ValueError(
+            f"{where} image_CHW: expected uint8 [3, H, W], got {image.dtype} {list(image.shape)}"
+        )
     if masks.dtype != torch.bool or masks.shape != (len(labels), *sample.size):
         raise ValueError(
-            f"{where} masks_NHW: expected bool {[len(labels), *sample.size]}, got {masks.dtype} {list(masks.shape)}"
+            f"{where} masks_NHW: expected bool {[len(labels), *sample.size]}, got {masks.dtype} "
+            f"{list(masks.shape)}"
         )
     if labels.dtype != torch.int64 or labels.ndim != 1:
-        raise ValueError(f"{where} labels_N: expected int64 [N], got {labels.dtype} {list(labels.shape)}")
+        raise ValueError(
+            f"{where} labels_N: expected int64 [N], got {labels.dtype} {list(labels.shape)}"
+        )

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 def resolve_paths(data: DataConfig) -> DataConfig:
-    """The settings with all four paths; generates the synthetic data set if it is asked for and does not exist yet.
+    """The settings with all four paths; generates the synthetic data set if it is asked for and
+    does not exist yet.
 
     Raises ValueError if both `data.shapes` and a path are given, or neither.
     """
@@ -24,7 +25,8 @@ def resolve_paths(data: DataConfig) -> DataConfig:
     if data.shapes is None:
         if missing := [f"data.{name}" for name in paths if name not in given]:
             options = " ".join(
-                f"--data.{name.replace('_', '-')} {'DIR' if 'images' in name else 'FILE'}" for name in paths
+                f"--data.{name.replace('_', '-')} {'DIR' if 'images' in name else 'FILE'}"
+                for name in paths
             )
             raise ValueError(f"{', '.join(missing)}: not set; name the data set's files: {options}")
         return data
@@ -37,9 +39,12 @@ def resolve_paths(data: DataConfig) -> DataConfig:
         val_annotations=root / "instances_val.json",
     )
     # A resolved configuration, read back from a run's folder, has both; they must agree.
-    if clash := [f"data.{name}" for name in given if Path(getattr(data, name)) != getattr(resolved, name)]:
+    if clash := [
+        f"data.{name}" for name in given if Path(getattr(data, name)) != getattr(resolved, name)
+    ]:
         raise ValueError(
-            f"{', '.join(clash)}: set although data.shapes asks for the synthetic data set; use --without data.shapes for your "
+            f"{', '.join(clash)}: set although data.shapes asks for the synthetic data set; use "
+            "--without data.shapes for your "
             "own data"
         )
     shapes.generate(data.shapes)
@@ -47,18 +52,26 @@ def resolve_paths(data: DataConfig) -> DataConfig:
 
 
 def train_dataset(data: DataConfig) -> CocoDataset:
-    """The training images with augmentation. Raises ValueError or CocoError for faulty settings or data."""
+    """The training images with augmentation. Raises ValueError or CocoError for faulty settings or
+    data."""
     data = resolve_paths(data)
     assert data.train_images is not None
     assert data.train_annotations is not None
-    return CocoDataset(data.train_images, data.train_annotations, training_transform(data), limit=data.train_limit)
+    return CocoDataset(
+        data.train_images, data.train_annotations, training_transform(data), limit=data.train_limit
+    )
 
 
 def val_dataset(data: DataConfig, masks: bool = True) -> CocoDataset:
-    """The validation images, resized for evaluation; masks=False leaves the instances out, which saves time."""
+    """The validation images, resized for evaluation; masks=False leaves the instances out, which
+    saves time."""
     data = resolve_paths(data)
     assert data.val_images is not None
     assert data.val_annotations is not None
     return CocoDataset(
-        data.val_images, data.val_annotations, evaluation_transform(data), limit=data.val_limit, masks=masks
+        data.val_images,
+        data.val_annotations,
+        evaluation_transform(data),
+        limit=data.val_limit,
+        masks=masks,
     )

@@ -19,7 +19,8 @@ _CHUNK = 4096  # RLEs checked together: bounds the memory
 
 
 class CocoError(ValueError):
-    """A fault in a COCO-format data set; the message names file, image id and annotation id as far as they apply."""
+    """A fault in a COCO-format data set; the message names file, image id and annotation id as far
+    as they apply."""
 
 
 class AnnotationRecord(NamedTuple):
@@ -36,7 +37,9 @@ class ImageRecord(NamedTuple):
     annotations: list[AnnotationRecord]
 
 
-def fault(path: str | Path, text: str, image: int | None = None, annotation: int | None = None) -> CocoError:
+def fault(
+    path: str | Path, text: str, image: int | None = None, annotation: int | None = None
+) -> CocoError:
     """The error that names the JSON file, the image id and the annotation id."""
     where = [str(path)]
     if image is not None:
@@ -57,7 +60,9 @@ def read_coco_json(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise fault(path, f"cannot read the annotation file: {error.strerror}") from error
     except json.JSONDecodeError as error:
-        raise fault(path, f"malformed JSON at line {error.lineno}, column {error.colno}: {error.msg}") from error
+        raise fault(
+            path, f"malformed JSON at line {error.lineno}, column {error.colno}: {error.msg}"
+        ) from error
     except UnicodeDecodeError as error:
         raise fault(path, f"not UTF-8 text: {error.reason} at byte {error.start}") from error
     except RecursionError as error:
@@ -107,7 +112,10 @@ class CocoIndex:
         names: dict[int, str] = {}
         for number, category in enumerate(categories):
             where = f"categories[{number}]"
-            category_id, name = self._get(category, "id", int, where), self._get(category, "name", str, where)
+            category_id, name = (
+                self._get(category, "id", int, where),
+                self._get(category, "name", str, where),
+            )
             if category_id in names:
                 raise CocoError(f"{self.path}, {where}: category id {category_id} occurs twice")
             names[category_id] = name
@@ -121,12 +129,21 @@ class CocoIndex:
             where = f"images[{number}]"
             image_id = self._get(image, "id", int, where)
             where = f"image id {image_id}"
-            height, width = self._get(image, "height", int, where), self._get(image, "width", int, where)
+            height, width = (
+                self._get(image, "height", int, where),
+                self._get(image, "width", int, where),
+            )
             if image_id in records:
                 raise fault(self.path, "the image id occurs twice", image_id)
             if height < 1 or width < 1:
-                raise fault(self.path, f"expected positive sides, got height {height}, width {width}", image_id)
-            records[image_id] = ImageRecord(image_id, self._get(image, "file_name", str, where), height, width, [])
+                raise fault(
+                    self.path,
+                    f"expected positive sides, got height {height}, width {width}",
+                    image_id,
+                )
+            records[image_id] = ImageRecord(
+                image_id, self._get(image, "file_name", str, where), height, width, []
+            )
         if not records:
             raise fault(self.path, "it lists no images")
         return records
@@ -147,7 +164,9 @@ class CocoIndex:
                 raise fault(self.path, "the annotation id occurs twice", image_id, annotation_id)
             seen.add(annotation_id)
             if image_id not in images:
-                raise fault(self.path, "the image id is not among the images", image_id, annotation_id)
+                raise fault(
+                    self.path, "the image id is not among the images", image_id, annotation_id
+                )
             if category_id not in labels:
                 text = f"category id {category_id} is not among the categories"
                 raise fault(self.path, text, image_id, annotation_id)
@@ -155,7 +174,9 @@ class CocoIndex:
                 continue
             _, _, height, width, _ = kept[image_id]
             try:
-                segmentation, short = parse_segmentation(annotation.get("segmentation"), (height, width))
+                segmentation, short = parse_segmentation(
+                    annotation.get("segmentation"), (height, width)
+                )
             except ValueError as error:
                 raise fault(self.path, str(error), image_id, annotation_id) from error
             self.short_polygons += short if segmentation else 0
@@ -163,16 +184,26 @@ class CocoIndex:
             parsed.append((image_id, record, bool(annotation.get("iscrowd", 0))))
         return parsed
 
-    def _check_rles(self, parsed: list[tuple[int, AnnotationRecord, bool]], kept: dict[int, ImageRecord]) -> set[int]:
+    def _check_rles(
+        self, parsed: list[tuple[int, AnnotationRecord, bool]], kept: dict[int, ImageRecord]
+    ) -> set[int]:
         """Check all compressed RLEs; returns the annotation ids of those that set no pixel."""
-        rles = [(image, a.id, a.segmentation) for image, a, _ in parsed if isinstance(a.segmentation, bytes)]
+        rles = [
+            (image, a.id, a.segmentation)
+            for image, a, _ in parsed
+            if isinstance(a.segmentation, bytes)
+        ]
         empty_ids: set[int] = set()
         for first in range(0, len(rles), _CHUNK):
             chunk = rles[first : first + _CHUNK]
             covered, areas = measure_counts([counts for _, _, counts in chunk])
-            for (image_id, annotation_id, counts), cover, area in zip(chunk, covered, areas, strict=True):
+            for (image_id, annotation_id, counts), cover, area in zip(
+                chunk, covered, areas, strict=True
+            ):
                 try:
-                    check_coverage(counts, int(cover), (kept[image_id].height, kept[image_id].width))
+                    check_coverage(
+                        counts, int(cover), (kept[image_id].height, kept[image_id].width)
+                    )
                 except ValueError as error:
                     raise fault(self.path, str(error), image_id, annotation_id) from error
                 if area == 0:
@@ -187,5 +218,7 @@ class CocoIndex:
         if not isinstance(record, dict) or key not in record:
             raise CocoError(f"{self.path}, {where}: {key} is missing")
         if type(record[key]) is not kind:
-            raise CocoError(f"{self.path}, {where}: {key}: expected {kind.__name__}, got {record[key]!r}")
+            raise CocoError(
+                f"{self.path}, {where}: {key}: expected {kind.__name__}, got {record[key]!r}"
+            )
         return record[key]

@@ -16,46 +16,59 @@ from alignmask.data.batch import Size
 Segmentation = list[list[float]] | bytes
 """The two forms kept: polygons (x, y, x, y, ... in pixels), or the counts of a compressed RLE."""
 
-# Rasterising takes time and memory in proportion to the length of an edge, even outside of the image. No image is this large.
+# Rasterising takes time and memory in proportion to the length of an edge, even outside of the
+# image. No image is this large.
 _LARGEST_COORDINATE = 1e5
 
 
 def parse_segmentation(segmentation: Any, size: Size) -> tuple[Segmentation, int]:
-    """Check the structure of a JSON segmentation against its image's size (height, width); cheap, decodes nothing.
+    """Check the structure of a JSON segmentation against its image's size (height, width); cheap,
+    decodes nothing.
 
-    Returns one of the two forms kept, and the number of polygons left out for having fewer than 3 points (so an empty
-    list means that nothing is left). Compressed counts are to be checked by `measure_counts`.
-    Raises ValueError for anything that is not COCO's format.
+    Returns one of the two forms kept, and the number of polygons left out for having fewer than 3
+    points (so an empty list means that nothing is left). Compressed counts are to be checked by
+    `measure_counts`. Raises ValueError for anything that is not COCO's format.
     """
     if isinstance(segmentation, list):
         for polygon in segmentation:
             if not isinstance(polygon, list) or len(polygon) % 2:
-                raise ValueError(f"expected polygons as lists of x, y, x, y, ..., got {_brief(polygon)}")
+                raise ValueError(
+                    f"expected polygons as lists of x, y, x, y, ..., got {_brief(polygon)}"
+                )
         polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
         return polygons, len(segmentation) - len(polygons)
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
-        raise ValueError(f"expected polygons or an RLE with size and counts, got {_brief(segmentation)}")
+        raise ValueError(
+            f"expected polygons or an RLE with size and counts, got {_brief(segmentation)}"
+        )
     if segmentation["size"] != list(size):
-        raise ValueError(f"RLE size {segmentation['size']} differs from the image's [height, width] {list(size)}")
+        raise ValueError(
+            f"RLE size {segmentation['size']} differs from the image's [height, width] {list(size)}"
+        )
     counts = segmentation["counts"]
     if isinstance(counts, str) and counts:
         return counts.encode("utf-8"), 0
-    if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
-        raise ValueError(f"expected RLE counts as a string or as non-negative integers, got {_brief(counts)}")
+    if not isinstance(counts, list) or not all(
+        type(count) is int and count >= 0 for count in counts
+    ):
+        raise ValueError(
+            f"expected RLE counts as a string or as non-negative integers, got {_brief(counts)}"
+        )
     if sum(counts) != size[0] * size[1]:
         raise ValueError(_wrong_coverage(sum(counts), size))
     return coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)["counts"], 0
 
 
 def measure_counts(counts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Measure compressed RLEs: the pixels covered (-1 if it is damaged) and the pixels set, both int64 [N].
+    """Measure compressed RLEs: the pixels covered (-1 if it is damaged) and the pixels set, both
+    int64 [N].
 
-    pycocotools reads past the end of counts that are cut off, and leaves a mask uninitialised that they do not fill;
-    so every RLE of a file is checked once, all of them together.
+    pycocotools reads past the end of counts that are cut off, and leaves a mask uninitialised that
+    they do not fill; so every RLE of a file is checked once, all of them together.
 
-    The format: a count is a little-endian number of 5-bit digits, each stored as digit + 48, with bit 32 set on all
-    but the last one and bit 16 of the last one as its sign; from the fourth count on, the difference to the count two
-    places before is stored.
+    The format: a count is a little-endian number of 5-bit digits, each stored as digit + 48, with
+    bit 32 set on all but the last one and bit 16 of the last one as its sign; from the fourth count
+    on, the difference to the count two places before is stored.
     """
     if not counts:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
@@ -75,7 +88,8 @@ def measure_counts(counts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     values = np.add.reduceat((digits & 31) << shift, starts)
     values -= (digits[ends] & 16 != 0).astype(np.int64) << np.minimum(5 * widths, 40)
 
-    # Undo the differences: in a text, counts 1, 3, 5, ... and counts 2, 4, 6, ... each make a running sum.
+    # Undo the differences: in a text, counts 1, 3, 5, ... and counts 2, 4, 6, ... each make a
+    # running sum.
     owner_of_value = owner[starts]
     first_value = np.flatnonzero(np.diff(owner_of_value, prepend=-1))
     place = np.arange(len(values)) - first_value[owner_of_value]
@@ -83,7 +97,9 @@ def measure_counts(counts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     order = np.argsort(chain, kind="stable")
     sums = np.cumsum(values[order])
     chain_starts = np.flatnonzero(np.diff(chain[order], prepend=-1))
-    before = np.repeat(sums[chain_starts] - values[order][chain_starts], np.diff(chain_starts, append=len(values)))
+    before = np.repeat(
+        sums[chain_starts] - values[order][chain_starts], np.diff(chain_starts, append=len(values))
+    )
     values[order] = sums - before
 
     damaged = np.logical_or.reduceat(damaged_digit, text_ends - lengths)
@@ -93,7 +109,8 @@ def measure_counts(counts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_coverage(counts: bytes, covered: int, size: Size) -> None:
-    """Raise ValueError, with the reason, unless the counts of this `measure_counts` result fill the image."""
+    """Raise ValueError, with the reason, unless the counts of this `measure_counts` result fill the
+    image."""
     if covered < 0:
         raise ValueError(f"RLE counts are damaged or cut off: {_brief(counts)}")
     if covered != size[0] * size[1]:
@@ -101,7 +118,8 @@ def check_coverage(counts: bytes, covered: int, size: Size) -> None:
 
 
 def encode_segmentation(segmentation: Segmentation, size: Size) -> dict[str, Any]:
-    """One instance as pycocotools' RLE. Raises ValueError for polygons whose coordinates are not finite numbers."""
+    """One instance as pycocotools' RLE. Raises ValueError for polygons whose coordinates are not
+    finite numbers."""
     if isinstance(segmentation, bytes):
         return {"size": list(size), "counts": segmentation}
     polygons = [_coordinates(polygon) for polygon in segmentation]
@@ -119,9 +137,15 @@ def _coordinates(polygon: list[float]) -> np.ndarray:
     try:
         coordinates = np.asarray(polygon, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"polygon with something that is not a number: {_brief(polygon)}") from error
-    if coordinates.ndim != 1 or not np.all(np.abs(coordinates) <= _LARGEST_COORDINATE):  # NaN fails the comparison
-        raise ValueError(f"polygon coordinates must be finite and within +-{_LARGEST_COORDINATE:g}: {_brief(polygon)}")
+        raise ValueError(
+            f"polygon with something that is not a number: {_brief(polygon)}"
+        ) from error
+    # NaN fails the comparison.
+    if coordinates.ndim != 1 or not np.all(np.abs(coordinates) <= _LARGEST_COORDINATE):
+        raise ValueError(
+            f"polygon coordinates must be finite and within +-{_LARGEST_COORDINATE:g}: "
+            f"{_brief(polygon)}"
+        )
     return coordinates
 
 

@@ -15,11 +15,13 @@ from alignmask.data.dataset import CocoDataset
 
 
 class TrainingStream(Dataset[Sample]):
-    """An endless shuffled walk over a data set, cut to `length` positions; a map-style data set over positions.
+    """An endless shuffled walk over a data set, cut to `length` positions; a map-style data set
+    over positions.
 
-    Position p is image `permutation(seed, epoch)[p % n]` of epoch `p // n`. Python's, NumPy's and torch's (CPU)
-    generators are seeded from (seed, position) while the sample is made and restored afterwards, so what a position
-    yields depends on nothing else: neither on the number of workers nor on where a run was stopped and resumed.
+    Position p is image `permutation(seed, epoch)[p % n]` of epoch `p // n`. Python's, NumPy's and
+    torch's (CPU) generators are seeded from (seed, position) while the sample is made and restored
+    afterwards, so what a position yields depends on nothing else: neither on the number of workers
+    nor on where a run was stopped and resumed.
     """
 
     def __init__(self, dataset: CocoDataset, length: int, seed: int) -> None:
@@ -36,9 +38,12 @@ class TrainingStream(Dataset[Sample]):
         return self.length
 
     def index(self, position: int) -> int:
-        """Index in the data set of the image at `position`. Raises IndexError outside 0 .. length - 1."""
+        """Index in the data set of the image at `position`. Raises IndexError outside 0 .. length -
+        1."""
         if not 0 <= position < self.length:
-            raise IndexError(f"TrainingStream: position {position} is outside 0 .. {self.length - 1}")
+            raise IndexError(
+                f"TrainingStream: position {position} is outside 0 .. {self.length - 1}"
+            )
         epoch, offset = divmod(position, len(self.dataset))
         if epoch != self._epoch:
             self._order = np.random.default_rng((self.seed, epoch)).permutation(len(self.dataset))
@@ -53,9 +58,11 @@ class TrainingStream(Dataset[Sample]):
 
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
-    """Seed Python's, NumPy's and torch's CPU generators from `key` inside the block; restore them after it."""
+    """Seed Python's, NumPy's and torch's CPU generators from `key` inside the block; restore them
+    after it."""
     words = np.random.SeedSequence(key).generate_state(4)
-    # torch.manual_seed would also reseed the GPUs, which the model's own randomness (dropout, points) uses.
+    # torch.manual_seed would also reseed the GPUs, which the model's own randomness (dropout,
+    # points) uses.
     generator = torch.default_generator
     states = random.getstate(), np.random.get_state(), generator.get_state()  # noqa: NPY002
     try:

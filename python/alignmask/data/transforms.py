@@ -25,10 +25,11 @@ Transform = Callable[[Sample], Sample]
 
 
 def training_transform(data: DataConfig) -> Transform:
-    """Large-scale jittering to `data.crop`, flips, colour jitter; instances that the crop empties are dropped.
+    """Large-scale jittering to `data.crop`, flips, colour jitter; instances that the crop empties
+    are dropped.
 
-    The result is at most crop x crop; its `canvas` makes `collate` pad it to exactly that.
-    Raises ValueError, naming the setting, for a crop that is not divisible by 32 or an impossible range.
+    The result is at most crop x crop; its `canvas` makes `collate` pad it to exactly that. Raises
+    ValueError, naming the setting, for a crop that is not divisible by 32 or an impossible range.
     """
     low, high = data.scale
     if data.crop <= 0 or data.crop % 32:
@@ -39,7 +40,9 @@ def training_transform(data: DataConfig) -> Transform:
         if not 0 <= getattr(data, name) <= 1:
             raise ValueError(f"data.{name}: expected a probability, got {getattr(data, name)}")
     if data.color_jitter < 0:
-        raise ValueError(f"data.color_jitter: expected a strength of at least 0, got {data.color_jitter}")
+        raise ValueError(
+            f"data.color_jitter: expected a strength of at least 0, got {data.color_jitter}"
+        )
     steps: list[v2.Transform] = [LargeScaleJitter(data.crop, data.scale)]
     if data.flip:
         steps.append(v2.RandomHorizontalFlip(data.flip))
@@ -52,7 +55,8 @@ def training_transform(data: DataConfig) -> Transform:
 
 
 def evaluation_transform(data: DataConfig) -> Transform:
-    """Resize the short side to `data.eval_short_side`, or less where the long side would exceed `data.eval_max_side`.
+    """Resize the short side to `data.eval_short_side`, or less where the long side would exceed
+    `data.eval_max_side`.
 
     Raises ValueError, naming the setting, unless 0 < eval_short_side <= eval_max_side.
     """
@@ -65,10 +69,11 @@ def evaluation_transform(data: DataConfig) -> Transform:
 
 
 class LargeScaleJitter(v2.Transform):
-    """Resize so that the image fits a square of crop x factor, factor uniform in `scale`; then a random crop.
+    """Resize so that the image fits a square of crop x factor, factor uniform in `scale`; then a
+    random crop.
 
-    The crop is at most `crop` x `crop`; where the resized image is smaller, it stays whole and is not padded.
-    (Ghiasi et al. 2021, as Mask2Former uses it: factor 0.1 to 2.0, crop 1024.)
+    The crop is at most `crop` x `crop`; where the resized image is smaller, it stays whole and is
+    not padded. (Ghiasi et al. 2021, as Mask2Former uses it: factor 0.1 to 2.0, crop 1024.)
     """
 
     def __init__(self, crop: int, scale: tuple[float, float]) -> None:
@@ -81,7 +86,10 @@ class LargeScaleJitter(v2.Transform):
         ratio = self.crop * factor / max(height, width)
         size = max(1, round(height * ratio)), max(1, round(width * ratio))
         top, left = (int(torch.randint(max(0, side - self.crop) + 1, ())) for side in size)
-        return {"size": size, "window": (top, left, min(self.crop, size[0]), min(self.crop, size[1]))}
+        return {
+            "size": size,
+            "window": (top, left, min(self.crop, size[0]), min(self.crop, size[1])),
+        }
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         if isinstance(inpt, tv_tensors.Mask):
@@ -94,7 +102,9 @@ class _TrainingTransform:
         self.pipeline, self.canvas = pipeline, canvas
 
     def __call__(self, sample: Sample) -> Sample:
-        image, masks = self.pipeline(tv_tensors.Image(sample.image_CHW), tv_tensors.Mask(sample.masks_NHW))
+        image, masks = self.pipeline(
+            tv_tensors.Image(sample.image_CHW), tv_tensors.Mask(sample.masks_NHW)
+        )
         masks_NHW = masks.as_subclass(Tensor)
         # NumPy's any stops at the first True of a row, a hundred times sooner than torch's.
         alive_N = torch.from_numpy(masks_NHW.flatten(1).numpy().any(axis=1))
@@ -125,15 +135,18 @@ class _EvaluationTransform:
 
 
 def _resize_masks(masks_NHW: Tensor, size: Size, window: tuple[int, int, int, int]) -> Tensor:
-    """Nearest-neighbour resizing to `size`, of which only `window` (top, left, height, width) is computed.
+    """Nearest-neighbour resizing to `size`, of which only `window` (top, left, height, width) is
+    computed.
 
-    Pixel centres are aligned ("nearest-exact"), as they are in the image's bilinear resizing; torchvision's own mask
-    resizing takes the top left pixel, which shifts a reduced mask by up to half a target pixel.
+    Pixel centres are aligned ("nearest-exact"), as they are in the image's bilinear resizing;
+    torchvision's own mask resizing takes the top left pixel, which shifts a reduced mask by up to
+    half a target pixel.
     """
     top, left, height, width = window
     rows = _nearest(masks_NHW.shape[-2], size[0])[top : top + height]
     columns = _nearest(masks_NHW.shape[-1], size[1])[left : left + width]
-    masks = masks_NHW.numpy()  # numpy.take is several times faster than torch's indexing and interpolation here
+    # numpy.take is several times faster than torch's indexing and interpolation here.
+    masks = masks_NHW.numpy()
     if height < masks.shape[1]:
         return torch.from_numpy(masks.take(rows, axis=1).take(columns, axis=2))
     return torch.from_numpy(masks.take(columns, axis=2).take(rows, axis=1))

@@ -1,4 +1,5 @@
-"""How well scores follow the quality of masks: Table 2 and Fig. 4 of the paper, for any model's COCO results file.
+"""How well scores follow the quality of masks: Table 2 and Fig. 4 of the paper, for any model's
+COCO results file.
 
 Shapes: N predictions.
 """
@@ -14,7 +15,12 @@ import numpy as np
 from pycocotools import mask as mask_utils
 from scipy.stats import rankdata
 
-from alignmask.evaluation.results_file import AnnotationsLike, ResultsLike, load_ground_truth, load_results
+from alignmask.evaluation.results_file import (
+    AnnotationsLike,
+    ResultsLike,
+    load_ground_truth,
+    load_results,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,7 +28,8 @@ if TYPE_CHECKING:
 IoU = Literal["same class", "any class"]
 """The IoU with the best ground-truth mask of the predicted category, or of any category."""
 PER_IMAGE = 100
-"""Number of predictions of an image that count, the most confident ones: the paper's "top 2 %" are 10,000 of 5,000 x 100."""
+"""Number of predictions of an image that count, the most confident ones: the paper's "top 2 %" are
+10,000 of 5,000 x 100."""
 INTERVALS = 10
 """Score intervals of equal width, for the calibration error and the curve of mean IoU."""
 NO_TRUTH = 0
@@ -35,7 +42,8 @@ class ScoreIoU:
 
     scores_N: np.ndarray
     iou_same_class_N: np.ndarray
-    """IoU with the best ground-truth mask of the predicted category in the image; 0 if there is none."""
+    """IoU with the best ground-truth mask of the predicted category in the image; 0 if there is
+    none."""
     iou_any_class_N: np.ndarray
     """IoU with the best ground-truth mask of any category."""
     truth_same_class_N: np.ndarray
@@ -52,14 +60,18 @@ class ScoreIoU:
     def with_scores(self, scores_N: np.ndarray) -> ScoreIoU:
         """The same masks under other scores (computing the IoUs is what takes time)."""
         if np.shape(scores_N) != self.scores_N.shape:
-            raise ValueError(f"with_scores: expected {self.scores_N.shape[0]} scores, got shape {np.shape(scores_N)}")
+            raise ValueError(
+                f"with_scores: expected {self.scores_N.shape[0]} scores, got shape "
+                f"{np.shape(scores_N)}"
+            )
         return replace(self, scores_N=np.asarray(scores_N, float))
 
 
 @dataclass(frozen=True)
 class TopStatistics:
-    """Table 2 for the most confident predictions. `None`: not defined (no prediction; for a correlation also: fewer
-    than 2 predictions, or all scores or all IoUs alike; for a calibration error also: a score outside 0..1)."""
+    """Table 2 for the most confident predictions. `None`: not defined (no prediction; for a
+    correlation also: fewer than 2 predictions, or all scores or all IoUs alike; for a calibration
+    error also: a score outside 0..1)."""
 
     fraction: float
     predictions: int
@@ -99,12 +111,14 @@ def score_iou_pairs(
 ) -> ScoreIoU:
     """Score of each prediction and its IoU with the best ground-truth mask of its image (Fig. 4).
 
-    Crowd annotations are left out: they mark regions, not instances. So a prediction inside a crowd counts as whatever
-    its IoU with the instances around is, mostly 0 (COCO's AP ignores such predictions). Several predictions may share
-    one ground-truth mask: unlike AP this measures mask quality, not duplicates.
+    Crowd annotations are left out: they mark regions, not instances. So a prediction inside a crowd
+    counts as whatever its IoU with the instances around is, mostly 0 (COCO's AP ignores such
+    predictions). Several predictions may share one ground-truth mask: unlike AP this measures mask
+    quality, not duplicates.
 
     Args:
-        annotations, results, image_ids, ignore_unknown: as `alignmask.evaluation.metrics.evaluate_results` takes them.
+        annotations, results, image_ids, ignore_unknown: as
+            `alignmask.evaluation.metrics.evaluate_results` takes them.
     """
     ground_truth = load_ground_truth(annotations)
     checked = load_results(results, ground_truth, ignore_unknown)
@@ -121,13 +135,17 @@ def score_iou_pairs(
         if not targets:
             continue
         iou_NM = mask_utils.iou(
-            [entries[n]["segmentation"] for n in index], [a["segmentation"] for a in targets], [0] * len(targets)
+            [entries[n]["segmentation"] for n in index],
+            [a["segmentation"] for a in targets],
+            [0] * len(targets),
         )
         category_N = np.array([entries[n]["category_id"] for n in index])
         category_M = np.array([a["category_id"] for a in targets])
         id_M = np.array([a["id"] for a in targets])
         any_N[index], truth_any_N[index] = _best(iou_NM, id_M)
-        same_N[index], truth_same_N[index] = _best(np.where(category_N[:, None] == category_M, iou_NM, 0.0), id_M)
+        same_N[index], truth_same_N[index] = _best(
+            np.where(category_N[:, None] == category_M, iou_NM, 0.0), id_M
+        )
     return ScoreIoU(
         scores_N=np.array([e["score"] for e in entries], float),
         iou_same_class_N=same_N,
@@ -147,11 +165,12 @@ def _best(iou_NM: np.ndarray, id_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def top_predictions(pairs: ScoreIoU, fraction: float) -> np.ndarray:
-    """Positions of the most confident predictions, best first (equal scores: in the order of the results file).
+    """Positions of the most confident predictions, best first (equal scores: in the order of the
+    results file).
 
-    A fraction is of 100 predictions per image, as in the paper, whose top 2 % on 5,000 images are 10,000 predictions:
-    the first round(fraction x 100 x images) are taken, among the 100 most confident of each image; all of them if there
-    are fewer.
+    A fraction is of 100 predictions per image, as in the paper, whose top 2 % on 5,000 images are
+    10,000 predictions: the first round(fraction x 100 x images) are taken, among the 100 most
+    confident of each image; all of them if there are fewer.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must be in (0, 1], got {fraction}")
@@ -164,12 +183,16 @@ def top_predictions(pairs: ScoreIoU, fraction: float) -> np.ndarray:
 
 
 def statistics(pairs: ScoreIoU, fractions: Sequence[float] = (0.02, 0.10)) -> AlignmentStatistics:
-    """Table 2: correlations of score and mask IoU, calibration error, mean score and mean IoU of the most confident
-    predictions."""
+    """Table 2: correlations of score and mask IoU, calibration error, mean score and mean IoU of
+    the most confident predictions."""
     rows = []
     for fraction in fractions:
         top = top_predictions(pairs, fraction)
-        score, same, any_ = pairs.scores_N[top], pairs.iou_same_class_N[top], pairs.iou_any_class_N[top]
+        score, same, any_ = (
+            pairs.scores_N[top],
+            pairs.iou_same_class_N[top],
+            pairs.iou_any_class_N[top],
+        )
         rows.append(
             TopStatistics(
                 fraction=fraction,
@@ -189,12 +212,14 @@ def statistics(pairs: ScoreIoU, fractions: Sequence[float] = (0.02, 0.10)) -> Al
 
 
 def pearson(x_N: np.ndarray, y_N: np.ndarray) -> float | None:
-    """Pearson correlation coefficient; None if it is not defined (fewer than 2 values, or one side is constant)."""
+    """Pearson correlation coefficient; None if it is not defined (fewer than 2 values, or one side
+    is constant)."""
     if len(x_N) < 2 or np.ptp(x_N) == 0 or np.ptp(y_N) == 0:
         return None
     with np.errstate(divide="ignore", invalid="ignore"):
         correlation = np.corrcoef(x_N, y_N)[0, 1]
-    return float(correlation) if np.isfinite(correlation) else None  # a spread below float precision
+    # A spread below float precision.
+    return float(correlation) if np.isfinite(correlation) else None
 
 
 def spearman(x_N: np.ndarray, y_N: np.ndarray) -> float | None:
@@ -203,34 +228,42 @@ def spearman(x_N: np.ndarray, y_N: np.ndarray) -> float | None:
 
 
 def calibration_error(score_N: np.ndarray, iou_N: np.ndarray) -> float | None:
-    """Expected calibration error of the score as a forecast of the IoU (Guo et al. 2017, with the IoU in place of the
-    accuracy): |mean score - mean IoU| of each score interval, weighted by its share of the predictions.
+    """Expected calibration error of the score as a forecast of the IoU (Guo et al. 2017, with the
+    IoU in place of the accuracy): |mean score - mean IoU| of each score interval, weighted by its
+    share of the predictions.
 
-    Returns None if there are no predictions, or if a score is outside 0..1, so that it cannot be a forecast of an IoU.
+    Returns None if there are no predictions, or if a score is outside 0..1, so that it cannot be a
+    forecast of an IoU.
     """
     if not len(score_N) or score_N.min() < 0 or score_N.max() > 1:
         return None
-    difference_I = np.bincount(score_interval(score_N), weights=score_N - iou_N, minlength=INTERVALS)
+    difference_I = np.bincount(
+        score_interval(score_N), weights=score_N - iou_N, minlength=INTERVALS
+    )
     return float(np.abs(difference_I).sum() / len(score_N))
 
 
 def score_interval(score_N: np.ndarray) -> np.ndarray:
-    """Which of the INTERVALS each score lies in: [0, 0.1), [0.1, 0.2), ... [0.9, 1]; the outer ones take all beyond."""
+    """Which of the INTERVALS each score lies in: [0, 0.1), [0.1, 0.2), ... [0.9, 1]; the outer ones
+    take all beyond."""
     return np.clip(np.floor(score_N * INTERVALS), 0, INTERVALS - 1).astype(np.int64)
 
 
 def score_span(scores: Iterable[np.ndarray]) -> tuple[float, float]:
-    """The range that an axis of these scores has to show: 0 to 1, or more if scores are not probabilities."""
-    ends = [float(end) for score_N in scores if len(score_N) for end in (score_N.min(), score_N.max())]
+    """The range that an axis of these scores has to show: 0 to 1, or more if scores are not
+    probabilities."""
+    ends = [
+        float(end) for score_N in scores if len(score_N) for end in (score_N.min(), score_N.max())
+    ]
     return min([0.0, *ends]), max([1.0, *ends])
 
 
 def oracle_scores(pairs: ScoreIoU) -> np.ndarray:
-    """The scores of a perfect ranking: the IoU (same class) for the best mask of each object, and IoU - 1 for all other
-    predictions, which therefore come after them.
+    """The scores of a perfect ranking: the IoU (same class) for the best mask of each object, and
+    IoU - 1 for all other predictions, which therefore come after them.
 
-    AP with the plain IoU as the score is not an upper bound: a good duplicate, which can only be counted as wrong, would
-    rank before the only mask of another object.
+    AP with the plain IoU as the score is not an upper bound: a good duplicate, which can only be
+    counted as wrong, would rank before the only mask of another object.
     """
     iou_N = pairs.iou_same_class_N
     order = np.argsort(-iou_N, kind="stable")
@@ -248,7 +281,12 @@ def alignment_table(statistics: dict[str, AlignmentStatistics]) -> Table:
 
     title = "the most confident predictions: score and IoU with the best ground-truth mask"
     table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False, min_width=len(title)
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        pad_edge=False,
+        min_width=len(title),
     )
     named = any(statistics)
     if named:
@@ -266,7 +304,12 @@ def alignment_table(statistics: dict[str, AlignmentStatistics]) -> Table:
                 top.pcc_any_class,
             )
             shown = ["-" if value is None else f"{value:.3f}" for value in values]
-            table.add_row(*([name] if named else []), f"{100 * top.fraction:g} %", str(top.predictions), *shown)
+            table.add_row(
+                *([name] if named else []),
+                f"{100 * top.fraction:g} %",
+                str(top.predictions),
+                *shown,
+            )
     return table
 
 

@@ -1,4 +1,5 @@
-"""How certain a measure is: percentile bootstrap over images, of one model and of the difference of two.
+"""How certain a measure is: percentile bootstrap over images, of one model and of the difference of
+two.
 
 Predictions of one image depend on one another, so whole images are drawn. Shapes: I images.
 """
@@ -30,7 +31,9 @@ class Estimate:
     def __str__(self) -> str:
         if self.value is None:
             return "-"
-        return f"{self.value:.3f}" + ("" if self.low is None else f" [{self.low:.3f}, {self.high:.3f}]")
+        return f"{self.value:.3f}" + (
+            "" if self.low is None else f" [{self.low:.3f}, {self.high:.3f}]"
+        )
 
 
 def intervals(
@@ -38,7 +41,8 @@ def intervals(
 ) -> dict[str, Estimate]:
     """Every number that `measure` gives, with its percentile interval over resamples of the images.
 
-    Resamples in which a number is not defined are left out of its interval. 0 resamples: no intervals.
+    Resamples in which a number is not defined are left out of its interval. 0 resamples: no
+    intervals.
     """
     value = measure(None)
     draws = [measure(weight_I) for weight_I in _weights(images, resamples, seed)]
@@ -46,9 +50,16 @@ def intervals(
 
 
 def paired_intervals(
-    one: Measure, other: Measure, images: int, *, resamples: int = 500, level: float = 0.95, seed: int = 0
+    one: Measure,
+    other: Measure,
+    images: int,
+    *,
+    resamples: int = 500,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> dict[str, Estimate]:
-    """The difference other - one of every number that both give, on the same resamples of the same images."""
+    """The difference other - one of every number that both give, on the same resamples of the same
+    images."""
 
     def difference(weight_I: np.ndarray | None) -> Measured:
         a, b = one(weight_I), other(weight_I)
@@ -59,7 +70,9 @@ def paired_intervals(
 
 def _weights(images: int, resamples: int, seed: int) -> np.ndarray:
     """int64 [resamples, I]: how often each image is drawn."""
-    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples)
+    return np.random.default_rng(seed).multinomial(
+        images, np.full(images, 1 / images), size=resamples
+    )
 
 
 def _minus(a: float | None, b: float | None) -> float | None:

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from alignmask.evaluation.bootstrap import Estimate, Measure, intervals, paired_intervals
 from alignmask.evaluation.calibration import measure
-from alignmask.evaluation.calibrators import FEWEST, Calibration, Fit, Method, fit_calibration, split_images
+from alignmask.evaluation.calibrators import (
+    FEWEST,
+    Calibration,
+    Fit,
+    Method,
+    fit_calibration,
+    split_images,
+)
 from alignmask.evaluation.guarantee import find_guarantee
 from alignmask.evaluation.matches import ANY_OVERLAP, Matches, match, match_one
 from alignmask.evaluation.results_file import GroundTruth, Results
@@ -19,7 +26,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 COMPARED = ("LaECE0", "LaACE0", "D-ECE50", "Brier50", "Brier75", "AUROC50", "AUROC75")
-"""The measures that a calibration can change. (oLRP depends on the ranking within each class alone.)"""
+"""The measures that a calibration can change. (oLRP depends on the ranking within each class
+alone.)"""
 
 
 @dataclass(frozen=True)
@@ -39,19 +47,32 @@ class Report:
 
         title = f"on the {self.calibration.fit.held_out_images} images that were held out"
         table = Table(
-            "", title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False, min_width=len(title)
+            "",
+            title=title,
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            padding=0,
+            pad_edge=False,
+            min_width=len(title),
         )
         for name in ("score", "quality", "difference [95 %]"):
             table.add_column(name, justify="right", no_wrap=True)
         for name in COMPARED:
-            values = (Estimate(self.before[name].value), Estimate(self.after[name].value), self.difference[name])
+            values = (
+                Estimate(self.before[name].value),
+                Estimate(self.after[name].value),
+                self.difference[name],
+            )
             table.add_row(name, *map(str, values))
         return table
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         columns = {"before": self.before, "after": self.after, "difference": self.difference}
-        return {column: {name: estimates[name].as_dict() for name in COMPARED} for column, estimates in columns.items()}
+        return {
+            column: {name: estimates[name].as_dict() for name in COMPARED}
+            for column, estimates in columns.items()
+        }
 
 
 def calibrate(
@@ -71,7 +92,8 @@ def calibrate(
     """Fits a calibration on one half of the images and measures it on the other.
 
     Args:
-        precision: Asks for a guarantee: this share of the trusted predictions has an IoU of `iou` or more.
+        precision: Asks for a guarantee: this share of the trusted predictions has an IoU of `iou`
+            or more.
         per_class: A guarantee for each class, each with the confidence by itself.
         fewest: A class with fewer predictions to fit on takes the map of all classes together.
         seed: Of the split and of the bootstrap.
@@ -98,7 +120,9 @@ def calibrate(
         chosen, tested = right.subset(ours), right.subset(others)
         classes: tuple[int | None, ...] = right.category_ids if per_class else (None,)
         guarantees = [
-            find_guarantee(chosen, tested, precision=precision, confidence=confidence, category_id=category_id)
+            find_guarantee(
+                chosen, tested, precision=precision, confidence=confidence, category_id=category_id
+            )
             for category_id in classes
         ]
         calibration = replace(calibration, guarantees=guarantees)
@@ -115,10 +139,13 @@ def calibrate(
         held_out=before,
         before=intervals(measured(before), images, resamples=resamples, seed=seed),
         after=intervals(measured(after), images, resamples=resamples, seed=seed),
-        difference=paired_intervals(measured(before), measured(after), images, resamples=resamples, seed=seed),
+        difference=paired_intervals(
+            measured(before), measured(after), images, resamples=resamples, seed=seed
+        ),
     )
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits; of nothing, if the ground truth did not come from a file."""
+    """SHA-256 of a file, in hexadecimal digits; of nothing, if the ground truth did not come from a
+    file."""
     return hashlib.sha256(path.read_bytes() if path.is_file() else b"").hexdigest()

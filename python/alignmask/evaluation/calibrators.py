@@ -1,12 +1,14 @@
 """Scores that say which IoU to expect: fitted on some images, stored as JSON beside a checkpoint.
 
-The target is the IoU with the object that a prediction is matched to one to one (`matches.match` at any overlap), the one
-that LaECE_0 measures: 0 for a false alarm, and 0 for a second mask of an object, however good a mask it is. A user who
-counts objects, or takes every trusted mask for one, is misled by it just as by a false alarm; and the best forecast of a
-target in which it counted as good could not tell the two apart.
+The target is the IoU with the object that a prediction is matched to one to one (`matches.match` at
+any overlap), the one that LaECE_0 measures: 0 for a false alarm, and 0 for a second mask of an
+object, however good a mask it is. A user who counts objects, or takes every trusted mask for one,
+is misled by it just as by a false alarm; and the best forecast of a target in which it counted as
+good could not tell the two apart.
 
-All maps are non-decreasing. So within a class the ranking stays, but the isotonic map (and any that is cut off at 0 or 1)
-gives equal values to different scores: rank by the score, and read the quality as a forecast.
+All maps are non-decreasing. So within a class the ranking stays, but the isotonic map (and any that
+is cut off at 0 or 1) gives equal values to different scores: rank by the score, and read the
+quality as a forecast.
 
 Shapes: N predictions, U different scores, K knots.
 """
@@ -43,7 +45,8 @@ class ScoreMap:
     method: Method
     slope: float = 1.0
     intercept: float = 0.0
-    """linear: slope x score + intercept, cut off at 0 and 1. platt, temperature: of the logits of score and IoU."""
+    """linear: slope x score + intercept, cut off at 0 and 1. platt, temperature: of the logits of
+    score and IoU."""
     scores_K: list[float] = field(default_factory=list)
     iou_K: list[float] = field(default_factory=list)
     """isotonic: the values at some scores; straight lines between them, constant outside."""
@@ -101,22 +104,29 @@ class Calibration:
 
     def calibrate(self, matches: Matches) -> Matches:
         """The matches with the quality in place of the score."""
-        return matches.with_scores(self.quality(matches.scores_N, np.array(matches.category_ids)[matches.class_N]))
+        return matches.with_scores(
+            self.quality(matches.scores_N, np.array(matches.category_ids)[matches.class_N])
+        )
 
 
 def split_images(image_ids: Sequence[int], seed: int = 0) -> tuple[list[int], list[int]]:
-    """Two halves of the images, drawn by id whatever their order: one to fit on, one to report on."""
+    """Two halves of the images, drawn by id whatever their order: one to fit on, one to report
+    on."""
     if len(image_ids) < 2:
         raise ValueError(
-            f"calibration needs 2 images or more, one to fit on and one to report on; got {len(image_ids)}"
+            f"calibration needs 2 images or more, one to fit on and one to report on; got "
+            f"{len(image_ids)}"
         )
     mixed = np.random.default_rng(seed).permutation(sorted(image_ids)).tolist()
     half = (len(mixed) + 1) // 2
     return sorted(mixed[:half]), sorted(mixed[half:])
 
 
-def fit_calibration(matches: Matches, method: Method, fit: Fit, fewest: int = FEWEST) -> Calibration:
-    """Fits a map for every class with at least `fewest` predictions, and one for all classes together.
+def fit_calibration(
+    matches: Matches, method: Method, fit: Fit, fewest: int = FEWEST
+) -> Calibration:
+    """Fits a map for every class with at least `fewest` predictions, and one for all classes
+    together.
 
     Args:
         matches: At any overlap, of the half of the images that is fitted on.
@@ -127,7 +137,8 @@ def fit_calibration(matches: Matches, method: Method, fit: Fit, fewest: int = FE
         raise ValueError("calibration: there is no prediction to fit on")
     if not matches.are_probabilities:
         raise ValueError(
-            f"calibration: scores must lie in 0..1, got {matches.scores_N.min():g} to {matches.scores_N.max():g}"
+            f"calibration: scores must lie in 0..1, got {matches.scores_N.min():g} to "
+            f"{matches.scores_N.max():g}"
         )
     own = {}
     for c, category_id in enumerate(matches.category_ids):
@@ -138,8 +149,8 @@ def fit_calibration(matches: Matches, method: Method, fit: Fit, fewest: int = FE
 
 
 def fit_map(method: Method, scores_N: np.ndarray, iou_N: np.ndarray) -> ScoreMap:
-    """The non-decreasing map of a kind that fits best: linear and isotonic by least squares, platt (two parameters) and
-    temperature (one) by cross-entropy with the IoU as a soft target."""
+    """The non-decreasing map of a kind that fits best: linear and isotonic by least squares, platt
+    (two parameters) and temperature (one) by cross-entropy with the IoU as a soft target."""
     if method == "isotonic":
         return _isotonic(scores_N, iou_N)
     if method == "linear":
@@ -154,8 +165,11 @@ def _isotonic(scores_N: np.ndarray, iou_N: np.ndarray) -> ScoreMap:
     scores_U, which_N, count_U = np.unique(scores_N, return_inverse=True, return_counts=True)
     iou_U = isotonic_regression(np.bincount(which_N, iou_N) / count_U, weights=count_U).x
     step_U = np.diff(iou_U) != 0
-    ends_U = np.append(True, step_U) | np.append(step_U, True)  # a level is given by its first and last score
-    return ScoreMap("isotonic", scores_K=scores_U[ends_U].tolist(), iou_K=np.clip(iou_U[ends_U], 0, 1).tolist())
+    # A level is given by its first and last score.
+    ends_U = np.append(True, step_U) | np.append(step_U, True)
+    return ScoreMap(
+        "isotonic", scores_K=scores_U[ends_U].tolist(), iou_K=np.clip(iou_U[ends_U], 0, 1).tolist()
+    )
 
 
 def _logistic(method: Method, scores_N: np.ndarray, iou_N: np.ndarray) -> ScoreMap:
@@ -167,8 +181,11 @@ def _logistic(method: Method, scores_N: np.ndarray, iou_N: np.ndarray) -> ScoreM
         entropy_N = np.logaddexp(0, forecast_N) - iou_N * forecast_N
         return float(entropy_N.mean()), features_2N @ (_sigmoid(forecast_N) - iou_N) / len(iou_N)
 
-    # The bounds only matter where a perfect separation, or targets that are all 0 or 1, would send them to infinity.
-    found = minimize(loss, [1.0, 0.0], jac=True, method="L-BFGS-B", bounds=[(0, 100), (-50, 50)], tol=1e-12)
+    # The bounds only matter where a perfect separation, or targets that are all 0 or 1, would send
+    # them to infinity.
+    found = minimize(
+        loss, [1.0, 0.0], jac=True, method="L-BFGS-B", bounds=[(0, 100), (-50, 50)], tol=1e-12
+    )
     return ScoreMap(method, float(found.x[0]), float(found.x[1]))
 
 
@@ -207,6 +224,11 @@ def read_calibration(path: Path) -> Calibration:
     except (OSError, ValueError, TypeError, AttributeError, dacite.DaciteError) as error:
         raise ValueError(f"calibration file {path} cannot be read: {error}") from error
     for score_map in (found.pooled, *found.by_class.values()):
-        if score_map.method == "isotonic" and not len(score_map.scores_K) == len(score_map.iou_K) > 0:
-            raise ValueError(f"calibration file {path}: scores_K and iou_K must be equally long, and not empty")
+        if (
+            score_map.method == "isotonic"
+            and not len(score_map.scores_K) == len(score_map.iou_K) > 0
+        ):
+            raise ValueError(
+                f"calibration file {path}: scores_K and iou_K must be equally long, and not empty"
+            )
     return found

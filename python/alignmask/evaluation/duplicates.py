@@ -1,7 +1,8 @@
-"""Second masks of one object: their share of a model's confident predictions, and predictions without them.
+"""Second masks of one object: their share of a model's confident predictions, and predictions
+without them.
 
-A prediction is a duplicate if its mask overlaps that of a better-scored prediction of the same image and class by an IoU of
-more than 0.5. No ground truth is needed to see that.
+A prediction is a duplicate if its mask overlaps that of a better-scored prediction of the same
+image and class by an IoU of more than 0.5. No ground truth is needed to see that.
 
 Shapes: N predictions, P pairs of them.
 """
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 DUPLICATE_IOU = 0.5
-"""Two masks of one class that overlap by more than this cannot both be the mask of a different object."""
+"""Two masks of one class that overlap by more than this cannot both be the mask of a different
+object."""
 REMOVED = "duplicates"
 """The reason in `Results.ignored` for what suppression removed."""
 
@@ -44,7 +46,8 @@ def rival_pairs(results: Results, iou: float = DUPLICATE_IOU) -> np.ndarray:
 
 
 def duplicates(scores_N: np.ndarray, rivals_P2: np.ndarray) -> np.ndarray:
-    """bool [N]: which predictions have a better-scored rival. Of equal scores the earlier prediction counts as the better."""
+    """bool [N]: which predictions have a better-scored rival. Of equal scores the earlier
+    prediction counts as the better."""
     first_P, second_P = rivals_P2.T
     worse_P = np.where(scores_N[second_P] > scores_N[first_P], first_P, second_P)
     duplicate_N = np.zeros(len(scores_N), bool)
@@ -73,21 +76,32 @@ SHOWN, TOP = f"score >= {SHOWN_SCORE:g}", {"top 2 %": 0.02, "top 10 %": 0.10}
 
 
 def count_duplicates(pairs: ScoreIoU, rivals_P2: np.ndarray) -> dict[str, Duplicates]:
-    """Duplicates among the predictions that are shown by default, and among the most confident (`top_predictions`)."""
+    """Duplicates among the predictions that are shown by default, and among the most confident
+    (`top_predictions`)."""
     duplicate_N = duplicates(pairs.scores_N, rivals_P2)
     chosen = {SHOWN: pairs.scores_N >= SHOWN_SCORE}
     chosen |= {name: top_predictions(pairs, fraction) for name, fraction in TOP.items()}
-    return {name: Duplicates(len(duplicate_N[some]), int(duplicate_N[some].sum())) for name, some in chosen.items()}
+    return {
+        name: Duplicates(len(duplicate_N[some]), int(duplicate_N[some].sum()))
+        for name, some in chosen.items()
+    }
 
 
-def duplicates_table(counted: Mapping[str, Mapping[str, Duplicates]], column: str = "score") -> Table:
+def duplicates_table(
+    counted: Mapping[str, Mapping[str, Duplicates]], column: str = "score"
+) -> Table:
     """A row for each of several named counts (the one of a single score has no name)."""
     from rich import box
     from rich.table import Table
 
     title = "second masks of one object, in % of the predictions (their number)"
     table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False, min_width=len(title)
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        pad_edge=False,
+        min_width=len(title),
     )
     named = any(counted)
     if named:
@@ -104,7 +118,8 @@ def duplicates_table(counted: Mapping[str, Mapping[str, Duplicates]], column: st
 
 
 def suppress_duplicates(results: Results, mode: Suppression, iou: float = DUPLICATE_IOU) -> Results:
-    """The predictions after non-maximum suppression within each image and class; see `model.suppression.suppress`.
+    """The predictions after non-maximum suppression within each image and class; see
+    `model.suppression.suppress`.
 
     The order of the file stays. Removed predictions are counted in `Results.ignored`.
 
@@ -116,9 +131,11 @@ def suppress_duplicates(results: Results, mode: Suppression, iou: float = DUPLIC
         return results
     if mode == "soft" and (lowest := scores_N.min(initial=0.0)) < 0:
         raise ValueError(
-            f"{results.source}: soft suppression multiplies scores and needs them to be 0 or more, got {lowest:g}"
+            f"{results.source}: soft suppression multiplies scores and needs them to be 0 or more, "
+            f"got {lowest:g}"
         )
-    new_N = scores_N if mode == "soft" else rankdata(scores_N)  # only the order counts, whatever their signs
+    # Only the order counts, whatever their signs.
+    new_N = scores_N if mode == "soft" else rankdata(scores_N)
     for index_N in _by_image(results):
         new_N[index_N] = suppress(new_N[index_N], _iou(results, index_N), mode, iou)
     entries = [
@@ -141,4 +158,6 @@ def _by_image(results: Results) -> list[np.ndarray]:
 
 def _iou(results: Results, index_N: np.ndarray) -> np.ndarray:
     entries = [results.entries[n] for n in index_N]
-    return iou_within_classes([e["segmentation"] for e in entries], np.array([e["category_id"] for e in entries]))
+    return iou_within_classes(
+        [e["segmentation"] for e in entries], np.array([e["category_id"] for e in entries])
+    )

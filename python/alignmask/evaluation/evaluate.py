@@ -1,7 +1,7 @@
 """COCO mask AP and alignment statistics, of results files and of models.
 
-Numbers are fractions (0..1); -1 means that there is no ground truth to measure on, as in the official tool.
-Shapes: N predictions of one image.
+Numbers are fractions (0..1); -1 means that there is no ground truth to measure on, as in the
+official tool. Shapes: N predictions of one image.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ from alignmask.config import SCORE_MODES
 from alignmask.data import CocoDataset, collate, leave_signals_to_the_main_process
 from alignmask.data.batch import Size
 from alignmask.evaluation import rle
-from alignmask.evaluation.alignment import AlignmentStatistics, alignment_table, score_iou_pairs, statistics
+from alignmask.evaluation.alignment import (
+    AlignmentStatistics,
+    alignment_table,
+    score_iou_pairs,
+    statistics,
+)
 from alignmask.evaluation.calibration import calibration_table, measure
 from alignmask.evaluation.duplicates import (
     DUPLICATE_IOU,
@@ -33,7 +38,13 @@ from alignmask.evaluation.duplicates import (
     suppress_duplicates,
 )
 from alignmask.evaluation.matches import match
-from alignmask.evaluation.metrics import CocoMetrics, Engine, evaluate_results, numbers_table, percent
+from alignmask.evaluation.metrics import (
+    CocoMetrics,
+    Engine,
+    evaluate_results,
+    numbers_table,
+    percent,
+)
 from alignmask.evaluation.results_file import (
     AnnotationsLike,
     GroundTruth,
@@ -55,7 +66,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate_model` and `evaluate_file` measured, by score mode (SCORE_MODES; a file has one: "score")."""
+    """What `evaluate_model` and `evaluate_file` measured, by score mode (SCORE_MODES; a file has
+    one: "score")."""
 
     metrics: dict[str, CocoMetrics]
     alignment: dict[str, AlignmentStatistics]
@@ -64,9 +76,11 @@ class Evaluation:
     images: int
     predictions: int
     left_out: dict[str, int] = field(default_factory=dict)
-    """Entries that were not evaluated (`ignore_unknown`, suppression), counted by reason; of the default score mode."""
+    """Entries that were not evaluated (`ignore_unknown`, suppression), counted by reason; of the
+    default score mode."""
     duplicates: dict[str, dict[str, Duplicates]] = field(default_factory=dict)
-    """Second masks of one object, by score mode, among the predictions that are shown and the most confident."""
+    """Second masks of one object, by score mode, among the predictions that are shown and the most
+    confident."""
     calibration: dict[str, float | None] = field(default_factory=dict)
     """The score as a forecast (`calibration.measure`), of the default score mode."""
     suppression: Suppression = "off"
@@ -90,7 +104,10 @@ class Evaluation:
                 mode: {
                     "metrics": metrics.as_dict(),
                     "alignment": self.alignment[mode].as_dict(),
-                    "duplicates": {name: entry.as_dict() for name, entry in self.duplicates.get(mode, {}).items()},
+                    "duplicates": {
+                        name: entry.as_dict()
+                        for name, entry in self.duplicates.get(mode, {}).items()
+                    },
                 }
                 for mode, metrics in self.metrics.items()
             },
@@ -114,22 +131,33 @@ class Evaluation:
         return Group(*tables)
 
     def category_table(self) -> Table:
-        """AP per category of the default score mode, best first; categories without ground truth last."""
+        """AP per category of the default score mode, best first; categories without ground truth
+        last."""
         from rich import box
         from rich.table import Table
 
         title = f"mask AP (%) per category, score {self.default}"
         table = Table(
-            "category", title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, min_width=len(title)
+            "category",
+            title=title,
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            min_width=len(title),
         )
         table.add_column("AP", justify="right")
-        for name, value in sorted(self.metrics[self.default].per_category.items(), key=lambda item: -item[1]):
+        for name, value in sorted(
+            self.metrics[self.default].per_category.items(), key=lambda item: -item[1]
+        ):
             table.add_row(name, percent(value))
         return table
 
 
 def to_coco_results(
-    instances: Instances, image_id: int, category_ids: Sequence[int], scores: torch.Tensor | None = None
+    instances: Instances,
+    image_id: int,
+    category_ids: Sequence[int],
+    scores: torch.Tensor | None = None,
 ) -> list[dict[str, Any]]:
     """Turn the predictions of one image into entries of a COCO results file.
 
@@ -138,21 +166,38 @@ def to_coco_results(
         category_ids: COCO category id of each label.
         scores: Float [N], used instead of `instances.scores_N`.
     Raises:
-        ValueError: A score is not finite, or the shapes do not agree; the message names the image id.
+        ValueError: A score is not finite, or the shapes do not agree; the message names the image
+            id.
     """
-    values = (instances.scores_N if scores is None else scores).detach().float().cpu().numpy().astype(float)
+    values = (
+        (instances.scores_N if scores is None else scores)
+        .detach()
+        .float()
+        .cpu()
+        .numpy()
+        .astype(float)
+    )
     labels = instances.labels_N.cpu().tolist()
     if not len(values) == len(labels) == len(instances.masks_NHW):
         raise ValueError(
-            f"image {image_id}: {len(values)} scores, {len(labels)} labels and {len(instances.masks_NHW)} masks"
+            f"image {image_id}: {len(values)} scores, {len(labels)} labels and "
+            f"{len(instances.masks_NHW)} masks"
         )
     if not np.isfinite(values).all():
         raise ValueError(
-            f"image {image_id}: {int((~np.isfinite(values)).sum())} of {len(values)} scores are not finite"
+            f"image {image_id}: {int((~np.isfinite(values)).sum())} of {len(values)} scores are "
+            "not finite"
         )
     return [
-        {"image_id": image_id, "category_id": category_ids[label], "segmentation": mask, "score": score}
-        for label, mask, score in zip(labels, rle.encode(instances.masks_NHW), values.tolist(), strict=True)
+        {
+            "image_id": image_id,
+            "category_id": category_ids[label],
+            "segmentation": mask,
+            "score": score,
+        }
+        for label, mask, score in zip(
+            labels, rle.encode(instances.masks_NHW), values.tolist(), strict=True
+        )
     ]
 
 
@@ -165,10 +210,12 @@ def evaluate_file(
     suppression: Suppression = "off",
     suppression_iou: float = DUPLICATE_IOU,
 ) -> Evaluation:
-    """Everything that `Evaluation` has, of a results file of any model; arguments as in `evaluate_results`.
+    """Everything that `Evaluation` has, of a results file of any model; arguments as in
+    `evaluate_results`.
 
     Args:
-        suppression, suppression_iou: Non-maximum suppression within each class, before anything is measured.
+        suppression, suppression_iou: Non-maximum suppression within each class, before anything is
+            measured.
     """
     ground_truth = load_ground_truth(annotations)
     checked = load_results(results, ground_truth, ignore_unknown)
@@ -186,9 +233,13 @@ def _measure(
     """Of the same predictions under the scores of several modes."""
     metrics, alignment, counted = {}, {}, {}
     pairs, rivals_P2 = None, None
-    kept = {mode: suppress_duplicates(scored, suppression, suppression_iou) for mode, scored in results.items()}
+    kept = {
+        mode: suppress_duplicates(scored, suppression, suppression_iou)
+        for mode, scored in results.items()
+    }
     for mode, scored in kept.items():
-        if pairs is None or rivals_P2 is None or suppression == "hard":  # or else the masks are the same in all modes
+        # Or else the masks are the same in all modes.
+        if pairs is None or rivals_P2 is None or suppression == "hard":
             pairs, rivals_P2 = score_iou_pairs(ground_truth, scored), rival_pairs(scored)
         pairs = pairs.with_scores(np.array([entry["score"] for entry in scored.entries]))
         metrics[mode] = evaluate_results(ground_truth, scored, engine)
@@ -221,25 +272,30 @@ def evaluate_model(
     suppression: Suppression = "off",
     suppression_iou: float = DUPLICATE_IOU,
 ) -> Evaluation:
-    """Run `model.predict` over a data set and measure the predictions against the annotation file, in all score modes.
+    """Run `model.predict` over a data set and measure the predictions against the annotation file,
+    in all score modes.
 
-    If torch.distributed is initialised, each rank predicts its share of the images, and every rank returns the evaluation
-    of all of them.
+    If torch.distributed is initialised, each rank predicts its share of the images, and every rank
+    returns the evaluation of all of them.
 
     Args:
-        model: The model. It is put into evaluation mode, and afterwards back into the mode it was in.
-        dataset: A data set with the evaluation transform. Ground truth is read from its annotation file.
+        model: The model. It is put into evaluation mode, and afterwards back into the mode it was
+            in.
+        dataset: A data set with the evaluation transform. Ground truth is read from its annotation
+            file.
         batch_size: Images per forward pass and rank; all of one size.
         workers: Number of data-loading processes.
-        out: Folder for results.json (in the default score mode) and evaluation.json, both written atomically. None writes
-            nothing.
+        out: Folder for results.json (in the default score mode) and evaluation.json, both written
+            atomically. None writes nothing.
         progress: Called with (images done, images of this rank) after every batch.
-        suppression, suppression_iou: Non-maximum suppression within each class, before anything is measured. results.json
-            has all predictions nevertheless.
+        suppression, suppression_iou: Non-maximum suppression within each class, before anything is
+            measured. results.json has all predictions nevertheless.
     """
     rank, world = _rank_and_world()
     shard = range(rank, len(dataset), world)
-    predictions = _predict(model, dataset, shard, torch.device(device), batch_size, workers, progress)
+    predictions = _predict(
+        model, dataset, shard, torch.device(device), batch_size, workers, progress
+    )
 
     def assess() -> Evaluation:
         return _assess(model, dataset, predictions, out, engine, suppression, suppression_iou)
@@ -292,7 +348,9 @@ def _predict(
             ):
                 entries = to_coco_results(instances, image_id, dataset.category_ids)
                 scores: dict[str, list[float]] = {
-                    mode: combine_scores(instances.class_scores_N, instances.mask_scores_N, mode).tolist()
+                    mode: combine_scores(
+                        instances.class_scores_N, instances.mask_scores_N, mode
+                    ).tolist()
                     for mode in SCORE_MODES
                 }
                 found.append(_ImagePredictions(next(position), entries, scores))
@@ -303,13 +361,18 @@ def _predict(
     return found
 
 
-def _batches_of_one_size(dataset: CocoDataset, indices: Iterable[int], batch_size: int) -> list[list[int]]:
-    """Indices in batches of equal size: images are not padded, so that predictions do not depend on the rest of the batch."""
+def _batches_of_one_size(
+    dataset: CocoDataset, indices: Iterable[int], batch_size: int
+) -> list[list[int]]:
+    """Indices in batches of equal size: images are not padded, so that predictions do not depend on
+    the rest of the batch."""
     groups: dict[Size, list[int]] = {}
     for index in indices:
         groups.setdefault(dataset.size(index), []).append(index)
     return [
-        group[start : start + batch_size] for group in groups.values() for start in range(0, len(group), batch_size)
+        group[start : start + batch_size]
+        for group in groups.values()
+        for start in range(0, len(group), batch_size)
     ]
 
 
@@ -330,9 +393,13 @@ def _assess(
     scored: dict[str, Results] = {}
     for mode in SCORE_MODES:
         scores = [score for prediction in predictions for score in prediction.scores[mode]]
-        rescored = [{**entry, "score": score} for entry, score in zip(results.entries, scores, strict=True)]
+        rescored = [
+            {**entry, "score": score} for entry, score in zip(results.entries, scores, strict=True)
+        ]
         scored[mode] = replace(results, entries=rescored)
-    evaluation = _measure(ground_truth, scored, model.config.score, engine, suppression, suppression_iou)
+    evaluation = _measure(
+        ground_truth, scored, model.config.score, engine, suppression, suppression_iou
+    )
     if out is not None:
         write_json(out / "results.json", entries)
         write_json(out / "evaluation.json", evaluation.as_dict(), indent=2)

@@ -1,4 +1,5 @@
-"""Which predictions found an object, and how well: COCO's one-to-one matching, one line for each prediction.
+"""Which predictions found an object, and how well: COCO's one-to-one matching, one line for each
+prediction.
 
 Shapes: N predictions, I images, C classes.
 """
@@ -25,17 +26,19 @@ from alignmask.evaluation.results_file import (
 ANY_OVERLAP = 0.0
 """The IoU threshold at which every true overlap can be a match."""
 PER_CLASS = 100
-"""Predictions of one class in one image that are matched, the best-scored ones, as for COCO's AP."""
+"""Predictions of one class in one image that are matched, the best-scored ones, as for COCO's
+AP."""
 
 
 @dataclass(frozen=True)
 class Matches:
     """The predictions of a results file, matched to ground truth at one IoU threshold.
 
-    In every image and class the predictions choose in the order of their scores, each the free ground-truth mask with
-    which its IoU is largest, if it is at least the threshold: so a second mask of an object is not matched. Predictions
-    that only a crowd region covers are neither right nor wrong, and left out; so is what comes after the best PER_CLASS
-    predictions of a class in an image.
+    In every image and class the predictions choose in the order of their scores, each the free
+    ground-truth mask with which its IoU is largest, if it is at least the threshold: so a second
+    mask of an object is not matched. Predictions that only a crowd region covers are neither right
+    nor wrong, and left out; so is what comes after the best PER_CLASS predictions of a class in an
+    image.
     """
 
     threshold: float
@@ -49,8 +52,8 @@ class Matches:
     """Pixels of the predicted mask."""
     rank_N: np.ndarray
     class_rank_N: np.ndarray
-    """How many predictions of its image, and of its image and class, are better-scored (of equal ones: come earlier).
-    Predictions that are left out count."""
+    """How many predictions of its image, and of its image and class, are better-scored (of equal
+    ones: come earlier). Predictions that are left out count."""
     position_N: np.ndarray
     """Where the prediction is in the results file; ascending."""
     truths_IC: np.ndarray
@@ -66,18 +69,31 @@ class Matches:
 
     @property
     def are_probabilities(self) -> bool:
-        """Whether all scores lie in 0..1. Others forecast nothing that could be compared with an IoU."""
+        """Whether all scores lie in 0..1. Others forecast nothing that could be compared with an
+        IoU."""
         return not len(self.scores_N) or bool(self.scores_N.min() >= 0 and self.scores_N.max() <= 1)
 
     def with_scores(self, scores_N: np.ndarray) -> Matches:
-        """The same matches under other scores, which must not have changed the ranking within a class and image."""
+        """The same matches under other scores, which must not have changed the ranking within a
+        class and image."""
         if np.shape(scores_N) != self.scores_N.shape:
-            raise ValueError(f"with_scores: expected {len(self.scores_N)} scores, got shape {np.shape(scores_N)}")
+            raise ValueError(
+                f"with_scores: expected {len(self.scores_N)} scores, got shape {np.shape(scores_N)}"
+            )
         return replace(self, scores_N=np.asarray(scores_N, np.float64))
 
     def select(self, chosen_N: np.ndarray) -> Matches:
         """Some of the predictions (bool [N]); the ground truth stays."""
-        columns = ("scores_N", "iou_N", "image_N", "class_N", "area_N", "rank_N", "class_rank_N", "position_N")
+        columns = (
+            "scores_N",
+            "iou_N",
+            "image_N",
+            "class_N",
+            "area_N",
+            "rank_N",
+            "class_rank_N",
+            "position_N",
+        )
         return replace(self, **{name: getattr(self, name)[chosen_N] for name in columns})
 
     def subset(self, image_ids: Sequence[int]) -> Matches:
@@ -90,7 +106,10 @@ class Matches:
         new_I[chosen_S] = np.arange(len(chosen_S))
         kept = self.select(new_I[self.image_N] >= 0)
         return replace(
-            kept, image_N=new_I[kept.image_N], image_ids=tuple(image_ids), truths_IC=self.truths_IC[chosen_S]
+            kept,
+            image_N=new_I[kept.image_N],
+            image_ids=tuple(image_ids),
+            truths_IC=self.truths_IC[chosen_S],
         )
 
 
@@ -103,11 +122,12 @@ def match(
 ) -> Mapping[float, Matches]:
     """Matches predictions to ground truth, with the official COCO tool: area range "all".
 
-    A threshold of 0 means an IoU of more than 0. (The official tool itself would match masks that do not touch, so that
-    a false alarm could take an object away from the mask that covers it.)
+    A threshold of 0 means an IoU of more than 0. (The official tool itself would match masks that
+    do not touch, so that a false alarm could take an object away from the mask that covers it.)
 
     Args:
-        annotations, results, ignore_unknown: As `alignmask.evaluation.metrics.evaluate_results` takes them.
+        annotations, results, ignore_unknown: As `alignmask.evaluation.metrics.evaluate_results`
+            takes them.
         thresholds: IoU thresholds; each is matched by itself.
     Returns:
         The matches at each threshold.
@@ -122,7 +142,10 @@ def match(
         tool.evaluate()
 
     count = len(checked.entries)
-    iou_TN, ignored_TN = np.zeros((len(thresholds), count)), np.zeros((len(thresholds), count), bool)
+    iou_TN, ignored_TN = (
+        np.zeros((len(thresholds), count)),
+        np.zeros((len(thresholds), count), bool),
+    )
     area_N, ranked_N = np.zeros(count), np.zeros(count, bool)
     for found in tool.evalImgs:
         if found is None or not found["dtIds"]:
@@ -162,7 +185,10 @@ def match(
             truths_IC=truths_IC,
             image_ids=image_ids,
             category_ids=category_ids,
-            left_out={"in a crowd region": int(ignored_N.sum()), f"after the best {PER_CLASS}": beyond},
+            left_out={
+                "in a crowd region": int(ignored_N.sum()),
+                f"after the best {PER_CLASS}": beyond,
+            },
             **whole,
         ).select(ranked_N & ~ignored_N)
         for threshold, iou_N, ignored_N in zip(thresholds, iou_TN, ignored_TN, strict=True)
@@ -183,7 +209,9 @@ def rank_within(group_N: np.ndarray, scores_N: np.ndarray) -> np.ndarray:
     return rank_N
 
 
-def _truths(ground_truth: GroundTruth, image: Mapping[int, int], class_: Mapping[int, int]) -> np.ndarray:
+def _truths(
+    ground_truth: GroundTruth, image: Mapping[int, int], class_: Mapping[int, int]
+) -> np.ndarray:
     truths_IC = np.zeros((len(image), len(class_)), np.int64)
     for annotation in ground_truth.annotations:
         if not annotation["iscrowd"]:

@@ -1,6 +1,7 @@
 """The official COCO mask metrics of predictions, computed by either of two engines that agree.
 
-Numbers are fractions (0..1); -1 means that there is no ground truth to measure on, as in the official tool.
+Numbers are fractions (0..1); -1 means that there is no ground truth to measure on, as in the
+official tool.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class CocoMetrics:
     """The 12 official numbers (segm), and AP per category."""
 
     AP: float
-    """Mean over categories and the IoU thresholds 0.50:0.05:0.95, 100 detections per image and category."""
+    """Mean over categories and the IoU thresholds 0.50:0.05:0.95, 100 detections per image and
+    category."""
     AP50: float
     AP75: float
     APs: float
@@ -76,14 +78,21 @@ def numbers_table(metrics: dict[str, CocoMetrics], title: str) -> Table:
 
     # Narrow enough for a terminal of 80 columns.
     table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False, min_width=len(title)
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        pad_edge=False,
+        min_width=len(title),
     )
     if any(metrics):
         table.add_column("score", no_wrap=True)
     for name in NUMBERS:
         table.add_column(name, justify="right", no_wrap=True)
     for name, row in metrics.items():
-        table.add_row(*([name] if any(metrics) else []), *(percent(value) for value in row.numbers().values()))
+        table.add_row(
+            *([name] if any(metrics) else []), *(percent(value) for value in row.numbers().values())
+        )
     return table
 
 
@@ -102,17 +111,19 @@ def evaluate_results(
 ) -> CocoMetrics:
     """The official COCO mask metrics of predictions.
 
-    Areas of predictions are those of their masks (any `bbox` in the results is ignored), areas of ground truth those of
-    the annotation file.
+    Areas of predictions are those of their masks (any `bbox` in the results is ignored), areas of
+    ground truth those of the annotation file.
 
     Args:
         annotations: COCO annotation file.
-        results: COCO results file, or its entries; see `alignmask.evaluation.results_file.load_results` for what is checked.
+        results: COCO results file, or its entries; see
+            `alignmask.evaluation.results_file.load_results` for what is checked.
         engine: "hotcoco" (fast) or "pycocotools" (the official tool); the numbers are equal.
         image_ids: Evaluate only these images.
         ignore_unknown: Leave out what `load_results` can leave out, instead of raising.
     Raises:
-        alignmask.data.CocoError: A file cannot be read, or has faults; the message lists where they are.
+        alignmask.data.CocoError: A file cannot be read, or has faults; the message lists where they
+            are.
     """
     ground_truth = load_ground_truth(annotations)
     checked = load_results(results, ground_truth, ignore_unknown)
@@ -126,7 +137,8 @@ def evaluate_results(
 
 
 def _per_category(categories: dict[int, str], precision_TRKAM: np.ndarray) -> dict[str, float]:
-    """AP of each category: thresholds T, recalls R, categories K; all areas (A = 0), 100 detections (M = last)."""
+    """AP of each category: thresholds T, recalls R, categories K; all areas (A = 0), 100 detections
+    (M = last)."""
     repeated = Counter(categories.values())
     result = {}
     for k, (category_id, name) in enumerate(categories.items()):

@@ -1,4 +1,5 @@
-"""COCO annotation and results files as the evaluation needs them: checked, every segmentation a compressed RLE."""
+"""COCO annotation and results files as the evaluation needs them: checked, every segmentation a
+compressed RLE."""
 
 from __future__ import annotations
 
@@ -28,8 +29,8 @@ SHOWN_FAULTS = 5
 class GroundTruth:
     """The annotations of a data set.
 
-    Annotation ids are numbered anew from 1: the official tool silently counts a match with an annotation of id 0 as a
-    miss.
+    Annotation ids are numbered anew from 1: the official tool silently counts a match with an
+    annotation of id 0 as a miss.
     """
 
     source: str
@@ -38,7 +39,8 @@ class GroundTruth:
     categories: dict[int, str]
     """Category names by category id, sorted by id."""
     annotations: list[dict[str, Any]]
-    """`id, image_id, category_id, segmentation` (compressed RLE, bytes), `area, bbox, iscrowd`. Not to be changed."""
+    """`id, image_id, category_id, segmentation` (compressed RLE, bytes), `area, bbox, iscrowd`. Not
+    to be changed."""
 
     @cached_property
     def by_image(self) -> dict[int, list[dict[str, Any]]]:
@@ -53,7 +55,12 @@ class GroundTruth:
         if unknown := [image_id for image_id in wanted if image_id not in self.sizes]:
             raise CocoError(f"{self.source}: no image has id {_some(unknown)}")
         sizes = {image_id: self.sizes[image_id] for image_id in wanted}
-        return GroundTruth(self.source, sizes, self.categories, [a for a in self.annotations if a["image_id"] in sizes])
+        return GroundTruth(
+            self.source,
+            sizes,
+            self.categories,
+            [a for a in self.annotations if a["image_id"] in sizes],
+        )
 
     def as_coco(self) -> dict[str, Any]:
         """A COCO data set dict of fresh records, which a tool may change."""
@@ -71,14 +78,16 @@ class Results:
 
     source: str
     entries: list[dict[str, Any]]
-    """`image_id, category_id, segmentation` (compressed RLE, bytes), `score`, in the file's order. Not to be
-    changed."""
+    """`image_id, category_id, segmentation` (compressed RLE, bytes), `score`, in the file's order.
+    Not to be changed."""
     ignored: dict[str, int] = field(default_factory=dict)
     """Entries left out because of `ignore_unknown`, counted by reason."""
 
     def subset(self, image_ids: Iterable[int]) -> Results:
         wanted = set(image_ids)
-        return Results(self.source, [e for e in self.entries if e["image_id"] in wanted], self.ignored)
+        return Results(
+            self.source, [e for e in self.entries if e["image_id"] in wanted], self.ignored
+        )
 
 
 AnnotationsLike = Path | str | GroundTruth
@@ -96,9 +105,10 @@ def load_ground_truth(annotations: Path | str | GroundTruth) -> GroundTruth:
     """Read a COCO annotation file (the last few are kept in memory, by path and modification time).
 
     Raises:
-        CocoError: The file cannot be read as a COCO annotation file, an id occurs twice, or annotations have faults
-            (unknown image or category, damaged segmentation, RLE that does not fit its image); ids are named.
-            Annotations without a polygon of 3 points or more are left out with a warning, as in training.
+        CocoError: The file cannot be read as a COCO annotation file, an id occurs twice, or
+            annotations have faults (unknown image or category, damaged segmentation, RLE that does
+            not fit its image); ids are named. Annotations without a polygon of 3 points or more are
+            left out with a warning, as in training.
     """
     if isinstance(annotations, GroundTruth):
         return annotations
@@ -114,21 +124,31 @@ def _load_ground_truth(path: Path, _modified: int) -> GroundTruth:
         for number, record in enumerate(data[kind]):
             if not isinstance(record, dict) or not isinstance(record.get("id"), int):
                 raise CocoError(
-                    f"{path}: {kind}[{number}]: expected an object with an integer id, got {_brief(record)}"
+                    f"{path}: {kind}[{number}]: expected an object with an integer id, got "
+                    f"{_brief(record)}"
                 )
             if record["id"] in seen:
                 of_image = f" (image id {record.get('image_id')})" if kind == "annotations" else ""
-                raise CocoError(f"{path}: {kind}[{number}]{of_image}: id {record['id']} occurs twice")
+                raise CocoError(
+                    f"{path}: {kind}[{number}]{of_image}: id {record['id']} occurs twice"
+                )
             seen.add(record["id"])
     sizes: dict[int, Size] = {}
     for image in data["images"]:
         size = image.get("height"), image.get("width")
         if not all(isinstance(side, int) and side > 0 for side in size):
-            raise CocoError(f"{path}: image id {image['id']}: height and width must be positive integers, got {size}")
+            raise CocoError(
+                f"{path}: image id {image['id']}: height and width must be positive integers, got "
+                f"{size}"
+            )
         sizes[image["id"]] = size
-    categories = {category["id"]: str(category.get("name", category["id"])) for category in data["categories"]}
+    categories = {
+        category["id"]: str(category.get("name", category["id"])) for category in data["categories"]
+    }
     if not sizes or not categories:
-        raise CocoError(f"{path}: {len(sizes)} images and {len(categories)} categories: nothing to evaluate on")
+        raise CocoError(
+            f"{path}: {len(sizes)} images and {len(categories)} categories: nothing to evaluate on"
+        )
     faults = _Faults()
     annotations: list[dict[str, Any]] = []
     left_out: list[str] = []
@@ -167,25 +187,31 @@ def _load_ground_truth(path: Path, _modified: int) -> GroundTruth:
     faults.raise_if_any(str(path), "annotations")
     if left_out:
         warnings.warn(
-            f"{path}: {len(left_out)} annotations left out: {NO_POLYGON}: {_some(left_out, '; ')}", stacklevel=3
+            f"{path}: {len(left_out)} annotations left out: {NO_POLYGON}: {_some(left_out, '; ')}",
+            stacklevel=3,
         )
     return GroundTruth(str(path), sizes, dict(sorted(categories.items())), annotations)
 
 
 def load_results(
-    results: Path | str | Sequence[dict[str, Any]] | Results, ground_truth: GroundTruth, ignore_unknown: bool = False
+    results: Path | str | Sequence[dict[str, Any]] | Results,
+    ground_truth: GroundTruth,
+    ignore_unknown: bool = False,
 ) -> Results:
-    """Read a COCO results file (a list of entries with image_id, category_id, segmentation, score) or such a list.
+    """Read a COCO results file (a list of entries with image_id, category_id, segmentation, score)
+    or such a list.
 
-    Segmentations may be compressed RLE, uncompressed RLE or polygons. All other keys of an entry are left out. (With a `bbox`,
-    the official tool would take the area of the box for that of the mask.)
+    Segmentations may be compressed RLE, uncompressed RLE or polygons. All other keys of an entry
+    are left out. (With a `bbox`, the official tool would take the area of the box for that of the
+    mask.)
 
     Args:
-        ignore_unknown: Leave out (and count, with a warning) entries of unknown images or categories, entries whose mask
-            has another size than the image, and entries without a finite score, instead of raising.
+        ignore_unknown: Leave out (and count, with a warning) entries of unknown images or
+            categories, entries whose mask has another size than the image, and entries without a
+            finite score, instead of raising.
     Raises:
-        CocoError: The file cannot be read, or entries have faults; one message counts them by kind and lists the first of
-            each.
+        CocoError: The file cannot be read, or entries have faults; one message counts them by kind
+            and lists the first of each.
     """
     if isinstance(results, Results):
         return results
@@ -194,7 +220,9 @@ def load_results(
     else:
         source, raw = "results", results
     if not isinstance(raw, (list, tuple)):
-        raise CocoError(f"{source}: a COCO results file is a list of entries, got {type(raw).__name__}")
+        raise CocoError(
+            f"{source}: a COCO results file is a list of entries, got {type(raw).__name__}"
+        )
     faults = _Faults()
     unknown = _Faults(
         {
@@ -206,16 +234,26 @@ def load_results(
     for position, entry in enumerate(raw):
         where = f"entry {position}"
         if not isinstance(entry, dict) or not {"image_id", "category_id", "score"} <= entry.keys():
-            image = f" (image {_brief(entry['image_id'])})" if isinstance(entry, dict) and "image_id" in entry else ""
+            image = (
+                f" (image {_brief(entry['image_id'])})"
+                if isinstance(entry, dict) and "image_id" in entry
+                else ""
+            )
             faults.add("lacking image_id, category_id or score", where + image)
             continue
         image_id, category_id, score = entry["image_id"], entry["category_id"], entry["score"]
         where = f"entry {position} (image {_brief(image_id)})"
         if "segmentation" not in entry:
-            faults.add("of a box without a segmentation" if "bbox" in entry else "without a segmentation", where)
+            faults.add(
+                "of a box without a segmentation" if "bbox" in entry else "without a segmentation",
+                where,
+            )
             continue
         if not is_id(image_id) or not is_id(category_id):
-            faults.add("whose image_id or category_id is not an integer", f"{where}: category {_brief(category_id)}")
+            faults.add(
+                "whose image_id or category_id is not an integer",
+                f"{where}: category {_brief(category_id)}",
+            )
             continue
         if not is_number(score):
             unknown.add("with a score that is not a finite number", f"{where}: {_brief(score)}")
@@ -233,7 +271,8 @@ def load_results(
             if segmentation["size"] != list(size):
                 unknown.add(
                     "whose mask has another size than the image",
-                    f"{where}: mask {_brief(segmentation['size'])}, image {list(size)} (height, width)",
+                    f"{where}: mask {_brief(segmentation['size'])}, image {list(size)} (height, "
+                    "width)",
                 )
                 continue
         try:
@@ -245,7 +284,12 @@ def load_results(
             faults.add("with a faulty segmentation", f"{where}: {NO_POLYGON}")
             continue
         entries.append(
-            {"image_id": int(image_id), "category_id": int(category_id), "segmentation": mask, "score": float(score)}
+            {
+                "image_id": int(image_id),
+                "category_id": int(category_id),
+                "segmentation": mask,
+                "score": float(score),
+            }
         )
     if unknown and ignore_unknown:
         warnings.warn(f"{source}: left out {unknown.summary()}", stacklevel=2)
@@ -279,7 +323,8 @@ class _Faults:
     def raise_if_any(self, source: str, what: str) -> None:
         if self:
             lists = [
-                f"  {kind}: {_some(places, '; ')}" + (f" ({self.notes[kind]})" if kind in self.notes else "")
+                f"  {kind}: {_some(places, '; ')}"
+                + (f" ({self.notes[kind]})" if kind in self.notes else "")
                 for kind, places in self.places.items()
             ]
             raise CocoError("\n".join([f"{source}: {what}: {self.summary()}", *lists]))
@@ -313,7 +358,11 @@ def _some(items: Sequence[Any], separator: str = ", ") -> str:
 
 def _range(ids: Iterable[int]) -> str:
     found = sorted(ids)
-    return ", ".join(map(str, found)) if len(found) <= 2 else f"{found[0]}, {found[1]}, ..., {found[-1]}"
+    return (
+        ", ".join(map(str, found))
+        if len(found) <= 2
+        else f"{found[0]}, {found[1]}, ..., {found[-1]}"
+    )
 
 
 def read_json(path: Path) -> Any:

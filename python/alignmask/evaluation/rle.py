@@ -14,14 +14,22 @@ from hotcoco import mask as hotcoco_mask
 from pycocotools import mask as mask_utils
 
 from alignmask.data.batch import Size
-from alignmask.data.masks import check_coverage, encode_segmentation, measure_counts, parse_segmentation
+from alignmask.data.masks import (
+    check_coverage,
+    encode_segmentation,
+    measure_counts,
+    parse_segmentation,
+)
 
 
 def encode(masks_NHW: torch.Tensor) -> list[dict[str, Any]]:
     """Encodes bool masks as compressed RLE, JSON-ready: `{"size": [h, w], "counts": str}` each."""
     if masks_NHW.dtype != torch.bool or masks_NHW.ndim != 3:
-        raise ValueError(f"encode: masks must be bool [N, H, W], got {masks_NHW.dtype} {list(masks_NHW.shape)}")
-    # COCO's runs go down the columns: H must be the fastest axis. Transposing on the device saves a copy on the host.
+        raise ValueError(
+            f"encode: masks must be bool [N, H, W], got {masks_NHW.dtype} {list(masks_NHW.shape)}"
+        )
+    # COCO's runs go down the columns: H must be the fastest axis. Transposing on the device saves a
+    # copy on the host.
     columns_NWH = masks_NHW.transpose(1, 2).contiguous().cpu().numpy().view(np.uint8)
     return [
         {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
@@ -30,11 +38,12 @@ def encode(masks_NHW: torch.Tensor) -> list[dict[str, Any]]:
 
 
 def from_coco(segmentation: Any, size: Size) -> dict[str, Any] | None:
-    """One COCO `segmentation` (polygons, uncompressed or compressed RLE) as compressed RLE with `bytes` counts.
+    """One COCO `segmentation` (polygons, uncompressed or compressed RLE) as compressed RLE with
+    `bytes` counts.
 
-    `size` is the image's (height, width). None if no polygon of 3 points or more is there. Raises ValueError saying
-    what is wrong with the segmentation. (pycocotools checks none of it: runs that end early make it hang, or read past
-    the end.)
+    `size` is the image's (height, width). None if no polygon of 3 points or more is there. Raises
+    ValueError saying what is wrong with the segmentation. (pycocotools checks none of it: runs that
+    end early make it hang, or read past the end.)
     """
     if isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), bytes):
         segmentation = {**segmentation, "counts": segmentation["counts"].decode("latin-1")}
@@ -47,8 +56,8 @@ def from_coco(segmentation: Any, size: Size) -> dict[str, Any] | None:
 
 
 def _is_canonical(counts: bytes, size: Size) -> bool:
-    """Whether `counts` is what COCO's encoder writes for some mask of this size: sufficient for it to be sound, and
-    found fast.  A union with nothing rewrites the runs in canonical form."""
+    """Whether `counts` is what COCO's encoder writes for some mask of this size: sufficient for it
+    to be sound, and found fast.  A union with nothing rewrites the runs in canonical form."""
     rle = {"size": list(size), "counts": counts}
     try:
         return hotcoco_mask.merge([rle, _nothing(size)])["counts"] == counts

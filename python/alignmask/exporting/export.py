@@ -30,34 +30,40 @@ Format = Literal["torch", "onnx"]
 OPSET = 20
 """The first ONNX opset in which GridSample's bilinear mode has the name that it has today."""
 ABOUT = "alignmask"
-"""The name under which the file keeps class names and sizes: of a metadata entry (ONNX) or of an extra file (torch)."""
+"""The name under which the file keeps class names and sizes: of a metadata entry (ONNX) or of an
+extra file (torch)."""
 INPUTS, OUTPUTS = ["image", "size"], ["scores", "labels", "masks"]
 ENOUGH = 0.95
-"""Share of the model's detections that the file must reproduce. It is below 1 because attention masks are cut at 0, so that
-the last bit of a logit can decide what a query sees."""
+"""Share of the model's detections that the file must reproduce. It is below 1 because attention
+masks are cut at 0, so that the last bit of a logit can decide what a query sees."""
 
 
-def export_model(model: AlignMask, path: Path, format: Format, about: dict[str, Any] | None = None) -> float | None:
-    """Write `Segmenter(model)` to `path`; it takes any number of images of any size that `Segmenter` takes.
+def export_model(
+    model: AlignMask, path: Path, format: Format, about: dict[str, Any] | None = None
+) -> float | None:
+    """Write `Segmenter(model)` to `path`; it takes any number of images of any size that
+    `Segmenter` takes.
 
-    "torch": a `torch.export` program (.pt2) that calls our operators, on the model's device. After `import alignmask.ops`,
-    `torch.export.load(path).module()(image, size)` runs it.
-    "onnx": standard operators only (deformable attention by GridSample); one file, opset 20, float32.
+    "torch": a `torch.export` program (.pt2) that calls our operators, on the model's device. After
+    `import alignmask.ops`, `torch.export.load(path).module()(image, size)` runs it. "onnx":
+    standard operators only (deformable attention by GridSample); one file, opset 20, float32.
 
     The file is read back and run on generated images before it takes its name.
 
     Args:
         about: What the file keeps as JSON, under "alignmask".
     Returns:
-        The share of detections that file and model have in common, 0 to 1; None if nothing was compared because onnxruntime
-        is not installed.
+        The share of detections that file and model have in common, 0 to 1; None if nothing was
+        compared because onnxruntime is not installed.
     Raises:
         ValueError: The model is in training mode.
         ImportError: "onnx", and the packages of the extra `[onnx]` are missing.
         RuntimeError: The file does not compute what the model computes.
     """
     if model.training:
-        raise ValueError("export: call model.eval() first; a model in training mode makes aligned queries")
+        raise ValueError(
+            "export: call model.eval() first; a model in training mode makes aligned queries"
+        )
     segmenter = Segmenter(model)
     with replacing(path) as part:
         with torch.no_grad(), warnings.catch_warnings():
@@ -70,7 +76,8 @@ def export_model(model: AlignMask, path: Path, format: Format, about: dict[str, 
 
 
 def open_file(path: Path) -> Callable[[Tensor, Tensor], Detections]:
-    """What `export` wrote, as a function like `Segmenter.forward` (.pt2: torch, .onnx: onnxruntime on the CPU)."""
+    """What `export` wrote, as a function like `Segmenter.forward` (.pt2: torch, .onnx: onnxruntime
+    on the CPU)."""
     if path.suffix == SUFFIX["torch"]:
         program: Callable[[Tensor, Tensor], Detections] = torch.export.load(path).module()
         return program
@@ -80,18 +87,25 @@ def open_file(path: Path) -> Callable[[Tensor, Tensor], Detections]:
 
     def run(image: Tensor, size: Tensor) -> Detections:
         inputs = {"image": image.cpu().numpy(), "size": size.cpu().numpy()}
-        scores, labels, masks = (torch.from_numpy(output) for output in session.run(OUTPUTS, inputs))
+        scores, labels, masks = (
+            torch.from_numpy(output) for output in session.run(OUTPUTS, inputs)
+        )
         return scores, labels, masks
 
     return run
 
 
-def agreement(found: Detections, expected: Detections, score: float = 1e-4, iou: float = 0.99) -> float:
-    """The share of the detections in `found` that are also in `expected`: with the same label, a score that differs by at
-    most `score`, and a mask with an IoU of at least `iou`. Detections of score 0 do not count; 1.0 if there are no others."""
+def agreement(
+    found: Detections, expected: Detections, score: float = 1e-4, iou: float = 0.99
+) -> float:
+    """The share of the detections in `found` that are also in `expected`: with the same label, a
+    score that differs by at most `score`, and a mask with an IoU of at least `iou`. Detections of
+    score 0 do not count; 1.0 if there are no others."""
     same = seen = 0
     on_host = (output.cpu() for output in (*found, *expected))
-    for scores, labels, masks, other_scores, other_labels, other_masks in zip(*on_host, strict=True):
+    for scores, labels, masks, other_scores, other_labels, other_masks in zip(
+        *on_host, strict=True
+    ):
         rows, columns = scores > 0, other_scores > 0
         flat, other = masks[rows].flatten(1).float(), other_masks[columns].flatten(1).float()
         both = flat @ other.T
@@ -107,7 +121,9 @@ def _program(segmenter: Segmenter) -> tuple[ExportedProgram, dict[str, Any]]:
     batch = Dim("batch", max=LARGEST_BATCH)
     height, width = (DIVISOR * Dim(name, min=SMALLEST // DIVISOR) for name in ("height", "width"))
     shapes = {"image": {0: batch, 2: height, 3: width}, "size": {0: batch}}
-    return torch.export.export(segmenter, _images(segmenter, 2, (128, 192)), dynamic_shapes=shapes), shapes
+    return torch.export.export(
+        segmenter, _images(segmenter, 2, (128, 192)), dynamic_shapes=shapes
+    ), shapes
 
 
 def _write_torch(segmenter: Segmenter, path: Path, about: str) -> None:
@@ -117,7 +133,10 @@ def _write_torch(segmenter: Segmenter, path: Path, about: str) -> None:
 
 def _write_onnx(segmenter: Segmenter, path: Path, about: str) -> None:
     if missing := _missing("onnx", "onnxscript"):
-        raise ImportError(f"export to ONNX needs {', '.join(missing)}: pip install '.[onnx]' in AlignMask's folder")
+        raise ImportError(
+            f"export to ONNX needs {', '.join(missing)}: pip install '.[onnx]' in AlignMask's "
+            "folder"
+        )
     with exportable_windows(segmenter), ops.use_reference():
         program, shapes = _program(segmenter)
         written = torch.onnx.export(
@@ -130,7 +149,10 @@ def _write_onnx(segmenter: Segmenter, path: Path, about: str) -> None:
 
 
 SUFFIX: dict[Format, str] = {"torch": ".pt2", "onnx": ".onnx"}
-_WRITERS: dict[Format, Callable[[Segmenter, Path, str], None]] = {"torch": _write_torch, "onnx": _write_onnx}
+_WRITERS: dict[Format, Callable[[Segmenter, Path, str], None]] = {
+    "torch": _write_torch,
+    "onnx": _write_onnx,
+}
 
 
 def _missing(*packages: str) -> list[str]:
@@ -138,7 +160,8 @@ def _missing(*packages: str) -> list[str]:
 
 
 def _check(segmenter: Segmenter, run: Callable[[Tensor, Tensor], Detections]) -> float:
-    """The lowest `agreement` over batches whose number and size of images differ from those of the traced batch."""
+    """The lowest `agreement` over batches whose number and size of images differ from those of the
+    traced batch."""
     shares = []
     for count, size in ((1, (SMALLEST, 160)), (3, (160, 96))):
         images = _images(segmenter, count, size)
@@ -150,7 +173,8 @@ def _check(segmenter: Segmenter, run: Callable[[Tensor, Tensor], Detections]) ->
         shares.append(min(agreement(found, expected), agreement(expected, found)))
     if min(shares) < ENOUGH:
         raise RuntimeError(
-            f"export: the written file gives {min(shares):.0%} of the model's detections, expected {ENOUGH:.0%} or more"
+            f"export: the written file gives {min(shares):.0%} of the model's detections, expected "
+            f"{ENOUGH:.0%} or more"
         )
     return min(shares)
 
@@ -159,6 +183,8 @@ def _images(segmenter: Segmenter, count: int, size: tuple[int, int]) -> tuple[Te
     """Generated images of smooth colours, and sizes that leave some padding."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(count, 3, size[0] // 16, size[1] // 16, generator=generator)
-    image = (torch.nn.functional.interpolate(coarse, size=size, mode="bicubic").clamp(0, 1) * 255).to(torch.uint8)
+    image = (
+        torch.nn.functional.interpolate(coarse, size=size, mode="bicubic").clamp(0, 1) * 255
+    ).to(torch.uint8)
     sizes = torch.tensor([(size[0] - 5 * (i % 2), size[1] - 3 * i) for i in range(count)])
     return image.to(segmenter.model.device), sizes.to(segmenter.model.device)

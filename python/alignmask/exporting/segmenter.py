@@ -23,9 +23,9 @@ SMALLEST = 64
 class Segmenter(nn.Module):
     """A model and its post-processing in one graph. The caller resizes and pads the images.
 
-    The numbers are those of `AlignMask.predict`, with two differences: a graph's outputs have a fixed number of detections,
-    so that a detection with an empty mask is kept, with score 0; and masks have the size of the given image, which may have
-    been resized from a file.
+    The numbers are those of `AlignMask.predict`, with two differences: a graph's outputs have a
+    fixed number of detections, so that a detection with an empty mask is kept, with score 0; and
+    masks have the size of the given image, which may have been resized from a file.
     """
 
     def __init__(self, model: AlignMask) -> None:
@@ -35,8 +35,8 @@ class Segmenter(nn.Module):
     def forward(self, image: Tensor, size: Tensor) -> Detections:
         """
         Args:
-            image: uint8 [B, 3, H, W], RGB. Each image lies in the top left corner; what lies right of it and below does not
-                matter. H and W are multiples of 32, at least 64.
+            image: uint8 [B, 3, H, W], RGB. Each image lies in the top left corner; what lies right
+                of it and below does not matter. H and W are multiples of 32, at least 64.
             size: int64 [B, 2], height and width of each image without that padding.
 
         Returns:
@@ -53,12 +53,18 @@ class Segmenter(nn.Module):
 
         scores_BQC = class_scores(prediction.class_logits_LBRC[-1].float(), config)
         classes = scores_BQC.shape[2]
-        scores_BN, pair_BN = scores_BQC.flatten(1).topk(min(config.detections, scores_BQC.shape[1] * classes), dim=1)
+        scores_BN, pair_BN = scores_BQC.flatten(1).topk(
+            min(config.detections, scores_BQC.shape[1] * classes), dim=1
+        )
         query_BN, labels_BN = pair_BN // classes, pair_BN % classes
 
         embedding_BQE = prediction.mask_embedding_LBRE[-1].float()
-        embedding_BNE = embedding_BQE.gather(1, query_BN[:, :, None].expand(-1, -1, embedding_BQE.shape[2]))
-        logits = torch.einsum("bne,behw->bnhw", embedding_BNE, prediction.pixel_embedding_BEHW.float())
+        embedding_BNE = embedding_BQE.gather(
+            1, query_BN[:, :, None].expand(-1, -1, embedding_BQE.shape[2])
+        )
+        logits = torch.einsum(
+            "bne,behw->bnhw", embedding_BNE, prediction.pixel_embedding_BEHW.float()
+        )
         logits = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
         masks_BNHW = (logits > 0) & valid_BHW[:, None]
         area_BN = masks_BNHW.sum((2, 3))

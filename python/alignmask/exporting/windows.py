@@ -1,8 +1,9 @@
 """Swin's window attention in a form that `torch.export` follows for any image size.
 
-timm cuts a map into windows by views. A tracer that keeps sizes as symbols then has to reason about strides of views of
-padded, rolled maps; this takes minutes, and ends in guards that exclude small images. Here tokens are gathered into their
-windows, and back, by computed indices: the same numbers.
+timm cuts a map into windows by views. A tracer that keeps sizes as symbols then has to reason about
+strides of views of padded, rolled maps; this takes minutes, and ends in guards that exclude small
+images. Here tokens are gathered into their windows, and back, by computed indices: the same
+numbers.
 
 B images, H x W tokens, C channels.
 """
@@ -31,7 +32,8 @@ class GatheringBlock(SwinBlock):
         rows, columns = (H + height - 1) // height, (W + width - 1) // width
         area, windows = height * width, rows * columns
 
-        # Where each place of each window lies in the map that is padded, then rolled; and in the map as it was.
+        # Where each place of each window lies in the map that is padded, then rolled; and in the
+        # map as it was.
         place = torch.arange(windows * area, device=x_BHWC.device)
         window, inside = place // area, place % area
         y = window // columns * height + inside // width
@@ -42,7 +44,9 @@ class GatheringBlock(SwinBlock):
         tokens = x_BHWC.flatten(1, 2).index_select(1, source) * real[:, None]
         mask = None
         if down or right:
-            region = 3 * _region(y, rows * height, height, down) + _region(x, columns * width, width, right)
+            region = 3 * _region(y, rows * height, height, down) + _region(
+                x, columns * width, width, right
+            )
             region = region.view(windows, area)
             mask = torch.where(region[:, None] == region[:, :, None], 0.0, HIDDEN).to(x_BHWC.dtype)
         tokens = self.attn(tokens.view(B * windows, area, C), mask=mask).view(B, windows * area, C)
@@ -56,18 +60,21 @@ class GatheringBlock(SwinBlock):
 
 
 def _modulo(i: Tensor, n: int) -> Tensor:
-    """i % n for i >= 0. (The operator itself has no ONNX form for an n that depends on the image.)"""
+    """i % n for i >= 0. (The operator itself has no ONNX form for an n that depends on the
+    image.)"""
     return i - i // n * n
 
 
 def _region(i: Tensor, size: int, window: int, shift: int) -> Tensor:
-    """0, 1, 2: before the last window; what stays together in it; what the shift brought in from the other side."""
+    """0, 1, 2: before the last window; what stays together in it; what the shift brought in from
+    the other side."""
     return (i >= size - window).long() + (i >= size - shift).long()
 
 
 @contextmanager
 def exportable_windows(model: nn.Module) -> Iterator[None]:
-    """Inside, the Swin blocks in `model` are `GatheringBlock`s, and the tracer does not assume that a size differs from 1."""
+    """Inside, the Swin blocks in `model` are `GatheringBlock`s, and the tracer does not assume that
+    a size differs from 1."""
     blocks = [module for module in model.modules() if type(module) is SwinBlock]
     if not blocks:
         yield

@@ -1,4 +1,5 @@
-"""Hugging Face models with our deformable attention: `use_kernels(model)`, one line, and `restore(model)`.
+"""Hugging Face models with our deformable attention: `use_kernels(model)`, one line, and
+`restore(model)`.
 
 Nothing is imported from transformers: modules are found by the name of their class.
 B images, Q queries, S tokens of all levels, E = N·D channels, N heads, L levels, P points.
@@ -23,10 +24,11 @@ Shapes = Sequence[tuple[int, int]]
 def use_kernels(model: Model) -> Model:
     """Let every deformable attention in a Hugging Face model run on `ops.ms_deform_attn`.
 
-    Models built with `Mask2FormerPixelDecoder...` or `OneFormerPixelDecoder...MultiscaleDeformableAttention` or with
-    `MultiScaleDeformableAttention` are supported (Deformable DETR, Grounding DINO, RT-DETR, RF-DETR, LW-DETR, OmDet-Turbo,
-    ...). Parameters and their names, gradients and outputs (to rounding) stay the same. A module that runs on our kernels
-    already is left as it is. `restore` undoes it all.
+    Models built with `Mask2FormerPixelDecoder...` or
+    `OneFormerPixelDecoder...MultiscaleDeformableAttention` or with `MultiScaleDeformableAttention`
+    are supported (Deformable DETR, Grounding DINO, RT-DETR, RF-DETR, LW-DETR, OmDet-Turbo, ...).
+    Parameters and their names, gradients and outputs (to rounding) stay the same. A module that
+    runs on our kernels already is left as it is. `restore` undoes it all.
 
     Args:
         model: The model. It is changed in place.
@@ -35,9 +37,9 @@ def use_kernels(model: Model) -> Model:
         The same model.
 
     Raises:
-        ValueError: The model has no such module (the message lists what it has instead), or has one that cannot be
-            replaced: its `forward` takes arguments that this version does not know, or was replaced by something else.
-            Nothing is changed then.
+        ValueError: The model has no such module (the message lists what it has instead), or has one
+            that cannot be replaced: its `forward` takes arguments that this version does not know,
+            or was replaced by something else. Nothing is changed then.
     """
     found: dict[nn.Module, type] = {}
     others: Counter[str] = Counter()
@@ -53,16 +55,19 @@ def use_kernels(model: Model) -> Model:
             others[kind.__name__] += 1
     if not found and not already:
         instead = (
-            ", ".join(f"{count} {name}" for name, count in others.items()) or "no deformable attention of any kind"
+            ", ".join(f"{count} {name}" for name, count in others.items())
+            or "no deformable attention of any kind"
         )
         raise ValueError(
-            f"use_kernels: {type(model).__name__} has none of the modules {', '.join(_REPLACEMENTS)}; it has {instead}"
+            f"use_kernels: {type(model).__name__} has none of the modules "
+            f"{', '.join(_REPLACEMENTS)}; it has {instead}"
         )
     devices = {parameter.device.type for parameter in model.parameters()}
     for device in sorted(devices - {"meta"}):
         if ops.implementation("ms_deform_attn", device) == "reference":
             warnings.warn(
-                f"use_kernels: this build has no ms_deform_attn kernel for {device}: the model will not be faster there",
+                f"use_kernels: this build has no ms_deform_attn kernel for {device}: the model "
+                "will not be faster there",
                 stacklevel=2,
             )
     for module, replacement in found.items():
@@ -83,13 +88,15 @@ accelerate = use_kernels
 
 
 class _OnKernels:
-    """Marks the classes that `use_kernels` makes from one of the classes below and the class that was there before."""
+    """Marks the classes that `use_kernels` makes from one of the classes below and the class that
+    was there before."""
 
     forward: ClassVar[Callable[..., Any]]
 
 
 class _Sampling(_OnKernels):
-    """For `MultiScaleDeformableAttention`, the part without parameters: locations and weights are given."""
+    """For `MultiScaleDeformableAttention`, the part without parameters: locations and weights are
+    given."""
 
     def forward(
         self,
@@ -101,14 +108,17 @@ class _Sampling(_OnKernels):
         attention_weights: Tensor,
         im2col_step: int,
     ) -> Tensor:
-        return ops.ms_deform_attn(value, value_spatial_shapes_list, sampling_locations, attention_weights)
+        return ops.ms_deform_attn(
+            value, value_spatial_shapes_list, sampling_locations, attention_weights
+        )
 
 
 class _Attention(_OnKernels):
-    """For the attention of Mask2Former's and OneFormer's pixel decoders: projections, and sampling from offsets.
+    """For the attention of Mask2Former's and OneFormer's pixel decoders: projections, and sampling
+    from offsets.
 
-    Its second result, the weights of S x N x L x P points, is computed only if `output_attentions` asks for it, and is None
-    otherwise.
+    Its second result, the weights of S x N x L x P points, is computed only if `output_attentions`
+    asks for it, and is None otherwise.
     """
 
     n_heads: int
@@ -138,7 +148,9 @@ class _Attention(_OnKernels):
         if spatial_shapes_list is None:  # OneFormer before transformers 5
             assert spatial_shapes is not None
             spatial_shapes_list = spatial_shapes.tolist()
-        query_BQE = hidden_states if position_embeddings is None else hidden_states + position_embeddings
+        query_BQE = (
+            hidden_states if position_embeddings is None else hidden_states + position_embeddings
+        )
         value_BSE = self.value_proj(encoder_hidden_states)
         if attention_mask is not None:  # True on padding
             value_BSE = value_BSE.masked_fill(attention_mask[..., None], 0)
@@ -149,7 +161,11 @@ class _Attention(_OnKernels):
             value_BSE.unflatten(-1, (self.n_heads, -1)), spatial_shapes_list, reference_points, offsets_BQNLP2,
             logits_BQNLP,
         )  # fmt: skip
-        weights = logits_BQNLP.flatten(-2).softmax(-1).view_as(logits_BQNLP) if output_attentions else None
+        weights = (
+            logits_BQNLP.flatten(-2).softmax(-1).view_as(logits_BQNLP)
+            if output_attentions
+            else None
+        )
         return self.output_proj(out_BQE), weights
 
 
@@ -165,22 +181,32 @@ def _check(name: str, module: nn.Module) -> None:
     where = f"use_kernels: {name} ({type(module).__module__}.{type(module).__name__})"
     if "forward" in vars(module):
         raise ValueError(
-            f"{where}: its forward was replaced already, by a kernel or a hook; call use_kernels before that"
+            f"{where}: its forward was replaced already, by a kernel or a hook; call use_kernels "
+            "before that"
         )
     theirs = inspect.signature(type(module).forward).parameters
     ours = inspect.signature(_REPLACEMENTS[type(module).__name__].forward).parameters
     if unknown := [argument for argument in theirs if argument not in ours]:
-        raise ValueError(f"{where}: its forward takes {', '.join(unknown)}, which this version does not know")
-    required = {argument for argument, parameter in ours.items() if parameter.default is inspect.Parameter.empty}
+        raise ValueError(
+            f"{where}: its forward takes {', '.join(unknown)}, which this version does not know"
+        )
+    required = {
+        argument
+        for argument, parameter in ours.items()
+        if parameter.default is inspect.Parameter.empty
+    }
     if missing := sorted(required - set(theirs)):
-        raise ValueError(f"{where}: its forward does not take {', '.join(missing)}; is transformers too old?")
+        raise ValueError(
+            f"{where}: its forward does not take {', '.join(missing)}; is transformers too old?"
+        )
 
 
 _made: dict[type, type] = {}
 
 
 def _on_kernels(kind: type) -> type:
-    """A class with our `forward` and everything else of `kind`, its name included; one for each `kind`."""
+    """A class with our `forward` and everything else of `kind`, its name included; one for each
+    `kind`."""
     if kind not in _made:
         bases = (_REPLACEMENTS[kind.__name__], kind)
         _made[kind] = type(kind.__name__, bases, {"__module__": kind.__module__})

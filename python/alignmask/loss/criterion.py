@@ -1,8 +1,9 @@
-"""The training losses: classification, mask BCE and dice at every output of the decoder, for both kinds of query.
+"""The training losses: classification, mask BCE and dice at every output of the decoder, for both
+kinds of query.
 
-L outputs, B images, N rows with a mask loss (all outputs and images, flat), C class logits, E channels, K points,
-H x W the pixel embedding's size.
-R rows: first the Q object queries, then the A aligned queries.
+L outputs, B images, N rows with a mask loss (all outputs and images, flat), C class logits, E
+channels, K points, H x W the pixel embedding's size. R rows: first the Q object queries, then the A
+aligned queries.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from alignmask.model.heads import Prediction
 
 @dataclass
 class LossTerms:
-    """Unweighted losses of one kind of query, one value per output of the decoder (first: before its first layer)."""
+    """Unweighted losses of one kind of query, one value per output of the decoder (first: before
+    its first layer)."""
 
     classification_L: Tensor
     mask_L: Tensor
@@ -60,7 +62,8 @@ class Losses:
 
 
 class Criterion:
-    """Prediction and batch -> Losses (section 2.2; what the paper does not change is as in Mask2Former)."""
+    """Prediction and batch -> Losses (section 2.2; what the paper does not change is as in
+    Mask2Former)."""
 
     def __init__(self, model_config: ModelConfig, loss_config: LossConfig) -> None:
         self.model_config, self.loss_config = model_config, loss_config
@@ -78,14 +81,18 @@ class Criterion:
             norm_2 = self._normalisers(prediction, batch)
             classification_2L = self._classification(prediction, targets, norm_2)
             mask_2L, dice_2L = self._masks(prediction, batch, targets, norm_2)
-        objects, aligned = (LossTerms(*terms) for terms in zip(classification_2L, mask_2L, dice_2L, strict=True))
+        objects, aligned = (
+            LossTerms(*terms) for terms in zip(classification_2L, mask_2L, dice_2L, strict=True)
+        )
         return Losses(objects, aligned)
 
     @staticmethod
     def _normalisers(prediction: Prediction, batch: Batch) -> Tensor:
-        """-> [2]: the divisors of the losses: the number of instances and the number of live aligned queries, averaged
-        over all processes and at least 1."""
-        norm_2 = prediction.class_logits_LBRC.new_tensor([len(batch.labels_G), 0], dtype=torch.float32)
+        """-> [2]: the divisors of the losses: the number of instances and the number of live
+        aligned queries, averaged over all processes and at least 1."""
+        norm_2 = prediction.class_logits_LBRC.new_tensor(
+            [len(batch.labels_G), 0], dtype=torch.float32
+        )
         if prediction.aligned is not None:
             norm_2[1] = prediction.aligned.live_BA.sum()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -108,25 +115,37 @@ class Criterion:
         return (loss_LBR * targets.live_BR * kind_2R).sum((2, 3)) / norm_2[:, None]
 
     def _cross_entropy(self, logits_LBRC: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-        """-> [L, B, R]: losses, and weights for their mean: "no object" has a low one (Mask2Former), padding none."""
+        """-> [L, B, R]: losses, and weights for their mean: "no object" has a low one
+        (Mask2Former), padding none."""
         no_object = self.model_config.num_classes
         label_LBR = torch.where(targets.label_LBR >= 0, targets.label_LBR, no_object)
-        loss_LBR = F.cross_entropy(logits_LBRC.flatten(0, 2), label_LBR.flatten(), reduction="none").view_as(label_LBR)
+        loss_LBR = F.cross_entropy(
+            logits_LBRC.flatten(0, 2), label_LBR.flatten(), reduction="none"
+        ).view_as(label_LBR)
         weight_LBR = torch.where(label_LBR == no_object, self.loss_config.no_object_weight, 1.0)
         return loss_LBR, weight_LBR * targets.live_BR
 
     def _focal_loss(self, logits_LBRC: Tensor, targets: Targets) -> Tensor:
         """-> [L, B, R]."""
         label_LBR = targets.label_LBR
-        one_hot_LBRC = F.one_hot(label_LBR.clamp(min=0), self.model_config.num_classes) * (label_LBR >= 0)[..., None]
-        return sigmoid_focal_loss(logits_LBRC, one_hot_LBRC.float(), gamma=self.loss_config.gamma).sum(-1)
+        one_hot_LBRC = (
+            F.one_hot(label_LBR.clamp(min=0), self.model_config.num_classes)
+            * (label_LBR >= 0)[..., None]
+        )
+        return sigmoid_focal_loss(
+            logits_LBRC, one_hot_LBRC.float(), gamma=self.loss_config.gamma
+        ).sum(-1)
 
-    def _masks(self, prediction: Prediction, batch: Batch, targets: Targets, norm_2: Tensor) -> tuple[Tensor, Tensor]:
+    def _masks(
+        self, prediction: Prediction, batch: Batch, targets: Targets, norm_2: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """-> [2, L]: BCE and dice."""
         config = self.loss_config
-        # The rows are sorted by image, so that each pixel embedding is multiplied once, by the positive rows of its own
-        # image.
-        image_N, output_N, row_N = (targets.instance_LBR >= 0).transpose(0, 1).nonzero(as_tuple=True)
+        # The rows are sorted by image, so that each pixel embedding is multiplied once, by the
+        # positive rows of its own image.
+        image_N, output_N, row_N = (
+            (targets.instance_LBR >= 0).transpose(0, 1).nonzero(as_tuple=True)
+        )
         instance_N = targets.instance_LBR[output_N, image_N, row_N]
         embedding_NE = prediction.mask_embedding_LBRE[output_N, image_N, row_N].float()
         pixels_BEHW = prediction.pixel_embedding_BEHW.float()
@@ -134,7 +153,9 @@ class Criterion:
         parts = zip(embedding_NE.split(rows_B), pixels_BEHW, strict=True)
         logits_NHW = torch.cat([torch.einsum("ne,ehw->nhw", *part) for part in parts])
 
-        points_NK2 = uncertain_points(logits_NHW, config.points, config.oversample, config.importance)
+        points_NK2 = uncertain_points(
+            logits_NHW, config.points, config.oversample, config.importance
+        )
         logits_NK = sample_maps(logits_NHW, points_NK2)
         target_NK = sample_masks(batch.masks_GHW, instance_N, points_NK2)
         bce_N = F.binary_cross_entropy_with_logits(logits_NK, target_NK, reduction="none").mean(1)
@@ -143,8 +164,10 @@ class Criterion:
         dice_N = 1 - (2 * overlap_N + 1) / (probability_NK.sum(1) + target_NK.sum(1) + 1)
 
         outputs = prediction.outputs
-        bin_N = (row_N >= prediction.queries) * outputs + output_N  # one bin per kind of query and output
+        # One bin per kind of query and output.
+        bin_N = (row_N >= prediction.queries) * outputs + output_N
         bce_2L, dice_2L = (
-            loss_N.new_zeros(2 * outputs).index_add(0, bin_N, loss_N).view(2, outputs) for loss_N in (bce_N, dice_N)
+            loss_N.new_zeros(2 * outputs).index_add(0, bin_N, loss_N).view(2, outputs)
+            for loss_N in (bce_N, dice_N)
         )
         return bce_2L / norm_2[:, None], dice_2L / norm_2[:, None]

@@ -1,4 +1,5 @@
-"""Aligned Label Assignment: the class and the mask IoU towards which every query is trained (section 2.2, Eq. 2 and 3).
+"""Aligned Label Assignment: the class and the mask IoU towards which every query is trained
+(section 2.2, Eq. 2 and 3).
 
 L outputs, B images, G instances of the whole batch, H x W pixels.
 R rows: first the Q object queries, then the A aligned queries.
@@ -18,7 +19,8 @@ from alignmask.data.batch import Batch
 from alignmask.model.heads import Prediction
 
 SHRUNK_AT_A_TIME = 64
-"""Number of masks to reduce at once. As float32 they are four times as large, so this bounds the memory."""
+"""Number of masks to reduce at once. As float32 they are four times as large, so this bounds the
+memory."""
 
 
 @dataclass
@@ -32,12 +34,15 @@ class Targets:
     live_BR: Tensor
     """False for padding, which contributes to no loss."""
     iou_LBR: Tensor | None
-    """IoU of the row's mask with its instance; for background, the greatest IoU with any instance of its image. None if the
-    losses need no IoU."""
+    """IoU of the row's mask with its instance; for background, the greatest IoU with any instance
+    of its image. None if the losses need no IoU."""
 
 
-def assign(query_LG: Tensor, prediction: Prediction, batch: Batch, iou_LGR: Tensor | None) -> Targets:
-    """Matched object queries and live aligned queries are positives, all other object queries background."""
+def assign(
+    query_LG: Tensor, prediction: Prediction, batch: Batch, iou_LGR: Tensor | None
+) -> Targets:
+    """Matched object queries and live aligned queries are positives, all other object queries
+    background."""
     outputs, images, rows = prediction.class_logits_LBRC.shape[:3]
     device = query_LG.device
     output_LG = torch.arange(outputs, device=device)[:, None].expand_as(query_LG)
@@ -55,7 +60,12 @@ def assign(query_LG: Tensor, prediction: Prediction, batch: Batch, iou_LGR: Tens
     positive = instance_LBR >= 0
     if query_LG.shape[1] == 0:  # no instance in the whole batch
         label_LBR = torch.full_like(instance_LBR, -1)
-        return Targets(instance_LBR, label_LBR, live_BR, None if iou_LGR is None else torch.zeros_like(label_LBR) * 0.0)
+        return Targets(
+            instance_LBR,
+            label_LBR,
+            live_BR,
+            None if iou_LGR is None else torch.zeros_like(label_LBR) * 0.0,
+        )
     index_LBR = instance_LBR.clamp(min=0)
     label_LBR = torch.where(positive, batch.labels_G[index_LBR], -1)
     if iou_LGR is None:
@@ -67,18 +77,21 @@ def assign(query_LG: Tensor, prediction: Prediction, batch: Batch, iou_LGR: Tens
 
 
 def quality_focal_loss(logits_LBRC: Tensor, targets: Targets, config: LossConfig) -> Tensor:
-    """-> [L, B, R]: the classification loss of every row. With s = sigmoid(logits), summed over the classes,
+    """-> [L, B, R]: the classification loss of every row. With s = sigmoid(logits), summed over the
+    classes,
 
         Eq. 3, positives:  |t_i - s_i|^gamma * BCE(s_i, t_i)
         Eq. 3, negatives:  w_neg_j * s_j^gamma * BCE(s_j, 0)
-        Eq. 2:             w_neg = 1 if IoU < theta, else -k * IoU^gamma + b, through (theta, 1) and (1, 0)
+        Eq. 2:    w_neg = 1 if IoU < theta, else -k * IoU^gamma + b, through (theta, 1) and (1, 0)
 
-    t is the IoU with the matched instance for its class, and 0 for every other class.
-    One kernel computes all three; alignmask/ops/reference/quality_focal_loss.py is the same in plain PyTorch.
+    t is the IoU with the matched instance for its class, and 0 for every other class. One kernel
+    computes all three; alignmask/ops/reference/quality_focal_loss.py is the same in plain PyTorch.
     """
     s_RC, class_R = logits_LBRC.flatten(0, 2), targets.label_LBR.flatten()
     iou_R = quality(logits_LBRC, targets, config).flatten()
-    return ops.quality_focal_loss(s_RC, class_R, iou_R, config.gamma, config.theta).view_as(targets.label_LBR)
+    return ops.quality_focal_loss(s_RC, class_R, iou_R, config.gamma, config.theta).view_as(
+        targets.label_LBR
+    )
 
 
 @torch.no_grad()
@@ -89,8 +102,11 @@ def quality(logits_LBRC: Tensor, targets: Targets, config: LossConfig) -> Tensor
     if not config.weigh_negatives:
         iou_LBR = torch.where(positive_LBR, iou_LBR, 0)  # w_neg(0) = 1
     if config.target_score_share:
-        # A score that equals the IoU keeps its target; any other gets a target between itself and the IoU.
-        score_LBR = logits_LBRC.gather(3, targets.label_LBR.clamp(min=0)[..., None])[..., 0].sigmoid()
+        # A score that equals the IoU keeps its target; any other gets a target between itself and
+        # the IoU.
+        score_LBR = logits_LBRC.gather(3, targets.label_LBR.clamp(min=0)[..., None])[
+            ..., 0
+        ].sigmoid()
         share = config.target_score_share
         iou_LBR = torch.where(positive_LBR, score_LBR**share * iou_LBR ** (1 - share), iou_LBR)
     return iou_LBR
@@ -100,14 +116,20 @@ def quality(logits_LBRC: Tensor, targets: Targets, config: LossConfig) -> Tensor
 def mask_ious(prediction: Prediction, batch: Batch, config: LossConfig) -> Tensor:
     """-> [L, G, R]: IoU of every row's whole mask (logit > 0) with every instance of its image."""
     size = prediction.pixel_embedding_BEHW.shape[2:]
-    targets_GHW = batch.masks_GHW if config.iou_resolution == "image" else shrink(batch.masks_GHW, size)
-    found = [ops.mask_iou(prediction.mask_logits(o), targets_GHW, batch.owner_G) for o in range(prediction.outputs)]
+    targets_GHW = (
+        batch.masks_GHW if config.iou_resolution == "image" else shrink(batch.masks_GHW, size)
+    )
+    found = [
+        ops.mask_iou(prediction.mask_logits(o), targets_GHW, batch.owner_G)
+        for o in range(prediction.outputs)
+    ]
     return torch.stack(found)
 
 
 def shrink(masks_GHW: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Masks at a lower resolution: a cell is foreground if at least half of it is covered. A mask that would be empty keeps its
-    best-covered cell; otherwise the target score of a tiny object would always be 0."""
+    """Masks at a lower resolution: a cell is foreground if at least half of it is covered. A mask
+    that would be empty keeps its best-covered cell; otherwise the target score of a tiny object
+    would always be 0."""
     if masks_GHW.shape[0] == 0:
         return masks_GHW.new_zeros(0, *size)
     return torch.cat([_shrink(some_GHW, size) for some_GHW in masks_GHW.split(SHRUNK_AT_A_TIME)])

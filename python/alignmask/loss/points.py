@@ -1,6 +1,8 @@
-"""Point sampling: mask losses and matching costs are computed at a few points instead of all pixels (PointRend, Mask2Former).
+"""Point sampling: mask losses and matching costs are computed at a few points instead of all pixels
+(PointRend, Mask2Former).
 
-R rows (one mask each), K points, G instances, H x W pixels. Points are (x, y) in [0, 1]; sampling is bilinear and zero outside.
+R rows (one mask each), K points, G instances, H x W pixels. Points are (x, y) in [0, 1]; sampling
+is bilinear and zero outside.
 """
 
 from __future__ import annotations
@@ -10,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK = {"cpu": 128, "cuda": 1024}
-"""Number of rows to process at once, by device. It bounds the memory of temporary results; on a GPU it is larger, because more
-chunks mean more kernel launches."""
+"""Number of rows to process at once, by device. It bounds the memory of temporary results; on a GPU
+it is larger, because more chunks mean more kernel launches."""
 
 
 def _chunk(tensor: Tensor) -> int:
@@ -26,7 +28,8 @@ def sample_maps(maps_RHW: Tensor, points_RK2: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sample_masks(masks_GHW: Tensor, index_R: Tensor, points_RK2: Tensor) -> Tensor:
-    """-> [R, K]: mask `index_R[r]` at the points of row r. The boolean masks are never turned into floats."""
+    """-> [R, K]: mask `index_R[r]` at the points of row r. The boolean masks are never turned into
+    floats."""
     chunks = zip(index_R.split(_chunk(index_R)), points_RK2.split(_chunk(index_R)), strict=True)
     return torch.cat([_sample_masks(masks_GHW, index, points) for index, points in chunks])
 
@@ -43,17 +46,27 @@ def _sample_masks(masks_GHW: Tensor, index_R: Tensor, points_RK2: Tensor) -> Ten
         for dx, share_x in ((0, 1 - right_share), (1, right_share)):
             column = left.long() + dx
             inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-            at = (index_R[:, None] * height + row.clamp(0, height - 1)) * width + column.clamp(0, width - 1)
+            at = (index_R[:, None] * height + row.clamp(0, height - 1)) * width + column.clamp(
+                0, width - 1
+            )
             sampled += flat[at] * inside * (share_x * share_y)
     return sampled
 
 
 @torch.no_grad()
-def uncertain_points(logits_RHW: Tensor, points: int, oversample: float, importance: float) -> Tensor:
-    """-> [R, points, 2], as PointRend samples in training. `oversample * points` random candidates are drawn. The
-    `importance * points` with logits nearest to 0 are kept. The others are new random points."""
+def uncertain_points(
+    logits_RHW: Tensor, points: int, oversample: float, importance: float
+) -> Tensor:
+    """-> [R, points, 2], as PointRend samples in training. `oversample * points` random candidates
+    are drawn. The `importance * points` with logits nearest to 0 are kept. The others are new
+    random points."""
     return (
-        torch.cat([_uncertain(c, points, oversample, importance) for c in logits_RHW.split(_chunk(logits_RHW))])
+        torch.cat(
+            [
+                _uncertain(c, points, oversample, importance)
+                for c in logits_RHW.split(_chunk(logits_RHW))
+            ]
+        )
         if len(logits_RHW)
         else logits_RHW.new_zeros(0, points, 2)
     )

@@ -1,5 +1,5 @@
-"""The model. Read in this order: alignmask, backbone, pixel_decoder, query_decoder, aligned_queries, heads, layers,
-postprocess; its settings are in `alignmask.config`."""
+"""The model. Read in this order: alignmask, backbone, pixel_decoder, query_decoder,
+aligned_queries, heads, layers, postprocess; its settings are in `alignmask.config`."""
 
 from alignmask._extras import require_train
 

@@ -1,4 +1,5 @@
-"""Aligned Query Learning: queries pooled from ground-truth masks, in training only (section 2.2, Eq. 1, Fig. 3).
+"""Aligned Query Learning: queries pooled from ground-truth masks, in training only (section 2.2,
+Eq. 1, Fig. 3).
 
 B images, A slots per image, E channels, T point sets, K points, G instances of the whole batch.
 """
@@ -15,13 +16,14 @@ from alignmask.config import AlignedQueryConfig
 from alignmask.model.layers import mlp
 
 SLOT_STEP = 32
-"""On a GPU the number of slots is rounded up to a multiple of this, but not beyond N_AQ: every new shape has a cost there
-(cuDNN searches for its best attention kernel)."""
+"""On a GPU the number of slots is rounded up to a multiple of this, but not beyond N_AQ: every new
+shape has a cost there (cuDNN searches for its best attention kernel)."""
 
 
 @dataclass
 class AlignedQueries:
-    """Aligned queries in their slots. A padding slot has zeros for features, instance -1 and set -1."""
+    """Aligned queries in their slots. A padding slot has zeros for features, instance -1 and set
+    -1."""
 
     features_BAE: Tensor
     instance_BA: Tensor
@@ -36,7 +38,8 @@ class AlignedQueries:
 
 
 class AlignedQueryGenerator(nn.Module):
-    """Makes one aligned query for each instance and point set (Eq. 1), and puts them into slots (Fig. 3)."""
+    """Makes one aligned query for each instance and point set (Eq. 1), and puts them into slots
+    (Fig. 3)."""
 
     def __init__(self, config: AlignedQueryConfig, width: int) -> None:
         super().__init__()
@@ -44,37 +47,49 @@ class AlignedQueryGenerator(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.mlp = mlp(width, width, width)
 
-    def forward(self, embedding_BEHW: Tensor, masks_GHW: Tensor, owner_G: Tensor, counts: list[int]) -> AlignedQueries:
-        """counts: the number of instances in each image, as Python ints, so that the number of slots is known without
-        waiting for the GPU."""
+    def forward(
+        self, embedding_BEHW: Tensor, masks_GHW: Tensor, owner_G: Tensor, counts: list[int]
+    ) -> AlignedQueries:
+        """counts: the number of instances in each image, as Python ints, so that the number of
+        slots is known without waiting for the GPU."""
         queries_GTE, weight_GT = self._queries(embedding_BEHW, masks_GHW, owner_G, len(counts))
         # If no point of a set hits an instance, that set makes no query for it.
         slot_GT = assign_slots(weight_GT > 0, owner_G, counts, self.config.count)
         slots = self._slots(counts, embedding_BEHW.device)
         return _fill_slots(queries_GTE, slot_GT, owner_G, len(counts), slots)
 
-    def _queries(self, pe_BEHW: Tensor, m_GHW: Tensor, owner_G: Tensor, images: int) -> tuple[Tensor, Tensor]:
+    def _queries(
+        self, pe_BEHW: Tensor, m_GHW: Tensor, owner_G: Tensor, images: int
+    ) -> tuple[Tensor, Tensor]:
         """-> the queries [G, T, E], and the mask weight that the points hit [G, T]."""
         c = self.config
         if c.detach_pixel_embedding:
             pe_BEHW = pe_BEHW.detach()
-        # Eq. 1 for all instances and point sets: the op samples PE and m_i at the points, multiplies, and averages.
-        phi_BTK2 = torch.rand(images, c.point_sets, c.points, 2, device=pe_BEHW.device)  # phi: K random points
-        gap_GTE, weight_GT = ops.masked_point_pool(pe_BEHW, m_GHW, owner_G, phi_BTK2, c.normalize)  # GAP(MPf_i)
+        # Eq. 1 for all instances and point sets: the op samples PE and m_i at the points,
+        # multiplies, and averages. Phi: K random points.
+        phi_BTK2 = torch.rand(images, c.point_sets, c.points, 2, device=pe_BEHW.device)
+        # GAP(MPf_i).
+        gap_GTE, weight_GT = ops.masked_point_pool(pe_BEHW, m_GHW, owner_G, phi_BTK2, c.normalize)
         aq_GTE = self.mlp(self.norm(gap_GTE))  # aq_i = MLP(LN(GAP(MPf_i)))
         return aq_GTE, weight_GT
 
     def _slots(self, counts: list[int], device: torch.device) -> int:
         """Slots per image: as many as the image with the most instances needs."""
         slots = min(self.config.count, self.config.point_sets * max(counts, default=0))
-        return slots if device.type == "cpu" else min(-(-slots // SLOT_STEP) * SLOT_STEP, self.config.count)
+        return (
+            slots
+            if device.type == "cpu"
+            else min(-(-slots // SLOT_STEP) * SLOT_STEP, self.config.count)
+        )
 
 
 def assign_slots(made_GT: Tensor, owner_G: Tensor, counts: list[int], limit: int) -> Tensor:
-    """-> [G, T]: which slot of its image the query of an instance and a point set gets; -1 for none.
+    """-> [G, T]: which slot of its image the query of an instance and a point set gets; -1 for
+    none.
 
-    The T * M queries of an image with M instances are listed set by set. The first `limit` (N_AQ) of them are kept; the
-    i-th gets slot i. made_GT is False where no query was made, and that slot stays empty.
+    The T * M queries of an image with M instances are listed set by set. The first `limit` (N_AQ)
+    of them are kept; the i-th gets slot i. made_GT is False where no query was made, and that slot
+    stays empty.
     """
     count_B = torch.tensor(counts, device=owner_G.device, dtype=torch.long)
     first_B = count_B.cumsum(0) - count_B
@@ -84,7 +99,9 @@ def assign_slots(made_GT: Tensor, owner_G: Tensor, counts: list[int], limit: int
     return torch.where(made_GT & (slot_GT < limit), slot_GT, -1)
 
 
-def _fill_slots(queries_GTE: Tensor, slot_GT: Tensor, owner_G: Tensor, images: int, slots: int) -> AlignedQueries:
+def _fill_slots(
+    queries_GTE: Tensor, slot_GT: Tensor, owner_G: Tensor, images: int, slots: int
+) -> AlignedQueries:
     instances, sets, width = queries_GTE.shape
     # There is one extra slot at the end. Index -1 writes to it, and it is cut off below.
     at = (owner_G[:, None].expand_as(slot_GT), slot_GT)

@@ -1,4 +1,5 @@
-"""The model: backbone -> pixel decoder -> (aligned queries) -> query decoder -> prediction (Fig. 2)."""
+"""The model: backbone -> pixel decoder -> (aligned queries) -> query decoder -> prediction (Fig.
+2)."""
 
 from __future__ import annotations
 
@@ -25,25 +26,32 @@ class AlignMask(nn.Module):
         self.backbone = Backbone(config.backbone)
         self.pixel_decoder = PixelDecoder(config.pixel_decoder, self.backbone.channels)
         heads = Heads(width, config.class_logits, config.classification)
-        self.query_decoder = QueryDecoder(config.query_decoder, width, heads, config.aligned_queries)
+        self.query_decoder = QueryDecoder(
+            config.query_decoder, width, heads, config.aligned_queries
+        )
         self.aligned_queries = None
         if config.aligned_queries is not None:
             self.aligned_queries = AlignedQueryGenerator(config.aligned_queries, width)
 
     def forward(self, batch: Batch) -> Prediction:
-        """In training mode, aligned queries are made from the batch's masks. In eval mode there are none."""
+        """In training mode, aligned queries are made from the batch's masks. In eval mode there are
+        none."""
         maps = self.backbone(batch.image_BCHW, batch.valid_BHW)
         features = self.pixel_decoder(maps)
         aligned = None
         if self.training and self.aligned_queries is not None:
-            aligned = self.aligned_queries(features.embedding_BEHW, batch.masks_GHW, batch.owner_G, batch.counts)
+            aligned = self.aligned_queries(
+                features.embedding_BEHW, batch.masks_GHW, batch.owner_G, batch.counts
+            )
         return self.query_decoder(features, aligned)
 
     @torch.inference_mode()
     def predict(self, batch: Batch) -> list[Instances]:
         """Instances of every image at its original size, best first. Call in eval mode."""
         if self.training:
-            raise RuntimeError("AlignMask.predict: the model is in training mode; call model.eval() first")
+            raise RuntimeError(
+                "AlignMask.predict: the model is in training mode; call model.eval() first"
+            )
         return postprocess(self(batch), batch, self.config)
 
     @property

@@ -26,7 +26,8 @@ STRIDES = (4, 8, 16, 32)
 class Backbone(nn.Module):
     """A timm `features_only` model that returns four NCHW maps, finest first.
 
-    Raises ValueError if timm has no model of that name, or if the model has no maps at strides 4, 8, 16 and 32.
+    Raises ValueError if timm has no model of that name, or if the model has no maps at strides 4,
+    8, 16 and 32.
     """
 
     def __init__(self, config: BackboneConfig) -> None:
@@ -40,19 +41,28 @@ class Backbone(nn.Module):
         info: Any = self.body.feature_info
         strides, channels = info.reduction()[-4:], info.channels()[-4:]
         if tuple(strides) != STRIDES:
-            raise ValueError(f"backbone {config.name}: its last four maps have strides {strides}, expected {STRIDES}")
+            raise ValueError(
+                f"backbone {config.name}: its last four maps have strides {strides}, expected "
+                f"{STRIDES}"
+            )
         self.channels: list[int] = channels
-        # Swin and similar models return NHWC maps without a final norm; Mask2Former puts a LayerNorm on each.
+        # Swin and similar models return NHWC maps without a final norm; Mask2Former puts a
+        # LayerNorm on each.
         self.channels_last = str(getattr(self.body, "output_fmt", "NCHW")).endswith("NHWC")
-        self.norms = nn.ModuleList(nn.LayerNorm(c) for c in channels) if self.channels_last else None
+        self.norms = (
+            nn.ModuleList(nn.LayerNorm(c) for c in channels) if self.channels_last else None
+        )
         if not self.channels_last:  # convolutions are faster in this layout, on CPUs and on GPUs
             self.body.to(memory_format=torch.channels_last)
 
     def forward(self, image_BCHW: Tensor, valid_BHW: Tensor | None = None) -> list[Tensor]:
-        """image_BCHW: RGB on the 0..255 scale, any dtype, H and W divisible by 32. Padding becomes 0 after normalisation."""
+        """image_BCHW: RGB on the 0..255 scale, any dtype, H and W divisible by 32. Padding becomes
+        0 after normalisation."""
         height, width = image_BCHW.shape[-2:]
         if height % 32 or width % 32:
-            raise ValueError(f"image size {height}x{width}: height and width must be divisible by 32")
+            raise ValueError(
+                f"image size {height}x{width}: height and width must be divisible by 32"
+            )
         x = (image_BCHW.to(self.mean.dtype) - self.mean) / self.std
         if valid_BHW is not None:
             x = x * valid_BHW[:, None]
@@ -60,7 +70,10 @@ class Backbone(nn.Module):
             x = x.contiguous(memory_format=torch.channels_last)
         maps = self.body(x)[-4:]
         if self.norms is not None:
-            maps = [norm(m).permute(0, 3, 1, 2).contiguous() for norm, m in zip(self.norms, maps, strict=True)]
+            maps = [
+                norm(m).permute(0, 3, 1, 2).contiguous()
+                for norm, m in zip(self.norms, maps, strict=True)
+            ]
         return maps
 
     def train(self, mode: bool = True) -> Backbone:
@@ -72,10 +85,12 @@ class Backbone(nn.Module):
 
 
 class SwinBlock(SwinTransformerBlock):
-    """timm's block, except that a map is padded to whole windows before it is shifted, as in Swin's detectors and Mask2Former.
+    """timm's block, except that a map is padded to whole windows before it is shifted, as in Swin's
+    detectors and Mask2Former.
 
-    timm shifts before it pads. The result is the same if the window's side divides the map's. Otherwise timm's shift moves the
-    first rows into the middle of the last windows, next to the padding.
+    timm shifts before it pads. The result is the same if the window's side divides the map's.
+    Otherwise timm's shift moves the first rows into the middle of the last windows, next to the
+    padding.
     """
 
     def _attn(self, x_BHWC: Tensor) -> Tensor:
@@ -90,17 +105,31 @@ def _batch_norms(body: nn.Module) -> list[nn.Module]:
 
 def _create(config: BackboneConfig) -> nn.Module:
     _check_name(config.name)
-    options: dict[str, Any] = {"drop_path_rate": config.drop_path_rate} if config.drop_path_rate else {}
+    options: dict[str, Any] = (
+        {"drop_path_rate": config.drop_path_rate} if config.drop_path_rate else {}
+    )
     if config.name.startswith("swin"):
         options["strict_img_size"] = False
-        # Without this option, timm does not shift the windows of the last stage, even in large images.
+        # Without this option, timm does not shift the windows of the last stage, even in large
+        # images.
         options["always_partition"] = True
     if config.swin is not None:
         if not config.name.startswith("swin_"):
-            raise ValueError(f"backbone {config.name}: it is not a Swin Transformer, so `swin` cannot be set")
+            raise ValueError(
+                f"backbone {config.name}: it is not a Swin Transformer, so `swin` cannot be set"
+            )
         shape = config.swin
-        options.update(embed_dim=shape.embed_dim, depths=shape.depths, num_heads=shape.heads, window_size=shape.window)
-    file = config.pretrained if isinstance(config.pretrained, str) and config.pretrained != "lite0-package" else None
+        options.update(
+            embed_dim=shape.embed_dim,
+            depths=shape.depths,
+            num_heads=shape.heads,
+            window_size=shape.window,
+        )
+    file = (
+        config.pretrained
+        if isinstance(config.pretrained, str) and config.pretrained != "lite0-package"
+        else None
+    )
     if file is not None and not Path(file).is_file():
         raise FileNotFoundError(f"backbone weights {file}: no such file")
     tensors = read_tensors(Path(file)) if file is not None else None
@@ -111,14 +140,18 @@ def _create(config: BackboneConfig) -> nn.Module:
             options["pretrained_cfg_overlay"] = {"state_dict": tensors}
         pretrained = config.pretrained is True or tensors is not None
         body = timm.create_model(config.name, pretrained=pretrained, features_only=True, **options)
-    except RuntimeError as error:  # timm does not know the name's tag, or the file's tensors do not fit the model
+    except (
+        RuntimeError
+    ) as error:  # timm does not know the name's tag, or the file's tensors do not fit the model
         raise ValueError(
             f"backbone {config.name!r}{f', weights {file}' if file else ''}: {_shortened(error)}"
         ) from error
     except OSError as error:
         raise OSError(
-            f"backbone {config.name}: its ImageNet weights are not in the cache and cannot be downloaded ({error}); "
-            "name a file with --model.backbone.pretrained FILE, or start from other weights with --train.init-from"
+            f"backbone {config.name}: its ImageNet weights are not in the cache and cannot be "
+            f"downloaded ({error}); "
+            "name a file with --model.backbone.pretrained FILE, or start from other weights with "
+            "--train.init-from"
         ) from error
     for block in body.modules():
         if type(block) is SwinTransformerBlock:
@@ -137,7 +170,8 @@ def _create(config: BackboneConfig) -> nn.Module:
 
 
 def _check_name(name: str) -> None:
-    """Raises ValueError with similar names if timm has no such model. (It does not know names like hf-hub:OWNER/NAME.)"""
+    """Raises ValueError with similar names if timm has no such model. (It does not know names like
+    hf-hub:OWNER/NAME.)"""
     if ":" in name or timm.is_model(name):
         return
     similar = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=3)
@@ -153,8 +187,11 @@ def _shortened(error: Exception) -> str:
 
 
 def _check_tensors(whole: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Raises RuntimeError if any tensor but the classifier's is missing. (timm ignores missing ones.)"""
-    filter_names = getattr(sys.modules[type(whole).__module__], "checkpoint_filter_fn", lambda tensors, _: tensors)
+    """Raises RuntimeError if any tensor but the classifier's is missing. (timm ignores missing
+    ones.)"""
+    filter_names = getattr(
+        sys.modules[type(whole).__module__], "checkpoint_filter_fn", lambda tensors, _: tensors
+    )
     missing = whole.load_state_dict(filter_names(dict(tensors), whole), strict=False).missing_keys
     classifier = whole.pretrained_cfg["classifier"]  # type: ignore[index]
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
@@ -169,7 +206,8 @@ def _load_lite0(body: nn.Module) -> None:
     for (name, target), tensor in zip(own.items(), weights.values(), strict=False):
         if target.shape != tensor.shape:
             raise ValueError(
-                f"lite0-package: {name} has shape {tuple(target.shape)}, the package's tensor {tuple(tensor.shape)};"
+                f"lite0-package: {name} has shape {tuple(target.shape)}, the package's tensor "
+                f"{tuple(tensor.shape)};"
                 " is the backbone tf_efficientnet_lite0?"
             )
         target.copy_(tensor)

@@ -1,4 +1,5 @@
-"""Multiply-adds of a model's forward pass, counted on the meta device: no weights, no memory, any size.
+"""Multiply-adds of a model's forward pass, counted on the meta device: no weights, no memory, any
+size.
 
 B images, E channels, H x W pixels.
 R rows: first the Q object queries, then the A aligned queries.
@@ -18,8 +19,11 @@ from alignmask.model.aligned_queries import AlignedQueries
 
 
 @register_flop_formula(torch.ops.alignmask.ms_deform_attn)
-def _ms_deform_attn(value: Any, level_shapes: Any, locations: Any, weights: Any, *_: Any, **__: Any) -> int:
-    """Per sampled point and channel four multiply-adds of bilinear interpolation and one of the attention weight."""
+def _ms_deform_attn(
+    value: Any, level_shapes: Any, locations: Any, weights: Any, *_: Any, **__: Any
+) -> int:
+    """Per sampled point and channel four multiply-adds of bilinear interpolation and one of the
+    attention weight."""
     batch, queries, heads, levels, points = weights
     return 2 * 5 * batch * queries * heads * levels * points * value[3]
 
@@ -34,7 +38,8 @@ class Flops:
     masks: float
     """Mask logits of all queries at stride 4, for the last output only."""
     plain_masks: float
-    """Additional cost in Mask2Former's implementation, which computes full-size mask logits at every output."""
+    """Additional cost in Mask2Former's implementation, which computes full-size mask logits at
+    every output."""
 
     @property
     def total(self) -> float:
@@ -44,7 +49,8 @@ class Flops:
 def count_flops(config: ModelConfig, height: int, width: int, aligned_queries: int = 0) -> Flops:
     """One forward pass on one image of height x width (divisible by 32).
 
-    aligned_queries: number of aligned queries besides the object queries, as in training (Table 1 counts 100).
+    aligned_queries: number of aligned queries besides the object queries, as in training (Table 1
+    counts 100).
     """
     with torch.device("meta"):
         model = _without_weights(config)

@@ -1,8 +1,9 @@
-"""Queries -> class logits and mask embeddings; the prediction that losses and post-processing share.
+"""Queries -> class logits and mask embeddings; the prediction that losses and post-processing
+share.
 
-L outputs of the decoder (before its first layer and after each), B images, C class logits, E channels, H x W
-the pixel embedding's size (stride 4).
-R rows: first the Q object queries, then the A aligned queries.
+L outputs of the decoder (before its first layer and after each), B images, C class logits, E
+channels, H x W the pixel embedding's size (stride 4). R rows: first the Q object queries, then the
+A aligned queries.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Rows:
 
 @dataclass
 class Prediction:
-    """Result of a forward pass. Mask logits are `mask_embedding . pixel_embedding`; only those that are needed are computed."""
+    """Result of a forward pass. Mask logits are `mask_embedding . pixel_embedding`; only those that
+    are needed are computed."""
 
     class_logits_LBRC: Tensor
     mask_embedding_LBRE: Tensor
@@ -46,11 +48,17 @@ class Prediction:
 
     @property
     def object_rows(self) -> Rows:
-        return Rows(self.class_logits_LBRC[:, :, : self.queries], self.mask_embedding_LBRE[:, :, : self.queries])
+        return Rows(
+            self.class_logits_LBRC[:, :, : self.queries],
+            self.mask_embedding_LBRE[:, :, : self.queries],
+        )
 
     @property
     def aligned_rows(self) -> Rows:
-        return Rows(self.class_logits_LBRC[:, :, self.queries :], self.mask_embedding_LBRE[:, :, self.queries :])
+        return Rows(
+            self.class_logits_LBRC[:, :, self.queries :],
+            self.mask_embedding_LBRE[:, :, self.queries :],
+        )
 
     @property
     def kind_2R(self) -> Tensor:
@@ -60,11 +68,14 @@ class Prediction:
 
     def mask_logits(self, output: int = -1) -> Tensor:
         """-> [B, R, H, W]: all mask logits of one output."""
-        return torch.einsum("bre,behw->brhw", self.mask_embedding_LBRE[output], self.pixel_embedding_BEHW)
+        return torch.einsum(
+            "bre,behw->brhw", self.mask_embedding_LBRE[output], self.pixel_embedding_BEHW
+        )
 
 
 class Heads(nn.Module):
-    """The class head and the mask head, shared by all outputs of the decoder and by both kinds of query."""
+    """The class head and the mask head, shared by all outputs of the decoder and by both kinds of
+    query."""
 
     def __init__(self, width: int, class_logits: int, classification: Classification) -> None:
         super().__init__()
@@ -72,7 +83,8 @@ class Heads(nn.Module):
         self.classify = nn.Linear(width, class_logits)
         self.mask = mlp(width, width, width)
         if classification != "softmax":
-            # Sigmoid classes start with probability 0.01, as in focal loss; otherwise negatives dominate the first steps.
+            # Sigmoid classes start with probability 0.01, as in focal loss; otherwise negatives
+            # dominate the first steps.
             nn.init.constant_(self.classify.bias, -math.log(99.0))
 
     def forward(self, queries_BRE: Tensor) -> tuple[Tensor, Tensor]:

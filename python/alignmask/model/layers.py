@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 
-def sine_position(height: int, width: int, channels: int, device: torch.device | str = "cpu") -> Tensor:
-    """-> [height * width, channels]: the first half of the channels encodes y, the second x, sine and cosine interleaved."""
+def sine_position(
+    height: int, width: int, channels: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """-> [height * width, channels]: the first half of the channels encodes y, the second x, sine
+    and cosine interleaved."""
     if channels % 4:
         raise ValueError(f"channels = {channels}: sine positions need a multiple of 4")
     half = channels // 2
@@ -18,7 +21,11 @@ def sine_position(height: int, width: int, channels: int, device: torch.device |
     period = 10_000 ** (2 * (index // 2) / half)
 
     def encode(size: int) -> Tensor:
-        position = torch.arange(1, size + 1, device=device, dtype=torch.float32) / (size + 1e-6) * (2 * math.pi)
+        position = (
+            torch.arange(1, size + 1, device=device, dtype=torch.float32)
+            / (size + 1e-6)
+            * (2 * math.pi)
+        )
         angle = position[:, None] / period
         return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), dim=2).flatten(1)
 

@@ -1,6 +1,8 @@
-"""Backbone maps -> three decoder levels and the pixel embedding (MSDeformAttn pixel decoder, section 2.1).
+"""Backbone maps -> three decoder levels and the pixel embedding (MSDeformAttn pixel decoder,
+section 2.1).
 
-B images, S tokens of all levels, N heads, D head channels, L levels, P points, E = N * D width, h x w a map's size.
+B images, S tokens of all levels, N heads, D head channels, L levels, P points, E = N * D width, h x
+w a map's size.
 """
 
 from __future__ import annotations
@@ -58,16 +60,21 @@ class MSDeformAttn(nn.Module):
         with torch.no_grad():
             self.offsets.bias.copy_(bias.expand(-1, self.levels, -1, -1).flatten())
 
-    def forward(self, x_BSE: Tensor, position_SE: Tensor, reference_S2: Tensor, shapes: Shapes) -> Tensor:
+    def forward(
+        self, x_BSE: Tensor, position_SE: Tensor, reference_S2: Tensor, shapes: Shapes
+    ) -> Tensor:
         images, tokens, width = x_BSE.shape
         query_BSE = x_BSE + position_SE
         value_BSND = self.value(x_BSE).view(images, tokens, self.heads, width // self.heads)
         points = (images, tokens, self.heads, self.levels, self.points)
-        # Reference points stay float32 under autocast: half precision cannot resolve positions in a large map.
+        # Reference points stay float32 under autocast: half precision cannot resolve positions in a
+        # large map.
         reference_BSL2 = reference_S2[:, None].expand(images, tokens, self.levels, 2)
         offsets_BSNLP2 = self.offsets(query_BSE).view(*points, 2)
         logits_BSNLP = self.weights(query_BSE).view(points)
-        out_BSE = ops.ms_deform_attn_from_offsets(value_BSND, shapes, reference_BSL2, offsets_BSNLP2, logits_BSNLP)
+        out_BSE = ops.ms_deform_attn_from_offsets(
+            value_BSND, shapes, reference_BSL2, offsets_BSNLP2, logits_BSNLP
+        )
         return self.output(out_BSE)
 
 
@@ -81,19 +88,26 @@ class EncoderLayer(nn.Module):
         self.ffn = feed_forward(config.width, config.ffn_width)
         self.ffn_norm = nn.LayerNorm(config.width)
 
-    def forward(self, x_BSE: Tensor, position_SE: Tensor, reference_S2: Tensor, shapes: Shapes) -> Tensor:
-        x_BSE = self.attention_norm(x_BSE + self.attention(x_BSE, position_SE, reference_S2, shapes))
+    def forward(
+        self, x_BSE: Tensor, position_SE: Tensor, reference_S2: Tensor, shapes: Shapes
+    ) -> Tensor:
+        x_BSE = self.attention_norm(
+            x_BSE + self.attention(x_BSE, position_SE, reference_S2, shapes)
+        )
         return self.ffn_norm(x_BSE + self.ffn(x_BSE))
 
 
 class PixelDecoder(nn.Module):
-    """Encoder over strides 32, 16, 8; one FPN step to stride 4; a 1x1 convolution to the pixel embedding."""
+    """Encoder over strides 32, 16, 8; one FPN step to stride 4; a 1x1 convolution to the pixel
+    embedding."""
 
     def __init__(self, config: PixelDecoderConfig, channels: list[int]) -> None:
         super().__init__()
         width = config.width
         if width % 32:
-            raise ValueError(f"pixel decoder width {width} is not divisible by GroupNorm's 32 groups")
+            raise ValueError(
+                f"pixel decoder width {width} is not divisible by GroupNorm's 32 groups"
+            )
         stride4, *coarse = channels
         self.project = nn.ModuleList(  # strides 32, 16, 8
             nn.Sequential(nn.Conv2d(c, width, 1), nn.GroupNorm(32, width)) for c in reversed(coarse)
@@ -103,7 +117,9 @@ class PixelDecoder(nn.Module):
         lateral = nn.Conv2d(stride4, width, 1, bias=False)
         self.lateral = nn.Sequential(lateral, nn.GroupNorm(32, width))
         self.fuse = nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.GroupNorm(32, width), nn.ReLU(inplace=True)
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.GroupNorm(32, width),
+            nn.ReLU(inplace=True),
         )
         self.embed = nn.Conv2d(width, width, 1)
         for convolution in self.modules():
@@ -121,7 +137,10 @@ class PixelDecoder(nn.Module):
         x_BSE = torch.cat([m.flatten(2).transpose(1, 2) for m in projected], dim=1)
         width, device = x_BSE.shape[2], x_BSE.device
         position_SE = torch.cat(
-            [sine_position(h, w, width, device) + e for (h, w), e in zip(shapes, self.level_embedding, strict=True)]
+            [
+                sine_position(h, w, width, device) + e
+                for (h, w), e in zip(shapes, self.level_embedding, strict=True)
+            ]
         )
         reference_S2 = torch.cat([_pixel_centres(h, w, device) for h, w in shapes])
         for layer in self.layers:
@@ -129,17 +148,25 @@ class PixelDecoder(nn.Module):
 
         levels = [
             tokens.transpose(1, 2).unflatten(2, shape)
-            for tokens, shape in zip(x_BSE.split([h * w for h, w in shapes], dim=1), shapes, strict=True)
+            for tokens, shape in zip(
+                x_BSE.split([h * w for h, w in shapes], dim=1), shapes, strict=True
+            )
         ]
-        upsampled = F.interpolate(levels[-1], size=stride4.shape[2:], mode="bilinear", align_corners=False)
+        upsampled = F.interpolate(
+            levels[-1], size=stride4.shape[2:], mode="bilinear", align_corners=False
+        )
         fused = self.fuse(self.lateral(stride4) + upsampled)
-        # Pooling and sampling read all channels of a pixel, so the map must be channels-last. GroupNorm on a GPU returns
-        # another layout.
-        return PixelFeatures(levels, self.embed(fused.contiguous(memory_format=torch.channels_last)))
+        # Pooling and sampling read all channels of a pixel, so the map must be channels-last.
+        # GroupNorm on a GPU returns another layout.
+        return PixelFeatures(
+            levels, self.embed(fused.contiguous(memory_format=torch.channels_last))
+        )
 
 
 def _pixel_centres(height: int, width: int, device: torch.device) -> Tensor:
     """-> [height * width, 2]: (x, y) of every pixel's centre in [0, 1]."""
     y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
     x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width
-    return torch.stack((x[None].expand(height, width), y[:, None].expand(height, width)), dim=2).flatten(0, 1)
+    return torch.stack(
+        (x[None].expand(height, width), y[:, None].expand(height, width)), dim=2
+    ).flatten(0, 1)

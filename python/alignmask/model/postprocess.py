@@ -16,7 +16,8 @@ from alignmask.config import ModelConfig, ScoreMode
 from alignmask.data.batch import Batch
 from alignmask.model.heads import Prediction
 
-# Number of pixels to upsample at once: the logits of a hundred masks of 1024 x 1024 take 400 MB, and several copies exist.
+# Number of pixels to upsample at once: the logits of a hundred masks of 1024 x 1024 take 400 MB,
+# and several copies exist.
 CHUNK = 16 * 2**20
 
 
@@ -34,10 +35,11 @@ class Instances:
     """float32: x1, y1, x2, y2 in pixels, around the mask."""
     class_scores_N: Tensor
     mask_scores_N: Tensor
-    """The class score, and the mean probability of the mask's pixels: every score mode can be computed from these."""
+    """The class score, and the mean probability of the mask's pixels: every score mode can be
+    computed from these."""
     quality_N: Tensor | None = None
-    """float32 in [0, 1]: the expected IoU, if the model is calibrated (`alignmask calibrate`). A forecast, with equal
-    values for different scores; the order is that of the scores."""
+    """float32 in [0, 1]: the expected IoU, if the model is calibrated (`alignmask calibrate`). A
+    forecast, with equal values for different scores; the order is that of the scores."""
 
     def __repr__(self) -> str:
         height, width = self.masks_NHW.shape[1:]
@@ -84,7 +86,8 @@ def class_scores(logits: Tensor, config: ModelConfig) -> Tensor:
 
 
 def combine_scores(class_scores: Tensor, mask_scores: Tensor, mode: ScoreMode) -> Tensor:
-    """Class scores and mean mask probabilities of the same shape -> what predictions are ranked by."""
+    """Class scores and mean mask probabilities of the same shape -> what predictions are ranked
+    by."""
     match mode:
         case "class":
             return class_scores
@@ -95,10 +98,11 @@ def combine_scores(class_scores: Tensor, mask_scores: Tensor, mode: ScoreMode) -
 
 
 def postprocess(prediction: Prediction, batch: Batch, config: ModelConfig) -> list[Instances]:
-    """The best (query, class) pairs of every image. Only their masks are computed; a pair with an empty mask is dropped.
+    """The best (query, class) pairs of every image. Only their masks are computed; a pair with an
+    empty mask is dropped.
 
-    Raises FloatingPointError that names the image if scores or mask logits are not finite, because such a model would
-    otherwise return no instances without an error.
+    Raises FloatingPointError that names the image if scores or mask logits are not finite, because
+    such a model would otherwise return no instances without an error.
     """
     scores_BQC = class_scores(prediction.object_rows.class_logits_LBRC[-1].float(), config)
     pairs = scores_BQC.shape[1] * scores_BQC.shape[2]
@@ -109,17 +113,24 @@ def postprocess(prediction: Prediction, batch: Batch, config: ModelConfig) -> li
         query_N, label_N = pair_BN[b] // scores_BQC.shape[2], pair_BN[b] % scores_BQC.shape[2]
         query_U, which_N = query_N.unique(return_inverse=True)
         embedding_UE = prediction.mask_embedding_LBRE[-1, b, query_U].float()
-        logits_UHW = torch.einsum("ue,ehw->uhw", embedding_UE, prediction.pixel_embedding_BEHW[b].float())
+        logits_UHW = torch.einsum(
+            "ue,ehw->uhw", embedding_UE, prediction.pixel_embedding_BEHW[b].float()
+        )
         if not (scores_BN[b].isfinite().all() and logits_UHW.isfinite().all()):
             raise FloatingPointError(
-                f"image {batch.image_ids[b]} ({batch.file_names[b]}): the model's output is not finite"
+                f"image {batch.image_ids[b]} ({batch.file_names[b]}): the model's output is not "
+                "finite"
             )
         size, original = batch.sizes[b], batch.original_sizes[b]
-        masks_UHW = torch.empty(len(logits_UHW), *original, dtype=torch.bool, device=logits_UHW.device)
+        masks_UHW = torch.empty(
+            len(logits_UHW), *original, dtype=torch.bool, device=logits_UHW.device
+        )
         mask_score_U = logits_UHW.new_empty(len(logits_UHW))
         step = max(1, CHUNK // max(padded[0] * padded[1], original[0] * original[1]))
         for part in (slice(start, start + step) for start in range(0, len(logits_UHW), step)):
-            masks_UHW[part], mask_score_U[part] = _full_size(logits_UHW[part], padded, size, original)
+            masks_UHW[part], mask_score_U[part] = _full_size(
+                logits_UHW[part], padded, size, original
+            )
         boxes_U4 = _boxes(masks_UHW)
 
         score_N = combine_scores(scores_BN[b], mask_score_U[which_N], config.score)
@@ -128,7 +139,12 @@ def postprocess(prediction: Prediction, batch: Batch, config: ModelConfig) -> li
         of_U = which_N[best]
         found.append(
             Instances(
-                score_N[best], label_N[best], masks_UHW[of_U], boxes_U4[of_U], scores_BN[b][best], mask_score_U[of_U]
+                score_N[best],
+                label_N[best],
+                masks_UHW[of_U],
+                boxes_U4[of_U],
+                scores_BN[b][best],
+                mask_score_U[of_U],
             )
         )
     return found
@@ -149,7 +165,8 @@ def _full_size(
 
 
 def _boxes(masks_NHW: Tensor) -> Tensor:
-    """-> [N, 4]: the tight box (x1, y1, x2, y2) with x2, y2 past the last pixel; zeros for an empty mask."""
+    """-> [N, 4]: the tight box (x1, y1, x2, y2) with x2, y2 past the last pixel; zeros for an empty
+    mask."""
     columns, rows = masks_NHW.any(dim=1).int(), masks_NHW.any(dim=2).int()
     first = torch.stack((columns.argmax(1), rows.argmax(1)), dim=1)
     past = torch.tensor(masks_NHW.shape[:0:-1], device=masks_NHW.device) - torch.stack(

@@ -1,4 +1,5 @@
-"""Masked-attention transformer decoder (section 2.1; Mask2Former), with aligned queries beside the object queries.
+"""Masked-attention transformer decoder (section 2.1; Mask2Former), with aligned queries beside the
+object queries.
 
 B images, S tokens of one level, E channels, L outputs, h x w a map's size.
 R rows: first the Q object queries, then the A aligned queries.
@@ -23,7 +24,8 @@ LEVELS = 3
 
 
 class AttentionBlock(nn.Module):
-    """Multi-head attention, residual, post-norm. Positions are added to queries and keys, never to values."""
+    """Multi-head attention, residual, post-norm. Positions are added to queries and keys, never to
+    values."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -32,8 +34,9 @@ class AttentionBlock(nn.Module):
         self.query, self.key, self.value, self.output = (nn.Linear(width, width) for _ in range(4))
         self.norm = nn.LayerNorm(width)
         for linear in (self.query, self.key, self.value, self.output):
-            # Mask2Former initialises query, key and value as one matrix. That matrix has three times as many outputs, so
-            # Xavier's rule gives it smaller values; the gain reproduces them.
+            # Mask2Former initialises query, key and value as one matrix. That matrix has three
+            # times as many outputs, so Xavier's rule gives it smaller values; the gain reproduces
+            # them.
             nn.init.xavier_uniform_(linear.weight, gain=1.0 if linear is self.output else 0.5**0.5)
             nn.init.zeros_(linear.bias)
 
@@ -68,7 +71,9 @@ class Level:
 class DecoderLayer(nn.Module):
     """Masked cross-attention, self-attention, feed-forward network."""
 
-    def __init__(self, width: int, config: QueryDecoderConfig, aligned: AlignedQueryConfig | None) -> None:
+    def __init__(
+        self, width: int, config: QueryDecoderConfig, aligned: AlignedQueryConfig | None
+    ) -> None:
         super().__init__()
         self.masked_attention = AttentionBlock(width, config.heads)
         self.self_attention = AttentionBlock(width, config.heads)
@@ -90,26 +95,44 @@ class DecoderLayer(nn.Module):
         queries: int,
         aligned_mask: Tensor | None,
     ) -> Tensor:
-        """queries: Q; attention_mask [B, 1, R, S]; aligned_mask [B, 1, A, R], None without aligned queries."""
+        """queries: Q; attention_mask [B, 1, R, S]; aligned_mask [B, 1, A, R], None without aligned
+        queries."""
         own = None if aligned_mask is None else self.aligned_masked_attention
         x_BRE = self._cross_attention(x_BRE, position_RE, level, attention_mask, queries, own)
         x_BRE = self._self_attention(x_BRE, position_RE, queries, aligned_mask)
         return self.ffn_norm(x_BRE + self.ffn(x_BRE))
 
     def _cross_attention(
-        self, x_BRE: Tensor, position_RE: Tensor, level: Level, mask: Tensor, queries: int, own: AttentionBlock | None
+        self,
+        x_BRE: Tensor,
+        position_RE: Tensor,
+        level: Level,
+        mask: Tensor,
+        queries: int,
+        own: AttentionBlock | None,
     ) -> Tensor:
         """own: the aligned queries' copy of the block, if they have one."""
         if own is None:
-            return self.masked_attention(x_BRE, position_RE, level.memory_BSE, level.position_SE, mask)
+            return self.masked_attention(
+                x_BRE, position_RE, level.memory_BSE, level.position_SE, mask
+            )
         blocks = (self.masked_attention, own)
         rows = zip(
-            blocks, _kinds(x_BRE, 1, queries), _kinds(position_RE, 0, queries), _kinds(mask, 2, queries), strict=True
+            blocks,
+            _kinds(x_BRE, 1, queries),
+            _kinds(position_RE, 0, queries),
+            _kinds(mask, 2, queries),
+            strict=True,
         )
-        return torch.cat([block(x, p, level.memory_BSE, level.position_SE, m) for block, x, p, m in rows], dim=1)
+        return torch.cat(
+            [block(x, p, level.memory_BSE, level.position_SE, m) for block, x, p, m in rows], dim=1
+        )
 
-    def _self_attention(self, x_BRE: Tensor, position_RE: Tensor, queries: int, aligned_mask: Tensor | None) -> Tensor:
-        """Object queries never attend to aligned queries, so their results are the same with and without them."""
+    def _self_attention(
+        self, x_BRE: Tensor, position_RE: Tensor, queries: int, aligned_mask: Tensor | None
+    ) -> Tensor:
+        """Object queries never attend to aligned queries, so their results are the same with and
+        without them."""
         objects_BQE, aligned_BAE = _kinds(x_BRE, 1, queries)
         position_QE, aligned_position_AE = _kinds(position_RE, 0, queries)
         objects_BQE = self.self_attention(objects_BQE, position_QE, objects_BQE, position_QE)
@@ -121,11 +144,15 @@ class DecoderLayer(nn.Module):
 
 
 class QueryDecoder(nn.Module):
-    """Object queries, and aligned queries in training, attend to the image level by level. The heads are applied
-    before the first layer and after every layer."""
+    """Object queries, and aligned queries in training, attend to the image level by level. The
+    heads are applied before the first layer and after every layer."""
 
     def __init__(
-        self, config: QueryDecoderConfig, width: int, heads: Heads, aligned: AlignedQueryConfig | None
+        self,
+        config: QueryDecoderConfig,
+        width: int,
+        heads: Heads,
+        aligned: AlignedQueryConfig | None,
     ) -> None:
         super().__init__()
         self.query = nn.Parameter(torch.randn(config.queries, width))
@@ -134,7 +161,9 @@ class QueryDecoder(nn.Module):
         learned = aligned is not None and aligned.learned_position
         self.aligned_position = nn.Parameter(torch.randn(width)) if learned else None
         self.aligned_visible: Visible = "objects+set" if aligned is None else aligned.visible
-        self.layers = nn.ModuleList(DecoderLayer(width, config, aligned) for _ in range(config.layers))
+        self.layers = nn.ModuleList(
+            DecoderLayer(width, config, aligned) for _ in range(config.layers)
+        )
         self.heads = heads
 
     def forward(self, features: PixelFeatures, aligned: AlignedQueries | None = None) -> Prediction:
@@ -145,12 +174,16 @@ class QueryDecoder(nn.Module):
         aligned_mask = None
         if aligned is not None:
             x_BRE = torch.cat((x_BRE, aligned.features_BAE.to(x_BRE.dtype)), dim=1)
-            position_RE = torch.cat((position_RE, self._aligned_position(aligned.features_BAE.shape[1])))
+            position_RE = torch.cat(
+                (position_RE, self._aligned_position(aligned.features_BAE.shape[1]))
+            )
             aligned_mask = _aligned_visibility(aligned, queries, self.aligned_visible)[:, None]
 
         levels = [
             _level(map_BEhw, level_embedding_E, embedding_BEHW)
-            for map_BEhw, level_embedding_E in zip(features.levels, self.level_embedding, strict=True)
+            for map_BEhw, level_embedding_E in zip(
+                features.levels, self.level_embedding, strict=True
+            )
         ]
         outputs: list[tuple[Tensor, Tensor]] = [self.heads(x_BRE)]
         for index, layer in enumerate(self.layers):
@@ -160,7 +193,13 @@ class QueryDecoder(nn.Module):
             x_BRE = layer(x_BRE, position_RE, level, attention_mask, queries, aligned_mask)
             outputs.append(self.heads(x_BRE))
         class_logits, mask_embeddings = zip(*outputs, strict=True)
-        return Prediction(torch.stack(class_logits), torch.stack(mask_embeddings), embedding_BEHW, queries, aligned)
+        return Prediction(
+            torch.stack(class_logits),
+            torch.stack(mask_embeddings),
+            embedding_BEHW,
+            queries,
+            aligned,
+        )
 
     def _aligned_position(self, slots: int) -> Tensor:
         if self.aligned_position is None:
@@ -174,7 +213,9 @@ def _level(map_BEhw: Tensor, level_embedding_E: Tensor, embedding_BEHW: Tensor) 
     position_SE = sine_position(h, w, width, map_BEhw.device)
     # Resizing is linear, so queries times the resized pixel embedding are the resized mask logits.
     with torch.no_grad():
-        resized_BEhw = F.interpolate(embedding_BEHW, size=(h, w), mode="bilinear", align_corners=False)
+        resized_BEhw = F.interpolate(
+            embedding_BEHW, size=(h, w), mode="bilinear", align_corners=False
+        )
     return Level(memory_BSE, position_SE, resized_BEhw.flatten(2))
 
 
@@ -185,13 +226,15 @@ def _kinds(x: Tensor, dim: int, queries: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _attention_mask(mask_embedding_BRE: Tensor, embedding_BES: Tensor) -> Tensor:
-    """-> [B, 1, R, S]: a row attends to the foreground of its own mask; to everything, if that is empty."""
+    """-> [B, 1, R, S]: a row attends to the foreground of its own mask; to everything, if that is
+    empty."""
     visible_BRS = torch.bmm(mask_embedding_BRE, embedding_BES.to(mask_embedding_BRE.dtype)) >= 0
     return (visible_BRS | ~visible_BRS.any(dim=2, keepdim=True))[:, None]
 
 
 def _aligned_visibility(aligned: AlignedQueries, queries: int, visible: Visible) -> Tensor:
-    """-> [B, A, R]: the object queries and (live) aligned queries to which an aligned query attends."""
+    """-> [B, A, R]: the object queries and (live) aligned queries to which an aligned query
+    attends."""
     set_BA, slots = aligned.set_BA, aligned.set_BA.shape[1]
     others = aligned.live_BA[:, None, :].expand(-1, slots, -1)
     if visible != "all":

@@ -1,4 +1,5 @@
-"""Non-maximum suppression on masks: of several predictions of one class that cover each other, the best stays.
+"""Non-maximum suppression on masks: of several predictions of one class that cover each other, the
+best stays.
 
 N predictions of one image.
 """
@@ -15,16 +16,20 @@ Suppression = Literal["off", "hard", "soft"]
 SUPPRESSIONS: tuple[Suppression, ...] = get_args(Suppression)
 
 
-def suppress(scores_N: np.ndarray, iou_NN: np.ndarray, mode: Suppression, threshold: float) -> np.ndarray:
+def suppress(
+    scores_N: np.ndarray, iou_NN: np.ndarray, mode: Suppression, threshold: float
+) -> np.ndarray:
     """Greedy suppression: new scores of predictions whose pairwise IoUs are known.
 
-    The predictions are visited from the best to the worst; equal scores keep their order. Each one that is visited acts
-    on all later ones whose IoU with it is above the threshold. "hard" removes them. "soft" multiplies their scores by
-    1 - IoU, and the next to be visited is the best of the rest (Bodla et al., Soft-NMS, 2017, linear form).
+    The predictions are visited from the best to the worst; equal scores keep their order. Each one
+    that is visited acts on all later ones whose IoU with it is above the threshold. "hard" removes
+    them. "soft" multiplies their scores by 1 - IoU, and the next to be visited is the best of the
+    rest (Bodla et al., Soft-NMS, 2017, linear form).
 
     Args:
         scores_N: Scores, none of them negative.
-        iou_NN: IoU of each pair; 0 for pairs that must not act on each other, such as those of different classes.
+        iou_NN: IoU of each pair; 0 for pairs that must not act on each other, such as those of
+            different classes.
         mode: "off" changes nothing.
         threshold: IoU, 0 to 1.
     Returns:
@@ -49,7 +54,8 @@ def suppress(scores_N: np.ndarray, iou_NN: np.ndarray, mode: Suppression, thresh
 
 
 def iou_within_classes(rles: Sequence[dict[str, Any]], classes_N: np.ndarray) -> np.ndarray:
-    """The IoU of each pair of masks of one class, exact: pixels are counted. Pairs of two classes have 0.
+    """The IoU of each pair of masks of one class, exact: pixels are counted. Pairs of two classes
+    have 0.
 
     Args:
         rles: COCO's compressed RLE of each mask.

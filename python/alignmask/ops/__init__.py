@@ -1,8 +1,9 @@
 """The four operations of AlignMask, usable without the rest of the package.
 
-Coordinates are normalised to [0, 1], `align_corners=False`, zero outside. All ops take fp64, fp32, fp16 and bf16, compute in
-float32 (float64 for float64), accept any strides and zero-size dimensions, and name op and argument in their errors.
-`implementation` tells what runs where; `reference` holds the plain torch forms, `use_reference` selects them.
+Coordinates are normalised to [0, 1], `align_corners=False`, zero outside. All ops take fp64, fp32,
+fp16 and bf16, compute in float32 (float64 for float64), accept any strides and zero-size
+dimensions, and name op and argument in their errors. `implementation` tells what runs where;
+`reference` holds the plain torch forms, `use_reference` selects them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Which way the ops take to a GPU: kernels compiled with the package, kernels compiled on first use, or plain torch.
+"""Which way the ops take to a GPU: kernels compiled with the package, kernels compiled on first
+use, or plain torch.
 
-`ALIGNMASK_CUDA` in the environment forces one: `aot` (compiled with the package), `jit` (compiled on first use), `off` (plain
-torch). Without it, or with `auto`: the first of these that works on the device.
+`ALIGNMASK_CUDA` in the environment forces one: `aot` (compiled with the package), `jit` (compiled
+on first use), `off` (plain torch). Without it, or with `auto`: the first of these that works on the
+device.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ OLDEST = 70
 
 @dataclass(frozen=True)
 class Way:
-    """`name`: aot, jit or off; `problem`: why what the user forced does not work; `text`: for people."""
+    """`name`: aot, jit or off; `problem`: why what the user forced does not work; `text`: for
+    people."""
 
     name: str
     text: str
@@ -36,7 +39,11 @@ def choose(wish: str, aot_problem: str, jit_problem: str) -> Way:
     open_ways = {"aot": aot_problem, "jit": jit_problem}
     texts = {"aot": "kernel (compiled with the package)", "jit": "kernel (compiled on first use)"}
     if wish != "auto":
-        return Way(wish, texts[wish] if not open_ways[wish] else f"error: {open_ways[wish]}", open_ways[wish])
+        return Way(
+            wish,
+            texts[wish] if not open_ways[wish] else f"error: {open_ways[wish]}",
+            open_ways[wish],
+        )
     for name, problem in open_ways.items():
         if not problem:
             return Way(name, texts[name])
@@ -48,7 +55,9 @@ def wish(environment: Mapping[str, str] = os.environ) -> str:
     text = environment.get("ALIGNMASK_CUDA", "").lower() or "auto"
     text = {"on": "auto"}.get(text, text)  # the build's word, which may still be in the environment
     if text not in WISHES:
-        raise ValueError(f"ALIGNMASK_CUDA={environment['ALIGNMASK_CUDA']}: expected one of {', '.join(WISHES)}")
+        raise ValueError(
+            f"ALIGNMASK_CUDA={environment['ALIGNMASK_CUDA']}: expected one of {', '.join(WISHES)}"
+        )
     return text
 
 
@@ -134,7 +143,9 @@ class Gpus:
             for device in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
                 major, minor = torch.cuda.get_device_capability(device)
                 architecture = 10 * major + minor
-                ways.append(choose(wished, aot_problem(build, architecture), jit_problem(architecture)))
+                ways.append(
+                    choose(wished, aot_problem(build, architecture), jit_problem(architecture))
+                )
             if any(way.name == "jit" and not way.problem for way in ways):
                 launcher = jit_launcher(self._core, self._ops)
                 for device, way in enumerate(ways):
@@ -154,5 +165,7 @@ class Gpus:
             return False
         way = ways[device]
         if way.problem:
-            raise RuntimeError(f"ALIGNMASK_CUDA={way.name} does not work on cuda:{device}: {way.problem}")
+            raise RuntimeError(
+                f"ALIGNMASK_CUDA={way.name} does not work on cuda:{device}: {way.problem}"
+            )
         return way.name != "off"

@@ -1,4 +1,5 @@
-"""Argument checks shared by the ops: what is wrong, in which op and argument, expected against given."""
+"""Argument checks shared by the ops: what is wrong, in which op and argument, expected against
+given."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from torch import Tensor
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MASKS = (torch.bool, torch.uint8)
 INTS = (torch.int64, torch.int32)
-_PAIR, _SIZE = (tuple, list, Sequence), (int, torch.SymInt)  # the usual first: asking Sequence takes ten times as long
+# The usual first: asking Sequence takes ten times as long.
+_PAIR, _SIZE = (tuple, list, Sequence), (int, torch.SymInt)
 
 
 def tensors(op: str, **arguments: Tensor) -> None:
@@ -31,21 +33,27 @@ def pairs(op: str, name: str, values: Sequence[tuple[int, int]]) -> None:
         TypeError: With the first entry that is not.
     """
     if not isinstance(values, _PAIR):
-        raise TypeError(f"{op}: {name} must be a sequence of pairs of ints (h, w), got {type(values).__name__}")
+        raise TypeError(
+            f"{op}: {name} must be a sequence of pairs of ints (h, w), got {type(values).__name__}"
+        )
     for index, pair in enumerate(values):
         if not (
-            isinstance(pair, _PAIR) and len(pair) == 2 and isinstance(pair[0], _SIZE) and isinstance(pair[1], _SIZE)
+            isinstance(pair, _PAIR)
+            and len(pair) == 2
+            and isinstance(pair[0], _SIZE)
+            and isinstance(pair[1], _SIZE)
         ):
             raise TypeError(f"{op}: {name}[{index}] must be a pair of ints (h, w), got {pair!r}")
 
 
 def bind(op: str, **arguments: tuple[Tensor, str, tuple[torch.dtype, ...]]) -> dict[str, int]:
-    """Check type, dtype, rank, device and sizes of an op's tensors; return the size behind every letter.
+    """Check type, dtype, rank, device and sizes of an op's tensors; return the size behind every
+    letter.
 
     Args:
         op: Name of the op, for messages.
-        arguments: name -> (tensor, one letter or digit per dimension, allowed dtypes). A letter must have one size in all
-            tensors; a digit is that size itself.
+        arguments: name -> (tensor, one letter or digit per dimension, allowed dtypes). A letter
+            must have one size in all tensors; a digit is that size itself.
 
     Raises:
         TypeError: Not a tensor, or a dtype that is not allowed.
@@ -58,9 +66,15 @@ def bind(op: str, **arguments: tuple[Tensor, str, tuple[torch.dtype, ...]]) -> d
         tensors(op, **{name: tensor})
         if tensor.dtype not in dtypes:
             allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-            raise TypeError(f"{op}: {name} must be of dtype {allowed}, got {str(tensor.dtype).removeprefix('torch.')}")
+            raise TypeError(
+                f"{op}: {name} must be of dtype {allowed}, got "
+                f"{str(tensor.dtype).removeprefix('torch.')}"
+            )
         if tensor.dim() != len(letters):
-            raise ValueError(f"{op}: {name} must have the {len(letters)} dimensions {letters}, got {_shape(tensor)}")
+            raise ValueError(
+                f"{op}: {name} must have the {len(letters)} dimensions {letters}, got "
+                f"{_shape(tensor)}"
+            )
         if device is None:
             device, first = tensor.device, name
         elif tensor.device != device:
@@ -68,7 +82,10 @@ def bind(op: str, **arguments: tuple[Tensor, str, tuple[torch.dtype, ...]]) -> d
         for letter, size in zip(letters, tensor.shape, strict=True):
             if letter.isdigit():
                 if size != int(letter):
-                    raise ValueError(f"{op}: {name} ({letters}) must have size {letter} there, got {_shape(tensor)}")
+                    raise ValueError(
+                        f"{op}: {name} ({letters}) must have size {letter} there, got "
+                        f"{_shape(tensor)}"
+                    )
             elif sizes.setdefault(letter, size) != size:
                 raise ValueError(
                     f"{op}: {name} ({letters}) has {letter} = {size} in {_shape(tensor)}, "
@@ -89,26 +106,35 @@ def in_range(op: str, name: str, tensor: Tensor, low: int, high: int) -> None:
     bad = ((tensor < low) | (tensor >= high)).nonzero()
     if len(bad):
         index = int(bad[0, 0])
-        raise ValueError(f"{op}: {name}[{index}] = {int(tensor[index])} is outside [{low}, {high - 1}]")
+        raise ValueError(
+            f"{op}: {name}[{index}] = {int(tensor[index])} is outside [{low}, {high - 1}]"
+        )
 
 
-def levels(op: str, level_shapes: Sequence[tuple[int, int]], tokens: int, count: int, counted: str) -> None:
-    """Check a list of level sizes (h, w) against the number of tokens and of levels; `counted`: the argument with L.
+def levels(
+    op: str, level_shapes: Sequence[tuple[int, int]], tokens: int, count: int, counted: str
+) -> None:
+    """Check a list of level sizes (h, w) against the number of tokens and of levels; `counted`: the
+    argument with L.
 
     Raises:
         TypeError: Entries that are not pairs of ints.
-        ValueError: Negative sizes, a wrong number of levels, or sizes that do not add up to the tokens.
+        ValueError: Negative sizes, a wrong number of levels, or sizes that do not add up to the
+            tokens.
     """
     pairs(op, "level_shapes", level_shapes)
     for index, level in enumerate(level_shapes):
         if level[0] < 0 or level[1] < 0:
             raise ValueError(f"{op}: level_shapes[{index}] = {tuple(level)} is negative")
     if len(level_shapes) != count:
-        raise ValueError(f"{op}: level_shapes lists {len(level_shapes)} levels, but {counted} has L = {count}")
+        raise ValueError(
+            f"{op}: level_shapes lists {len(level_shapes)} levels, but {counted} has L = {count}"
+        )
     total = sum(h * w for h, w in level_shapes)
     if total != tokens:
         raise ValueError(
-            f"{op}: level_shapes {[tuple(level) for level in level_shapes]} adds up to {total} tokens, "
+            f"{op}: level_shapes {[tuple(level) for level in level_shapes]} adds up to {total} "
+            "tokens, "
             f"but value has S = {tokens}"
         )
 

@@ -1,4 +1,5 @@
-"""How the ops become torch operators, and which implementation each uses; the only file that knows torch.library."""
+"""How the ops become torch operators, and which implementation each uses; the only file that knows
+torch.library."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ try:
     core: Any = importlib.import_module("alignmask._core")
 except ImportError as error:
     raise ImportError(
-        f"alignmask's compiled module cannot be loaded ({error}): build it with `make setup` or `pip install .`"
+        f"alignmask's compiled module cannot be loaded ({error}): build it with `make setup` or "
+        "`pip install .`"
     ) from error
 
 OPS = ("ms_deform_attn", "masked_point_pool", "mask_iou", "quality_focal_loss")
@@ -53,7 +55,9 @@ def define(
     torch.library.register_fake(f"alignmask::{name}", fake, lib=_library)
     _kernels[name] = tuple(kernels)
     operator: Any = getattr(torch.ops.alignmask, name).default
-    differentiable = _differentiable(operator, kernels, backward or _no_derivative(name), setup_context)
+    differentiable = _differentiable(
+        operator, kernels, backward or _no_derivative(name), setup_context
+    )
     _library.impl(name, differentiable, "Autograd", with_keyset=True)
     return operator  # type: ignore[no-any-return]
 
@@ -64,10 +68,12 @@ def _differentiable(
     backward: Callable[..., Any],
     setup_context: Callable[..., None] | None,
 ) -> Callable[..., Any]:
-    """What the dispatcher calls for autograd: as torch.library.register_autograd's, which takes twice as long.
+    """What the dispatcher calls for autograd: as torch.library.register_autograd's, which takes
+    twice as long.
 
-    Most calls are on plain tensors, for which the dispatcher would go to one of the kernels next: they go there at once. Modes,
-    transforms and subclasses of tensors have keys that come before those of the kernels.
+    Most calls are on plain tensors, for which the dispatcher would go to one of the kernels next:
+    they go there at once. Modes, transforms and subclasses of tensors have keys that come before
+    those of the kernels.
     """
     direct = {getattr(_C.DispatchKey, device.upper()): kernel for device, kernel in kernels.items()}
 
@@ -84,11 +90,16 @@ def _differentiable(
             setup_context(ctx, inputs, output)
         return output
 
-    methods = {"forward": staticmethod(forward), "backward": staticmethod(lambda *given: (*backward(*given), None))}
+    methods = {
+        "forward": staticmethod(forward),
+        "backward": staticmethod(lambda *given: (*backward(*given), None)),
+    }
     function: Any = type(operator._opname, (torch.autograd.Function,), methods)
 
     def differentiable(keyset: Any, *args: Any) -> Any:
-        if torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
+        if torch.is_grad_enabled() and any(
+            isinstance(arg, Tensor) and arg.requires_grad for arg in args
+        ):
             return function.apply(*args, keyset)
         return below_autograd(keyset, args)
 
@@ -99,13 +110,17 @@ def implementation(op: str, device_type: str) -> str:
     """Name what runs `op` on tensors of `device_type` ("cpu", "cuda", ...).
 
     Returns:
-        "kernel (...)" for a kernel of ours, "shapes only" for meta tensors, else "reference" (plain torch), perhaps with the
-        reason.
+        "kernel (...)" for a kernel of ours, "shapes only" for meta tensors, else "reference" (plain
+        torch), perhaps with the reason.
 
     Raises:
         ValueError: `op` is none of `OPS`.
     """
-    if device_type == "cuda" and _known(op) not in _forced_reference and "cuda" in _kernels.get(op, ()):
+    if (
+        device_type == "cuda"
+        and _known(op) not in _forced_reference
+        and "cuda" in _kernels.get(op, ())
+    ):
         texts = {way.text for way in _gpus.ways()}
         return " or ".join(sorted(texts)) if texts else "reference (no GPU)"
     if device_type == "cuda" or not has_kernel(op, torch.device(device_type)):
@@ -114,8 +129,9 @@ def implementation(op: str, device_type: str) -> str:
 
 
 def gpu_build() -> dict[str, Any]:
-    """What was compiled with the package for GPUs: `architectures` as CMake lists them (empty: nothing), else `why_not`;
-    `compiler`; and the CUDA versions of the `runtime` inside and of the machine's `driver` (13010 is 13.1, 0 is none)."""
+    """What was compiled with the package for GPUs: `architectures` as CMake lists them (empty:
+    nothing), else `why_not`; `compiler`; and the CUDA versions of the `runtime` inside and of the
+    machine's `driver` (13010 is 13.1, 0 is none)."""
     build: dict[str, Any] = core.cuda_build()
     return build
 
@@ -141,14 +157,17 @@ def _gpu_usable(index: int) -> bool:
 
 
 def refuse_tangents(op: str, *tensors: Tensor) -> None:
-    """Raise NotImplementedError if a forward-mode derivative is asked for: torch would answer with 0.
+    """Raise NotImplementedError if a forward-mode derivative is asked for: torch would answer with
+    0.
 
     torch makes no such check for operators of torch.library.
     """
     if torch.compiler.is_compiling() or forward_ad._current_level < 0:
         return
     if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
-        raise NotImplementedError(f"{op}: no forward-mode derivative; alignmask.ops.use_reference() has one")
+        raise NotImplementedError(
+            f"{op}: no forward-mode derivative; alignmask.ops.use_reference() has one"
+        )
 
 
 def stream(tensor: Tensor) -> int:
@@ -163,7 +182,8 @@ def workspace(like: Tensor) -> Callable[[int], Tensor]:
 
 @contextmanager
 def use_reference(*ops: str) -> Iterator[None]:
-    """Run the named ops (all, if none is named) on their plain torch reference inside the `with` block.
+    """Run the named ops (all, if none is named) on their plain torch reference inside the `with`
+    block.
 
     Raises:
         ValueError: A name that is none of `OPS`.

@@ -16,7 +16,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def no_autocast(like: Tensor | None) -> AbstractContextManager[None]:
     """A context without autocast on the device of `like`.
 
-    Meta tensors have no autocast to switch off; what is no tensor is for the op's own check to refuse.
+    Meta tensors have no autocast to switch off; what is no tensor is for the op's own check to
+    refuse.
     """
     if not isinstance(like, Tensor) or like.device.type == "meta":
         return nullcontext()

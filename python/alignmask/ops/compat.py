@@ -1,4 +1,5 @@
-"""Names of the Deformable DETR extension `MultiScaleDeformableAttention`, with its signatures, on our kernels.
+"""Names of the Deformable DETR extension `MultiScaleDeformableAttention`, with its signatures, on
+our kernels.
 
     import alignmask.ops.compat as MultiScaleDeformableAttention
 
@@ -6,10 +7,11 @@ or, where code that is not to be changed imports the extension by its name, once
 
     alignmask.ops.compat.install()
 
-The level shapes are tensors here, as in the extension, and are read on every call; from a GPU that waits for the device.
-`alignmask.ops.ms_deform_attn` takes Python ints and does not wait.
+The level shapes are tensors here, as in the extension, and are read on every call; from a GPU that
+waits for the device. `alignmask.ops.ms_deform_attn` takes Python ints and does not wait.
 
-Shapes: B images, S tokens of all levels, N heads, D channels per head, Q queries, L levels, P points, E = N·D.
+Shapes: B images, S tokens of all levels, N heads, D channels per head, Q queries, L levels, P
+points, E = N·D.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ def ms_deform_attn_forward(
     Args:
         value: [B, S, N, D].
         value_spatial_shapes: [L, 2], int64: (h, w) of every level.
-        value_level_start_index: [L], int64: the first token of every level. It must follow from the shapes.
+        value_level_start_index: [L], int64: the first token of every level. It must follow from the
+            shapes.
         sampling_locations: [B, Q, N, L, P, 2].
         attention_weights: [B, Q, N, L, P].
         im2col_step: Ignored.
@@ -77,7 +80,8 @@ def ms_deform_attn_backward(
 
 
 class MSDeformAttnFunction(torch.autograd.Function):
-    """`MSDeformAttnFunction.apply` with the arguments of `ms_deform_attn_forward`; differentiable."""
+    """`MSDeformAttnFunction.apply` with the arguments of `ms_deform_attn_forward`;
+    differentiable."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -103,7 +107,8 @@ class MSDeformAttnFunction(torch.autograd.Function):
 
 
 def install() -> None:
-    """Let `import MultiScaleDeformableAttention` find this module, whether or not the extension is there."""
+    """Let `import MultiScaleDeformableAttention` find this module, whether or not the extension is
+    there."""
     sys.modules[EXTENSION] = sys.modules[__name__]
 
 
@@ -118,7 +123,8 @@ def _levels(function: str, shapes: Tensor, start: Tensor) -> list[tuple[int, int
     for index, ((h, w), given) in enumerate(zip(levels, start.tolist(), strict=True)):
         if given != token:
             raise ValueError(
-                f"{function}: value_level_start_index[{index}] = {given}, but value_spatial_shapes {levels} make it {token}"
+                f"{function}: value_level_start_index[{index}] = {given}, but value_spatial_shapes "
+                f"{levels} make it {token}"
             )
         token += h * w
     return levels

@@ -21,14 +21,15 @@ def quality_focal_loss(
 ) -> Tensor:
     """Classification loss of Aligned Label Assignment (Eq. 2 and 3), one value per query.
 
-    With s = sigmoid(logits): a row with a label has Σ_c |t_c - s_c|^γ · BCE(s_c, t_c), t = iou in the label's column and 0
-    elsewhere; a row with label -1 has w_neg(iou) · Σ_c s_c^γ · BCE(s_c, 0), w_neg = 1 below θ, else b - k·iou^γ with
-    k = b = 1 / (1 - θ^γ).
+    With s = sigmoid(logits): a row with a label has Σ_c |t_c - s_c|^γ · BCE(s_c, t_c), t = iou in
+    the label's column and 0 elsewhere; a row with label -1 has w_neg(iou) · Σ_c s_c^γ · BCE(s_c,
+    0), w_neg = 1 below θ, else b - k·iou^γ with k = b = 1 / (1 - θ^γ).
 
     Args:
         logits_RC: Class logits. fp64, fp32, fp16 or bf16; stable up to |logit| = 1e4.
         label_R: Class of the matched instance, or -1. int64 or int32.
-        iou_R: IoU with the matched instance; for label -1 the largest IoU with any instance of the image. No gradient.
+        iou_R: IoU with the matched instance; for label -1 the largest IoU with any instance of the
+            image. No gradient.
         gamma: γ, at least 1.
         theta: θ, in [0, 1).
 
@@ -74,15 +75,19 @@ def _forward_fake(
 
 
 def _empty(logits: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor]:
-    """Loss and gradient to be written; the gradient in the precision of the arithmetic, so that it is rounded only once."""
+    """Loss and gradient to be written; the gradient in the precision of the arithmetic, so that it
+    is rounded only once."""
     if logits.dim() != 2:
         return logits.new_empty(0), logits.new_empty(0)  # the kernel's checks say what is wrong
     shape = tuple(logits.shape) if with_gradient else (0, 0)
-    return logits.new_empty(logits.shape[0]), logits.new_empty(shape, dtype=_check.compute_dtype(logits.dtype))
+    return logits.new_empty(logits.shape[0]), logits.new_empty(
+        shape, dtype=_check.compute_dtype(logits.dtype)
+    )
 
 
 def _backward_any(grad_loss: Tensor, gradient: Tensor, logits: Tensor) -> Tensor:
-    """logits: for their dtype, and so that autograd knows that the gradient depends on them: there is no second derivative."""
+    """logits: for their dtype, and so that autograd knows that the gradient depends on them: there
+    is no second derivative."""
     return (gradient * grad_loss.to(gradient.dtype)[:, None]).to(logits.dtype)
 
 
@@ -100,7 +105,8 @@ def _gradient(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Tensor | None, ...]:
 
 _forward = _library.define(
     "quality_focal_loss",
-    "(Tensor logits, Tensor label, Tensor iou, float gamma, float theta, bool with_gradient) -> (Tensor, Tensor)",
+    "(Tensor logits, Tensor label, Tensor iou, float gamma, float theta, bool with_gradient) -> "
+    "(Tensor, Tensor)",
     kernels={"cpu": _forward_kernel, "cuda": _forward_kernel},
     fake=_forward_fake,
     backward=_gradient,

@@ -21,7 +21,8 @@ TRUTH, PREDICTION, OVERLAP = (235, 35, 35), (20, 200, 60), (255, 225, 0)
 
 
 class Drawable(Protocol):
-    """What can be drawn: predictions (`alignmask.Instances`), which have `scores_N`, and samples, which do not."""
+    """What can be drawn: predictions (`alignmask.Instances`), which have `scores_N`, and samples,
+    which do not."""
 
     @property
     def masks_NHW(self) -> Any: ...
@@ -43,28 +44,36 @@ def draw_instances(
     """Draw masks, contours, class names and scores over an image.
 
     Args:
-        image_HWC: uint8 RGB, at the size of the masks. The arrays of `instances` may be torch tensors or numpy arrays.
+        image_HWC: uint8 RGB, at the size of the masks. The arrays of `instances` may be torch
+            tensors or numpy arrays.
         threshold: Predictions with a lower score are left out.
-        min_side: An image whose longer side has fewer pixels is enlarged by a whole factor, so that text and contours are
-            readable.
-        labels: Write scores, and class names if there are several classes. The most confident instances come first; a text
-            that would cover another one is left out.
+        min_side: An image whose longer side has fewer pixels is enlarged by a whole factor, so that
+            text and contours are readable.
+        labels: Write scores, and class names if there are several classes. The most confident
+            instances come first; a text that would cover another one is left out.
         opacity: Opacity of the masks, 0 to 1.
     Raises:
         ValueError: Image and masks differ in size, or a label has no class name.
     """
     image_HWC = np.asarray(image_HWC)
     if image_HWC.dtype != np.uint8 or image_HWC.ndim != 3 or image_HWC.shape[2] != 3:
-        raise ValueError(f"draw_instances: expected a uint8 image [H, W, 3], got {image_HWC.dtype} {image_HWC.shape}")
+        raise ValueError(
+            f"draw_instances: expected a uint8 image [H, W, 3], got {image_HWC.dtype} "
+            f"{image_HWC.shape}"
+        )
     masks_NHW, labels_N = np.asarray(instances.masks_NHW, bool), np.asarray(instances.labels_N)
     scores_N = np.asarray(instances.scores_N, float) if hasattr(instances, "scores_N") else None
     if masks_NHW.shape != (len(labels_N), *image_HWC.shape[:2]):
         raise ValueError(
-            f"draw_instances: expected masks [{len(labels_N)}, {image_HWC.shape[0]}, {image_HWC.shape[1]}], "
+            f"draw_instances: expected masks [{len(labels_N)}, {image_HWC.shape[0]}, "
+            f"{image_HWC.shape[1]}], "
             f"got {list(masks_NHW.shape)}"
         )
     if len(labels_N) and not 0 <= labels_N.min() <= labels_N.max() < len(class_names):
-        raise ValueError(f"draw_instances: labels must be 0 .. {len(class_names) - 1}, got {sorted(set(labels_N))}")
+        raise ValueError(
+            f"draw_instances: labels must be 0 .. {len(class_names) - 1}, got "
+            f"{sorted(set(labels_N))}"
+        )
     if scores_N is not None:
         order = np.argsort(-scores_N, kind="stable")
         order = order[scores_N[order] >= threshold]
@@ -72,36 +81,58 @@ def draw_instances(
 
     height, width = image_HWC.shape[:2]
     factor = max(1, -(-min_side // max(height, width)))
-    picture = Image.fromarray(image_HWC).resize((factor * width, factor * height), Image.Resampling.BICUBIC)
+    picture = Image.fromarray(image_HWC).resize(
+        (factor * width, factor * height), Image.Resampling.BICUBIC
+    )
     original_HWC = np.asarray(picture).astype(np.float32)
     canvas_HWC = original_HWC.copy()
     thickness = max(1, round(max(canvas_HWC.shape[:2]) / 400))
     windows = [_window(mask_HW) for mask_HW in masks_NHW]
     for n in _bottom_to_top(masks_NHW):
         if (window := windows[n]) is not None:
-            _paint(canvas_HWC, original_HWC, masks_NHW[n], window, factor, np.array(colour(n)), opacity, thickness)
+            _paint(
+                canvas_HWC,
+                original_HWC,
+                masks_NHW[n],
+                window,
+                factor,
+                np.array(colour(n)),
+                opacity,
+                thickness,
+            )
     picture = Image.fromarray(canvas_HWC.round().astype(np.uint8))
     if labels:
         names = [class_names[label] if len(class_names) > 1 else "" for label in labels_N]
-        scores = [f"{score:.2f}" for score in scores_N] if scores_N is not None else [""] * len(names)
+        scores = (
+            [f"{score:.2f}" for score in scores_N] if scores_N is not None else [""] * len(names)
+        )
         texts = [f"{name} {score}".strip() for name, score in zip(names, scores, strict=True)]
-        _write_labels(picture, texts, [_highest_pixel(*pair) for pair in zip(masks_NHW, windows, strict=True)], factor)
+        _write_labels(
+            picture,
+            texts,
+            [_highest_pixel(*pair) for pair in zip(masks_NHW, windows, strict=True)],
+            factor,
+        )
     return picture
 
 
 def draw_overlap(
     image_HWC: np.ndarray, truth_HW: np.ndarray, prediction_HW: np.ndarray, opacity: float = 0.55
 ) -> Image.Image:
-    """One prediction and its ground truth over their image, in the paper's colours (Fig. 1); all of the same size.
+    """One prediction and its ground truth over their image, in the paper's colours (Fig. 1); all of
+    the same size.
 
     The image is turned grey: its own colours could be taken for these.
     """
     if not image_HWC.shape[:2] == truth_HW.shape == prediction_HW.shape:
         raise ValueError(
-            f"draw_overlap: image {list(image_HWC.shape)}, ground truth {list(truth_HW.shape)} and prediction "
+            f"draw_overlap: image {list(image_HWC.shape)}, ground truth {list(truth_HW.shape)} and "
+            "prediction "
             f"{list(prediction_HW.shape)} differ in size"
         )
-    canvas_HWC = np.asarray(Image.fromarray(image_HWC).convert("L").convert("RGB")).astype(np.float32)
+    canvas_HWC = np.asarray(Image.fromarray(image_HWC).convert("L").convert("RGB")).astype(
+        np.float32
+    )
     parts = (
         (truth_HW & ~prediction_HW, TRUTH),
         (prediction_HW & ~truth_HW, PREDICTION),
@@ -113,7 +144,8 @@ def draw_overlap(
 
 
 def colour(n: int) -> tuple[int, int, int]:
-    """A bright RGB colour for instance n; neighbours in n are far apart in hue (steps of the golden ratio)."""
+    """A bright RGB colour for instance n; neighbours in n are far apart in hue (steps of the golden
+    ratio)."""
     hue = (0.6 + n * 0.618034) % 1
     red, green, blue = colorsys.hsv_to_rgb(hue, (0.85, 0.6)[n // 2 % 2], 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)
@@ -126,13 +158,15 @@ def _window(mask_HW: np.ndarray) -> tuple[slice, slice] | None:
 
 
 def _bottom_to_top(masks_NHW: np.ndarray) -> list[int]:
-    """An order in which small instances lie on large ones; of two of about the same size (within a factor of 2), the first one
-    is on top."""
+    """An order in which small instances lie on large ones; of two of about the same size (within a
+    factor of 2), the first one is on top."""
     magnitude_N = [int(math.log2(max(1, mask_HW.sum()))) for mask_HW in masks_NHW]
     return sorted(range(len(masks_NHW)), key=lambda n: (-magnitude_N[n], -n))
 
 
-def _highest_pixel(mask_HW: np.ndarray, window: tuple[slice, slice] | None) -> tuple[int, int] | None:
+def _highest_pixel(
+    mask_HW: np.ndarray, window: tuple[slice, slice] | None
+) -> tuple[int, int] | None:
     """x, y of the leftmost of a mask's highest pixels; None if it is empty."""
     if window is None:
         return None
@@ -150,8 +184,8 @@ def _paint(
     opacity: float,
     thickness: int,
 ) -> None:
-    """Fills and outlines one mask in the enlarged image, in place. It covers what was painted there before, because a
-    mixture of two colours would not be that of any instance."""
+    """Fills and outlines one mask in the enlarged image, in place. It covers what was painted there
+    before, because a mixture of two colours would not be that of any instance."""
     inside = np.pad(mask_HW[window].repeat(factor, 0).repeat(factor, 1), thickness)
     core = ndimage.binary_erosion(inside, iterations=thickness)
     inside, core = (array[thickness:-thickness, thickness:-thickness] for array in (inside, core))
@@ -161,7 +195,9 @@ def _paint(
     part_HWC[inside & ~core] = colour_C
 
 
-def _write_labels(picture: Image.Image, texts: list[str], places: list[tuple[int, int] | None], factor: int) -> None:
+def _write_labels(
+    picture: Image.Image, texts: list[str], places: list[tuple[int, int] | None], factor: int
+) -> None:
     """Writes each text above the highest pixel of its instance, moved into the picture."""
     draw = ImageDraw.Draw(picture)
     letters = font(max(11, round(max(picture.size) / 45)))
@@ -180,7 +216,12 @@ def _write_labels(picture: Image.Image, texts: list[str], places: list[tuple[int
         background = colour(n)
         luminance = np.dot(background, (0.299, 0.587, 0.114))
         draw.rectangle(box, fill=background)
-        draw.text((x + 2 - left, y + 2 - top), text, font=letters, fill="black" if luminance > 130 else "white")
+        draw.text(
+            (x + 2 - left, y + 2 - top),
+            text,
+            font=letters,
+            fill="black" if luminance > 130 else "white",
+        )
 
 
 @lru_cache
@@ -188,4 +229,6 @@ def font(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which is part of matplotlib and covers most alphabets."""
     import matplotlib
 
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), size)
+    return ImageFont.truetype(
+        str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), size
+    )

@@ -34,11 +34,12 @@ MANY_POINTS = 5_000
 
 
 def loss_curve(metrics_jsonl: Path, out_png: Path) -> None:
-    """Plot a run's metrics.jsonl: total loss and its parts, and below them the mask AP of the evaluations, if any.
+    """Plot a run's metrics.jsonl: total loss and its parts, and below them the mask AP of the
+    evaluations, if any.
 
     Raises:
-        CocoError: The file cannot be read, a line is broken (except for the last one, which a killed run can leave
-            incomplete), or neither a step nor an evaluation is logged.
+        CocoError: The file cannot be read, a line is broken (except for the last one, which a
+            killed run can leave incomplete), or neither a step nor an evaluation is logged.
     """
     losses: dict[str, list[tuple[int, float]]] = defaultdict(list)
     ap: dict[str, list[tuple[int, float]]] = defaultdict(list)
@@ -46,7 +47,8 @@ def loss_curve(metrics_jsonl: Path, out_png: Path) -> None:
         if "eval" in line:
             for mode, values in line["eval"]["modes"].items():
                 value = values["metrics"]["AP"]
-                ap[mode].append((line["step"], 100 * value if value >= 0 else math.nan))  # -1: no ground truth
+                # -1: no ground truth.
+                ap[mode].append((line["step"], 100 * value if value >= 0 else math.nan))
         else:
             for name, value in line.items():
                 if name not in NOT_LOSSES and isinstance(value, (int, float)):
@@ -55,7 +57,9 @@ def loss_curve(metrics_jsonl: Path, out_png: Path) -> None:
     if not heights:
         raise CocoError(f"{metrics_jsonl}: neither a step nor an evaluation is logged")
     figure = Figure(figsize=(8, 1 + 1.5 * sum(heights)), layout="constrained")
-    panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[
+        :, 0
+    ]
     if losses:
         panels[0].set(ylabel="loss", yscale="log")
         panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -69,7 +73,9 @@ def loss_curve(metrics_jsonl: Path, out_png: Path) -> None:
         panels[-1].plot(*zip(*points, strict=True), marker="o", label=f"score {mode}: {last}")
     if ap:
         panels[-1].set(ylabel="mask AP (%)")
-        best = max((value for points in ap.values() for _, value in points if value > 0), default=1.0)
+        best = max(
+            (value for points in ap.values() for _, value in points if value > 0), default=1.0
+        )
         panels[-1].set_ylim(0, 1.15 * best)
     panels[-1].set(xlabel="step")
     for panel in panels:
@@ -109,8 +115,8 @@ def score_iou_scatter(
     fraction: float = 0.10,
     iou: IoU = "same class",
 ) -> None:
-    """Plot mask IoU against score of the most confident predictions (Fig. 4), with the mean IoU of each score interval, in
-    one panel for each model.
+    """Plot mask IoU against score of the most confident predictions (Fig. 4), with the mean IoU of
+    each score interval, in one panel for each model.
 
     Args:
         models: By name, which is the title of the panel; "" shows no title.
@@ -126,12 +132,15 @@ def score_iou_scatter(
     low, high = score_span(pairs.scores_N[shown[name]] for name, pairs in models.items())
     margin = 0.02 * (high - low)
     densities = []
-    for (name, pairs), panel in zip(models.items(), panels, strict=False):  # panels last: the rest of them is left over
+    # Panels last: the rest of them is left over.
+    for (name, pairs), panel in zip(models.items(), panels, strict=False):
         top = shown[name]
         score_N, iou_N = pairs.scores_N[top], pairs.iou(iou)[top]
         if dense:
             extent = (low, high, 0, 1)
-            densities.append(panel.hexbin(score_N, iou_N, gridsize=60, extent=extent, mincnt=1, cmap="viridis"))
+            densities.append(
+                panel.hexbin(score_N, iou_N, gridsize=60, extent=extent, mincnt=1, cmap="viridis")
+            )
         else:
             panel.scatter(score_N, iou_N, s=9, alpha=0.35, linewidths=0)
             panel.grid(alpha=0.3)
@@ -150,7 +159,10 @@ def score_iou_scatter(
     for panel in panels:  # the last row may have more of them than there are models
         panel.axis("off")
     if dense:  # one scale of colours for all panels, or they could not be compared
-        most = max((density.get_array().max() for density in densities if len(density.get_array())), default=1)
+        most = max(
+            (density.get_array().max() for density in densities if len(density.get_array())),
+            default=1,
+        )
         for density in densities:
             density.set_norm(LogNorm(1, max(most, 2)))
         figure.colorbar(densities[0], ax=figure.axes, label="predictions")
@@ -162,13 +174,23 @@ PANELS_PER_ROW = 3
 
 
 def _draw_means(panel: Axes, score_N: np.ndarray, iou_N: np.ndarray) -> None:
-    panel.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--", label="score = IoU", zorder=3)
+    panel.plot(
+        [0, 1], [0, 1], color="black", linewidth=1, linestyle="--", label="score = IoU", zorder=3
+    )
     interval_N = score_interval(score_N)
     means = [((k + 0.5) / INTERVALS, iou_N[interval_N == k].mean()) for k in np.unique(interval_N)]
     if means:
-        panel.plot(*zip(*means, strict=True), color="tab:red", marker="o", markersize=4, label="mean IoU", zorder=4)
+        panel.plot(
+            *zip(*means, strict=True),
+            color="tab:red",
+            marker="o",
+            markersize=4,
+            label="mean IoU",
+            zorder=4,
+        )
 
 
 def _fit(name: str, length: int = 48) -> str:
-    """The name as a panel's title: only its end, if it is long, and with dollar signs escaped, which would enclose formulas."""
+    """The name as a panel's title: only its end, if it is long, and with dollar signs escaped,
+    which would enclose formulas."""
     return (name if len(name) <= length else "…" + name[1 - length :]).replace("$", r"\$")

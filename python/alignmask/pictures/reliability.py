@@ -9,14 +9,24 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from alignmask.evaluation.calibration import BINS, EDGES, Reliability, of_class, of_size, reliability
+from alignmask.evaluation.calibration import (
+    BINS,
+    EDGES,
+    Reliability,
+    of_class,
+    of_size,
+    reliability,
+)
 from alignmask.evaluation.matches import Matches
 
 COLUMNS = 4
 
 
-def groups(matches: Matches, names: Mapping[int, str], *, classes: bool, sizes: bool) -> dict[str, Matches]:
-    """All predictions, and on request those of each class and of each size, without empty groups."""
+def groups(
+    matches: Matches, names: Mapping[int, str], *, classes: bool, sizes: bool
+) -> dict[str, Matches]:
+    """All predictions, and on request those of each class and of each size, without empty
+    groups."""
     found = {"all": matches}
     if sizes:
         found |= {size: of_size(matches, size) for size in ("small", "medium", "large")}
@@ -27,7 +37,8 @@ def groups(matches: Matches, names: Mapping[int, str], *, classes: bool, sizes: 
 
 
 def reliability_diagram(matches: Mapping[str, Matches], out_png: Path) -> None:
-    """One panel for each group: mean IoU by score, the diagonal of a calibrated score, and how many predictions there are.
+    """One panel for each group: mean IoU by score, the diagonal of a calibrated score, and how many
+    predictions there are.
 
     Args:
         matches: At any overlap, by the name of the group.
@@ -49,7 +60,14 @@ def reliability_diagram(matches: Mapping[str, Matches], out_png: Path) -> None:
 
 def _draw(panel: Axes, diagram: Reliability) -> None:
     total = max(sum(diagram.predictions), 1)
-    panel.bar(EDGES[:-1], np.array(diagram.predictions) / total, 1 / BINS, align="edge", color="0.8", label="share")
+    panel.bar(
+        EDGES[:-1],
+        np.array(diagram.predictions) / total,
+        1 / BINS,
+        align="edge",
+        color="0.8",
+        label="share",
+    )
     panel.plot((0, 1), (0, 1), color="0.5", linestyle="--", linewidth=1)
     bins = [b for b in range(BINS) if diagram.predictions[b]]
     x, y = ([values[b] for b in bins] for values in (diagram.mean_score, diagram.mean_iou))

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def run_pictures(
     run: Path, dataset: CocoDataset, out: Path, *, images: int = 8, threshold: float = SHOWN_SCORE
 ) -> dict[str, Path]:
-    """Draw what a run's folder holds: predictions beside ground truth, losses, and score against IoU.
+    """Draw what a run's folder holds: predictions beside ground truth, losses, and score against
+    IoU.
 
     Args:
         run: Folder of a run with metrics.jsonl, and results.json of its last evaluation.
@@ -37,5 +38,7 @@ def run_pictures(
     sheet, curve, scatter = pictures.values()
     results_sheet(dataset, results, sheet, images=images, threshold=threshold)
     loss_curve(run / "metrics.jsonl", curve)
-    score_iou_scatter({"": score_iou_pairs(ground_truth, results, image_ids=dataset.image_ids)}, scatter)
+    score_iou_scatter(
+        {"": score_iou_pairs(ground_truth, results, image_ids=dataset.image_ids)}, scatter
+    )
     return pictures

@@ -15,7 +15,12 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as mask_utils
 
 from alignmask.config import SHOWN_SCORE
-from alignmask.evaluation.results_file import ResultsLike, group_by_image, load_ground_truth, load_results
+from alignmask.evaluation.results_file import (
+    ResultsLike,
+    group_by_image,
+    load_ground_truth,
+    load_results,
+)
 from alignmask.pictures.drawing import Drawable, draw_instances, font
 
 if TYPE_CHECKING:
@@ -40,7 +45,8 @@ def truth_sheet(
     cell: int = 384,
     pairs_per_row: int = 2,
 ) -> None:
-    """Write one picture that shows several images, each with its ground truth (left) and its prediction (right).
+    """Write one picture that shows several images, each with its ground truth (left) and its
+    prediction (right).
 
     Args:
         rows: (image_HWC uint8 RGB, ground truth, prediction) of each image.
@@ -55,8 +61,13 @@ def truth_sheet(
     pairs = min(pairs_per_row, len(rows))
     titles = ("ground truth", f"prediction (score ≥ {threshold:g})")
     lines = [rows[start : start + pairs] for start in range(0, len(rows), pairs)]
-    heights = [max(round(cell * image.shape[0] / max(image.shape[:2])) for image, _, _ in line) for line in lines]
-    sheet = Image.new("RGB", (pairs * (2 * cell + 2 * gap) + gap, head + sum(heights) + gap * len(lines)), "white")
+    heights = [
+        max(round(cell * image.shape[0] / max(image.shape[:2])) for image, _, _ in line)
+        for line in lines
+    ]
+    sheet = Image.new(
+        "RGB", (pairs * (2 * cell + 2 * gap) + gap, head + sum(heights) + gap * len(lines)), "white"
+    )
     draw = ImageDraw.Draw(sheet)
     y = head
     for line, height in zip(lines, heights, strict=True):
@@ -64,8 +75,16 @@ def truth_sheet(
             for side, instances in enumerate(both):
                 x = gap + pair * (2 * cell + 2 * gap) + side * (cell + gap // 2)
                 if y == head:
-                    draw.text((x + cell / 2, head / 2), titles[side], font=font(15), fill="black", anchor="mm")
-                picture = draw_instances(image_HWC, instances, class_names, threshold=threshold, min_side=cell)
+                    draw.text(
+                        (x + cell / 2, head / 2),
+                        titles[side],
+                        font=font(15),
+                        fill="black",
+                        anchor="mm",
+                    )
+                picture = draw_instances(
+                    image_HWC, instances, class_names, threshold=threshold, min_side=cell
+                )
                 picture.thumbnail((cell, cell), Image.Resampling.LANCZOS)
                 sheet.paste(picture, (x + (cell - picture.width) // 2, y))
         y += height + gap
@@ -82,7 +101,8 @@ def results_sheet(
     threshold: float = SHOWN_SCORE,
     **options: Any,
 ) -> None:
-    """Write a `truth_sheet` of images that are evenly spread over a data set, with predictions from a results file.
+    """Write a `truth_sheet` of images that are evenly spread over a data set, with predictions from
+    a results file.
 
     Args:
         results: COCO results file of that data set, or its entries.
@@ -91,8 +111,12 @@ def results_sheet(
     """
     by_image = group_by_image(load_results(results, load_ground_truth(dataset.annotations)).entries)
     label_of = {category_id: label for label, category_id in enumerate(dataset.category_ids)}
-    samples = [dataset.load(int(i)) for i in np.linspace(0, len(dataset) - 1, min(2 * images, len(dataset)))]
-    samples.sort(key=lambda sample: len(sample.labels_N) == 0)  # stable: the data set's order within each group
+    samples = [
+        dataset.load(int(i))
+        for i in np.linspace(0, len(dataset) - 1, min(2 * images, len(dataset)))
+    ]
+    # Stable: the data set's order within each group.
+    samples.sort(key=lambda sample: len(sample.labels_N) == 0)
     rows = []
     for sample in samples[:images]:
         mine = by_image.get(sample.image_id, [])

@@ -1,4 +1,5 @@
-"""Other projects' weights: Mask2Former's checkpoints (detectron2) and Hugging Face's folders, for reading and writing.
+"""Other projects' weights: Mask2Former's checkpoints (detectron2) and Hugging Face's folders, for
+reading and writing.
 
 Nothing in a file is executed. Read in this order: read, names, configs, write.
 """

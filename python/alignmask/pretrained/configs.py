@@ -1,4 +1,5 @@
-"""The shape of another project's model <-> our config: from tensors, and from and to Hugging Face's config.json."""
+"""The shape of another project's model <-> our config: from tensors, and from and to Hugging Face's
+config.json."""
 
 from __future__ import annotations
 
@@ -42,13 +43,15 @@ SWINS = {
 
 
 def resnet_of(name: str) -> tuple[str, tuple[int, ...]] | None:
-    """(kind of block, blocks per stage) of a plain ResNet by timm's name, None for any other model."""
+    """(kind of block, blocks per stage) of a plain ResNet by timm's name, None for any other
+    model."""
     plain = name.split(".")[0]
     return next((shape for shape, known in RESNETS.items() if known.split(".")[0] == plain), None)
 
 
 def swin_of(backbone: BackboneConfig) -> SwinConfig | None:
-    """The shape of a Swin Transformer that is one of `SWINS` or says its shape, None for any other model."""
+    """The shape of a Swin Transformer that is one of `SWINS` or says its shape, None for any other
+    model."""
     if backbone.swin is not None:
         return backbone.swin
     plain = backbone.name.split(".")[0]
@@ -64,7 +67,8 @@ def _swin(shape: SwinConfig) -> BackboneConfig:
 def _resnet(kind: str, depths: tuple[int, ...]) -> BackboneConfig:
     if (kind, depths) not in RESNETS:
         raise CheckpointError(
-            f"a ResNet of {depths} {kind} blocks is not known: only 18, 34, 50, 101 and 152 layers are"
+            f"a ResNet of {depths} {kind} blocks is not known: only 18, 34, 50, 101 and 152 layers "
+            "are"
         )
     return BackboneConfig(RESNETS[kind, depths], pretrained=False)
 
@@ -73,8 +77,8 @@ def _resnet(kind: str, depths: tuple[int, ...]) -> BackboneConfig:
 
 
 def config_from_tensors(tensors: dict[str, Tensor]) -> ModelConfig:
-    """The baseline that tensors with our names fit, as far as shapes tell; heads and points are Mask2Former's (8, 4; one
-    number of heads for both decoders)."""
+    """The baseline that tensors with our names fit, as far as shapes tell; heads and points are
+    Mask2Former's (8, 4; one number of heads for both decoders)."""
 
     def shape(name: str) -> tuple[int, ...]:
         if name not in tensors:
@@ -113,12 +117,21 @@ def _count(tensors: dict[str, Tensor], pattern: str) -> int:
 def _backbone_from_tensors(tensors: dict[str, Tensor]) -> BackboneConfig:
     body = "backbone.body."
     if f"{body}conv1.weight" in tensors:
-        depths = tuple(_count(tensors, rf"{body}layer{s}\.(\d+)\.conv1\.weight") for s in range(1, 5))
-        return _resnet("bottleneck" if f"{body}layer1.0.conv3.weight" in tensors else "basic", depths)
-    tables = [tensors.get(f"{body}layers_{s}.blocks.0.attn.relative_position_bias_table") for s in range(4)]
+        depths = tuple(
+            _count(tensors, rf"{body}layer{s}\.(\d+)\.conv1\.weight") for s in range(1, 5)
+        )
+        return _resnet(
+            "bottleneck" if f"{body}layer1.0.conv3.weight" in tensors else "basic", depths
+        )
+    tables = [
+        tensors.get(f"{body}layers_{s}.blocks.0.attn.relative_position_bias_table")
+        for s in range(4)
+    ]
     patches = tensors.get(f"{body}patch_embed.proj.weight")
     if patches is None or any(table is None or table.ndim != 2 for table in tables):
-        raise CheckpointError("not a Mask2Former checkpoint: its backbone is neither a ResNet nor a Swin Transformer")
+        raise CheckpointError(
+            "not a Mask2Former checkpoint: its backbone is neither a ResNet nor a Swin Transformer"
+        )
     depths = tuple(_count(tensors, rf"{body}layers_{s}\.blocks\.(\d+)\..*") for s in range(4))
     heads = tuple(int(table.shape[1]) for table in tables if table is not None)
     assert tables[0] is not None
@@ -185,7 +198,8 @@ class HuggingFace:
 
 
 def config_from_huggingface(config: dict[str, Any], preprocessor: dict[str, Any]) -> HuggingFace:
-    """config, preprocessor: the values of config.json and of preprocessor_config.json ({} if there is none).
+    """config, preprocessor: the values of config.json and of preprocessor_config.json ({} if there
+    is none).
 
     Raises CheckpointError that lists every setting that our model does not have.
     """
@@ -194,7 +208,9 @@ def config_from_huggingface(config: dict[str, Any], preprocessor: dict[str, Any]
     values = {**MODEL_DEFAULTS, **config}
     own = _backbone_values(config)
     kind = own["model_type"]
-    faults = _differences(values, FIXED) + _differences(own, FIXED_BACKBONE[kind], "backbone_config.")
+    faults = _differences(values, FIXED) + _differences(
+        own, FIXED_BACKBONE[kind], "backbone_config."
+    )
     if len({values["feature_size"], values["mask_feature_size"], values["hidden_dim"]}) != 1:
         faults.append("feature_size, mask_feature_size and hidden_dim differ")
     if values["decoder_layers"] < 2:
@@ -202,9 +218,14 @@ def config_from_huggingface(config: dict[str, Any], preprocessor: dict[str, Any]
     if faults:
         raise CheckpointError(f"AlignMask does not have these settings: {'; '.join(faults)}")
 
-    labels = {int(index): str(name) for index, name in (values.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}).items()}
+    labels = {
+        int(index): str(name)
+        for index, name in (values.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}).items()
+    }
     if sorted(labels) != list(range(len(labels))):
-        raise CheckpointError(f"id2label: expected the labels 0 to {len(labels) - 1}, got {sorted(labels)}")
+        raise CheckpointError(
+            f"id2label: expected the labels 0 to {len(labels) - 1}, got {sorted(labels)}"
+        )
     heads = values["num_attention_heads"]
     model = ModelConfig(
         num_classes=len(labels),
@@ -212,7 +233,11 @@ def config_from_huggingface(config: dict[str, Any], preprocessor: dict[str, Any]
         score="class*mask",
         backbone=_with_pixels(_backbone_from_huggingface(kind, own), preprocessor),
         pixel_decoder=PixelDecoderConfig(
-            values["hidden_dim"], values["encoder_layers"], heads, POINTS, values["encoder_feedforward_dim"]
+            values["hidden_dim"],
+            values["encoder_layers"],
+            heads,
+            POINTS,
+            values["encoder_feedforward_dim"],
         ),
         query_decoder=QueryDecoderConfig(
             values["num_queries"], values["decoder_layers"] - 1, heads, values["dim_feedforward"]
@@ -242,20 +267,27 @@ def _backbone_values(config: dict[str, Any]) -> dict[str, Any]:
         own = {"model_type": "timm_backbone", "backbone": config.get("backbone")}
     if own is None and config.get("backbone"):
         raise CheckpointError(
-            f"its backbone {config['backbone']!r} is named, not described: expected a backbone_config"
+            f"its backbone {config['backbone']!r} is named, not described: expected a "
+            "backbone_config"
         )
     if own is None:
         own = {"model_type": "swin", "depths": [2, 2, 18, 2]}
     kind = own.get("model_type")
     if kind not in BACKBONE_DEFAULTS:
-        raise CheckpointError(f"backbones of type {kind!r} are not known: only {', '.join(BACKBONE_DEFAULTS)} are")
+        raise CheckpointError(
+            f"backbones of type {kind!r} are not known: only {', '.join(BACKBONE_DEFAULTS)} are"
+        )
     return {**BACKBONE_DEFAULTS[kind], **own}
 
 
 def _differences(values: dict[str, Any], expected: dict[str, Any], prefix: str = "") -> list[str]:
-    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    plain = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
+    }
     return [
-        f"{prefix}{name} is {plain[name]!r}, not {value!r}" for name, value in expected.items() if plain[name] != value
+        f"{prefix}{name} is {plain[name]!r}, not {value!r}"
+        for name, value in expected.items()
+        if plain[name] != value
     ]
 
 
@@ -273,7 +305,11 @@ def _backbone_from_huggingface(kind: str, own: dict[str, Any]) -> BackboneConfig
         return backbone
     if len(own["depths"]) != 4 or len(own["num_heads"]) != 4:
         raise CheckpointError("a Swin Transformer of other than 4 stages is not known")
-    backbone = _swin(SwinConfig(own["embed_dim"], _four(own["depths"]), _four(own["num_heads"]), own["window_size"]))
+    backbone = _swin(
+        SwinConfig(
+            own["embed_dim"], _four(own["depths"]), _four(own["num_heads"]), own["window_size"]
+        )
+    )
     return replace(backbone, drop_path_rate=own["drop_path_rate"])
 
 
@@ -281,22 +317,31 @@ def _with_pixels(backbone: BackboneConfig, preprocessor: dict[str, Any]) -> Back
     """Mean and standard deviation on the 0..255 scale."""
     if not preprocessor:
         return backbone
-    factor = preprocessor.get("rescale_factor", 1 / 255) if preprocessor.get("do_rescale", True) else 1.0
+    factor = (
+        preprocessor.get("rescale_factor", 1 / 255) if preprocessor.get("do_rescale", True) else 1.0
+    )
     if not preprocessor.get("do_normalize", True):
         return replace(backbone, mean=(0.0,) * 3, std=(1 / factor,) * 3)
     mean, std = preprocessor.get("image_mean"), preprocessor.get("image_std")
     if mean is None or std is None:
         return backbone
     return replace(
-        backbone, mean=tuple(round(m / factor, 6) for m in mean), std=tuple(round(s / factor, 6) for s in std)
+        backbone,
+        mean=tuple(round(m / factor, 6) for m in mean),
+        std=tuple(round(s / factor, 6) for s in std),
     )
 
 
-def config_to_huggingface(model: ModelConfig, loss: LossConfig, class_names: list[str]) -> dict[str, Any]:
-    """The values of a config.json. Raises CheckpointError that lists what Hugging Face's Mask2Former does not have."""
+def config_to_huggingface(
+    model: ModelConfig, loss: LossConfig, class_names: list[str]
+) -> dict[str, Any]:
+    """The values of a config.json. Raises CheckpointError that lists what Hugging Face's
+    Mask2Former does not have."""
     faults = not_mask2former(model)
     if faults:
-        raise CheckpointError(f"Hugging Face's Mask2Former cannot be this model: {'; '.join(faults)}")
+        raise CheckpointError(
+            f"Hugging Face's Mask2Former cannot be this model: {'; '.join(faults)}"
+        )
     pixel, query = model.pixel_decoder, model.query_decoder
     return {
         "architectures": ["Mask2FormerForUniversalSegmentation"],
@@ -315,7 +360,8 @@ def config_to_huggingface(model: ModelConfig, loss: LossConfig, class_names: lis
 
 
 def not_mask2former(model: ModelConfig) -> list[str]:
-    """The differences between a model's inference and that of Mask2Former, in either of the two codes."""
+    """The differences between a model's inference and that of Mask2Former, in either of the two
+    codes."""
     faults = []
     if model.classification != "softmax":
         faults.append(f"classification is {model.classification}, not softmax")

@@ -1,8 +1,10 @@
-"""The names of our tensors in other projects: in Mask2Former's own code (on detectron2) and in Hugging Face's.
+"""The names of our tensors in other projects: in Mask2Former's own code (on detectron2) and in
+Hugging Face's.
 
-A row of a table names a module or a parameter in all three: ours, Mask2Former's, Hugging Face's; each without the table's
-prefix. `#` is any number; `[0]`, `[1]`, `[2]` are the thirds (query, key, value) of a packed attention matrix. Hugging Face's
-names are those of its files, which version 5 keeps while its modules have new ones.
+A row of a table names a module or a parameter in all three: ours, Mask2Former's, Hugging Face's;
+each without the table's prefix. `#` is any number; `[0]`, `[1]`, `[2]` are the thirds (query, key,
+value) of a packed attention matrix. Hugging Face's names are those of its files, which version 5
+keeps while its modules have new ones.
 """
 
 from __future__ import annotations
@@ -131,8 +133,11 @@ SWIN = [
         """,
     ),
 ]  # fmt: skip
-for s in range(4):  # timm merges patches at the beginning of a stage, the others at the end of the one before
-    SWIN.append((f"backbone.norms.{s}", f"backbone.norm{s}", f"{FACE}hidden_states_norms.stage{s + 1}"))
+# Timm merges patches at the beginning of a stage, the others at the end of the one before.
+for s in range(4):
+    SWIN.append(
+        (f"backbone.norms.{s}", f"backbone.norm{s}", f"{FACE}hidden_states_norms.stage{s + 1}")
+    )
     SWIN += _rows(
         f"backbone.body.layers_{s + 1}.", f"backbone.layers.{s}.", f"{FACE}encoder.layers.{s}.",
         """
@@ -164,7 +169,8 @@ for s in range(4):
     )  # fmt: skip
 
 TIMM: list[Row] = [("backbone.body.*", "", f"{FACE}_backbone.*")]
-"""Hugging Face's wrapper of any backbone from timm, whose names are ours. `*` is the rest of the name."""
+"""Hugging Face's wrapper of any backbone from timm, whose names are ours. `*` is the rest of the
+name."""
 
 Backbones = Literal["native", "timm"]
 BACKBONES: dict[Backbones, list[Row]] = {"native": SWIN + RESNET, "timm": TIMM}
@@ -181,7 +187,8 @@ RENAMED: dict[Project, list[tuple[str, str]]] = {
     "mask2former": [
         (r"^module\.", ""),  # written by a distributed process
         (r"predictor\.static_query\.", "predictor.query_feat."),  # in the published checkpoints
-        (r"^sem_seg_head\.(?!pixel_decoder\.|predictor\.)", "sem_seg_head.pixel_decoder."),  # older still
+        # Older still.
+        (r"^sem_seg_head\.(?!pixel_decoder\.|predictor\.)", "sem_seg_head.pixel_decoder."),
     ],
     "huggingface": [  # version 5 in memory -> the names in files
         (rf"^({re.escape(FACE)})swin\.", r"\1"),
@@ -221,7 +228,9 @@ def _rename(
     tensors: dict[str, Tensor], source: str, target: str, backbone: Backbones
 ) -> tuple[dict[str, Tensor], list[str]]:
     rows = PIXEL_DECODER + QUERY_DECODER + BACKBONES[backbone]
-    rules = [(_pattern(row[COLUMN[source]]), re.sub(r"[#*]", "{}", row[COLUMN[target]])) for row in rows]
+    rules = [
+        (_pattern(row[COLUMN[source]]), re.sub(r"[#*]", "{}", row[COLUMN[target]])) for row in rows
+    ]
     renamed, unknown = {}, []
     for name, tensor in _unpack(tensors).items():
         for pattern, template in rules:
@@ -240,19 +249,23 @@ def _pattern(name: str) -> re.Pattern[str]:
 
 
 def _unpack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """attn.qkv.weight -> attn.qkv[0].weight, ...; attn.in_proj_weight -> attn.in_proj[0].weight, ..."""
+    """attn.qkv.weight -> attn.qkv[0].weight, ...; attn.in_proj_weight -> attn.in_proj[0].weight,
+    ..."""
     unpacked: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         packed = re.fullmatch(r"(.*\.(?:qkv|in_proj))[._](weight|bias)", name)
         if packed and tensor.ndim and tensor.shape[0] % 3 == 0:
-            unpacked |= {f"{packed[1]}[{i}].{packed[2]}": part for i, part in enumerate(tensor.chunk(3))}
+            unpacked |= {
+                f"{packed[1]}[{i}].{packed[2]}": part for i, part in enumerate(tensor.chunk(3))
+            }
         else:
             unpacked[name] = tensor
     return unpacked
 
 
 def _pack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `_unpack`; a third that is missing leaves a matrix of a wrong shape, or none."""
+    """The inverse of `_unpack`; a third that is missing leaves a matrix of a wrong shape, or
+    none."""
     packed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         first = re.fullmatch(r"(.*)\[0\]\.(weight|bias)", name)

@@ -27,12 +27,12 @@ ALIGNED = re.compile(
 
 @dataclass
 class LoadReport:
-    """What was left out when weights were loaded. Everything else in the model was loaded, and everything else in the
-    source was used."""
+    """What was left out when weights were loaded. Everything else in the model was loaded, and
+    everything else in the source was used."""
 
     not_loaded: list[str] = field(default_factory=list)
-    """Tensors of the model that keep their initial values: the class head, if it is for other classes or another kind of score,
-    and the parts that Mask2Former does not have."""
+    """Tensors of the model that keep their initial values: the class head, if it is for other
+    classes or another kind of score, and the parts that Mask2Former does not have."""
     unused: list[str] = field(default_factory=list)
     """Tensors of the source (under our names) that the model does not need."""
 
@@ -75,7 +75,11 @@ def initialise(model: AlignMask, path: Path) -> LoadReport:
 def read(path: Path) -> tuple[Kind, Source]:
     """Find out whose weights these are, and read them. Errors: as in `initialise`."""
     kind = kind_of(path)
-    readers = {"mask2former": read_mask2former, "huggingface": read_huggingface_folder, "alignmask": _read_own}
+    readers = {
+        "mask2former": read_mask2former,
+        "huggingface": read_huggingface_folder,
+        "alignmask": _read_own,
+    }
     return kind, readers[kind](path)
 
 
@@ -122,11 +126,16 @@ def read_huggingface_folder(folder: Path) -> Source:
 
 def read_huggingface_model(model: Any) -> Source:
     """A `Mask2FormerForUniversalSegmentation` in memory; the source shares its tensors."""
-    return _huggingface_source(model.config.to_dict(), {}, {n: t.detach() for n, t in model.state_dict().items()})
+    return _huggingface_source(
+        model.config.to_dict(), {}, {n: t.detach() for n, t in model.state_dict().items()}
+    )
 
 
 def _huggingface_source(
-    config: dict[str, Any], preprocessor: dict[str, Any], tensors: dict[str, Tensor], name: str = "mask2former"
+    config: dict[str, Any],
+    preprocessor: dict[str, Any],
+    tensors: dict[str, Tensor],
+    name: str = "mask2former",
 ) -> Source:
     theirs = configs.config_from_huggingface(config, preprocessor)
     renamed, unknown = names.to_ours(tensors, "huggingface", theirs.backbone)
@@ -148,7 +157,9 @@ def _read_own(path: Path) -> Source:
 # ---- into a model
 
 
-def initialise_from(source: Source, where: str, model: ModelConfig | None = None) -> tuple[AlignMask, LoadReport]:
+def initialise_from(
+    source: Source, where: str, model: ModelConfig | None = None
+) -> tuple[AlignMask, LoadReport]:
     """Build a model, in evaluation mode, and load weights into it.
 
     Args:
@@ -164,9 +175,14 @@ def initialise_from(source: Source, where: str, model: ModelConfig | None = None
 def classes(source: Source, count: int) -> tuple[list[str], list[int]]:
     """Names and COCO category ids of a model with `count` classes.
 
-    They are the source's own if it has any for as many classes. Otherwise 80 classes are COCO's, and others are numbered.
+    They are the source's own if it has any for as many classes. Otherwise 80 classes are COCO's,
+    and others are numbered.
     """
-    names = source.class_names if source.class_names is not None and len(source.class_names) == count else None
+    names = (
+        source.class_names
+        if source.class_names is not None and len(source.class_names) == count
+        else None
+    )
     if names is not None and source.category_ids is not None:
         return names, source.category_ids
     if count == len(COCO_CLASSES) and (names is None or names[0] in ("person", "LABEL_0")):

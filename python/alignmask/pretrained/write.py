@@ -24,11 +24,15 @@ VERSIONS = {"": 1, "sem_seg_head": 2, "sem_seg_head.predictor": 2}
 """Of Mask2Former's modules: without them its code takes the names for those of older versions."""
 
 
-def write_huggingface(tensors: dict[str, Tensor], config: Config, class_names: list[str], folder: Path) -> list[str]:
-    """A folder that `Mask2FormerForUniversalSegmentation.from_pretrained` and `AutoImageProcessor.from_pretrained` load.
+def write_huggingface(
+    tensors: dict[str, Tensor], config: Config, class_names: list[str], folder: Path
+) -> list[str]:
+    """A folder that `Mask2FormerForUniversalSegmentation.from_pretrained` and
+    `AutoImageProcessor.from_pretrained` load.
 
     tensors: a model's state dict. Returns our names that were left out: what only training uses.
-    Raises CheckpointError for a model that is not Mask2Former, FileExistsError for a folder that is there.
+    Raises CheckpointError for a model that is not Mask2Former, FileExistsError for a folder that is
+    there.
     """
     _must_be_new(folder)
     theirs = configs.config_to_huggingface(config.model, config.loss, class_names)
@@ -50,18 +54,23 @@ def write_huggingface(tensors: dict[str, Tensor], config: Config, class_names: l
 
 
 def write_mask2former(tensors: dict[str, Tensor], config: Config, path: Path) -> list[str]:
-    """A checkpoint of Mask2Former's own code: `.pth` (tensors) or `.pkl` (NumPy arrays). Otherwise as `write_huggingface`."""
+    """A checkpoint of Mask2Former's own code: `.pth` (tensors) or `.pkl` (NumPy arrays). Otherwise
+    as `write_huggingface`."""
     if path.suffix not in (".pkl", ".pth"):
         raise ValueError(f"{path}: a Mask2Former checkpoint ends in .pkl or .pth")
     _must_be_new(path)
     swin = configs.swin_of(config.model.backbone)
     faults = configs.not_mask2former(config.model)
     if swin is None and configs.resnet_of(config.model.backbone.name) is None:
-        faults.append(f"its backbone {config.model.backbone.name} is neither a ResNet nor a Swin Transformer")
+        faults.append(
+            f"its backbone {config.model.backbone.name} is neither a ResNet nor a Swin Transformer"
+        )
     if faults:
         raise CheckpointError(f"Mask2Former's code cannot have this model: {'; '.join(faults)}")
     renamed, left_out = _renamed(tensors, "mask2former", "native")
-    state = OrderedDict((n, t) for n, t in renamed.items() if not n.endswith(".num_batches_tracked"))
+    state = OrderedDict(
+        (n, t) for n, t in renamed.items() if not n.endswith(".num_batches_tracked")
+    )
     state["criterion.empty_weight"] = _empty_weight(config)
     if swin is not None:
         for name in [name for name in state if name.endswith(".relative_position_bias_table")]:
@@ -79,7 +88,8 @@ def write_mask2former(tensors: dict[str, Tensor], config: Config, path: Path) ->
 
 
 def relative_position_index(window: int) -> Tensor:
-    """-> [window^2, window^2]: the row of Swin's bias table for each pair of a window's positions."""
+    """-> [window^2, window^2]: the row of Swin's bias table for each pair of a window's
+    positions."""
     y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
     y, x = y.flatten(), x.flatten()
     down, right = y[:, None] - y[None] + window - 1, x[:, None] - x[None] + window - 1

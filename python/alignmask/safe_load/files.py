@@ -1,5 +1,5 @@
-"""Files with tensors in them -> {name: tensor}. Nothing in a file is executed, and no file makes us allocate much more memory
-than it is long."""
+"""Files with tensors in them -> {name: tensor}. Nothing in a file is executed, and no file makes us
+allocate much more memory than it is long."""
 
 from __future__ import annotations
 
@@ -18,17 +18,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from alignmask.safe_load.pickles import SLACK, STORAGES, Array, CheckpointError, Global, Reader, Storage
+from alignmask.safe_load.pickles import (
+    SLACK,
+    STORAGES,
+    Array,
+    CheckpointError,
+    Global,
+    Reader,
+    Storage,
+)
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 """What a file begins with that torch.save wrote in its old format."""
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a .safetensors file, a torch.save file (either format) or a pickle, by what the file is, not by its name.
+    """All tensors of a .safetensors file, a torch.save file (either format) or a pickle, by what
+    the file is, not by its name.
 
     Of nested dictionaries, as training programs write them, "model" or "state_dict" is taken.
-    Raises FileNotFoundError, or CheckpointError that names the file: damaged, truncated, of another kind, or asking for code.
+    Raises FileNotFoundError, or CheckpointError that names the file: damaged, truncated, of another
+    kind, or asking for code.
     """
     if path.suffix == ".safetensors":
         return read_safetensors(path)
@@ -38,16 +48,25 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             content = content[name]
             break
     if not isinstance(content, dict) or not content:
-        raise CheckpointError(f"{path}: expected a dictionary of tensors, found {type(content).__name__}")
-    odd = {str(name): type(value).__name__ for name, value in content.items() if not _is_tensor(name, value)}
+        raise CheckpointError(
+            f"{path}: expected a dictionary of tensors, found {type(content).__name__}"
+        )
+    odd = {
+        str(name): type(value).__name__
+        for name, value in content.items()
+        if not _is_tensor(name, value)
+    }
     if odd:
         raise CheckpointError(
-            f"{path}: these entries are no named tensors: {', '.join(f'{n} ({k})' for n, k in odd.items())}"
+            f"{path}: these entries are no named tensors: "
+            f"{', '.join(f'{n} ({k})' for n, k in odd.items())}"
         )
     declared = sum(_values(value).nbytes for value in content.values())
     size = path.stat().st_size
     if declared > SLACK * size:  # views of the same memory, many times
-        raise CheckpointError(f"{path}: refused: its tensors declare {declared} bytes, the file has {size}")
+        raise CheckpointError(
+            f"{path}: refused: its tensors declare {declared} bytes, the file has {size}"
+        )
     return {name: _to_tensor(value) for name, value in content.items()}
 
 
@@ -68,7 +87,9 @@ def read_pickled(path: Path) -> Any:
             if start == b"PK\x03\x04":
                 return _read_zip(file)
             if start[:1] != b"\x80":
-                raise CheckpointError(f"neither a pickle nor a torch.save file: it begins with {start!r}")
+                raise CheckpointError(
+                    f"neither a pickle nor a torch.save file: it begins with {start!r}"
+                )
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 return _read_pickle(content)  # type: ignore[arg-type]
     except CheckpointError as error:
@@ -76,7 +97,8 @@ def read_pickled(path: Path) -> Any:
 
 
 def read_huggingface(folder: Path) -> dict[str, Tensor]:
-    """The weights of a Hugging Face folder: safetensors if there are any, else .bin; in one file or in several."""
+    """The weights of a Hugging Face folder: safetensors if there are any, else .bin; in one file or
+    in several."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{name}.index.json"
         if index.is_file():
@@ -84,7 +106,8 @@ def read_huggingface(folder: Path) -> dict[str, Tensor]:
         if (folder / name).is_file():
             return read_tensors(folder / name)
     raise FileNotFoundError(
-        f"{folder}: neither model.safetensors nor pytorch_model.bin is there, nor an index of several"
+        f"{folder}: neither model.safetensors nor pytorch_model.bin is there, nor an index of "
+        "several"
     )
 
 
@@ -98,7 +121,9 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
             raise CheckpointError(f"{index}: {file!r} is no file beside it")
         tensors |= read_tensors(index.parent / file)
     if missing := sorted(set(names) - set(tensors)):
-        raise CheckpointError(f"{index}: its files lack {len(missing)} tensors: {', '.join(missing)}")
+        raise CheckpointError(
+            f"{index}: its files lack {len(missing)} tensors: {', '.join(missing)}"
+        )
     return tensors
 
 
@@ -134,7 +159,8 @@ def _to_tensor(value: Tensor | Array) -> Tensor:
     values = _values(value)
     if isinstance(values, Tensor):
         return values
-    return torch.from_numpy(values.astype(values.dtype.newbyteorder("=")))  # a copy, that can be written to
+    # A copy, that can be written to.
+    return torch.from_numpy(values.astype(values.dtype.newbyteorder("=")))
 
 
 # ---- torch.save: a zip file with a pickle and, beside it, a file for every storage
@@ -148,13 +174,20 @@ def _read_zip(file: BinaryIO) -> Any:
         names = [entry.filename for entry in entries]
         found = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(found) != 1 or any(name.endswith("/constants.pkl") for name in names):
-            raise CheckpointError("a zip file, but not one that torch.save wrote (a TorchScript program, perhaps)")
+            raise CheckpointError(
+                "a zip file, but not one that torch.save wrote (a TorchScript program, perhaps)"
+            )
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise CheckpointError("refused: a zip file with compressed entries, which torch never writes")
+            raise CheckpointError(
+                "refused: a zip file with compressed entries, which torch never writes"
+            )
         if sum(entry.file_size for entry in entries) > size:
             raise CheckpointError(f"refused: its entries declare more bytes than the file's {size}")
         prefix = found[0].removesuffix("data.pkl")
-        if f"{prefix}byteorder" in names and archive.read(f"{prefix}byteorder").decode() != sys.byteorder:
+        if (
+            f"{prefix}byteorder" in names
+            and archive.read(f"{prefix}byteorder").decode() != sys.byteorder
+        ):
             raise CheckpointError("written on a machine of another byte order")
         storages: dict[str, Storage] = {}
 
@@ -168,13 +201,21 @@ def _read_zip(file: BinaryIO) -> Any:
     except CheckpointError:
         raise
     except Exception as error:  # zipfile fails in many ways on a damaged archive: BadZipFile, OSError, KeyError, ...
-        raise CheckpointError(f"damaged or truncated zip file: {type(error).__name__}: {error}") from error
+        raise CheckpointError(
+            f"damaged or truncated zip file: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _storage_identity(identity: Any) -> tuple[str, torch.dtype, int]:
-    """("storage", type, key, device, count) -> key, dtype, count; the old format may have a sixth part, then None."""
+    """("storage", type, key, device, count) -> key, dtype, count; the old format may have a sixth
+    part, then None."""
     kind, storage_type, key, _, count, *view = identity
-    if kind != "storage" or not isinstance(storage_type, Global) or storage_type.name not in STORAGES or any(view):
+    if (
+        kind != "storage"
+        or not isinstance(storage_type, Global)
+        or storage_type.name not in STORAGES
+        or any(view)
+    ):
         raise CheckpointError(f"refused: {identity!r} is no storage")
     if not isinstance(key, str) or type(count) is not int or count < 0:
         raise CheckpointError(f"damaged: {identity!r} is no storage")
@@ -183,8 +224,12 @@ def _storage_identity(identity: Any) -> tuple[str, torch.dtype, int]:
 
 def _storage(data: bytes, dtype: torch.dtype, count: int) -> Storage:
     if count * dtype.itemsize != len(data):
-        raise CheckpointError(f"a storage declares {count * dtype.itemsize} bytes, but has {len(data)}")
-    return Storage(torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype))
+        raise CheckpointError(
+            f"a storage declares {count * dtype.itemsize} bytes, but has {len(data)}"
+        )
+    return Storage(
+        torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
+    )
 
 
 # ---- pickles: plain ones, and torch.save's old format of five pickles, then the storages
@@ -197,7 +242,9 @@ def _read_pickle(file: BinaryIO, nested: bool = False) -> Any:
     if type(first) is not int or first != LEGACY_MAGIC:
         return first
     _, system = Reader(length).read(file), Reader(length).read(file)
-    if not isinstance(system, dict) or system.get("little_endian") is not (sys.byteorder == "little"):
+    if not isinstance(system, dict) or system.get("little_endian") is not (
+        sys.byteorder == "little"
+    ):
         raise CheckpointError("written on a machine of another byte order")
     left = length - file.tell()
     storages: dict[str, Storage] = {}
@@ -208,7 +255,9 @@ def _read_pickle(file: BinaryIO, nested: bool = False) -> Any:
         if key not in storages:
             left -= count * dtype.itemsize
             if left < 0:
-                raise CheckpointError("damaged or truncated: its storages declare more bytes than the file has")
+                raise CheckpointError(
+                    "damaged or truncated: its storages declare more bytes than the file has"
+                )
             storages[key] = Storage(torch.empty(count, dtype=dtype))
         return storages[key]
 
@@ -242,7 +291,8 @@ def _fill(storage: Storage, file: BinaryIO) -> None:
 
 
 def _load_bytes(data: bytes) -> Storage:
-    """A tensor in a plain pickle carries its storage as the bytes of a torch.save file in the old format."""
+    """A tensor in a plain pickle carries its storage as the bytes of a torch.save file in the old
+    format."""
     storage = _read_pickle(io.BytesIO(data), nested=True)
     if not isinstance(storage, Storage):
         raise CheckpointError("damaged: a tensor's bytes are no storage")

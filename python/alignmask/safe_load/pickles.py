@@ -1,8 +1,9 @@
 """Reads pickled tensors without running them.
 
-A pickle is a program for a stack machine, and `pickle.load` lets it call what it likes. This machine knows the instructions
-that state dicts need and no others, and calls nothing but the functions of `CALLS`, which stand in for NumPy's and torch's:
-they check every declared size against the bytes that are there. Whatever else a file asks for is an error that says so.
+A pickle is a program for a stack machine, and `pickle.load` lets it call what it likes. This
+machine knows the instructions that state dicts need and no others, and calls nothing but the
+functions of `CALLS`, which stand in for NumPy's and torch's: they check every declared size against
+the bytes that are there. Whatever else a file asks for is an error that says so.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from torch import Tensor
 
 
 class CheckpointError(ValueError, pickle.UnpicklingError):
-    """A file that is no checkpoint, is damaged, asks for code to be run, or does not fit the model."""
+    """A file that is no checkpoint, is damaged, asks for code to be run, or does not fit the
+    model."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,16 @@ class DataType:
 
     def __post_init__(self) -> None:
         if not isinstance(self.code, str) or self.code not in NUMBERS:
-            raise CheckpointError(f"arrays of dtype {self.code!r} are refused: only plain numbers are read")
+            raise CheckpointError(
+                f"arrays of dtype {self.code!r} are refused: only plain numbers are read"
+            )
 
     def set_state(self, state: Any) -> None:
         _, order, *rest = state
         if order not in ("<", ">", "|", "=") or any(part is not None for part in rest[:3]):
-            raise CheckpointError(f"arrays of dtype {state!r} are refused: only plain numbers are read")
+            raise CheckpointError(
+                f"arrays of dtype {state!r} are refused: only plain numbers are read"
+            )
         self.code = ("" if order in "|=" else order) + self.code.lstrip("<>")
 
 
@@ -63,7 +69,8 @@ NUMBERS = ("b1", "?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4"
 
 @dataclass
 class Array:
-    """numpy.ndarray; pickles make it empty first and fill it afterwards. values: read-only, in the file's byte order."""
+    """numpy.ndarray; pickles make it empty first and fill it afterwards. values: read-only, in the
+    file's byte order."""
 
     values: np.ndarray | None = None
 
@@ -81,12 +88,18 @@ def _array(data: Any, dtype: Any, shape: Any, order: Literal["C", "F"]) -> np.nd
     shape = _sizes(shape)
     declared = math.prod(shape) * numbers.itemsize
     if declared != len(data):
-        raise CheckpointError(f"an array of shape {shape} declares {declared} bytes, but has {len(data)}")
+        raise CheckpointError(
+            f"an array of shape {shape} declares {declared} bytes, but has {len(data)}"
+        )
     return np.frombuffer(data, numbers).reshape(shape, order=order)
 
 
 def _sizes(sizes: Any) -> tuple[int, ...]:
-    if not isinstance(sizes, (tuple, list)) or len(sizes) > 32 or not all(type(n) is int and n >= 0 for n in sizes):
+    if (
+        not isinstance(sizes, (tuple, list))
+        or len(sizes) > 32
+        or not all(type(n) is int and n >= 0 for n in sizes)
+    ):
         raise CheckpointError(f"{sizes!r} is no shape")
     return tuple(sizes)
 
@@ -124,7 +137,9 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tenso
     count = storage.values.numel()
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if math.prod(size) and (last >= count or math.prod(size) > count):
-        raise CheckpointError(f"a tensor of shape {size} reaches past its storage of {count} numbers")
+        raise CheckpointError(
+            f"a tensor of shape {size} reaches past its storage of {count} numbers"
+        )
     return storage.values.as_strided(size, stride, offset if math.prod(size) else 0)
 
 
@@ -172,13 +187,19 @@ _LITERALS = {
     "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES",
     "BINBYTES8", "BYTEARRAY8",
 }  # fmt: skip
-_EMPTY: dict[str, Callable[[], Any]] = {"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
+_EMPTY: dict[str, Callable[[], Any]] = {
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
+    "EMPTY_SET": set,
+}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 SLACK = 4
-"""How many times its own length a file may be copied: old pickles encode their bytes as text, and tensors may share memory."""
+"""How many times its own length a file may be copied: old pickles encode their bytes as text, and
+tensors may share memory."""
 INSTRUCTIONS = 1_000_000
-"""As many a pickle may have, or one-byte instructions would fill the memory with small objects. A large model's checkpoint with
-its optimizer has 100,000."""
+"""As many a pickle may have, or one-byte instructions would fill the memory with small objects. A
+large model's checkpoint with its optimizer has 100,000."""
 
 
 @dataclass
@@ -186,7 +207,8 @@ class Reader:
     """Reads one pickle from a file's position on.
 
     limit: the file's length; its calls may copy a few times as many bytes.
-    storage: answers a persistent id, which is how torch's files refer to the memory beside the pickle.
+    storage: answers a persistent id, which is how torch's files refer to the memory beside the
+        pickle.
     load_bytes: reads a storage that torch has put into the pickle as bytes.
     """
 
@@ -194,7 +216,8 @@ class Reader:
     storage: Callable[[Any], Storage] | None = None
     load_bytes: Callable[[bytes], Storage] | None = None
     copied: int = 0
-    """Bytes that calls have copied. The same value can be passed to any number of calls: their sum is limited."""
+    """Bytes that calls have copied. The same value can be passed to any number of calls: their sum
+    is limited."""
 
     def read(self, file: BinaryIO) -> Any:
         """The pickled value: basic types, Array and Tensor. Raises CheckpointError."""
@@ -203,7 +226,9 @@ class Reader:
         except CheckpointError:
             raise
         except Exception as error:  # a damaged pickle fails in any way: too few values on the stack, wrong types, ...
-            raise CheckpointError(f"damaged or truncated: {type(error).__name__}: {error}") from error
+            raise CheckpointError(
+                f"damaged or truncated: {type(error).__name__}: {error}"
+            ) from error
 
     def _run(self, file: BinaryIO) -> Any:
         stack: list[Any] = []
@@ -285,14 +310,21 @@ class Reader:
             elif name == "STOP":
                 return stack.pop()
             else:
-                raise CheckpointError(f"refused: it uses the instruction {name}, which tensors do not need")
+                raise CheckpointError(
+                    f"refused: it uses the instruction {name}, which tensors do not need"
+                )
         raise CheckpointError("damaged or truncated: it does not end")
 
     def _global(self, module: Any, name: Any) -> Global:
         full = f"{module}.{name}"
-        if full not in CALLS and full not in TYPES and not (full == LOAD_BYTES and self.load_bytes is not None):
+        if (
+            full not in CALLS
+            and full not in TYPES
+            and not (full == LOAD_BYTES and self.load_bytes is not None)
+        ):
             raise CheckpointError(
-                f"refused: it asks for {full}. Only tensors, NumPy arrays of numbers and basic types are read; "
+                f"refused: it asks for {full}. Only tensors, NumPy arrays of numbers and basic "
+                "types are read; "
                 "nothing of the file was run"
             )
         return Global(full)
@@ -300,10 +332,17 @@ class Reader:
     def _call(self, function: Any, arguments: Any) -> Any:
         name = _expect(function, Global).name
         for argument in _expect(arguments, tuple):
-            if isinstance(argument, (str, bytes, bytearray, list, tuple, dict)) and len(argument) > 64:
-                self.copied += len(argument) * (1 if isinstance(argument, (str, bytes, bytearray)) else 100)
+            if (
+                isinstance(argument, (str, bytes, bytearray, list, tuple, dict))
+                and len(argument) > 64
+            ):
+                self.copied += len(argument) * (
+                    1 if isinstance(argument, (str, bytes, bytearray)) else 100
+                )
         if self.copied > SLACK * self.limit:
-            raise CheckpointError(f"refused: it copies more than {SLACK} times the file's {self.limit} bytes")
+            raise CheckpointError(
+                f"refused: it copies more than {SLACK} times the file's {self.limit} bytes"
+            )
         if name == LOAD_BYTES and self.load_bytes is not None:
             return self.load_bytes(_expect(arguments[0], bytes))
         if name not in CALLS:

@@ -11,7 +11,8 @@ from accelerate import Accelerator
 
 
 class Clock:
-    """Counts the seconds of training steps alone: neither evaluations nor checkpoints, nor the time between two runs."""
+    """Counts the seconds of training steps alone: neither evaluations nor checkpoints, nor the time
+    between two runs."""
 
     def __init__(self, max_minutes: float | None, accelerator: Accelerator) -> None:
         self.limit = None if max_minutes is None else 60 * max_minutes
@@ -33,7 +34,8 @@ class Clock:
         return self.elapsed / self.limit if self.limit else 1.0
 
     def _common(self, elapsed: float) -> float:
-        """The main process's time for all processes: where it determines the learning rate, it must be the same in all."""
+        """The main process's time for all processes: where it determines the learning rate, it must
+        be the same in all."""
         if self.limit is None or self.accelerator.num_processes == 1:
             return elapsed
         common = torch.tensor([elapsed], dtype=torch.float32, device=self.accelerator.device)

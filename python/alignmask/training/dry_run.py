@@ -17,9 +17,11 @@ from alignmask.training.trainer import Trainer
 
 
 def dry_run(config: Config, steps: int = 3) -> None:
-    """Run `steps` training steps as the recipe does, but from random weights. Prints losses, seconds and peak memory.
+    """Run `steps` training steps as the recipe does, but from random weights. Prints losses,
+    seconds and peak memory.
 
-    Nothing is kept. Raises what training would raise: for missing data, classes that disagree, losses that are not finite.
+    Nothing is kept. Raises what training would raise: for missing data, classes that disagree,
+    losses that are not finite.
     """
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
@@ -27,7 +29,8 @@ def dry_run(config: Config, steps: int = 3) -> None:
         trainer = Trainer(config, resume=False)
         parameters = sum(p.numel() for p in trainer.model.parameters())
         console.print(
-            f"{parameters / 1e6:.1f} M parameters, batch {config.train.batch_size}, crop {config.data.crop}, "
+            f"{parameters / 1e6:.1f} M parameters, batch {config.train.batch_size}, crop "
+            f"{config.data.crop}, "
             f"{trainer.precision} on {trainer.accelerator.device}"
         )
         before = 0.0

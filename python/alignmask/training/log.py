@@ -11,14 +11,22 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from torch.utils.tensorboard import SummaryWriter
 
 METRICS = "metrics.jsonl"
 
 
 class Log:
-    """Use as a context manager. On any but the first process (`active=False`) everything is a no-op."""
+    """Use as a context manager. On any but the first process (`active=False`) everything is a
+    no-op."""
 
     def __init__(self, run: Path, first_step: int, iterations: int, active: bool = True) -> None:
         self.active, self.run, self.step = active, run, first_step
@@ -40,7 +48,9 @@ class Log:
             console=self.console,
             speed_estimate_period=120,
         )
-        self.task = self.progress.add_task("train", total=iterations, completed=first_step, speed="", losses="")
+        self.task = self.progress.add_task(
+            "train", total=iterations, completed=first_step, speed="", losses=""
+        )
 
     def __enter__(self) -> Log:
         if self.active:
@@ -48,7 +58,10 @@ class Log:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self.active:
             self.progress.stop()
@@ -61,7 +74,8 @@ class Log:
             self.progress.update(self.task, completed=step)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Means over the last iterations: one JSON line, TensorBoard scalars, and the text of the progress bar."""
+        """Means over the last iterations: one JSON line, TensorBoard scalars, and the text of the
+        progress bar."""
         if not self.active:
             return
         self._line({"step": step, "time": time.time(), **values})
@@ -69,7 +83,9 @@ class Log:
             self.board.add_scalar(f"train/{name}", value, step)
         shown = [(n, v) for n, v in values.items() if n not in ("lr", "it_per_s", "grad_norm")]
         losses = " ".join(f"{_short(name)} {value:.3g}" for name, value in shown)
-        self.progress.update(self.task, completed=step, speed=f"{values['it_per_s']:.2f} it/s", losses=losses)
+        self.progress.update(
+            self.task, completed=step, speed=f"{values['it_per_s']:.2f} it/s", losses=losses
+        )
         if not self.console.is_terminal:
             self.say(f"step {step}  {values['it_per_s']:.2f} it/s  {losses}")
 
@@ -86,14 +102,19 @@ class Log:
             self.progress.console.print(text, highlight=False, soft_wrap=isinstance(text, str))
 
     def _line(self, values: dict[str, Any]) -> None:
-        # JSON has no infinity: the norm of fp16 gradients that overflow, whose step is skipped, is written as null.
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        # JSON has no infinity: the norm of fp16 gradients that overflow, whose step is skipped, is
+        # written as null.
+        finite = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v
+            for k, v in values.items()
+        }
         self.file.write(json.dumps(finite) + "\n")
         self.file.flush()
 
 
 class Window:
-    """Means of the values since the last line of the log. The sums stay on the device, so that no step waits for the host."""
+    """Means of the values since the last line of the log. The sums stay on the device, so that no
+    step waits for the host."""
 
     def __init__(self) -> None:
         self.sums: dict[str, torch.Tensor] = {}
@@ -123,7 +144,8 @@ def _short(name: str) -> str:
 
 
 def _forget_after(path: Path, step: int) -> None:
-    """Drop the lines of iterations that a resumed run will repeat, and an incomplete last line of a killed run."""
+    """Drop the lines of iterations that a resumed run will repeat, and an incomplete last line of a
+    killed run."""
     if not path.exists():
         return
     kept = []

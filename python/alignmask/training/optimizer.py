@@ -10,7 +10,8 @@ from torch import nn
 from alignmask.config import TrainConfig
 from alignmask.model.alignmask import AlignMask
 
-# Parameters that are embeddings or position tables, by the last part of their name: no weight decay, like norms.
+# Parameters that are embeddings or position tables, by the last part of their name: no weight
+# decay, like norms.
 EMBEDDINGS = (
     "query",
     "query_position",
@@ -23,8 +24,8 @@ EMBEDDINGS = (
 
 
 def build_optimizer(model: AlignMask, config: TrainConfig) -> torch.optim.AdamW:
-    """The backbone's rate is `backbone_multiplier` times the learning rate. Weight decay leaves out norms, embeddings and
-    position tables."""
+    """The backbone's rate is `backbone_multiplier` times the learning rate. Weight decay leaves out
+    norms, embeddings and position tables."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     norms = {
         id(p)
@@ -42,7 +43,8 @@ def build_optimizer(model: AlignMask, config: TrainConfig) -> torch.optim.AdamW:
             {
                 "params": parameters,
                 "lr": config.learning_rate * (config.backbone_multiplier if backbone else 1.0),
-                "initial_lr": config.learning_rate * (config.backbone_multiplier if backbone else 1.0),
+                "initial_lr": config.learning_rate
+                * (config.backbone_multiplier if backbone else 1.0),
                 "weight_decay": config.weight_decay if decays else 0.0,
             }
             for (backbone, decays), parameters in groups.items()
@@ -52,7 +54,8 @@ def build_optimizer(model: AlignMask, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def learning_rate_factor(config: TrainConfig, step: int, progress: float) -> float:
-    """Factor on the initial rates at iteration `step`; progress is the share of the run that is done, in [0, 1]."""
+    """Factor on the initial rates at iteration `step`; progress is the share of the run that is
+    done, in [0, 1]."""
     warmup = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
     if config.schedule == "cosine":
         return warmup * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))

@@ -1,7 +1,8 @@
 """The folder of a run: how it is begun, continued and filled.
 
-config.json (the resolved configuration), checkpoints/step_NNNNNNN (the newest ones), best (the checkpoint with the highest AP),
-evaluation.json and results.json (of the last evaluation), metrics.jsonl and tensorboard (the log).
+config.json (the resolved configuration), checkpoints/step_NNNNNNN (the newest ones), best (the
+checkpoint with the highest AP), evaluation.json and results.json (of the last evaluation),
+metrics.jsonl and tensorboard (the log).
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ MAY_DIFFER = (
     "train.schedule", "train.milestones", "train.warmup", "train.clip", "train.precision", "train.ema",
     "train.evaluate_every", "train.checkpoint_every", "train.log_every", "train.keep_checkpoints", "train.max_minutes",
 )  # fmt: skip
-"""Settings that may change when a run is continued. All others must be those with which it began."""
+"""Settings that may change when a run is continued. All others must be those with which it
+began."""
 
 
 class RunFolder:
@@ -39,14 +41,17 @@ class RunFolder:
     def begin(self, resume: bool, accelerator: Accelerator) -> Path | None:
         """Prepare the folder. Returns the checkpoint to continue from, None for a new run.
 
-        An existing folder that is not continued is renamed: nothing of an older run is ever deleted. Raises ValueError if
-        settings of the run to continue differ that are not in MAY_DIFFER.
+        An existing folder that is not continued is renamed: nothing of an older run is ever
+        deleted. Raises ValueError if settings of the run to continue differ that are not in
+        MAY_DIFFER.
         """
         newest = self.latest() if resume else None
         if newest is not None:
             self._check_settings(newest)
         elif self.path.exists() and accelerator.is_main_process:
-            self.path.rename(self.path.with_name(f"{self.path.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
+            self.path.rename(
+                self.path.with_name(f"{self.path.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+            )
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -54,11 +59,15 @@ class RunFolder:
         return newest
 
     def _check_settings(self, checkpoint: Path) -> None:
-        changed = changed_fields(checkpoints.load_config(checkpoint), self.config, may_differ=MAY_DIFFER)
+        changed = changed_fields(
+            checkpoints.load_config(checkpoint), self.config, may_differ=MAY_DIFFER
+        )
         if changed:
             raise ValueError(
-                f"run {self.path} exists with another configuration ({'; '.join(map(str, changed))}); "
-                "give this run another --name, or --no-resume to start it anew (the old folder is renamed)"
+                f"run {self.path} exists with another configuration "
+                f"({'; '.join(map(str, changed))}); "
+                "give this run another --name, or --no-resume to start it anew (the old folder is "
+                "renamed)"
             )
 
     def latest(self) -> Path | None:
@@ -77,11 +86,14 @@ class RunFolder:
         checkpoints.save(folder, self.config, weights, meta, ema, state)
         checkpoints.prune(self.path, self.config.train.keep_checkpoints)
 
-    def save_best(self, meta: dict[str, Any], weights: dict[str, Tensor], metrics: dict[str, Any]) -> None:
+    def save_best(
+        self, meta: dict[str, Any], weights: dict[str, Tensor], metrics: dict[str, Any]
+    ) -> None:
         checkpoints.save(self.best, self.config, weights, {**meta, "metrics": metrics})
 
     def best_ap(self, score: ScoreMode) -> float:
-        """AP of the best checkpoint by this score; minus infinity if there is none, or if it was not measured by this score."""
+        """AP of the best checkpoint by this score; minus infinity if there is none, or if it was
+        not measured by this score."""
         if not self.best.exists():
             return -math.inf
         return checkpoints.load_meta(self.best)["metrics"].get(score, {"AP": -math.inf})["AP"]

@@ -12,7 +12,8 @@ class Stopped(Exception):
 
 
 class StopSignals:
-    """Within this context, either signal sets `requested`; a second signal raises KeyboardInterrupt at once."""
+    """Within this context, either signal sets `requested`; a second signal raises KeyboardInterrupt
+    at once."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -22,7 +23,9 @@ class StopSignals:
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
                 self.before[number] = signal.signal(number, self._handle)
-        except ValueError:  # not in the main thread, where Python delivers no signals: nothing to handle
+        except (
+            ValueError
+        ):  # not in the main thread, where Python delivers no signals: nothing to handle
             self.before = {}
 
     def __exit__(self, *_: object) -> None:

@@ -1,8 +1,9 @@
 """Training on Accelerate: one process or many, with exact resume.
 
-All randomness of an iteration is seeded from (seed, iteration, process), and the data stream from (seed, position). A run that
-is continued from any checkpoint therefore has the results of one that was never stopped, without stored generator states. On a
-CPU in fp32 they agree bit for bit; on a GPU, atomic additions differ in the last bits from run to run.
+All randomness of an iteration is seeded from (seed, iteration, process), and the data stream from
+(seed, position). A run that is continued from any checkpoint therefore has the results of one that
+was never stopped, without stored generator states. On a CPU in fp32 they agree bit for bit; on a
+GPU, atomic additions differ in the last bits from run to run.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ from alignmask.training.signals import Stopped, StopSignals
 def train(config: Config, resume: bool = True) -> Path:
     """Train, evaluate, keep the best checkpoint; returns the run's folder.
 
-    An existing run of the same name is continued from its newest checkpoint; with `resume=False` its folder is renamed instead.
-    Raises FloatingPointError if a loss is not finite, ValueError if config and data disagree, Stopped after Ctrl-C.
+    An existing run of the same name is continued from its newest checkpoint; with `resume=False`
+    its folder is renamed instead. Raises FloatingPointError if a loss is not finite, ValueError if
+    config and data disagree, Stopped after Ctrl-C.
     """
     return Trainer(config, resume).run()
 
@@ -62,8 +64,10 @@ class Trainer:
         t = config.train
         self.config = config = dataclasses.replace(config, data=resolve_paths(config.data))
         self.folder = RunFolder(config)
-        AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
-        # Without GPUs, Accelerate ignores torchrun's other processes unless it is asked for the CPU explicitly.
+        # An earlier run of this process may have had another precision.
+        AcceleratorState._reset_state()
+        # Without GPUs, Accelerate ignores torchrun's other processes unless it is asked for the CPU
+        # explicitly.
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1
         self.precision = precision.resolve(t.precision, precision.capability_at_hand())
         self.accelerator = Accelerator(
@@ -76,14 +80,17 @@ class Trainer:
         self.micro_batch, rest = divmod(t.batch_size, world * t.accumulate)
         if rest or not self.micro_batch:
             raise ValueError(
-                f"train.batch_size {t.batch_size} is not a multiple of {world} processes x {t.accumulate} accumulation steps"
+                f"train.batch_size {t.batch_size} is not a multiple of {world} processes x "
+                f"{t.accumulate} accumulation steps"
             )
         self.train_data, self.val_data = train_dataset(config.data), val_dataset(config.data)
         check_classes(config, self.train_data, self.val_data)
 
         checkpoint = self.folder.begin(resume, self.accelerator)
         set_seed(t.seed)
-        model = build_model(config.model if t.init_from is None else without_pretrained(config).model)
+        model = build_model(
+            config.model if t.init_from is None else without_pretrained(config).model
+        )
         self.initial_weights: LoadReport | None = None
         if t.init_from is not None and checkpoint is None:
             self.initial_weights = initialise(model, t.init_from)
@@ -91,7 +98,8 @@ class Trainer:
         optimizer = build_optimizer(model, t)
         self.ema = ModelEmaV3(model, decay=t.ema, use_warmup=True) if t.ema else None
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        # `prepare` would make half precision a part of the model, and so of its evaluation. `train_step` uses autocast instead.
+        # `prepare` would make half precision a part of the model, and so of its evaluation.
+        # `train_step` uses autocast instead.
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         if self.ema is not None:
             self.ema.to(self.accelerator.device)
@@ -116,7 +124,8 @@ class Trainer:
         """Seconds of training, of all processes that have worked on this run one after another."""
         return self.clock.elapsed
 
-    # -- the run ---------------------------------------------------------------------------------------------------------
+    # -- the run
+    # ----------------------------------------------------------------------------------------------
 
     def run(self) -> Path:
         t, main = self.config.train, self.accelerator.is_main_process
@@ -128,10 +137,14 @@ class Trainer:
                 window.add(values)
                 self.log.advance(self.step)
                 if self.step % t.log_every == 0 or self.step == t.iterations:
-                    self.log.metrics(self.step, window.means(lr=self.optimizer.param_groups[-1]["lr"]))
+                    self.log.metrics(
+                        self.step, window.means(lr=self.optimizer.param_groups[-1]["lr"])
+                    )
                 if self._any(self.signals.requested):
                     self.save()
-                    raise Stopped(f"stopped after iteration {self.step}; the same command continues the run")
+                    raise Stopped(
+                        f"stopped after iteration {self.step}; the same command continues the run"
+                    )
                 if self.step % t.checkpoint_every == 0:
                     self.save()
                 if self.step % t.evaluate_every == 0:
@@ -144,7 +157,8 @@ class Trainer:
         return self.run_dir
 
     def iterations(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Train to the last iteration or to the time limit. After each iteration, yields its values for the log."""
+        """Train to the last iteration or to the time limit. After each iteration, yields its values
+        for the log."""
         batches = self.batches()
         while self.step < self.config.train.iterations and self.clock.share < 1:
             with self.clock.counting():
@@ -153,7 +167,8 @@ class Trainer:
             yield values
 
     def train_step(self, batches: Iterator[Batch]) -> dict[str, torch.Tensor]:
-        """One optimizer step: forward, matching and losses, backward, clipping, update, moving average."""
+        """One optimizer step: forward, matching and losses, backward, clipping, update, moving
+        average."""
         t, accelerator = self.config.train, self.accelerator
         self.model.train()
         set_seed(seed_of(t.seed, self.step, accelerator.process_index))
@@ -178,7 +193,8 @@ class Trainer:
         return values
 
     def _losses(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """The loss to minimise and, for the log, its parts. Raises FloatingPointError if it is not finite."""
+        """The loss to minimise and, for the log, its parts. Raises FloatingPointError if it is not
+        finite."""
         with self.accelerator.autocast():
             prediction = self.model(batch)
         try:
@@ -192,18 +208,28 @@ class Trainer:
         return {"loss": loss, **parts}
 
     def _clip(self, batch: Batch) -> torch.Tensor:
-        """Limits the gradient's norm, which is returned as it was. Raises FloatingPointError if it is not finite."""
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.train.clip or math.inf)
-        # Such a step would make the weights NaN. (fp16's loss scaling skips the step instead, and halves the scale.)
+        """Limits the gradient's norm, which is returned as it was. Raises FloatingPointError if it
+        is not finite."""
+        norm = self.accelerator.clip_grad_norm_(
+            self.model.parameters(), self.config.train.clip or math.inf
+        )
+        # Such a step would make the weights NaN. (fp16's loss scaling skips the step instead, and
+        # halves the scale.)
         if self.accelerator.scaler is None and not torch.isfinite(norm):
-            raise FloatingPointError(self._not_finite(f"gradient is not finite (norm {norm:g})", batch))
+            raise FloatingPointError(
+                self._not_finite(f"gradient is not finite (norm {norm:g})", batch)
+            )
         return norm
 
-    # -- evaluation ------------------------------------------------------------------------------------------------------
+    # -- evaluation
+    # ----------------------------------------------------------------------------------------------
 
     def evaluate(self) -> Evaluation:
-        """Evaluate (the moving average, if there is one), write results, keep the checkpoint if it is the best so far."""
-        weights = self.ema.module if self.ema is not None else self.accelerator.unwrap_model(self.model)
+        """Evaluate (the moving average, if there is one), write results, keep the checkpoint if it
+        is the best so far."""
+        weights = (
+            self.ema.module if self.ema is not None else self.accelerator.unwrap_model(self.model)
+        )
         self.log.say(f"evaluating on {len(self.val_data)} images ...")
         weights.eval()
         if (
@@ -222,19 +248,25 @@ class Trainer:
             self.folder.save_best(self._meta(), weights.state_dict(), metrics)
         self.best = max(self.best, ap)
         # This comes last: a resumed run does not repeat an evaluation that is in the log.
-        self.log.evaluation(self.step, result.as_dict(), {f"AP_{mode}": m["AP"] for mode, m in metrics.items()})
+        self.log.evaluation(
+            self.step, result.as_dict(), {f"AP_{mode}": m["AP"] for mode, m in metrics.items()}
+        )
         self.last_evaluated = self.step
         return result
 
     def _make_up_for_a_missed_evaluation(self) -> None:
-        """A run may have been killed between a checkpoint and the evaluation of the same iteration."""
+        """A run may have been killed between a checkpoint and the evaluation of the same
+        iteration."""
         t, main = self.config.train, self.accelerator.is_main_process
         self.last_evaluated = last_evaluation(self.run_dir) if main else None
-        missed = self.step > 0 and self.step % t.evaluate_every == 0 and self.last_evaluated != self.step
+        missed = (
+            self.step > 0 and self.step % t.evaluate_every == 0 and self.last_evaluated != self.step
+        )
         if self.step < t.iterations and self._any(main and missed):
             self.evaluate()
 
-    # -- checkpoints -----------------------------------------------------------------------------------------------------
+    # -- checkpoints
+    # ----------------------------------------------------------------------------------------------
 
     def save(self) -> None:
         """Write a full checkpoint of this iteration. The main process writes; the others wait."""
@@ -255,7 +287,9 @@ class Trainer:
     def load(self, checkpoint: Path) -> None:
         """Continue from a full checkpoint."""
         meta, state = checkpoints.load_meta(checkpoint), checkpoints.load_state(checkpoint)
-        self.accelerator.unwrap_model(self.model).load_state_dict(checkpoints.load_weights(checkpoint, ema=False))
+        self.accelerator.unwrap_model(self.model).load_state_dict(
+            checkpoints.load_weights(checkpoint, ema=False)
+        )
         if self.ema is not None:
             self.ema.module.load_state_dict(checkpoints.load_weights(checkpoint, ema=True))
         self._load_optimizer(state["optimizer"])
@@ -266,8 +300,11 @@ class Trainer:
         self.best = self.folder.best_ap(self.config.model.score)
 
     def _load_optimizer(self, state: dict[str, Any]) -> None:
-        """Moments and counters come from the checkpoint; learning rates and weight decays are those of the configuration."""
-        configured = [(group["initial_lr"], group["weight_decay"]) for group in self.optimizer.param_groups]
+        """Moments and counters come from the checkpoint; learning rates and weight decays are those
+        of the configuration."""
+        configured = [
+            (group["initial_lr"], group["weight_decay"]) for group in self.optimizer.param_groups
+        ]
         self.optimizer.load_state_dict(state)
         for group, (rate, decay) in zip(self.optimizer.param_groups, configured, strict=True):
             group["initial_lr"], group["weight_decay"] = rate, decay
@@ -280,14 +317,18 @@ class Trainer:
             "category_ids": self.train_data.category_ids,
         }
 
-    # -- small things ----------------------------------------------------------------------------------------------------
+    # -- small things
+    # ----------------------------------------------------------------------------------------------
 
     def batches(self) -> Iterator[Batch]:
         """This process's micro-batches from the current iteration on."""
         t, a = self.config.train, self.accelerator
         stream = TrainingStream(self.train_data, t.iterations * t.batch_size, t.seed)
         micro_batches = [
-            range(first := (m * a.num_processes + a.process_index) * self.micro_batch, first + self.micro_batch)
+            range(
+                first := (m * a.num_processes + a.process_index) * self.micro_batch,
+                first + self.micro_batch,
+            )
             for m in range(self.step * t.accumulate, t.iterations * t.accumulate)
         ]
         workers = self.config.data.workers
@@ -307,17 +348,22 @@ class Trainer:
         """True on all processes if it is on one."""
         if self.accelerator.num_processes == 1:
             return flag
-        return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device)) > 0)
+        return bool(
+            self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device)) > 0
+        )
 
     def _not_finite(self, what: str, batch: Batch) -> str:
         kept = self.folder.latest() or "none yet"
-        return f"iteration {self.step}: {what}; images {batch.image_ids}; last good checkpoint: {kept}"
+        return (
+            f"iteration {self.step}: {what}; images {batch.image_ids}; last good checkpoint: {kept}"
+        )
 
     def _say_hello(self) -> None:
         parameters = sum(p.numel() for p in self.model.parameters())
         start = f"continues at iteration {self.step}" if self.step else "starts"
         self.log.say(
-            f"run {self.run_dir} {start}; {parameters / 1e6:.1f} M parameters on {self.accelerator.device}, "
+            f"run {self.run_dir} {start}; {parameters / 1e6:.1f} M parameters on "
+            f"{self.accelerator.device}, "
             f"{self.precision}"
         )
         self.log.say(f"training data: {self.train_data.describe()}")
@@ -331,15 +377,18 @@ def seed_of(*numbers: int) -> int:
 
 
 def check_classes(config: Config, data: CocoDataset, val_data: CocoDataset) -> None:
-    """Raises ValueError unless training and validation data have the same categories, as many as the model has classes."""
+    """Raises ValueError unless training and validation data have the same categories, as many as
+    the model has classes."""
     if data.class_names != val_data.class_names:
         raise ValueError(
-            f"{config.data.val_annotations} must have the categories of {config.data.train_annotations}, in the same order "
+            f"{config.data.val_annotations} must have the categories of "
+            f"{config.data.train_annotations}, in the same order "
             f"of their ids: {val_data.class_names} are not {data.class_names}"
         )
     found, expected = len(data.class_names), config.model.num_classes
     if found != expected:
         raise ValueError(
-            f"{config.data.train_annotations} has {found} categories, but model.num_classes is {expected}: "
+            f"{config.data.train_annotations} has {found} categories, but model.num_classes is "
+            f"{expected}: "
             f"pass --model.num-classes {found}"
         )

@@ -1,7 +1,8 @@
-"""Compiled kernels on disk, in one file each. Processes may read and write at the same time: files appear whole or not at all.
+"""Compiled kernels on disk, in one file each. Processes may read and write at the same time: files
+appear whole or not at all.
 
-Where: `ALIGNMASK_CACHE`, else `$XDG_CACHE_HOME/alignmask/kernels`, else `~/.cache/alignmask/kernels`; it may be deleted at any
-time.
+Where: `ALIGNMASK_CACHE`, else `$XDG_CACHE_HOME/alignmask/kernels`, else
+`~/.cache/alignmask/kernels`; it may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class Cache:
                 raise
         except OSError as error:
             warnings.warn(
-                f"alignmask cannot keep compiled kernels ({error}): every process compiles them again. "
+                f"alignmask cannot keep compiled kernels ({error}): every process compiles them "
+                "again. "
                 "Set ALIGNMASK_CACHE to a folder that can be written to.",
                 stacklevel=2,
             )
@@ -72,12 +74,23 @@ class Cache:
 def default_folder() -> Path:
     if chosen := os.environ.get("ALIGNMASK_CACHE"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alignmask" / "kernels"
+    return (
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alignmask" / "kernels"
+    )
 
 
-def fingerprint(sources: Path, folder: str, kernel: str, architecture: int, nvrtc: tuple[int, int]) -> str:
-    """Names everything that machine code depends on: the sources, what is compiled, for what and by what."""
-    parts = [_hash(sources, folder), kernel, f"sm_{architecture}", f"NVRTC {nvrtc[0]}.{nvrtc[1]}", *OPTIONS]
+def fingerprint(
+    sources: Path, folder: str, kernel: str, architecture: int, nvrtc: tuple[int, int]
+) -> str:
+    """Names everything that machine code depends on: the sources, what is compiled, for what and by
+    what."""
+    parts = [
+        _hash(sources, folder),
+        kernel,
+        f"sm_{architecture}",
+        f"NVRTC {nvrtc[0]}.{nvrtc[1]}",
+        *OPTIONS,
+    ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

@@ -22,9 +22,12 @@ class CupyDriver:
             module.load(cubin.code)
             return module.get_function(cubin.symbol)  # keeps the module alive
 
-    def launch(self, device: int, function: Any, blocks: int, threads: int, params: bytes, stream: int) -> None:
-        # The driver reads the parameters before it returns. They are not numbers that CuPy knows how to pass, but a
-        # struct, so they go through its binding of cuLaunchKernel: an array of one pointer, to the struct.
+    def launch(
+        self, device: int, function: Any, blocks: int, threads: int, params: bytes, stream: int
+    ) -> None:
+        # The driver reads the parameters before it returns. They are not numbers that CuPy knows
+        # how to pass, but a struct, so they go through its binding of cuLaunchKernel: an array of
+        # one pointer, to the struct.
         struct = ctypes.create_string_buffer(params, len(params))
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(struct))
         with cupy.cuda.Device(device):

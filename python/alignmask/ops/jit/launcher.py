@@ -1,4 +1,5 @@
-"""Carries out the launches that the core asks for, with kernels that are compiled when they are first needed."""
+"""Carries out the launches that the core asks for, with kernels that are compiled when they are
+first needed."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from alignmask.ops.jit.cache import Cache, Cubin, fingerprint
 from alignmask.ops.jit.nvrtc import Nvrtc
 
 Launch = tuple[str, int, int, bytes]
-"""Kernel (its name in C++), blocks, threads in a block, parameters (the kernel's only argument, a struct)."""
+"""Kernel (its name in C++), blocks, threads in a block, parameters (the kernel's only argument, a
+struct)."""
 
 
 class Driver(Protocol):
@@ -23,7 +25,9 @@ class Driver(Protocol):
     def load(self, device: int, cubin: Cubin) -> Any:
         """The function in a cubin, on a device."""
 
-    def launch(self, device: int, function: Any, blocks: int, threads: int, params: bytes, stream: int) -> None:
+    def launch(
+        self, device: int, function: Any, blocks: int, threads: int, params: bytes, stream: int
+    ) -> None:
         """Enqueue. Raise RuntimeError if the driver refuses."""
 
 
@@ -35,7 +39,9 @@ class Launcher:
         ops: Names of the folders.
     """
 
-    def __init__(self, driver: Driver, nvrtc: Nvrtc, cache: Cache, sources: Path, ops: Sequence[str]) -> None:
+    def __init__(
+        self, driver: Driver, nvrtc: Nvrtc, cache: Cache, sources: Path, ops: Sequence[str]
+    ) -> None:
         self.driver, self.nvrtc, self.cache, self.sources = driver, nvrtc, cache, sources
         self.ops = sorted(ops, key=len, reverse=True)
         self._functions: dict[tuple[int, str, str], Any] = {}
@@ -62,7 +68,8 @@ class Launcher:
             return self._functions[key]
 
     def cubin(self, op: str, kernel: str, architecture: int) -> Cubin:
-        """From the cache, or compiled now. `op`: an op's name, or that of one of its forms, which begins with it.
+        """From the cache, or compiled now. `op`: an op's name, or that of one of its forms, which
+        begins with it.
 
         Raises:
             RuntimeError: NVRTC cannot compile for the architecture, or fails.
@@ -72,7 +79,9 @@ class Launcher:
         key = fingerprint(self.sources, folder, kernel, target, self.nvrtc.version)
         found = self.cache.read(key)
         if found is None:
-            compiled = self.nvrtc.compile(f"{folder}/cuda/kernels.cuh", [kernel], target, self.sources)
+            compiled = self.nvrtc.compile(
+                f"{folder}/cuda/kernels.cuh", [kernel], target, self.sources
+            )
             found = Cubin(compiled.symbols[kernel], compiled.cubin)
             self.cache.write(key, found)
         return found

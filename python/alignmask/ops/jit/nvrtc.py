@@ -1,4 +1,5 @@
-"""NVIDIA's run-time compiler, through ctypes: it needs neither a GPU nor a driver. torch with CUDA brings it along."""
+"""NVIDIA's run-time compiler, through ctypes: it needs neither a GPU nor a driver. torch with CUDA
+brings it along."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ OPTIONS = ("--std=c++17",)
 
 @dataclass(frozen=True)
 class Compiled:
-    """Of one architecture: the machine code of all kernels, PTX, the kernels' names in them, and the compiler's messages."""
+    """Of one architecture: the machine code of all kernels, PTX, the kernels' names in them, and
+    the compiler's messages."""
 
     cubin: bytes
     ptx: bytes
@@ -32,7 +34,9 @@ class Nvrtc:
 
     def __init__(self, path: str) -> None:
         # NVRTC opens this companion by its bare name, which finds it only if it is loaded already.
-        for builtins in sorted(Path(path).parent.glob("libnvrtc-builtins.so.*")) if "/" in path else ():
+        for builtins in (
+            sorted(Path(path).parent.glob("libnvrtc-builtins.so.*")) if "/" in path else ()
+        ):
             ctypes.CDLL(str(builtins))
         self._library = ctypes.CDLL(path)
         self._library.nvrtcGetErrorString.restype = ctypes.c_char_p
@@ -54,24 +58,40 @@ class Nvrtc:
         return tuple(sorted(found))
 
     def target(self, architecture: int) -> int:
-        """What to compile for, if code shall run on `architecture`: it, or the newest before it of the same major version.
+        """What to compile for, if code shall run on `architecture`: it, or the newest before it of
+        the same major version.
 
         Raises:
             RuntimeError: There is none.
         """
-        fitting = [known for known in self.architectures if known <= architecture and known // 10 == architecture // 10]
+        fitting = [
+            known
+            for known in self.architectures
+            if known <= architecture and known // 10 == architecture // 10
+        ]
         if not fitting:
             raise RuntimeError(
-                f"NVRTC {self.version[0]}.{self.version[1]} cannot compile for sm_{architecture}: it knows "
+                f"NVRTC {self.version[0]}.{self.version[1]} cannot compile for sm_{architecture}: "
+                "it knows "
                 f"sm_{self.architectures[0]} to sm_{self.architectures[-1]}"
-                + ("; a Volta GPU needs torch built for CUDA 12" if architecture < self.architectures[0] else "")
+                + (
+                    "; a Volta GPU needs torch built for CUDA 12"
+                    if architecture < self.architectures[0]
+                    else ""
+                )
             )
         return fitting[-1]
 
     def compile(
-        self, header: str, kernels: Sequence[str], architecture: int, sources: Path, options: Sequence[str] = ()
+        self,
+        header: str,
+        kernels: Sequence[str],
+        architecture: int,
+        sources: Path,
+        options: Sequence[str] = (),
     ) -> Compiled:
-        """Compile kernels, given by their names in C++ (instantiations of templates), of `header` in the folder `sources`.
+        """Compile kernels, given by their names in C++ (instantiations of templates), of `header`
+        in the folder `sources`.
 
         Raises:
             RuntimeError: With the compiler's messages.
@@ -83,14 +103,28 @@ class Nvrtc:
             try:
                 for kernel in kernels:
                     self._call("AddNameExpression", program, kernel.encode())
-                all_options = [f"--gpu-architecture=sm_{architecture}", f"--include-path={sources}", *OPTIONS, *options]
-                array = (ctypes.c_char_p * len(all_options))(*(option.encode() for option in all_options))
+                all_options = [
+                    f"--gpu-architecture=sm_{architecture}",
+                    f"--include-path={sources}",
+                    *OPTIONS,
+                    *options,
+                ]
+                array = (ctypes.c_char_p * len(all_options))(
+                    *(option.encode() for option in all_options)
+                )
                 failed = self._library.nvrtcCompileProgram(program, len(all_options), array)
                 log = self._get(program, "ProgramLog").rstrip(b"\0").decode(errors="replace")
                 if failed:
-                    raise RuntimeError(f"NVRTC cannot compile {header} for sm_{architecture}:\n{log}")
+                    raise RuntimeError(
+                        f"NVRTC cannot compile {header} for sm_{architecture}:\n{log}"
+                    )
                 symbols = {kernel: self._symbol(program, kernel) for kernel in kernels}
-                return Compiled(self._get(program, "CUBIN"), self._get(program, "PTX").rstrip(b"\0"), symbols, log)
+                return Compiled(
+                    self._get(program, "CUBIN"),
+                    self._get(program, "PTX").rstrip(b"\0"),
+                    symbols,
+                    log,
+                )
             finally:
                 self._library.nvrtcDestroyProgram(ctypes.byref(program))
 
@@ -113,8 +147,13 @@ class Nvrtc:
 
 
 def find(major: int) -> Nvrtc | None:
-    """NVRTC of a major CUDA version: that of NVIDIA's Python packages, which torch depends on, else the system's."""
-    for path in (*_in_packages(major), f"libnvrtc.so.{major}", f"/usr/local/cuda/lib64/libnvrtc.so.{major}"):
+    """NVRTC of a major CUDA version: that of NVIDIA's Python packages, which torch depends on, else
+    the system's."""
+    for path in (
+        *_in_packages(major),
+        f"libnvrtc.so.{major}",
+        f"/usr/local/cuda/lib64/libnvrtc.so.{major}",
+    ):
         try:
             return Nvrtc(path)
         except OSError:

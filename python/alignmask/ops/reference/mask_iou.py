@@ -1,6 +1,7 @@
 """IoU of predicted masks with the target masks of their image.
 
-Shapes: B images, Q predictions per image, h x w predictions, G targets of the batch, H x W targets, M targets of one image.
+Shapes: B images, Q predictions per image, h x w predictions, G targets of the batch, H x W targets,
+M targets of one image.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ _CHUNK_PIXELS = 1 << 22  # float32 counts exactly up to 2^24
 
 
 def check(predictions: Tensor, targets: Tensor, owner: Tensor) -> None:
-    """Raise TypeError or ValueError unless dtypes and sizes obey the contract of `alignmask.ops.mask_iou`."""
+    """Raise TypeError or ValueError unless dtypes and sizes obey the contract of
+    `alignmask.ops.mask_iou`."""
     op = "mask_iou"
     sizes = _check.bind(
         op,
@@ -28,13 +30,16 @@ def check(predictions: Tensor, targets: Tensor, owner: Tensor) -> None:
     h, w, H, W = (sizes[letter] for letter in "hwHW")
     if (H, W) != (h, w) and (h == 0 or w == 0 or H % h or W % w or H // h != W // w or H == 0):
         raise ValueError(
-            f"{op}: targets must have the predictions' size ({h}, {w}) or the same integer multiple of both sides, "
+            f"{op}: targets must have the predictions' size ({h}, {w}) or the same integer "
+            "multiple of both sides, "
             f"got ({H}, {W})"
         )
 
 
 @in_full_precision
-def mask_iou(predictions_BQHW: Tensor, targets_GHW: Tensor, owner_G: Tensor, threshold: float = 0.0) -> Tensor:
+def mask_iou(
+    predictions_BQHW: Tensor, targets_GHW: Tensor, owner_G: Tensor, threshold: float = 0.0
+) -> Tensor:
     """See `alignmask.ops.mask_iou`."""
     check(predictions_BQHW, targets_GHW, owner_G)
     _check.in_range("mask_iou", "owner", owner_G, 0, len(predictions_BQHW))
@@ -45,7 +50,9 @@ def mask_iou(predictions_BQHW: Tensor, targets_GHW: Tensor, owner_G: Tensor, thr
     iou_GQ = predictions_BQHW.new_zeros(G, Q, dtype=dtype)
     owners = owner_G.tolist()
     for image in sorted(set(owners)):
-        mine_M = torch.tensor([g for g, owner in enumerate(owners) if owner == image], device=owner_G.device)
+        mine_M = torch.tensor(
+            [g for g, owner in enumerate(owners) if owner == image], device=owner_G.device
+        )
         targets_MS = targets_GHW.index_select(0, mine_M).flatten(1) != 0
         area_M1 = targets_MS.sum(1, keepdim=True, dtype=torch.float64)
         # Upsampled logits are large: few at a time.
@@ -53,7 +60,9 @@ def mask_iou(predictions_BQHW: Tensor, targets_GHW: Tensor, owner_G: Tensor, thr
         for first in range(0, Q, step):
             logits_QHW = predictions_BQHW[image, first : first + step].to(dtype)
             if logits_QHW.shape[1:] != (H, W):
-                logits_QHW = F.interpolate(logits_QHW[None], size=(H, W), mode="bilinear", align_corners=False)[0]
+                logits_QHW = F.interpolate(
+                    logits_QHW[None], size=(H, W), mode="bilinear", align_corners=False
+                )[0]
             bits_QS = (logits_QHW > threshold).flatten(1)
             both_MQ = sum(
                 (target.float() @ bits.float().T).double()

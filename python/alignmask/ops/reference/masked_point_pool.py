@@ -1,10 +1,10 @@
 """Point sampling and masked average pooling (Eq. 1 up to GAP).
 
-Both samplings are linear, so the points of a set are splatted into a sparse map of feature weights per instance, and one matrix
-product contracts it with the features: [K, C] is never materialised.
+Both samplings are linear, so the points of a set are splatted into a sparse map of feature weights
+per instance, and one matrix product contracts it with the features: [K, C] is never materialised.
 
-Shapes: B images, C channels, H x W features, G instances of the batch, T point sets, K points in a set, M instances of one
-image.
+Shapes: B images, C channels, H x W features, G instances of the batch, T point sets, K points in a
+set, M instances of one image.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from alignmask.ops._precision import in_full_precision
 
 
 def check(features: Tensor, masks: Tensor, owner: Tensor, points: Tensor, normalize: str) -> None:
-    """Raise TypeError or ValueError unless dtypes and sizes obey the contract of `alignmask.ops.masked_point_pool`."""
+    """Raise TypeError or ValueError unless dtypes and sizes obey the contract of
+    `alignmask.ops.masked_point_pool`."""
     op = "masked_point_pool"
     _check.bind(
         op,
@@ -31,7 +32,8 @@ def check(features: Tensor, masks: Tensor, owner: Tensor, points: Tensor, normal
     allowed = {features.dtype, _check.compute_dtype(features.dtype)}
     if points.dtype not in allowed:
         raise TypeError(
-            f"{op}: points is {points.dtype}, but with features {features.dtype} it must be one of {allowed}"
+            f"{op}: points is {points.dtype}, but with features {features.dtype} it must be one of "
+            f"{allowed}"
         )
     check_normalize(normalize)
 
@@ -39,7 +41,9 @@ def check(features: Tensor, masks: Tensor, owner: Tensor, points: Tensor, normal
 def check_normalize(normalize: str) -> None:
     """Raise ValueError for an unknown way to normalise."""
     if normalize not in ("mask", "points"):
-        raise ValueError(f'masked_point_pool: normalize must be "mask" or "points", got {normalize!r}')
+        raise ValueError(
+            f'masked_point_pool: normalize must be "mask" or "points", got {normalize!r}'
+        )
 
 
 @in_full_precision
@@ -50,7 +54,8 @@ def masked_point_pool(
     points_BTK2: Tensor,
     normalize: Literal["mask", "points"] = "mask",
 ) -> tuple[Tensor, Tensor]:
-    """See `alignmask.ops.masked_point_pool`. A NaN in an image's features reaches all instances of that image here."""
+    """See `alignmask.ops.masked_point_pool`. A NaN in an image's features reaches all instances of
+    that image here."""
     check(features_BCHW, masks_GHW, owner_G, points_BTK2, normalize)
     _check.in_range("masked_point_pool", "owner", owner_G, 0, len(features_BCHW))
     B, C, H, W = features_BCHW.shape
@@ -63,7 +68,9 @@ def masked_point_pool(
     weight_GT = features_BCHW.new_zeros(G, T, dtype=dtype)
     owners = owner_G.tolist()
     for image in sorted(set(owners)):
-        mine_M = torch.tensor([g for g, owner in enumerate(owners) if owner == image], device=masks_GHW.device)
+        mine_M = torch.tensor(
+            [g for g, owner in enumerate(owners) if owner == image], device=masks_GHW.device
+        )
         masks_MHW = masks_GHW.index_select(0, mine_M)
         flat_SC = features_BCHW[image].to(dtype).reshape(C, H * W).T
         for t in range(T):
@@ -74,16 +81,22 @@ def masked_point_pool(
                 splat_MS.index_add_(1, index_K, hit_MK * tap_K)
             hit_M = hit_MK.sum(1)
             denominator_M = hit_M if normalize == "mask" else torch.full_like(hit_M, K)
-            mean_MC = (splat_MS @ flat_SC) / torch.where(denominator_M > 0, denominator_M, 1)[:, None]
-            pooled_GTC = pooled_GTC.index_put((mine_M, torch.tensor(t, device=mine_M.device)), mean_MC)
+            mean_MC = (splat_MS @ flat_SC) / torch.where(denominator_M > 0, denominator_M, 1)[
+                :, None
+            ]
+            pooled_GTC = pooled_GTC.index_put(
+                (mine_M, torch.tensor(t, device=mine_M.device)), mean_MC
+            )
             weight_GT[mine_M, t] = hit_M
     return pooled_GTC.to(features_BCHW.dtype), weight_GT
 
 
 def bilinear_taps(points_K2: Tensor, height: int, width: int) -> list[tuple[Tensor, Tensor]]:
-    """The four taps (flat pixel index, weight) of normalised points (x, y); a tap outside has index 0 and weight 0.
+    """The four taps (flat pixel index, weight) of normalised points (x, y); a tap outside has index
+    0 and weight 0.
 
-    As `grid_sample(2 * points - 1, align_corners=False, padding_mode="zeros")`. NaN points weigh NaN.
+    As `grid_sample(2 * points - 1, align_corners=False, padding_mode="zeros")`. NaN points weigh
+    NaN.
     """
     if height == 0 or width == 0:
         return []

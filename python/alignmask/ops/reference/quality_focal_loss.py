@@ -16,13 +16,20 @@ from alignmask.ops._precision import in_full_precision
 
 
 def check(logits: Tensor, label: Tensor, iou: Tensor, gamma: float, theta: float) -> None:
-    """Raise TypeError or ValueError unless dtypes and sizes obey the contract of `alignmask.ops.quality_focal_loss`."""
+    """Raise TypeError or ValueError unless dtypes and sizes obey the contract of
+    `alignmask.ops.quality_focal_loss`."""
     op = "quality_focal_loss"
     _check.bind(
-        op, logits=(logits, "RC", _check.FLOATS), label=(label, "R", _check.INTS), iou=(iou, "R", _check.FLOATS)
+        op,
+        logits=(logits, "RC", _check.FLOATS),
+        label=(label, "R", _check.INTS),
+        iou=(iou, "R", _check.FLOATS),
     )
     if not (math.isfinite(gamma) and gamma >= 1):
-        raise ValueError(f"{op}: gamma must be finite and at least 1 (below, the gradient is unbounded), got {gamma}")
+        raise ValueError(
+            f"{op}: gamma must be finite and at least 1 (below, the gradient is unbounded), got "
+            f"{gamma}"
+        )
     if not 0 <= theta < 1:
         raise ValueError(f"{op}: theta must be in [0, 1), got {theta}")
 
