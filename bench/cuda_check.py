@@ -1,4 +1,4 @@
-"""What can be known about the kernels for GPUs without a GPU; the gate behind `make cuda-check`.
+"""What can be known about the CUDA kernels without a GPU; the gate behind `make cuda-check`.
 
 1. nvcc compiles and links them, and the module imports where there is no driver.
 2. NVRTC compiles every instantiation for every architecture, Volta included, as it would on a

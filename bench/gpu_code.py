@@ -90,7 +90,7 @@ class Kernel:
 
 
 def ops() -> list[str]:
-    """Those with kernels for GPUs."""
+    """Those with CUDA kernels."""
     return sorted(path.parent.parent.name for path in SOURCES.glob("*/cuda/kernels.cuh"))
 
 

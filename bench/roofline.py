@@ -1,4 +1,4 @@
-"""A counted model of the kernels for GPUs, at the shapes of the paper: model, not measured.
+"""A counted model of the CUDA kernels, at the shapes of the paper: model, not measured.
 
 Two floors under a kernel's time. Memory: the bytes that must cross the device memory's bus at least
 once, by its bandwidth. Instructions: what the warps issue, counted in the machine code of the loops

@@ -1,4 +1,4 @@
-"""The gate on the kernels for GPUs counts right and can fail."""
+"""The gate on the CUDA kernels counts right and can fail."""
 
 from __future__ import annotations
 

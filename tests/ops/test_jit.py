@@ -309,7 +309,7 @@ def test_errors_name_op_sizes_and_launch(
 
 def test_without_a_launcher_the_device_is_named() -> None:
     if _core.cuda_build()["architectures"]:
-        pytest.skip("this build has kernels for GPUs")
+        pytest.skip("this build has CUDA kernels")
     with pytest.raises(
         ValueError, match="quality_focal_loss: no kernel for device cuda:3 in this build"
     ):

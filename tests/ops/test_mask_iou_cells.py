@@ -1,4 +1,4 @@
-"""Mask IoU of upsampled predictions, to the last bit of every logit, by the kernels for GPUs.
+"""Mask IoU of upsampled predictions, to the last bit of every logit, by the CUDA kernels.
 
 They blend along rows first, then between rows, without fused operations where the host runs them.
 Upsampling by 4 goes by cells for 16 predictions and more: what they take for granted about
