@@ -55,7 +55,7 @@ def test_every_setting_has_whole_sentences() -> None:
                 if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
                 else ""
             )
-            if not re.fullmatch(r"[A-Z].*[a-z0-9)`]\.", str(said), re.DOTALL):
+            if not re.fullmatch(r"[A-Z].*[A-Za-z0-9)`]\.", str(said), re.DOTALL):
                 missing.append(f"{kind.name}.{ast.unparse(field.target)}")
     assert not missing
 
