@@ -117,11 +117,7 @@ def executed(core: str, calls: Path, instruction_set: str, times: int) -> int:
     ]
     command += ["--replay", core, str(calls), instruction_set, str(times)]
     done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        # What Python itself executes must be the same with one call and with three.
-        env=os.environ | {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"},
+        command, capture_output=True, text=True, env=os.environ | {"PYTHONHASHSEED": "0"}
     )
     found = re.search(r"Collected : (\d+)", done.stderr)
     if done.returncode or found is None:
