@@ -24,6 +24,7 @@ from alignmask.evaluation.calibration import calibration_table
 from alignmask.evaluation.duplicates import REMOVED, duplicates_table
 from alignmask.evaluation.metrics import percent
 from alignmask.evaluation.results_file import GroundTruth
+from alignmask.evaluation.tables import number_table
 from alignmask.pictures.plots import score_iou_scatter
 
 if TYPE_CHECKING:
@@ -106,27 +107,12 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
 def analysis_table(models: Sequence[ModelAnalysis]) -> Group:
     """COCO's AP with its head-room, and Table 2, with one line for each model, to be printed by
     rich."""
-    from rich import box
     from rich.console import Group
-    from rich.table import Table
 
-    def table(title: str, *names: str) -> Table:
-        made = Table(
-            "model",
-            title=title,
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            padding=0,
-            pad_edge=False,
-            min_width=len(title),
-        )
-        for name in names:
-            made.add_column(name, justify="right", no_wrap=True)
-        return made
-
-    quality = table(
-        "mask AP (%), by score and by IoU", "AP", "AP50", "AP75", "by IoU", "by IoU*", "head-room"
-    )
+    quality = number_table(
+        "mask AP (%), by score and by IoU", "AP", "AP50", "AP75", "by IoU", "by IoU*", "head-room",
+        first="model",
+    )  # fmt: skip
     quality.caption, quality.caption_justify = "* duplicates last: a perfect ranking", "left"
     for model in models:
         metrics, best = model.metrics, model.oracle.AP
@@ -140,9 +126,8 @@ def analysis_table(models: Sequence[ModelAnalysis]) -> Group:
     tables = [quality]
     for words, kind in (("same", "same_class"), ("any", "any_class")):
         title = f"the most confident predictions and the best ground truth of {words} class"
-        tables.append(
-            table(title, "top", "number", "PCC", "Spearman", "ECE", "mean score", "mean IoU")
-        )
+        names = ("top", "number", "PCC", "Spearman", "ECE", "mean score", "mean IoU")
+        tables.append(number_table(title, *names, first="model"))
         for model in models:
             for top in model.alignment.top:
                 values = [

@@ -21,6 +21,7 @@ from alignmask.evaluation.results_file import (
     load_ground_truth,
     load_results,
 )
+from alignmask.evaluation.tables import number_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -276,24 +277,13 @@ def oracle_scores(pairs: ScoreIoU) -> np.ndarray:
 
 def alignment_table(statistics: dict[str, AlignmentStatistics]) -> Table:
     """Rows of Table 2 for each of several named statistics and each fraction."""
-    from rich import box
-    from rich.table import Table
+    from rich.table import Column
 
     title = "the most confident predictions: score and IoU with the best ground-truth mask"
-    table = Table(
-        title=title,
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=0,
-        pad_edge=False,
-        min_width=len(title),
-    )
     named = any(statistics)
-    if named:
-        table.add_column("score", no_wrap=True)
+    names = ("top", "predictions", "mean score", "mean IoU", "PCC", "mean IoU*", "PCC*")
+    table = number_table(title, *names, first=Column("score", no_wrap=True) if named else None)
     table.caption, table.caption_justify = "* ground truth of any class", "left"
-    for name in ("top", "predictions", "mean score", "mean IoU", "PCC", "mean IoU*", "PCC*"):
-        table.add_column(name, justify="right", no_wrap=True)
     for name, entry in statistics.items():
         for top in entry.top:
             values = (

@@ -21,6 +21,7 @@ from alignmask.evaluation.calibrators import (
 from alignmask.evaluation.guarantee import find_guarantee
 from alignmask.evaluation.matches import ANY_OVERLAP, Matches, match, match_one
 from alignmask.evaluation.results_file import GroundTruth, Results
+from alignmask.evaluation.tables import number_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,21 +43,8 @@ class Report:
 
     def table(self) -> Table:
         """Before, after, and the difference, with intervals over images."""
-        from rich import box
-        from rich.table import Table
-
         title = f"on the {self.calibration.fit.held_out_images} images that were held out"
-        table = Table(
-            "",
-            title=title,
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            padding=0,
-            pad_edge=False,
-            min_width=len(title),
-        )
-        for name in ("score", "quality", "difference [95 %]"):
-            table.add_column(name, justify="right", no_wrap=True)
+        table = number_table(title, "score", "quality", "difference [95 %]", first="")
         for name in COMPARED:
             values = (
                 Estimate(self.before[name].value),

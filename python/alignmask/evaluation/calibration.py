@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alignmask.evaluation.matches import ANY_OVERLAP, Matches
+from alignmask.evaluation.tables import number_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -223,23 +224,10 @@ def calibration_table(
     measured: Mapping[str, Mapping[str, float | None]], column: str = "score"
 ) -> Table:
     """A row for each of several named `measure`s."""
-    from rich import box
-    from rich.table import Table
-
-    title = "the score as a forecast of the IoU"
-    table = Table(
-        title=title,
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=0,
-        pad_edge=False,
-        min_width=len(title),
-    )
     named = any(measured)
-    if named:
-        table.add_column(column)
-    for heading in SHOWN.values():
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = number_table(
+        "the score as a forecast of the IoU", *SHOWN.values(), first=column if named else None
+    )
     for name, values in measured.items():
         shown = ["-" if (value := values[key]) is None else f"{value:.3f}" for key in SHOWN]
         table.add_row(*([name] if named else []), *shown)

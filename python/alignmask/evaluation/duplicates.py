@@ -20,6 +20,7 @@ from scipy.stats import rankdata
 from alignmask.config import SHOWN_SCORE
 from alignmask.evaluation.alignment import ScoreIoU, top_predictions
 from alignmask.evaluation.results_file import Results
+from alignmask.evaluation.tables import number_table
 from alignmask.model.suppression import Suppression, iou_within_classes, suppress
 
 if TYPE_CHECKING:
@@ -91,23 +92,9 @@ def duplicates_table(
     counted: Mapping[str, Mapping[str, Duplicates]], column: str = "score"
 ) -> Table:
     """A row for each of several named counts (the one of a single score has no name)."""
-    from rich import box
-    from rich.table import Table
-
     title = "second masks of one object, in % of the predictions (their number)"
-    table = Table(
-        title=title,
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=0,
-        pad_edge=False,
-        min_width=len(title),
-    )
     named = any(counted)
-    if named:
-        table.add_column(column)
-    for name in (SHOWN, *TOP):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = number_table(title, SHOWN, *TOP, first=column if named else None)
     for name, row in counted.items():
         shown = [
             f"{'-' if entry.share is None else f'{100 * entry.share:.1f}'} ({entry.predictions})"

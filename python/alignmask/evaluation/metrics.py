@@ -23,6 +23,7 @@ from alignmask.evaluation.results_file import (
     load_ground_truth,
     load_results,
 )
+from alignmask.evaluation.tables import number_table
 
 if TYPE_CHECKING:
     from pycocotools.cocoeval import COCOeval
@@ -73,26 +74,13 @@ NUMBERS = tuple(entry.name for entry in fields(CocoMetrics) if entry.name != "pe
 
 def numbers_table(metrics: dict[str, CocoMetrics], title: str) -> Table:
     """One row of the 12 numbers (percent) for each of several named `metrics`."""
-    from rich import box
-    from rich.table import Table
+    from rich.table import Column
 
-    # Narrow enough for a terminal of 80 columns.
-    table = Table(
-        title=title,
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=0,
-        pad_edge=False,
-        min_width=len(title),
-    )
-    if any(metrics):
-        table.add_column("score", no_wrap=True)
-    for name in NUMBERS:
-        table.add_column(name, justify="right", no_wrap=True)
+    named = any(metrics)
+    table = number_table(title, *NUMBERS, first=Column("score", no_wrap=True) if named else None)
     for name, row in metrics.items():
-        table.add_row(
-            *([name] if any(metrics) else []), *(percent(value) for value in row.numbers().values())
-        )
+        numbers = (percent(value) for value in row.numbers().values())
+        table.add_row(*([name] if named else []), *numbers)
     return table
 
 
