@@ -21,16 +21,10 @@ from alignmask.predictor import Predictor, load
 from alignmask.pretrained.read import MASK2FORMER_SUFFIXES
 
 PathLike = str | os.PathLike[str]
-
-
 Device = str | torch.device
-
-
 Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 """Shows how far something is: called with what is done, it returns a context manager that yields a
 function of (number done, number in total)."""
-
-
 WEIGHTS = (".safetensors", *MASK2FORMER_SUFFIXES)
 """Suffixes of weights. Only the first can be a checkpoint's; the others are refused as one, with
 advice."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 from fractions import Fraction
 from itertools import product
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ from hypothesis import strategies as st
 
 from alignmask.evaluation.calibration import localisation_aware_error
 from alignmask.evaluation.calibrators import (
-    METHODS,
     Calibration,
     Fit,
     Method,
@@ -43,7 +43,7 @@ def arrays(points: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([score for score, _ in points]), np.array([iou for _, iou in points])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", get_args(Method))
 @given(points=POINTS)
 def test_maps_never_fall_and_stay_within_0_and_1(
     method: Method, points: list[tuple[float, float]]

@@ -42,7 +42,7 @@ from pycocotools import mask as mask_utils
 
 from alignmask._files import replacing
 from alignmask.analysis.measure import ModelAnalysis
-from alignmask.evaluation.alignment import NO_TRUTH, score_span, top_predictions
+from alignmask.evaluation.alignment import FRACTIONS, NO_TRUTH, score_span, top_predictions
 from alignmask.evaluation.results_file import GroundTruth
 from alignmask.pictures.drawing import OVERLAP, PREDICTION, TRUTH
 
@@ -101,7 +101,7 @@ def write_page(
     ]
     scripts = [*scripts, (ASSETS / "page.js").read_text(encoding="utf-8")]
     numbers = {
-        round(f * 100 * len(ground_truth.sizes)): f for f in (0.02, 0.10, fraction) if f <= fraction
+        round(f * 100 * len(ground_truth.sizes)): f for f in (*FRACTIONS, fraction) if f <= fraction
     }
     notes = [
         f"{model.name}: the {len(top)} most confident predictions are plotted, because a page "

@@ -24,9 +24,6 @@ from alignmask.evaluation.matches import match
 from alignmask.evaluation.metrics import CocoMetrics, Engine, evaluate_results
 from alignmask.evaluation.results_file import GroundTruth, Results
 
-FRACTIONS = (0.02, 0.10)
-"""Table 2: the most confident 2 % and 10 %."""
-
 
 @dataclass(frozen=True)
 class ModelAnalysis:
@@ -108,7 +105,7 @@ def analyze_model(
         metrics=evaluate_results(ground_truth, results, engine),
         by_iou=ranked(pairs.iou_same_class_N),
         oracle=ranked(oracle_scores(pairs)),
-        alignment=statistics(pairs, FRACTIONS),
+        alignment=statistics(pairs),
         inversions=worst_inversions(pairs, inversions),
         duplicates=count_duplicates(pairs, rival_pairs(results)),
         calibration=measure(match(ground_truth, results)),

@@ -6,7 +6,6 @@ Shapes: N predictions.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,6 +30,8 @@ IoU = Literal["same class", "any class"]
 PER_IMAGE = 100
 """Number of predictions of an image that count, the most confident ones: the paper's "top 2 %" are
 10,000 of 5,000 x 100."""
+FRACTIONS = (0.02, 0.10)
+"""Table 2: the most confident 2 % and 10 %."""
 INTERVALS = 10
 """Score intervals of equal width, for the calibration error and the curve of mean IoU."""
 NO_TRUTH = 0
@@ -128,10 +129,7 @@ def score_iou_pairs(
     entries = checked.entries
     same_N, any_N = np.zeros(len(entries)), np.zeros(len(entries))
     truth_same_N, truth_any_N = np.full((2, len(entries)), NO_TRUTH)
-    positions: dict[int, list[int]] = defaultdict(list)
-    for position, entry in enumerate(entries):
-        positions[entry["image_id"]].append(position)
-    for image_id, index in positions.items():
+    for image_id, index in checked.positions().items():
         targets = [a for a in ground_truth.by_image.get(image_id, []) if not a["iscrowd"]]
         if not targets:
             continue
@@ -176,14 +174,20 @@ def top_predictions(pairs: ScoreIoU, fraction: float) -> np.ndarray:
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must be in (0, 1], got {fraction}")
     order = np.argsort(-pairs.scores_N, kind="stable")
-    image_N = pairs.image_ids_N[order]
-    by_image = np.argsort(image_N, kind="stable")
-    rank = np.empty(len(order), np.int64)  # of each prediction within its image
-    rank[by_image] = np.arange(len(order)) - np.searchsorted(image_N[by_image], image_N[by_image])
-    return order[rank < PER_IMAGE][: round(fraction * PER_IMAGE * pairs.images)]
+    rank_N = rank_within(pairs.image_ids_N, pairs.scores_N)
+    return order[rank_N[order] < PER_IMAGE][: round(fraction * PER_IMAGE * pairs.images)]
 
 
-def statistics(pairs: ScoreIoU, fractions: Sequence[float] = (0.02, 0.10)) -> AlignmentStatistics:
+def rank_within(group_N: np.ndarray, scores_N: np.ndarray) -> np.ndarray:
+    """How many of its group are better-scored, or equal and earlier."""
+    order_N = np.lexsort((-scores_N, group_N))  # stable
+    sorted_N = group_N[order_N]
+    rank_N = np.empty(len(order_N), np.int64)
+    rank_N[order_N] = np.arange(len(order_N)) - np.searchsorted(sorted_N, sorted_N)
+    return rank_N
+
+
+def statistics(pairs: ScoreIoU, fractions: Sequence[float] = FRACTIONS) -> AlignmentStatistics:
     """Table 2: correlations of score and mask IoU, calibration error, mean score and mean IoU of
     the most confident predictions."""
     rows = []

@@ -19,7 +19,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import dacite
 import numpy as np
@@ -30,7 +30,6 @@ from alignmask.evaluation.guarantee import Guarantee, trusted
 from alignmask.evaluation.matches import Matches
 
 Method = Literal["isotonic", "linear", "platt", "temperature"]
-METHODS: tuple[Method, ...] = get_args(Method)
 FEWEST = 50
 """A class with fewer predictions to fit on takes the map of all classes together."""
 MADE_BY = "alignmask calibrate"

@@ -9,7 +9,6 @@ Shapes: N predictions, P pairs of them.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from alignmask.config import SHOWN_SCORE
-from alignmask.evaluation.alignment import ScoreIoU, top_predictions
+from alignmask.evaluation.alignment import FRACTIONS, ScoreIoU, top_predictions
 from alignmask.evaluation.results_file import Results
 from alignmask.evaluation.tables import number_table
 from alignmask.model.suppression import Suppression, iou_within_classes, suppress
@@ -40,7 +39,7 @@ def rival_pairs(results: Results, iou: float = DUPLICATE_IOU) -> np.ndarray:
         int64 [P, 2]: positions in `results.entries`; the first of a pair is the smaller one.
     """
     found = [np.zeros((0, 2), np.int64)]
-    for index_N in _by_image(results):
+    for index_N in results.positions().values():
         iou_NN = np.triu(_iou(results, index_N), 1)
         found.append(index_N[np.argwhere(iou_NN > iou)])
     return np.concatenate(found)
@@ -73,7 +72,8 @@ class Duplicates:
         return {"predictions": self.predictions, "duplicates": self.duplicates, "share": self.share}
 
 
-SHOWN, TOP = f"score >= {SHOWN_SCORE:g}", {"top 2 %": 0.02, "top 10 %": 0.10}
+SHOWN = f"score >= {SHOWN_SCORE:g}"
+TOP = {f"top {100 * fraction:g} %": fraction for fraction in FRACTIONS}
 
 
 def count_duplicates(pairs: ScoreIoU, rivals_P2: np.ndarray) -> dict[str, Duplicates]:
@@ -123,7 +123,7 @@ def suppress_duplicates(results: Results, mode: Suppression, iou: float = DUPLIC
         )
     # Only the order counts, whatever their signs.
     new_N = scores_N if mode == "soft" else rankdata(scores_N)
-    for index_N in _by_image(results):
+    for index_N in results.positions().values():
         new_N[index_N] = suppress(new_N[index_N], _iou(results, index_N), mode, iou)
     entries = [
         {**entry, "score": entry["score"] if mode == "hard" else score}
@@ -133,14 +133,6 @@ def suppress_duplicates(results: Results, mode: Suppression, iou: float = DUPLIC
     removed = len(results.entries) - len(entries)
     counted = {REMOVED: removed} if removed else {}
     return replace(results, entries=entries, ignored={**results.ignored, **counted})
-
-
-def _by_image(results: Results) -> list[np.ndarray]:
-    """Positions of the predictions of each image."""
-    positions: dict[int, list[int]] = defaultdict(list)
-    for position, entry in enumerate(results.entries):
-        positions[entry["image_id"]].append(position)
-    return [np.array(index) for index in positions.values()]
 
 
 def _iou(results: Results, index_N: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from alignmask.evaluation.alignment import rank_within
 from alignmask.evaluation.metrics import official_tool
 from alignmask.evaluation.results_file import (
     AnnotationsLike,
@@ -198,15 +199,6 @@ def match(
 def match_one(ground_truth: GroundTruth, results: Results, threshold: float) -> Matches:
     """The matches at one IoU threshold."""
     return match(ground_truth, results, (threshold,))[threshold]
-
-
-def rank_within(group_N: np.ndarray, scores_N: np.ndarray) -> np.ndarray:
-    """How many of its group are better-scored, or equal and earlier."""
-    order_N = np.lexsort((-scores_N, group_N))  # stable
-    sorted_N = group_N[order_N]
-    rank_N = np.empty(len(order_N), np.int64)
-    rank_N[order_N] = np.arange(len(order_N)) - np.searchsorted(sorted_N, sorted_N)
-    return rank_N
 
 
 def _truths(

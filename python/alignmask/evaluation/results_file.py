@@ -89,6 +89,13 @@ class Results:
             self.source, [e for e in self.entries if e["image_id"] in wanted], self.ignored
         )
 
+    def positions(self) -> dict[int, np.ndarray]:
+        """Where the predictions of each image are in `entries`, ascending."""
+        found: dict[int, list[int]] = {}
+        for position, entry in enumerate(self.entries):
+            found.setdefault(entry["image_id"], []).append(position)
+        return {image_id: np.array(index) for image_id, index in found.items()}
+
 
 AnnotationsLike = Path | str | GroundTruth
 ResultsLike = Path | str | Sequence[dict[str, Any]] | Results

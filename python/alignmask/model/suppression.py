@@ -7,13 +7,12 @@ N predictions of one image.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from pycocotools import mask as mask_utils
 
 Suppression = Literal["off", "hard", "soft"]
-SUPPRESSIONS: tuple[Suppression, ...] = get_args(Suppression)
 
 
 def suppress(
