@@ -15,7 +15,12 @@ from alignmask.analysis.compare import analysis_table
 from alignmask.analysis.measure import analyze_model
 from alignmask.evaluation.calibration import measure
 from alignmask.evaluation.duplicates import Duplicates, suppress_duplicates
-from alignmask.evaluation.evaluate import Evaluation, evaluate_file, evaluate_model
+from alignmask.evaluation.evaluate import (
+    Evaluation,
+    evaluate_file,
+    evaluate_model,
+    predict_dataset,
+)
 from alignmask.evaluation.matches import match
 from alignmask.evaluation.results_file import load_ground_truth, load_results
 from tests.evaluation.worlds import TableModel, World, box_mask, dataset_of, small_world, write
@@ -151,3 +156,14 @@ def test_of_an_analysis(world: World, tmp_path: Path) -> None:
     assert "removed by suppression: 2" in lines
     assert "33.3 (3)" in lines
     assert f"{plain.calibration['LaECE0']:.3f}" in lines
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_predicting_alone_gives_what_an_evaluation_writes(tmp_path: Path, batch_size: int) -> None:
+    world = small_world()
+    model, dataset = TableModel(world), dataset_of(world, tmp_path)
+    evaluate_model(
+        model, dataset, device="cpu", batch_size=1, workers=0, out=tmp_path / "evaluated"
+    )
+    found = predict_dataset(model, dataset, device="cpu", batch_size=batch_size, workers=0)
+    assert found == json.loads((tmp_path / "evaluated" / "results.json").read_text())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -11,11 +10,12 @@ from rich.console import Console
 
 import alignmask
 from alignmask import checkpoint as checkpoints
+from alignmask._arguments import evaluation_data
 from alignmask.commands._console import choose_device, progress
 from alignmask.commands._options import File, Flag, Folder, flowing
-from alignmask.data import val_dataset
 from alignmask.evaluation.calibrate import calibrate
 from alignmask.evaluation.calibrators import FEWEST, Method, check_replaceable, write_calibration
+from alignmask.evaluation.evaluate import predict_dataset
 from alignmask.evaluation.matches import ANY_OVERLAP
 from alignmask.evaluation.results_file import GroundTruth, Results, load_ground_truth, load_results
 from alignmask.pictures.reliability import groups, reliability_diagram
@@ -154,15 +154,11 @@ def _predict(
 ) -> tuple[GroundTruth, Results, str]:
     """Ground truth, predictions, and how the model scores."""
     predictor = alignmask.load(folder, device=choose_device(device))
-    with tempfile.TemporaryDirectory() as temporary:
-        alignmask.evaluate(
-            predictor, annotations=annotations, images=images, out=temporary, batch_size=batch_size, workers=workers,
-            progress=progress,
+    dataset = evaluation_data(predictor, images, annotations)
+    with progress("predicting") as advance:
+        entries = predict_dataset(
+            predictor.model, dataset, device=predictor.model.device, batch_size=batch_size, workers=workers,
+            progress=advance,
         )  # fmt: skip
-        if annotations is not None:
-            ground_truth = load_ground_truth(annotations)
-        else:
-            dataset = val_dataset(predictor.config.data, masks=False)
-            ground_truth = load_ground_truth(dataset.annotations).subset(dataset.image_ids)
-        results = load_results(Path(temporary) / "results.json", ground_truth)
-    return ground_truth, results, predictor.config.model.score
+    ground_truth = load_ground_truth(dataset.annotations).subset(dataset.image_ids)
+    return ground_truth, load_results(entries, ground_truth), predictor.config.model.score

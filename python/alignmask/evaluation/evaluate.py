@@ -309,6 +309,24 @@ def evaluate_model(
     return assess()
 
 
+def predict_dataset(
+    model: AlignMask,
+    dataset: CocoDataset,
+    *,
+    device: torch.device | str,
+    batch_size: int,
+    workers: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """The predictions for a data set as COCO results, in the default score mode; nothing is
+    measured. Arguments as in `evaluate_model`."""
+    everything = range(len(dataset))
+    found = _predict(
+        model, dataset, everything, torch.device(device), batch_size, workers, progress
+    )
+    return _entries(_in_order(found))
+
+
 @dataclass(frozen=True)
 class _ImagePredictions:
     """Predictions of one image, small enough to be sent between processes."""
@@ -376,6 +394,15 @@ def _batches_of_one_size(
     ]
 
 
+def _in_order(predictions: Iterable[_ImagePredictions]) -> list[_ImagePredictions]:
+    """In the order of the data set, which breaks ties, whatever the number of ranks."""
+    return sorted(predictions, key=lambda prediction: prediction.index)
+
+
+def _entries(predictions: Iterable[_ImagePredictions]) -> list[dict[str, Any]]:
+    return [entry for prediction in predictions for entry in prediction.entries]
+
+
 def _assess(
     model: AlignMask,
     dataset: CocoDataset,
@@ -385,9 +412,8 @@ def _assess(
     suppression: Suppression = "off",
     suppression_iou: float = DUPLICATE_IOU,
 ) -> Evaluation:
-    # Ties are broken by order: the order of the data set, whatever the number of ranks.
-    predictions = sorted(predictions, key=lambda prediction: prediction.index)
-    entries = [entry for prediction in predictions for entry in prediction.entries]
+    predictions = _in_order(predictions)
+    entries = _entries(predictions)
     ground_truth = load_ground_truth(dataset.annotations).subset(dataset.image_ids)
     results = load_results(entries, ground_truth)
     scored: dict[str, Results] = {}
