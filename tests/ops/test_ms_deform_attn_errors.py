@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 from alignmask import ops
 from tests.ops import cases
+from tests.ops.errors import Errors
 
 OP = "ms_deform_attn"
 
@@ -21,17 +22,8 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-ERRORS: dict[str, tuple[type[Exception], str, Callable[[list], None]]] = {}
-
-
-def wrong(
-    error: type[Exception], message: str
-) -> Callable[[Callable[[list], None]], Callable[[list], None]]:
-    def add(change: Callable[[list], None]) -> Callable[[list], None]:
-        ERRORS[change.__name__] = (error, message, change)
-        return change
-
-    return add
+ERRORS = Errors()
+wrong = ERRORS.expects
 
 
 @wrong(TypeError, "value must be a torch.Tensor, got ndarray")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor
 from alignmask import _core, ops
 from tests.ops import cases, oracles, strategies
 from tests.ops.compare import NONDETERMINISM, array, assert_near, assert_same
+from tests.ops.errors import Errors
 
 OP = "ms_deform_attn"
 Arguments = tuple[Tensor, Sequence[tuple[int, int]], Tensor, Tensor, Tensor]
@@ -299,17 +300,8 @@ def test_not_finite_numbers(implementation: str) -> None:
 
 # ---- errors of the public function
 
-ERRORS: dict[str, tuple[type[Exception], str, Callable[[list], None]]] = {}
-
-
-def wrong(
-    error: type[Exception], message: str
-) -> Callable[[Callable[[list], None]], Callable[[list], None]]:
-    def add(change: Callable[[list], None]) -> Callable[[list], None]:
-        ERRORS[change.__name__] = (error, message, change)
-        return change
-
-    return add
+ERRORS = Errors()
+wrong = ERRORS.expects
 
 
 @wrong(TypeError, "reference must be a torch.Tensor, got ndarray")
