@@ -71,8 +71,8 @@ class Kernel:
     spills: int
     threads: int
     sass: str | None
-    """Its instructions, one a line with its address; None if there is no disassembler for the
-    architecture."""
+    """The kernel's instructions, one per line, each with its address. None if no disassembler for
+    the architecture was found."""
 
     @property
     def occupancy(self) -> float:

@@ -7,7 +7,7 @@ kernels are slower than both: caches miss, latency shows, loops have ends. Both 
 condition are counted, so the instructions are an upper bound of what a loop issues.
 
 `scalar` is deformable attention by the plan that most public kernels share, written anew for this
-comparison (bench/one_thread_per_scalar.cuh) and counted likewise.
+comparison (bench/one_thread_per_scalar.cuh). Its instructions are counted in the same way.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ bool TensorArg::read_dlpack(py::handle object) {
     take(managed_versioned_->dl_tensor);
   } else if (PyCapsule_IsValid(capsule.ptr(), "dltensor")) {
     managed_.reset(static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor")));
-    PyCapsule_SetName(capsule.ptr(), "used_dltensor");  // likewise
+    PyCapsule_SetName(capsule.ptr(), "used_dltensor");  // as above
     take(managed_->dl_tensor);
   } else {
     fail_type("returned no DLPack capsule, or one that has been used");

@@ -48,9 +48,10 @@ struct MSDeformAttnArgs {
   TensorView value;  ///< [B, S, N, D]          float16, bfloat16, float32 or float64; any strides,
                      ///< as all below
   TensorView locations;  ///< [B, Q, N, L, P, 2]    dtype of value, or float32 beside half precision
-  TensorView weights;    ///< [B, Q, N, L, P]       likewise
-  TensorView reference;  ///< [B, Q, L, 2]          likewise. kOffsets only: then `locations` holds
-                         ///< offsets in pixels of their level, and `weights` logits
+  TensorView weights;    ///< [B, Q, N, L, P]       dtype as for locations
+  TensorView reference;  ///< [B, Q, L, 2]          dtype as for locations. Only in form kOffsets:
+                         ///< `locations` then holds offsets, in pixels of their level, and
+                         ///< `weights` holds logits
   std::vector<MSDeformAttnLevel> levels;  ///< level after level in S, rows before columns
 
   TensorView out;  ///< forward: [B, Q, N·D], dtype of value

@@ -11,7 +11,7 @@ struct CudaBuild {
   std::string why_not;   ///< if so, why
   std::string compiler;  ///< e.g. "nvcc 13.0"
   int runtime = 0;       ///< version of the CUDA runtime inside, as CUDA counts: 13000 is 13.0
-  int driver = 0;        ///< newest version that the machine's driver can do; 0: there is no driver
+  int driver = 0;        ///< newest version that the driver supports; 0 without a driver
 };
 
 CudaBuild cuda_build();

@@ -66,8 +66,8 @@ ALIGNMASK_DEVICE T* pixel_at(const MaskedPointPoolParams& params, T* channel, in
          (pixel - row * params.width) * params.features_strides[3];
 }
 
-/// Factor of the gradient of an instance's pooled features, beside the hits: 1 / divisor, or 0
-/// where no point hit the mask, so that there is no gradient.
+/// Factor by which the gradient of an instance's pooled features is multiplied, besides the hit
+/// itself: 1 / divisor. It is 0 if no point of the set hit the mask: the gradient is then zero.
 template <class F>
 ALIGNMASK_DEVICE F gradient_scale(const MaskedPointPoolParams& params, int instance, int set) {
   const F weight = static_cast<const F*>(
