@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_utils
 
+from alignmask.data.rle import encode
 from alignmask.evaluation.results_file import load_ground_truth
-from alignmask.evaluation.rle import encode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tests.analysis import chromium

@@ -132,7 +132,13 @@ def evaluation_data(
         raise ValueError("evaluate: give both images and annotations, or neither of them")
     else:
         dataset = CocoDataset(
-            Path(images), Path(annotations), evaluation_transform(data), limit, masks=False
+            Path(images),
+            Path(annotations),
+            evaluation_transform(data),
+            limit,
+            masks=False,
+            exif=data.exif,
+            sample_range=data.sample_range,
         )
     if dataset.class_names != predictor.class_names:
         raise ValueError(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from alignmask import checkpoint as checkpoints
 from alignmask.config import SHOWN_SCORE, Config, ModelConfig, without_pretrained
@@ -67,7 +68,8 @@ class Predictor:
 
         Args:
             image: A path, a PIL image, a uint8 array [H, W, 3] (or [H, W], or [H, W, 4]), or a
-                uint8 tensor [3, H, W]. Colours are RGB; alpha is dropped.
+                uint8 tensor [3, H, W]. Colours are RGB; alpha is dropped. Files and PIL images are
+                turned upright by their EXIF orientation, unless `config.data.exif` is "ignore".
             threshold: Instances with a lower score are left out.
             trusted: Return only the instances that the guarantee of the calibration covers.
 
@@ -86,7 +88,7 @@ class Predictor:
                 "predict: nothing is known to be trusted: run `alignmask calibrate RUN --precision "
                 "0.9`"
             )
-        pixels_CHW = to_pixels(image)
+        pixels_CHW = self._pixels(image)
         size = (pixels_CHW.shape[1], pixels_CHW.shape[2])
         name = str(image) if isinstance(image, (str, os.PathLike)) else "image"
         sample = Sample(
@@ -130,8 +132,12 @@ class Predictor:
         """
         if instances is None:
             instances = self.predict(image)
-        image_HWC = to_pixels(image).permute(1, 2, 0).numpy()
+        image_HWC = self._pixels(image).permute(1, 2, 0).numpy()
         return draw_instances(image_HWC, instances, self.class_names, threshold=threshold)
+
+    def _pixels(self, image: ImageLike) -> Tensor:
+        data = self.config.data
+        return to_pixels(image, exif=data.exif, sample_range=data.sample_range)
 
 
 def load(checkpoint: str | os.PathLike[str], device: str | torch.device = "cpu") -> Predictor:

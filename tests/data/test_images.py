@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from alignmask.data import ImageError, read_image
+from alignmask.data.images import read_header, to_pixels
 
 GREY = np.arange(20, dtype=np.uint8).reshape(4, 5) * 12
 COLOR = np.stack([GREY, GREY[::-1], 255 - GREY], axis=-1)
@@ -74,11 +76,78 @@ def test_16_bit_grey_keeps_its_high_byte(tmp_path, suffix):
     check(tmp_path / f"a.{suffix}", np.repeat((deep // 256)[..., None], 3, -1))
 
 
-def test_exif_orientation_is_not_applied(tmp_path):
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photos_are_turned_upright(tmp_path, suffix, orientation):
+    path, exif = tmp_path / f"a.{suffix}", Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(COLOR).save(path, exif=exif)
+    with Image.open(path) as image:
+        image.load()
+        stored = np.array(image)  # Pillow itself turns TIFF files
+        upright = np.array(ImageOps.exif_transpose(image))
+    check(path, upright)
+    with Image.open(path) as image:
+        assert np.array_equal(to_pixels(image).permute(1, 2, 0).numpy(), upright)
+    for size in (None, upright.shape[:2], stored.shape[:2], (3, 3)):
+        for mode in ("auto", "apply", "ignore"):
+            found = read_image(path, size, exif=mode).permute(1, 2, 0).numpy()
+            keeps = mode == "ignore" or (
+                mode == "auto" and size == stored.shape[:2] != upright.shape[:2]
+            )
+            assert np.array_equal(found, stored if keeps else upright)
+            header = read_header(path, size, exif=mode)
+            assert header.size == found.shape[:2]
+            assert header.turned == (orientation != 1 and suffix != "tif" and not keeps)
+            assert not header.deep
+
+
+@pytest.mark.parametrize("value", [0, 9])
+def test_an_orientation_that_does_not_exist_turns_nothing(tmp_path, value):
     exif = Image.Exif()
-    exif[0x0112] = 6  # rotate by 90 degrees to show
+    exif[0x0112] = value
     Image.fromarray(COLOR).save(tmp_path / "a.png", exif=exif)
     check(tmp_path / "a.png", COLOR)
+
+
+@pytest.mark.parametrize(
+    ("samples", "sample_range"),
+    [
+        (np.array([[0, 100, 200, 4095]], np.uint16), (100, 300)),
+        (np.array([[-5, 100, 200, 70000]], np.int32), (100, 300)),
+        (np.array([[-1.0, 0.0, 0.5, 2.0, np.nan]], np.float32), (0.0, 1.0)),
+    ],
+)
+def test_a_range_of_samples_is_spread_over_all_levels(tmp_path, samples, sample_range):
+    Image.fromarray(samples).save(tmp_path / "a.tif")
+    expected = {100: [0, 0, 127, 255], 0.0: [0, 0, 128, 255, 0]}[sample_range[0]]
+    found = read_image(tmp_path / "a.tif", sample_range=sample_range)
+    assert found[1, 0].tolist() == expected
+    with pytest.raises(ImageError, match="black below white"):
+        read_image(tmp_path / "a.tif", sample_range=(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("highest", "top"), [(0, None), (200, 255), (4000, 4095), (16383, 16383), (16384, None)]
+)
+def test_16_bit_images_that_are_nearly_black(tmp_path, highest, top):
+    Image.fromarray(np.array([[0, highest]], np.uint16)).save(tmp_path / "a.png")
+    assert read_header(tmp_path / "a.png").deep
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        read_image(tmp_path / "a.png")
+        read_image(tmp_path / "a.png", sample_range=(0, 65535))  # asked for
+    assert len(caught) == (top is not None)
+    if top is not None:
+        assert f"a value above {top} are nearly black" in str(caught[0].message)
+
+
+def test_images_that_are_too_large_say_what_to_do(tmp_path, monkeypatch):
+    Image.fromarray(COLOR).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9)  # of 20
+    for read in (read_image, read_header):
+        with pytest.raises(ImageError, match=r"into tiles, or set .*ALIGNMASK_MAX_MEGAPIXELS"):
+            read(tmp_path / "a.png")
 
 
 def test_faults_name_the_file(tmp_path):

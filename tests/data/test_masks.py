@@ -131,9 +131,9 @@ def test_no_instances_make_an_empty_stack():
         ({"size": [4, 5], "counts": [10, -1, 11]}, "non-negative"),
         ({"size": [4, 5], "counts": [10, 2.5]}, "non-negative"),
         ({"size": [4, 5], "counts": [10, 9]}, "RLE covers 19 pixels, the image has 4 x 5 = 20"),
-        ([1, 2, 3, 4, 5, 6], "lists of x, y"),
+        ([1, 2, 3, 4, 5, 6], "list of polygons, each"),
         ([[1, 2, 3, 4, 5, 6, 7]], "lists of x, y"),
-        ([{"size": [4, 5]}], "lists of x, y"),
+        ([{"size": [4, 5]}], "list of polygons, each"),
     ],
 )
 def test_structural_faults(segmentation, reason):

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,9 @@ import numpy as np
 import pytest
 
 from alignmask.data import CocoError
+from alignmask.data.faults import SHOWN_FAULTS, is_number
 from alignmask.evaluation.metrics import evaluate_results
 from alignmask.evaluation.results_file import (
-    SHOWN_FAULTS,
-    is_number,
     load_ground_truth,
     load_results,
 )
@@ -45,59 +43,6 @@ def results_file(folder: Path, entries: Any) -> Path:
 
 # -- annotation files
 # --------------------------------------------------------------------------------------------------
-
-
-def with_annotation(**changes: Any) -> Callable[[dict[str, Any]], None]:
-    return lambda data: data["annotations"][1].update(changes)
-
-
-ANNOTATION_FAULTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "no list": (lambda d: d.update(annotations={}), r"list 'annotations'"),
-    "no images key": (lambda d: d.pop("images"), r"list 'images'"),
-    "no images": (lambda d: d.update(images=[], annotations=[]), r"0 images and 2 categories"),
-    "no categories": (lambda d: d.update(categories=[], annotations=[]), r"2 images and 0 categories"),
-    "annotation is no object": (lambda d: d["annotations"].append(5), r"annotations\[2\]: expected an object"),
-    "annotation without id": (lambda d: d["annotations"][1].pop("id"), r"annotations\[1\]: .* integer id"),
-    "image id is text": (lambda d: d["images"][0].update(id="7"), r"images\[0\]: .* integer id"),
-    "image twice": (lambda d: d["images"][1].update(id=7), r"images\[1\]: id 7 occurs twice"),
-    "category twice": (lambda d: d["categories"][1].update(id=3), r"categories\[1\]: id 3 occurs twice"),
-    "annotation twice": (with_annotation(id=100), r"annotations\[1\] \(image id 7\): id 100 occurs twice"),
-    "image without height": (lambda d: d["images"][1].pop("height"), r"image id 8: height and width .*None, 30"),
-    "image of height 0": (lambda d: d["images"][1].update(height=0), r"image id 8: height and width .*0, 30"),
-    "unknown image": (with_annotation(image_id=99), r"1 of an image .*\n.*annotation id 112, image id 99"),
-    "image id is a list": (with_annotation(image_id=[7]), r"annotation id 112, image id \[7\]"),
-    "unknown category": (with_annotation(category_id=4), r"annotation id 112, image id 7: category id 4"),
-    "category id is a list": (with_annotation(category_id=[3]), r"annotation id 112, image id 7: category id \[3\]"),
-    "no category": (lambda d: d["annotations"][1].pop("category_id"), r"id 112, image id 7: category id None"),
-    "no segmentation": (lambda d: d["annotations"][1].pop("segmentation"), r"id 112, image id 7: expected polygons"),
-    "NaN area": (with_annotation(area=float("nan")), r"area that is not a finite .*\n.*id 112, image id 7: nan"),
-    "area is text": (with_annotation(area="12"), r"annotation id 112, image id 7: '12'"),
-    "RLE of another size": (
-        with_annotation(segmentation=rle(np.ones((30, 20), bool))), r"id 112, image id 7: RLE size \[30, 20\].*\[20, 30\]"
-    ),
-    "truncated RLE": (
-        with_annotation(segmentation={"size": list(SIZE), "counts": rle(box_mask(SIZE, 2, 2, 9, 9))["counts"][:-3]}),
-        r"id 112, image id 7: RLE",
-    ),
-    "counts too short": (
-        with_annotation(segmentation={"size": list(SIZE), "counts": [3, 4]}), r"image id 7: RLE covers 7 .*20 x 30 = 600"
-    ),
-    "odd polygon": (with_annotation(segmentation=[[1, 2, 3, 4, 5, 6, 7]]), r"id 112, image id 7: expected polygons as"),
-    "polygon of text": (with_annotation(segmentation=[["a"] * 6]), r"id 112, image id 7: polygon with something"),
-    "NaN in polygon": (with_annotation(segmentation=[[float("nan"), 1, 2, 3, 4, 5]]), r"id 112, image id 7: .*finite"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("fault", ANNOTATION_FAULTS)
-def test_faults_of_annotation_files_are_named(tmp_path: Path, world: World, fault: str) -> None:
-    damage, message = ANNOTATION_FAULTS[fault]
-    data = world.coco()
-    damage(data)
-    path = tmp_path / "annotations.json"
-    path.write_text(json.dumps(data))
-    with pytest.raises(CocoError, match=message) as error:
-        load_ground_truth(path)
-    assert str(path.resolve()) in str(error.value)
 
 
 def test_files_that_are_no_json(tmp_path: Path, world: World) -> None:
@@ -131,7 +76,9 @@ def test_annotations_without_polygon_are_left_out_with_a_count(
     for n in range(SHOWN_FAULTS):
         world.annotate(8, 3, box_mask(SIZE, 0, 0, 5, 5), id=200 + n, segmentation=[[1, 2]])
     world.annotate(8, 3, box_mask(SIZE, 0, 0, 5, 5), id=300, segmentation=[[1, 2], *BOX])
-    with pytest.warns(UserWarning, match=r"annotations\.json: 7 annotations left out") as seen:
+    with pytest.warns(
+        UserWarning, match=r"annotations\.json: 7 annotations of 8 .*left out, without a polygon"
+    ) as seen:
         truth = load_ground_truth(world.write(tmp_path))
     text = str(seen[0].message)
     assert (
@@ -248,7 +195,7 @@ RESULT_FAULTS: dict[str, tuple[Any, str]] = {
     ),
     "short polygon": (
         {"segmentation": [[1, 2, 3, 4]]},
-        r"entry 1 \(image 7\): no polygon of 3 points",
+        r"1 without a polygon of 3 points or more\n.*entry 1 \(image 7\)",
     ),
     "no mask": ({"segmentation": None}, r"entry 1 \(image 7\): expected polygons or an RLE"),
 }
@@ -319,8 +266,43 @@ def test_unknown_entries_can_be_left_out_but_faulty_ones_cannot(
     assert metrics == evaluate_results(annotations, world.results)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(CocoError, match=r"of 8 entries: 1 with a faulty segmentation\n"):
+        with pytest.raises(
+            CocoError, match=r"of 8 entries: 1 without a polygon of 3 points or more\n"
+        ):
             load_results([*entries, {**good, "segmentation": [[1, 2]]}], truth, ignore_unknown=True)
+
+
+def test_entries_are_of_the_image_that_their_file_name_names(tmp_path: Path, world: World) -> None:
+    """As `alignmask predict` writes them: the ids are positions."""
+    truth = load_ground_truth(world.write(tmp_path))
+    named = [{**entry, "image_id": 8, "file_name": "photos/7.png"} for entry in world.results]
+    with pytest.warns(
+        UserWarning, match=r"2 entries matched by file_name, .*: entry 0 .* id 7; and 1"
+    ):
+        found = load_results(results_file(tmp_path, named), truth)
+    assert [entry["image_id"] for entry in found.entries] == [7, 7]
+    unknown = [*world.results, {**world.results[0], "file_name": "9.png"}]
+    with pytest.raises(
+        CocoError, match=r"1 of a file_name that .*\n.*entry 2 \(image 7\): '9.png'"
+    ):
+        load_results(unknown, truth)
+    with pytest.warns(UserWarning, match="left out 1 of a file_name"):
+        assert len(load_results(unknown, truth, ignore_unknown=True).entries) == 2
+
+
+def test_a_file_name_of_several_images_is_a_fault(tmp_path: Path, world: World) -> None:
+    data = world.coco()
+    for record, name in zip(data["images"], ("a/x.png", "b/x.png"), strict=True):
+        record["file_name"] = name
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(data))
+    truth = load_ground_truth(path)
+    entry = {**world.results[0], "file_name": "x.png"}
+    assert load_results([entry], truth).entries[0]["image_id"] == 7
+    with pytest.raises(
+        CocoError, match=r"fits several images\n.*entry 0 \(image 3\): 'x.png': 7, 8"
+    ):
+        load_results([{**entry, "image_id": 3}], truth)
 
 
 @pytest.mark.parametrize("engine", ["hotcoco", "pycocotools"])

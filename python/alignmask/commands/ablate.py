@@ -25,7 +25,7 @@ from alignmask.config import Config
 from alignmask.data import resolve_paths, train_dataset, val_dataset
 from alignmask.recipes import RECIPES
 from alignmask.training.signals import Stopped
-from alignmask.training.trainer import check_classes
+from alignmask.training.trainer import check_data
 
 FAILED = 1
 USAGE = "usage: alignmask ablate GRID RECIPE ...\n\n{grids}\n\n`alignmask ablate GRID RECIPE --help` lists all settings."
@@ -116,7 +116,7 @@ def run(
     _check_names(grid, only)
     config = replace(config, data=resolve_paths(config.data))
     # A fault of the data is reported once, and not by every run.
-    check_classes(config, train_dataset(config.data), val_dataset(config.data, masks=False))
+    check_data(config, train_dataset(config.data), val_dataset(config.data, masks=False))
     folder = config.out / config.name
     claims = Claims(folder / "claims")
     cells = [

@@ -12,7 +12,7 @@ import tyro
 from alignmask import checkpoint
 from alignmask.commands._options import flowing
 from alignmask.config import without_pretrained
-from alignmask.data.coco_json import CocoIndex
+from alignmask.data.coco_json import read_coco
 from alignmask.pretrained.read import LoadReport, Source, initialise_from, read
 from alignmask.pretrained.read import classes as class_list
 from alignmask.pretrained.write import write_huggingface, write_mask2former
@@ -76,13 +76,13 @@ def classes(source: Source, annotations: Path | None) -> tuple[list[str], list[i
     categories than the model."""
     count = source.config.model.num_classes
     if annotations is not None:
-        index = CocoIndex(annotations)
-        if len(index.class_names) != count:
+        categories = read_coco(annotations).categories
+        if len(categories) != count:
             raise ValueError(
-                f"convert: {annotations} has {len(index.class_names)} categories, the model "
+                f"convert: {annotations} has {len(categories)} categories, the model "
                 f"{count} classes"
             )
-        return index.class_names, index.category_ids
+        return list(categories.values()), list(categories)
     return class_list(source, count)
 
 

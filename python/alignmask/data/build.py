@@ -58,7 +58,12 @@ def train_dataset(data: DataConfig) -> CocoDataset:
     assert data.train_images is not None
     assert data.train_annotations is not None
     return CocoDataset(
-        data.train_images, data.train_annotations, training_transform(data), limit=data.train_limit
+        data.train_images,
+        data.train_annotations,
+        training_transform(data),
+        limit=data.train_limit,
+        exif=data.exif,
+        sample_range=data.sample_range,
     )
 
 
@@ -74,4 +79,6 @@ def val_dataset(data: DataConfig, masks: bool = True) -> CocoDataset:
         evaluation_transform(data),
         limit=data.val_limit,
         masks=masks,
+        exif=data.exif,
+        sample_range=data.sample_range,
     )

@@ -1,40 +1,85 @@
-"""A COCO JSON file, checked and reduced to what training needs."""
+"""The one reader of COCO annotation files, for training, evaluation, analysis and tools alike:
+what it accepts, no later stage refuses."""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections import Counter
-from collections.abc import Container
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alignmask.data.masks import Segmentation, check_coverage, measure_counts, parse_segmentation
+from pycocotools import mask as coco_mask
 
-CROWD = "crowd"
-NO_POLYGON = "without a polygon of 3 points or more"
-ZERO_AREA = "with a mask of zero area"
-
-_CHUNK = 4096  # RLEs checked together: bounds the memory
-
-
-class CocoError(ValueError):
-    """A fault in a COCO-format data set; the message names file, image id and annotation id as far
-    as they apply."""
+from alignmask.data import rle
+from alignmask.data.faults import (
+    BAD_AREA,
+    CAUSES,
+    NO_POLYGON,
+    NORMALISED,
+    CocoError,
+    Faults,
+    SegmentationError,
+    brief,
+    counted,
+    is_number,
+    some,
+)
+from alignmask.data.masks import are_normalised, parse_segmentation
 
 
 class AnnotationRecord(NamedTuple):
     id: int
-    label: int
-    segmentation: Segmentation
+    image_id: int
+    category_id: int
+    counts: bytes
+    """The mask as compressed RLE."""
+    pixels: int
+    """Area of the mask."""
+    area: float
+    """Area that the file says, by which COCO's evaluation tells small objects from large ones; the
+    mask's if it says none."""
+    crowd: bool
 
 
 class ImageRecord(NamedTuple):
     id: int
-    file_name: str
+    file_name: str | None
     height: int
     width: int
+
+
+@dataclass(frozen=True)
+class CocoFile:
+    """A checked COCO annotation file."""
+
+    path: Path
+    images: dict[int, ImageRecord]
+    """By image id, in the file's order."""
+    categories: dict[int, str]
+    """Names by category id, sorted by id."""
     annotations: list[AnnotationRecord]
+    """In the file's order."""
+    listed: int
+    """Number of annotations that the file has of these images."""
+    without_polygon: list[str]
+    """Which annotations were left out because no polygon of 3 points or more is there."""
+    short_polygons: int
+    """Polygons of fewer than 3 points that were left out of annotations that have others."""
+
+    def warn_left_out(self, stacklevel: int = 2) -> None:
+        """One warning for all annotations that have no mask, if there are any."""
+        if self.without_polygon:
+            share = ""
+            if 2 * len(self.without_polygon) > self.listed:
+                share = f" of {self.listed} ({CAUSES[NO_POLYGON]})"
+            warnings.warn(
+                f"{self.path}: {counted(len(self.without_polygon), 'annotation')}{share} left out, "
+                f"{NO_POLYGON}: {some(self.without_polygon, '; ')}",
+                stacklevel=stacklevel + 1,
+            )
 
 
 def fault(
@@ -55,7 +100,7 @@ def read_coco_json(path: str | Path) -> dict[str, Any]:
     Raises CocoError, with line and column for malformed JSON.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             content = json.load(file)
     except OSError as error:
         raise fault(path, f"cannot read the annotation file: {error.strerror}") from error
@@ -73,152 +118,153 @@ def read_coco_json(path: str | Path) -> dict[str, Any]:
     return content
 
 
-class CocoIndex:
-    """The images of a COCO JSON file, in its order, with the instances that can be trained on.
+def read_coco(path: str | Path, limit: int | None = None) -> CocoFile:
+    """Read a COCO annotation file, check all of it, and make every mask a compressed RLE.
 
     Args:
-        limit: Number of images to keep, from the start of the list; None keeps all.
+        limit: Number of images to keep, from the start of the list, with their annotations; None
+            keeps all. Masks of the others are not looked at.
 
     Raises:
-        CocoError: Any fault that can be seen without loading an image or rasterising a polygon.
+        CocoError: The file cannot be read, lists no images or no categories, or has faults: one
+            message counts them by kind, and names the first few by their ids.
     """
+    path = Path(path)
+    reader = _Reader(path, read_coco_json(path))
+    categories, images = reader.categories(), reader.images()
+    reader.faults.raise_if_any(str(path), "images and categories")
+    for what, found in (("images", images), ("categories", categories)):
+        if not found:
+            raise fault(path, f"it lists no {what}")
+    kept = dict(itertools.islice(images.items(), limit))
+    return reader.annotations(categories, images, kept)
 
-    def __init__(self, path: Path, limit: int | None = None) -> None:
-        self.path = path
-        content = read_coco_json(path)
-        self.category_ids, self.class_names = self._read_categories(content["categories"])
-        self.skipped: Counter[str] = Counter()
-        """Annotations left out, by reason."""
-        self.first_skipped: dict[str, str] = {}
-        """For every reason but CROWD, which one was the first."""
-        self.short_polygons = 0
-        """Polygons of fewer than 3 points left out of annotations that have others."""
-        images = self._read_images(content["images"])
-        kept = dict(itertools.islice(images.items(), limit))
-        parsed = self._read_annotations(content["annotations"], images, kept)
-        empty_ids = self._check_rles(parsed, kept)
-        for image_id, annotation, crowd in parsed:
-            if crowd:
-                self.skipped[CROWD] += 1
-            elif not annotation.segmentation:
-                self._skip(NO_POLYGON, image_id, annotation.id)
-            elif annotation.id in empty_ids:
-                self._skip(ZERO_AREA, image_id, annotation.id)
-            else:
-                kept[image_id].annotations.append(annotation)
-        self.images = list(kept.values())
 
-    def _read_categories(self, categories: list[Any]) -> tuple[list[int], list[str]]:
+class _Reader:
+    """Collects the faults of a file. The records returned are of those without."""
+
+    def __init__(self, path: Path, content: dict[str, Any]) -> None:
+        self.path, self.content, self.faults = path, content, Faults()
+
+    def categories(self) -> dict[int, str]:
         names: dict[int, str] = {}
-        for number, category in enumerate(categories):
-            where = f"categories[{number}]"
-            category_id, name = (
-                self._get(category, "id", int, where),
-                self._get(category, "name", str, where),
-            )
-            if category_id in names:
-                raise CocoError(f"{self.path}, {where}: category id {category_id} occurs twice")
-            names[category_id] = name
-        if not names:
-            raise fault(self.path, "it lists no categories")
-        return sorted(names), [names[category_id] for category_id in sorted(names)]
+        for where, category in self._identified("categories"):
+            name = category.get("name", str(category["id"]))
+            if self._is(str, name, f"{where}: name"):
+                names[category["id"]] = name
+        return dict(sorted(names.items()))
 
-    def _read_images(self, images: list[Any]) -> dict[int, ImageRecord]:
+    def images(self) -> dict[int, ImageRecord]:
         records: dict[int, ImageRecord] = {}
-        for number, image in enumerate(images):
-            where = f"images[{number}]"
-            image_id = self._get(image, "id", int, where)
-            where = f"image id {image_id}"
-            height, width = (
-                self._get(image, "height", int, where),
-                self._get(image, "width", int, where),
-            )
-            if image_id in records:
-                raise fault(self.path, "the image id occurs twice", image_id)
-            if height < 1 or width < 1:
-                raise fault(
-                    self.path,
-                    f"expected positive sides, got height {height}, width {width}",
-                    image_id,
+        for where, image in self._identified("images"):
+            height: Any = image.get("height")
+            width: Any = image.get("width")
+            name = image.get("file_name")
+            if not all(type(side) is int and side > 0 for side in (height, width)):
+                self.faults.add(
+                    "whose height and width are not positive integers",
+                    f"{where}: height {brief(height)}, width {brief(width)}",
                 )
-            records[image_id] = ImageRecord(
-                image_id, self._get(image, "file_name", str, where), height, width, []
-            )
-        if not records:
-            raise fault(self.path, "it lists no images")
+            elif name is None or self._is(str, name, f"{where}: file_name"):
+                records[image["id"]] = ImageRecord(image["id"], name, height, width)
         return records
 
-    def _read_annotations(
-        self, annotations: list[Any], images: Container[int], kept: dict[int, ImageRecord]
-    ) -> list[tuple[int, AnnotationRecord, bool]]:
-        """Of the kept images: image id, annotation, whether it is a crowd."""
-        labels = {category_id: label for label, category_id in enumerate(self.category_ids)}
-        seen: set[int] = set()
-        parsed = []
-        for number, annotation in enumerate(annotations):
-            annotation_id = self._get(annotation, "id", int, f"annotations[{number}]")
-            where = f"annotation id {annotation_id}"
-            image_id = self._get(annotation, "image_id", int, where)
-            category_id = self._get(annotation, "category_id", int, where)
-            if annotation_id in seen:
-                raise fault(self.path, "the annotation id occurs twice", image_id, annotation_id)
-            seen.add(annotation_id)
-            if image_id not in images:
-                raise fault(
-                    self.path, "the image id is not among the images", image_id, annotation_id
+    def annotations(
+        self,
+        categories: dict[int, str],
+        images: dict[int, ImageRecord],
+        kept: dict[int, ImageRecord],
+    ) -> CocoFile:
+        records: list[AnnotationRecord] = []
+        listed, short_polygons, polygons = 0, 0, 0
+        normalised: list[str] = []
+        without_polygon: list[str] = []
+        for where, annotation in self._identified("annotations"):
+            image_id: Any = annotation.get("image_id")
+            category_id: Any = annotation.get("category_id")
+            where = f"{where}, image id {brief(image_id)}"
+            if not _is_key(image_id, images):
+                self.faults.add("of an image that is not listed", where)
+                continue
+            if not _is_key(category_id, categories):
+                self.faults.add(
+                    "of a category that is not listed", f"{where}: category id {brief(category_id)}"
                 )
-            if category_id not in labels:
-                text = f"category id {category_id} is not among the categories"
-                raise fault(self.path, text, image_id, annotation_id)
+                continue
             if image_id not in kept:
                 continue
-            _, _, height, width, _ = kept[image_id]
+            listed += 1
+            size = (images[image_id].height, images[image_id].width)
             try:
-                segmentation, short = parse_segmentation(
-                    annotation.get("segmentation"), (height, width)
+                parsed, short = parse_segmentation(annotation.get("segmentation"), size)
+                if not parsed:
+                    without_polygon.append(where)
+                    continue
+                mask = rle.from_parsed(parsed, size)
+            except SegmentationError as error:
+                self.faults.add(error.kind, f"{where}: {error}")
+                continue
+            short_polygons += short
+            polygons += isinstance(parsed, list)
+            if are_normalised(parsed, size):
+                normalised.append(f"{where}: {brief(parsed)}")
+            pixels = int(coco_mask.area(mask))
+            area, crowd = annotation.get("area"), annotation.get("iscrowd")
+            if area is None:
+                area = pixels
+            if not is_number(area) or area < 0:
+                self.faults.add(BAD_AREA, f"{where}: {brief(area)}")
+                continue
+            if crowd not in (None, 0, 1):
+                self.faults.add("whose iscrowd is neither 0 nor 1", f"{where}: {brief(crowd)}")
+                continue
+            records.append(
+                AnnotationRecord(
+                    annotation["id"],
+                    image_id,
+                    category_id,
+                    mask["counts"],
+                    pixels,
+                    float(area),
+                    bool(crowd),
                 )
-            except ValueError as error:
-                raise fault(self.path, str(error), image_id, annotation_id) from error
-            self.short_polygons += short if segmentation else 0
-            record = AnnotationRecord(annotation_id, labels[category_id], segmentation)
-            parsed.append((image_id, record, bool(annotation.get("iscrowd", 0))))
-        return parsed
-
-    def _check_rles(
-        self, parsed: list[tuple[int, AnnotationRecord, bool]], kept: dict[int, ImageRecord]
-    ) -> set[int]:
-        """Check all compressed RLEs; returns the annotation ids of those that set no pixel."""
-        rles = [
-            (image, a.id, a.segmentation)
-            for image, a, _ in parsed
-            if isinstance(a.segmentation, bytes)
-        ]
-        empty_ids: set[int] = set()
-        for first in range(0, len(rles), _CHUNK):
-            chunk = rles[first : first + _CHUNK]
-            covered, areas = measure_counts([counts for _, _, counts in chunk])
-            for (image_id, annotation_id, counts), cover, area in zip(
-                chunk, covered, areas, strict=True
-            ):
-                try:
-                    check_coverage(
-                        counts, int(cover), (kept[image_id].height, kept[image_id].width)
-                    )
-                except ValueError as error:
-                    raise fault(self.path, str(error), image_id, annotation_id) from error
-                if area == 0:
-                    empty_ids.add(annotation_id)
-        return empty_ids
-
-    def _skip(self, reason: str, image_id: int, annotation_id: int) -> None:
-        self.skipped[reason] += 1
-        self.first_skipped.setdefault(reason, f"image id {image_id}, annotation id {annotation_id}")
-
-    def _get(self, record: Any, key: str, kind: type, where: str) -> Any:
-        if not isinstance(record, dict) or key not in record:
-            raise CocoError(f"{self.path}, {where}: {key} is missing")
-        if type(record[key]) is not kind:
-            raise CocoError(
-                f"{self.path}, {where}: {key}: expected {kind.__name__}, got {record[key]!r}"
             )
-        return record[key]
+        # A single one may be a very small object in the corner of its image.
+        if 2 * len(normalised) > polygons:
+            self.faults.places[NORMALISED] = normalised
+        self.faults.raise_if_any(str(self.path), f"of {counted(listed, 'annotation')}")
+        return CocoFile(
+            self.path, kept, categories, records, listed, without_polygon, short_polygons
+        )
+
+    def _identified(self, section: str) -> Iterable[tuple[str, dict[str, Any]]]:
+        """The records of a section that have an id of their own, and how to name them."""
+        what = {"images": "image", "categories": "category", "annotations": "annotation"}[section]
+        seen: set[int] = set()
+        for number, record in enumerate(self.content[section]):
+            where = f"{section}[{number}]"
+            if not isinstance(record, dict) or type(record.get("id")) is not int:
+                self.faults.add(
+                    "without an integer id",
+                    f"{where}: expected an object with an integer id, got {brief(record)}",
+                )
+            elif record["id"] in seen:
+                of = f", image id {record.get('image_id')}" if section == "annotations" else ""
+                self.faults.add(
+                    "whose id occurs twice", f"{where}{of}: id {record['id']} occurs twice"
+                )
+            else:
+                seen.add(record["id"])
+                yield f"{what} id {record['id']}", record
+
+    def _is(self, kind: type, value: Any, where: str) -> bool:
+        if type(value) is kind:
+            return True
+        self.faults.add(
+            "of the wrong kind", f"{where}: expected {kind.__name__}, got {brief(value)}"
+        )
+        return False
+
+
+def _is_key(value: Any, records: dict[int, Any]) -> bool:
+    return type(value) is int and value in records

@@ -6,31 +6,57 @@ Dimensions: N instances of one image, C = 3 colour channels, H x W pixels.
 from __future__ import annotations
 
 import itertools
-import os
 import pickle
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from pycocotools import mask as coco_mask
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from alignmask.data.batch import Sample, Size
-from alignmask.data.coco_json import (
+from alignmask.data.coco_json import CocoFile, fault, read_coco, read_coco_json
+from alignmask.data.faults import (
+    CAUSES,
+    CROWD,
+    NO_POLYGON,
     ZERO_AREA,
     CocoError,
-    CocoIndex,
-    ImageRecord,
-    fault,
-    read_coco_json,
+    Faults,
+    counted,
 )
-from alignmask.data.images import ImageError, read_image
-from alignmask.data.masks import decode_rles, encode_segmentation
+from alignmask.data.file_names import find_files
+from alignmask.data.images import (
+    Exif,
+    FewBitsWarning,
+    Header,
+    ImageError,
+    SampleRange,
+    read_header,
+    read_image,
+)
+from alignmask.data.masks import decode_rles
 
 __all__ = ["CocoDataset", "CocoError", "read_coco_json"]
+
+_HEADERS = 20_000  # of which the size is compared at the start; a data set of COCO's size has more
+_DEEP_IMAGES = 8  # of 16 bits, that are decoded at the start
+
+
+class _Stored(NamedTuple):
+    """An image with the masks that are its instances."""
+
+    id: int
+    file_name: str
+    found: str
+    """The file's name below the images' folder, where that differs from the JSON's."""
+    height: int
+    width: int
+    labels: list[int]
+    counts: list[bytes]
 
 
 class CocoDataset(Dataset[Sample]):
@@ -42,16 +68,20 @@ class CocoDataset(Dataset[Sample]):
     instances are kept.
 
     Args:
-        images: Folder that the JSON's `file_name`s are relative to.
+        images: Folder that the JSON's `file_name`s are relative to (`find_files` says what else is
+            tried).
         annotations: The JSON file.
         transform: Is applied to every sample.
         limit: Number of images to keep, from the start of the JSON's list; None keeps all.
         masks: False gives samples without instances (prediction needs none, and decoding them takes
             time).
+        exif, sample_range: As in `read_image`. "auto" turns an image upright wherever the JSON's
+            size fits that.
 
     Raises:
-        CocoError: At once for every fault that can be seen in the JSON and in the folder's listing;
-            when a sample is loaded for a fault of its image file or its polygons.
+        CocoError: At once for every fault that can be seen in the JSON, in the folder's listing and
+            in the first bytes of the image files (of 20,000 of them, if there are more); when a
+            sample is loaded for damage that only decoding its image shows.
     """
 
     def __init__(
@@ -61,28 +91,41 @@ class CocoDataset(Dataset[Sample]):
         transform: Callable[[Sample], Sample] | None = None,
         limit: int | None = None,
         masks: bool = True,
+        *,
+        exif: Exif = "auto",
+        sample_range: SampleRange | None = None,
     ) -> None:
         if limit is not None and limit < 1:
             raise ValueError(f"CocoDataset: limit: expected None or at least 1, got {limit}")
+        if sample_range is not None and not sample_range[0] < sample_range[1]:
+            raise ValueError(
+                f"CocoDataset: sample_range: expected black below white, got {sample_range}"
+            )
         self.images, self.annotations = Path(images), Path(annotations)
         self.transform, self.masks = transform, masks
-        index = CocoIndex(self.annotations, limit)
-        self._find_missing_files(index.images)
-        self._warn_left_out(index)
-
-        self.category_ids: list[int] = index.category_ids
+        self.exif, self.sample_range = exif, sample_range
+        file = read_coco(self.annotations, limit)
+        self.category_ids = list(file.categories)
         """COCO's category id of every label."""
-        self.class_names: list[str] = index.class_names
-        self.image_ids = [image.id for image in index.images]
-        self._skipped, self._short_polygons = index.skipped, index.short_polygons
-        counts = [len(image.annotations) for image in index.images]
-        self._first_instance = torch.tensor([0, *itertools.accumulate(counts)])
-        # Zero area of a polygon shows when it is rasterised, in a worker process: the flags are
-        # shared with it.
-        self._zero_area = torch.zeros(sum(counts), dtype=torch.bool).share_memory_()
+        self.class_names = list(file.categories.values())
+        self.image_ids = list(file.images)
+        self.left_out: Counter[str] = Counter()
+        """Annotations that are not instances, by reason."""
+        self.listed = file.listed
+        """Number of annotations that the file has of these images."""
+        self._short_polygons = file.short_polygons
+
+        faults = Faults()
+        stored = self._find_files(self._instances(file), faults)
+        self._turned = self._look_at_headers(stored, faults)
+        faults.raise_if_any(str(self.annotations), f"images in {self.images}")
+
+        counts = [len(image.labels) for image in stored]
+        self.instances_per_image = torch.tensor(counts)
+        """int64 [images]."""
         # One buffer instead of millions of objects, whose reference counts would make every worker
         # copy their pages.
-        records = [pickle.dumps(image, protocol=pickle.HIGHEST_PROTOCOL) for image in index.images]
+        records = [pickle.dumps(image, protocol=pickle.HIGHEST_PROTOCOL) for image in stored]
         self._first_byte = torch.tensor([0, *itertools.accumulate(map(len, records))])
         self._records = b"".join(records)
 
@@ -99,27 +142,26 @@ class CocoDataset(Dataset[Sample]):
         """The sample as it is stored, without the transform. Raises as `__getitem__`."""
         record = self._record(index)
         size = (record.height, record.width)
-        path = self.images / record.file_name
+        path = self.images / (record.found or record.file_name)
         try:
-            image_CHW = read_image(path)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FewBitsWarning)  # it was said at the start
+                image_CHW = read_image(path, size, exif=self.exif, sample_range=self.sample_range)
         except ImageError as error:
             raise fault(self.annotations, str(error), record.id) from error
         if tuple(image_CHW.shape[1:]) != size:
             raise fault(
                 self.annotations,
                 f"{path}: the file has {image_CHW.shape[1]} x {image_CHW.shape[2]} pixels (height "
-                "x width, EXIF "
-                f"orientation not applied), the JSON says {size[0]} x {size[1]}",
+                f"x width), the JSON says {size[0]} x {size[1]}",
                 record.id,
             )
-        if self.masks:
-            masks_NHW, labels = self._decode(record, int(self._first_instance[index]))
-        else:
-            masks_NHW, labels = torch.zeros(0, *size, dtype=torch.bool), []
+        kept = len(record.labels) if self.masks else 0
+        rles = [{"size": list(size), "counts": counts} for counts in record.counts[:kept]]
         return Sample(
             image_CHW=image_CHW,
-            masks_NHW=masks_NHW,
-            labels_N=torch.tensor(labels, dtype=torch.int64),
+            masks_NHW=torch.from_numpy(decode_rles(rles, size)),
+            labels_N=torch.tensor(record.labels[:kept], dtype=torch.int64),
             image_id=record.id,
             file_name=record.file_name,
             original_size=size,
@@ -134,74 +176,160 @@ class CocoDataset(Dataset[Sample]):
         record = self._record(index)
         return record.height, record.width
 
-    def _record(self, index: int) -> ImageRecord:
+    def _record(self, index: int) -> _Stored:
         if not 0 <= index < len(self):
             raise IndexError(f"CocoDataset: index {index} is outside 0 .. {len(self) - 1}")
-        record: ImageRecord = pickle.loads(
+        record: _Stored = pickle.loads(
             memoryview(self._records)[slice(*self._first_byte[index : index + 2])]
         )
         return record
 
     def describe(self) -> str:
-        """One line: images, instances, classes, and what was left out by reason.
-
-        Polygons of zero area are counted when they are loaded, in this process and in its
-        data-loading workers.
-        """
-        empty = int(self._zero_area.sum())
-        skipped = self._skipped + Counter({ZERO_AREA: empty})
-        left_out = [f"{count} {reason}" for reason, count in sorted(skipped.items())]
+        """One line: images, instances, classes, and what was left out by reason."""
+        left_out = [f"{count} {reason}" for reason, count in sorted(self.left_out.items())]
         if self._short_polygons:
-            left_out.append(f"{self._short_polygons} single polygons of fewer than 3 points")
-        without = int((self._first_instance.diff() == 0).sum())
+            left_out.append(_single_polygons(self._short_polygons))
+        without = int((self.instances_per_image == 0).sum())
+        turned = f"{counted(self._turned, 'image')} turned upright; " if self._turned else ""
         return (
-            f"{self.annotations}: {len(self)} images ({without} without instances), "
-            f"{len(self._zero_area) - empty} instances of {len(self.class_names)} classes; "
+            f"{self.annotations}: {counted(len(self), 'image')} ({without} without instances), "
+            f"{counted(int(self.instances_per_image.sum()), 'instance')} of "
+            f"{counted(len(self.class_names), 'class', 'classes')}; {turned}"
             f"annotations left out: {', '.join(left_out) or 'none'}"
         )
 
-    def _decode(self, record: ImageRecord, first_instance: int) -> tuple[Tensor, list[int]]:
-        size = (record.height, record.width)
-        rles = []
-        for annotation in record.annotations:
-            try:
-                rles.append(encode_segmentation(annotation.segmentation, size))
-            except ValueError as error:
-                raise fault(self.annotations, str(error), record.id, annotation.id) from error
-        empty = [number for number, rle in enumerate(rles) if coco_mask.area(rle) == 0]
-        for number in empty:
-            if not self._zero_area[first_instance + number]:
-                self._zero_area[first_instance + number] = True
-                text = f"annotation left out, {ZERO_AREA}"
-                warnings.warn(
-                    str(fault(self.annotations, text, record.id, record.annotations[number].id)),
-                    stacklevel=4,
-                )
-        kept = [number for number in range(len(rles)) if number not in empty]
-        masks_NHW = decode_rles([rles[number] for number in kept], size)
-        return torch.from_numpy(masks_NHW), [record.annotations[number].label for number in kept]
-
-    def _find_missing_files(self, images: Iterable[ImageRecord]) -> None:
-        # One listing per folder: asking for each of 118,287 files takes minutes on a network file
-        # system.
-        listings: dict[Path, set[str]] = {}
-        for image in images:
-            path = self.images / image.file_name
-            if path.parent not in listings:
-                listings[path.parent] = (
-                    set(os.listdir(path.parent)) if path.parent.is_dir() else set()
-                )
-            if path.name not in listings[path.parent] and not path.is_file():
-                raise fault(self.annotations, f"{path}: image file does not exist", image.id)
-
-    def _warn_left_out(self, index: CocoIndex) -> None:
-        parts = [
-            f"{index.skipped[reason]} {reason} (first: {first})"
-            for reason, first in index.first_skipped.items()
+    def require_instances(self) -> None:
+        """Raises CocoError, with the likely cause, if there is nothing to train on."""
+        if self.instances_per_image.any():
+            return
+        reasons = [
+            f"\n  {count} {reason}: {CAUSES[reason]}" for reason, count in self.left_out.items()
         ]
-        if index.short_polygons:
-            parts.append(f"{index.short_polygons} single polygons of fewer than 3 points")
+        what = (
+            f"{counted(self.listed, 'annotation')}, none of which is an instance:{''.join(reasons)}"
+            if self.listed
+            else "no annotations: it may have been exported before the images were labelled"
+        )
+        raise CocoError(f"{self.annotations}: there is nothing to train on. It has {what}")
+
+    def _instances(self, file: CocoFile) -> list[_Stored]:
+        """The images with their instances. Counts the other annotations, and warns of them."""
+        stored = {
+            image.id: _Stored(
+                image.id, image.file_name or "", "", image.height, image.width, [], []
+            )
+            for image in file.images.values()
+        }
+        labels = {category_id: label for label, category_id in enumerate(file.categories)}
+        places: dict[str, list[str]] = {}
+        if file.without_polygon:
+            places[NO_POLYGON] = file.without_polygon
+        for annotation in file.annotations:
+            if annotation.crowd or not annotation.pixels:
+                reason = CROWD if annotation.crowd else ZERO_AREA
+                where = f"annotation id {annotation.id}, image id {annotation.image_id}"
+                places.setdefault(reason, []).append(where)
+            else:
+                image = stored[annotation.image_id]
+                image.labels.append(labels[annotation.category_id])
+                image.counts.append(annotation.counts)
+        self.left_out.update({reason: len(where) for reason, where in places.items()})
+        # Some crowds are what COCO's own files have.
+        many = 2 * self.left_out.total() > file.listed
+        parts = [
+            f"{len(where)} {reason} (first: {where[0]})" + (f": {CAUSES[reason]}" if many else "")
+            for reason, where in places.items()
+            if many or reason != CROWD
+        ]
+        if file.short_polygons:
+            parts.append(_single_polygons(file.short_polygons))
         if parts:
             warnings.warn(
-                f"{self.annotations}: annotations left out: {'; '.join(parts)}", stacklevel=3
+                f"{file.path}: annotations left out, of {file.listed}: {'; '.join(parts)}",
+                stacklevel=3,
             )
+        return list(stored.values())
+
+    def _find_files(self, stored: list[_Stored], faults: Faults) -> list[_Stored]:
+        for image in stored:
+            if not image.file_name:
+                faults.add("without a file_name", f"image id {image.id}")
+        named = [image for image in stored if image.file_name]
+        found, renamed = find_files(
+            self.images,
+            [image.file_name for image in named],
+            [f"image id {image.id}" for image in named],
+            faults,
+        )
+        if renamed:
+            warnings.warn(f"{self.annotations}: {renamed}", stacklevel=3)
+        faults.raise_if_any(str(self.annotations), f"images in {self.images}")
+        return [
+            image._replace(found="" if file == image.file_name else file)
+            for image, file in zip(named, found, strict=True)
+        ]
+
+    def _look_at_headers(self, stored: list[_Stored], faults: Faults) -> int:
+        """Compare the files' sizes with the JSON's; returns how many are turned upright. Warns of
+        these, and of 16-bit images that would be nearly black."""
+        looked_at = stored[:: -(-len(stored) // _HEADERS)]
+        paths = [self.images / (image.found or image.file_name) for image in looked_at]
+
+        def header(image: _Stored, path: Path) -> Header | ImageError:
+            try:
+                return read_header(path, (image.height, image.width), exif=self.exif)
+            except ImageError as error:
+                return error
+
+        with ThreadPoolExecutor(8) as pool:  # most of the time is waiting for the file system
+            headers = list(pool.map(header, looked_at, paths))
+        turned, deep = [], []
+        for image, path, found in zip(looked_at, paths, headers, strict=True):
+            size = (image.height, image.width)
+            if isinstance(found, ImageError):
+                faults.add("that cannot be read", f"image id {image.id}: {found}")
+            elif found.size != size:
+                faults.add(
+                    "whose file has another size",
+                    f"image id {image.id}: {path}: the file has {found.stored[0]} x "
+                    f"{found.stored[1]} pixels (height x width{_upright_size(found)}), the JSON "
+                    f"says {size[0]} x {size[1]}",
+                )
+            else:
+                turned += [path] * found.turned
+                deep += [path] * found.deep
+        if turned:
+            of = f"the {len(looked_at)} looked at" if len(looked_at) < len(stored) else len(stored)
+            warnings.warn(
+                f"{self.annotations}: {counted(len(turned), 'image')} of {of} turned upright, as "
+                f"EXIF's orientation says (data.exif {self.exif}); first: {turned[0]}",
+                stacklevel=3,
+            )
+        if deep and not faults:
+            self._warn_few_bits(deep)
+        return len(turned)
+
+    def _warn_few_bits(self, deep: list[Path]) -> None:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", FewBitsWarning)
+            for path in deep[:_DEEP_IMAGES]:
+                read_image(path, exif=self.exif, sample_range=self.sample_range)
+        dark = [str(entry.message) for entry in caught if entry.category is FewBitsWarning]
+        if dark:
+            warnings.warn(
+                f"{self.annotations}: {counted(len(deep), 'image')} with 16 bits a sample; "
+                f"{len(dark)} of the {min(len(deep), _DEEP_IMAGES)} looked at: {max(dark, key=len)} "
+                f"(first: {deep[0]})",
+                FewBitsWarning,
+                stacklevel=4,
+            )
+
+
+def _upright_size(header: Header) -> str:
+    if header.size == header.stored:
+        return ""
+    return f"; {header.size[0]} x {header.size[1]} turned upright"
+
+
+def _single_polygons(number: int) -> str:
+    return counted(number, "single polygon") + " of fewer than 3 points"

@@ -2,70 +2,200 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import struct
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from alignmask.data.batch import Size
+
+Exif = Literal["auto", "apply", "ignore"]
+SampleRange = tuple[float, float]
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor
 """A file, or pixels: a PIL image, a uint8 array [H, W, 3], [H, W] or [H, W, 4], or a uint8 tensor
 [3, H, W]; RGB."""
+
+MAX_MEGAPIXELS = "ALIGNMASK_MAX_MEGAPIXELS"
+"""The environment variable that allows images larger than Pillow reads (179 million pixels)."""
+if MAX_MEGAPIXELS in os.environ:  # Pillow refuses what has twice as many
+    Image.MAX_IMAGE_PIXELS = int(float(os.environ[MAX_MEGAPIXELS]) * 1e6 / 2)
+
+_ORIENTATION = 0x0112  # EXIF's tag
+# Per orientation: whether to mirror left and right, then quarter turns to the left.
+_TURNS = {2: (1, 0), 3: (0, 2), 4: (1, 2), 5: (1, 1), 6: (0, 3), 7: (1, 3), 8: (0, 1)}
+_DARK = 1 << 14  # 16-bit images below this value have a brightness of less than 64 of 255
 
 
 class ImageError(ValueError):
     """An image file is missing, damaged or of an unsupported kind; the message names the file."""
 
 
-def read_image(path: str | Path) -> Tensor:
+class FewBitsWarning(UserWarning):
+    """An image of 16 bits a sample uses so few of them that it is nearly black."""
+
+
+class Header(NamedTuple):
+    """What is known of an image file without decoding it."""
+
+    size: Size
+    """As `read_image` returns it."""
+    stored: Size
+    turned: bool
+    """Whether `read_image` turns it."""
+    deep: bool
+    """Whether its samples have 16 bits."""
+
+
+def read_image(
+    path: str | Path,
+    size: Size | None = None,
+    *,
+    exif: Exif = "auto",
+    sample_range: SampleRange | None = None,
+) -> Tensor:
     """Read an image file as uint8 [3, H, W], RGB.
 
-    Grey, palette, CMYK and alpha images become RGB (alpha is dropped, not blended). 16-bit samples
-    keep their high byte: 0..65535 maps to 0..255 whatever the image's own range. EXIF orientation
-    is not applied, because COCO masks refer to the stored pixels.
+    Grey, palette, CMYK and alpha images become RGB (alpha is dropped, not blended). Of a file with
+    several pictures the first one is read.
+
+    Args:
+        size: (height, width) that the image is known to have.
+        exif: What becomes of the orientation that cameras write into the file. "auto": the image is
+            turned upright, unless only the stored pixels have the known size. "apply": it is turned
+            upright. "ignore": it stays as it is stored. (Pillow turns TIFF files upright itself.)
+        sample_range: The values of 16-bit and 32-bit samples that become black and white. By
+            default 16-bit samples keep their high byte: 0..65535 maps to 0..255 whatever the
+            image's own range, with a `FewBitsWarning` if all of them are below 16384.
 
     Raises:
-        ImageError: The file is missing, truncated, corrupt, not an image, or has 32-bit or
-            floating-point samples.
+        ImageError: The file is missing, truncated, corrupt, not an image, or too large to be read
+            unasked; or it has 32-bit samples, and no range is given.
     """
+    with _opened(path) as image:
+        image.load()
+        return _upright(to_rgb(image, sample_range), _orientation(image), size, exif)
+
+
+def read_header(path: str | Path, size: Size | None = None, *, exif: Exif = "auto") -> Header:
+    """What `read_image` would return, without decoding the image. Raises ImageError as it does,
+    except for damage that only decoding shows."""
+    with _opened(path) as image:
+        stored = (image.height, image.width)
+        # Pillow decodes a PNG to find EXIF data behind its pixels, which is rare: only if it must.
+        orientation = _orientation(image, Image.Image.getexif)
+        if size not in (None, stored) and orientation == 1:
+            orientation = _orientation(image)
+        turned = _turns(stored, orientation, size, exif)
+        swaps = turned and orientation >= 5
+        return Header(stored[::-1] if swaps else stored, stored, turned, _is_deep(image))
+
+
+def to_rgb(image: Image.Image, sample_range: SampleRange | None = None) -> np.ndarray:
+    """A loaded Pillow image as uint8 [H, W, 3], by the rules of `read_image`, but as it is stored.
+    Raises ValueError for 32-bit samples without a range."""
+    # Pillow clips 16-bit grey to 255 when it converts it to RGB; 16-bit colour is already cut to
+    # the high byte.
+    deep = _is_deep(image)
+    if not deep and image.mode not in ("I", "F"):
+        return np.array(image.convert("RGB"))
+    samples_HW = np.asarray(image)
+    if sample_range is None:
+        if not deep:
+            raise ValueError(
+                f"expected 8- or 16-bit samples, got 32-bit ones (mode {image.mode}): set "
+                "data.sample_range to the values of black and white"
+            )
+        _warn_few_bits(int(samples_HW.max(initial=0)))
+        sample_range = (0, 65535)
+    low, high = sample_range
+    if not low < high:
+        raise ValueError(f"sample_range: expected black below white, got {low} and {high}")
+    levels = high - low + (image.mode != "F")  # integers include both ends
+    grey_HW = (np.nan_to_num(samples_HW.astype(np.float64)) - low) * 256 / levels
+    return np.repeat(np.clip(grey_HW, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def _is_deep(image: Image.Image) -> bool:
+    # Pillow < 11 reads a 16-bit grey PNG as mode I.
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+
+
+def _warn_few_bits(highest: int) -> None:
+    if 0 < highest < _DARK:
+        top = (1 << max(8, highest.bit_length())) - 1
+        warnings.warn(
+            f"16-bit images without a value above {top} are nearly black: if their range is 0 to "
+            f"{top}, set data.sample_range ({top} becomes white)",
+            FewBitsWarning,
+            stacklevel=2,
+        )
+
+
+def _orientation(
+    image: Image.Image, getexif: Callable[[Any], Image.Exif] = lambda image: image.getexif()
+) -> int:
+    """EXIF's orientation, 1 (upright) to 8; 1 if there is none, or if Pillow turns the image."""
+    if image.format == "TIFF":
+        return 1
+    try:
+        value = getexif(image).get(_ORIENTATION, 1)
+    except (SyntaxError, ValueError, KeyError, TypeError, struct.error):
+        return 1  # a damaged EXIF block says nothing about the pixels
+    return value if value in range(1, 9) else 1
+
+
+def _turns(stored: Size, orientation: int, size: Size | None, exif: Exif) -> bool:
+    if exif == "ignore" or orientation == 1:
+        return False
+    upright = stored[::-1] if orientation >= 5 else stored
+    return exif == "apply" or size is None or upright == size or stored != size
+
+
+def _upright(
+    image_HWC: np.ndarray[Any, Any], orientation: int, size: Size | None, exif: Exif
+) -> Tensor:
+    """uint8 [3, H, W], turned by the rules of `read_image`."""
+    if _turns(image_HWC.shape[:2], orientation, size, exif):
+        mirrored, quarters = _TURNS[orientation]
+        image_HWC = np.rot90(image_HWC[:, ::-1] if mirrored else image_HWC, quarters)
+    return torch.from_numpy(np.array(image_HWC.transpose(2, 0, 1), order="C"))
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """The image file, with every error as an ImageError that names it."""
     try:
         with Image.open(path) as image:
-            image.load()
-            return torch.from_numpy(to_rgb(image)).permute(2, 0, 1).contiguous()
+            yield image
     except FileNotFoundError as error:
         raise ImageError(f"{path}: image file does not exist") from error
     except UnidentifiedImageError as error:
         raise ImageError(
             f"{path}: not an image file, damaged, or of a kind that Pillow cannot read"
         ) from error
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        Image.DecompressionBombError,
-    ) as error:  # what decoders raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(
+            f"{path}: more pixels than are read unasked ({error}). Cut the image into tiles, or set "
+            f"the environment variable {MAX_MEGAPIXELS} to the largest number of million pixels "
+            "that you trust"
+        ) from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what decoders raise
         raise ImageError(f"{path}: cannot decode the image: {error}") from error
 
 
-def to_rgb(image: Image.Image) -> np.ndarray:
-    """A loaded Pillow image as uint8 [H, W, 3], by the rules of `read_image`. Raises ValueError for
-    32-bit samples."""
-    # Pillow clips 16-bit grey to 255 when it converts it to RGB; 16-bit colour is already cut to
-    # the high byte. (Pillow < 11 reads a 16-bit grey PNG as mode I.)
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        grey_HW = (np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)
-        return np.repeat(grey_HW[..., None], 3, axis=2)
-    if image.mode in ("I", "F"):
-        raise ValueError(f"expected 8- or 16-bit samples, got 32-bit ones (mode {image.mode})")
-    return np.array(image.convert("RGB"))
-
-
-def to_pixels(image: ImageLike) -> Tensor:
-    """Any kind of image as uint8 [3, H, W], RGB, on the host; alpha is dropped.
+def to_pixels(
+    image: ImageLike, *, exif: Exif = "auto", sample_range: SampleRange | None = None
+) -> Tensor:
+    """Any kind of image as uint8 [3, H, W], RGB, on the host; alpha is dropped. Files and Pillow's
+    images are read as by `read_image`.
 
     Raises:
         ImageError: A file cannot be read.
@@ -74,9 +204,9 @@ def to_pixels(image: ImageLike) -> Tensor:
         TypeError: The argument is not an image.
     """
     if isinstance(image, (str, os.PathLike)):
-        return read_image(Path(image))
+        return read_image(Path(image), exif=exif, sample_range=sample_range)
     if isinstance(image, Image.Image):
-        image = to_rgb(image)
+        return _upright(to_rgb(image, sample_range), _orientation(image), None, exif)
     if isinstance(image, np.ndarray):
         if (
             image.dtype != np.uint8

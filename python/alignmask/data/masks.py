@@ -12,6 +12,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from alignmask.data.batch import Size
+from alignmask.data.faults import PAIRS, SegmentationError, brief
 
 Segmentation = list[list[float]] | bytes
 """The two forms kept: polygons (x, y, x, y, ... in pixels), or the counts of a compressed RLE."""
@@ -27,22 +28,18 @@ def parse_segmentation(segmentation: Any, size: Size) -> tuple[Segmentation, int
 
     Returns one of the two forms kept, and the number of polygons left out for having fewer than 3
     points (so an empty list means that nothing is left). Compressed counts are to be checked by
-    `measure_counts`. Raises ValueError for anything that is not COCO's format.
+    `measure_counts`. Raises SegmentationError for anything that is not COCO's format.
     """
     if isinstance(segmentation, list):
-        for polygon in segmentation:
-            if not isinstance(polygon, list) or len(polygon) % 2:
-                raise ValueError(
-                    f"expected polygons as lists of x, y, x, y, ..., got {_brief(polygon)}"
-                )
+        _check_polygons(segmentation)
         polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
         return polygons, len(segmentation) - len(polygons)
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
-        raise ValueError(
-            f"expected polygons or an RLE with size and counts, got {_brief(segmentation)}"
+        raise SegmentationError(
+            f"expected polygons or an RLE with size and counts, got {brief(segmentation)}"
         )
     if segmentation["size"] != list(size):
-        raise ValueError(
+        raise SegmentationError(
             f"RLE size {segmentation['size']} differs from the image's [height, width] {list(size)}"
         )
     counts = segmentation["counts"]
@@ -51,11 +48,11 @@ def parse_segmentation(segmentation: Any, size: Size) -> tuple[Segmentation, int
     if not isinstance(counts, list) or not all(
         type(count) is int and count >= 0 for count in counts
     ):
-        raise ValueError(
-            f"expected RLE counts as a string or as non-negative integers, got {_brief(counts)}"
+        raise SegmentationError(
+            f"expected RLE counts as a string or as non-negative integers, got {brief(counts)}"
         )
     if sum(counts) != size[0] * size[1]:
-        raise ValueError(_wrong_coverage(sum(counts), size))
+        raise SegmentationError(_wrong_coverage(sum(counts), size))
     return coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)["counts"], 0
 
 
@@ -109,17 +106,17 @@ def measure_counts(counts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_coverage(counts: bytes, covered: int, size: Size) -> None:
-    """Raise ValueError, with the reason, unless the counts of this `measure_counts` result fill the
-    image."""
+    """Raise SegmentationError, with the reason, unless the counts of this `measure_counts` result
+    fill the image."""
     if covered < 0:
-        raise ValueError(f"RLE counts are damaged or cut off: {_brief(counts)}")
+        raise SegmentationError(f"RLE counts are damaged or cut off: {brief(counts)}")
     if covered != size[0] * size[1]:
-        raise ValueError(_wrong_coverage(covered, size))
+        raise SegmentationError(_wrong_coverage(covered, size))
 
 
 def encode_segmentation(segmentation: Segmentation, size: Size) -> dict[str, Any]:
-    """One instance as pycocotools' RLE. Raises ValueError for polygons whose coordinates are not
-    finite numbers."""
+    """One parsed segmentation as pycocotools' RLE. Raises SegmentationError for polygons whose
+    coordinates are not finite numbers."""
     if isinstance(segmentation, bytes):
         return {"size": list(size), "counts": segmentation}
     polygons = [_coordinates(polygon) for polygon in segmentation]
@@ -133,26 +130,58 @@ def decode_rles(rles: list[dict[str, Any]], size: Size) -> np.ndarray:
     return np.ascontiguousarray(coco_mask.decode(rles).transpose(2, 0, 1)).view(bool)
 
 
-def _coordinates(polygon: list[float]) -> np.ndarray:
-    try:
-        coordinates = np.asarray(polygon, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"polygon with something that is not a number: {_brief(polygon)}"
-        ) from error
-    # NaN fails the comparison.
-    if coordinates.ndim != 1 or not np.all(np.abs(coordinates) <= _LARGEST_COORDINATE):
-        raise ValueError(
-            f"polygon coordinates must be finite and within +-{_LARGEST_COORDINATE:g}: "
-            f"{_brief(polygon)}"
+def are_normalised(polygons: Segmentation, size: Size) -> bool:
+    """Whether all coordinates lie between 0 and 1, in an image of more than 2 pixels a side: they
+    cannot be in pixels."""
+    return (
+        isinstance(polygons, list)
+        and bool(polygons)
+        and min(size) > 2
+        and all(0 <= value <= 1 for polygon in polygons for value in polygon)
+    )
+
+
+def _check_polygons(polygons: list[Any]) -> None:
+    """Raise SegmentationError unless it is a list of lists of an even number of coordinates."""
+    if any(
+        _is_pair(point) for polygon in polygons if isinstance(polygon, list) for point in polygon
+    ):
+        raise SegmentationError(f"expected x, y, x, y, ..., got {brief(polygons)}", PAIRS)
+    if len(polygons) > 2 and all(_is_pair(polygon) for polygon in polygons):
+        raise SegmentationError(
+            f"expected a list of polygons [x, y, x, y, ...], got {brief(polygons)}", PAIRS
         )
-    return coordinates
+    for polygon in polygons:
+        if not isinstance(polygon, list):
+            raise SegmentationError(
+                "expected a list of polygons, each a list of x, y, x, y, ..., got "
+                f"{brief(polygons)}"
+            )
+        if len(polygon) % 2:
+            raise SegmentationError(
+                f"expected polygons as lists of x, y, x, y, ..., got {len(polygon)} numbers: "
+                f"{brief(polygon)}"
+            )
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2
+
+
+def _coordinates(polygon: list[float]) -> np.ndarray:
+    # NumPy would read None as NaN, and text as a number.
+    if strange := [value for value in polygon if type(value) not in (int, float)]:
+        raise SegmentationError(
+            f"polygon with something that is not a number: {brief(strange[0])} in {brief(polygon)}"
+        )
+    # NaN fails the comparison; Python's integers may be longer than a float can hold.
+    if not all(abs(value) <= _LARGEST_COORDINATE for value in polygon):
+        raise SegmentationError(
+            f"polygon coordinates must be finite and within +-{_LARGEST_COORDINATE:g}: "
+            f"{brief(polygon)}"
+        )
+    return np.asarray(polygon, dtype=np.float64)
 
 
 def _wrong_coverage(covered: int, size: Size) -> str:
     return f"RLE covers {covered} pixels, the image has {size[0]} x {size[1]} = {size[0] * size[1]}"
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -18,9 +18,8 @@ from torch.utils.data import DataLoader
 
 from alignmask._files import write_json
 from alignmask.config import SCORE_MODES
-from alignmask.data import CocoDataset, collate, leave_signals_to_the_main_process
+from alignmask.data import CocoDataset, collate, leave_signals_to_the_main_process, rle
 from alignmask.data.batch import Size
-from alignmask.evaluation import rle
 from alignmask.evaluation.alignment import (
     AlignmentStatistics,
     alignment_table,

@@ -4,7 +4,6 @@ compressed RLE."""
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,14 +14,22 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from alignmask.data import CocoError, read_coco_json
+from alignmask.data import CocoError, rle
 from alignmask.data.batch import Size
-from alignmask.evaluation import rle
+from alignmask.data.coco_json import read_coco
+from alignmask.data.faults import (
+    NO_POLYGON,
+    Faults,
+    SegmentationError,
+    brief,
+    counted,
+    is_number,
+    some,
+)
+from alignmask.evaluation.file_names import FileNames
 
 UNKNOWN_IMAGE, UNKNOWN_CATEGORY = "of an unknown image", "of an unknown category"
-NO_POLYGON = "no polygon of 3 points or more"
-SHOWN_FAULTS = 5
-"""Number of faults of a kind that an error message lists; the others are counted."""
+UNKNOWN_FILE = "of a file_name that the annotation file does not have"
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,8 @@ class GroundTruth:
     annotations: list[dict[str, Any]]
     """`id, image_id, category_id, segmentation` (compressed RLE, bytes), `area, bbox, iscrowd`. Not
     to be changed."""
+    file_names: dict[int, str] = field(default_factory=dict)
+    """By image id, of the images that have one."""
 
     @cached_property
     def by_image(self) -> dict[int, list[dict[str, Any]]]:
@@ -53,13 +62,14 @@ class GroundTruth:
         if not wanted:
             raise ValueError(f"{self.source}: there are no images to evaluate on")
         if unknown := [image_id for image_id in wanted if image_id not in self.sizes]:
-            raise CocoError(f"{self.source}: no image has id {_some(unknown)}")
+            raise CocoError(f"{self.source}: no image has id {some(unknown)}")
         sizes = {image_id: self.sizes[image_id] for image_id in wanted}
         return GroundTruth(
             self.source,
             sizes,
             self.categories,
             [a for a in self.annotations if a["image_id"] in sizes],
+            {i: name for i, name in self.file_names.items() if i in sizes},
         )
 
     def as_coco(self) -> dict[str, Any]:
@@ -112,10 +122,8 @@ def load_ground_truth(annotations: Path | str | GroundTruth) -> GroundTruth:
     """Read a COCO annotation file (the last few are kept in memory, by path and modification time).
 
     Raises:
-        CocoError: The file cannot be read as a COCO annotation file, an id occurs twice, or
-            annotations have faults (unknown image or category, damaged segmentation, RLE that does
-            not fit its image); ids are named. Annotations without a polygon of 3 points or more are
-            left out with a warning, as in training.
+        CocoError: As `read_coco`, which reads the file for training, too. Annotations without a
+            polygon of 3 points or more are left out with a warning, as in training.
     """
     if isinstance(annotations, GroundTruth):
         return annotations
@@ -125,79 +133,32 @@ def load_ground_truth(annotations: Path | str | GroundTruth) -> GroundTruth:
 
 @lru_cache(maxsize=4)
 def _load_ground_truth(path: Path, _modified: int) -> GroundTruth:
-    data = read_coco_json(path)
-    for kind in ("images", "categories", "annotations"):
-        seen: set[int] = set()
-        for number, record in enumerate(data[kind]):
-            if not isinstance(record, dict) or not isinstance(record.get("id"), int):
-                raise CocoError(
-                    f"{path}: {kind}[{number}]: expected an object with an integer id, got "
-                    f"{_brief(record)}"
-                )
-            if record["id"] in seen:
-                of_image = f" (image id {record.get('image_id')})" if kind == "annotations" else ""
-                raise CocoError(
-                    f"{path}: {kind}[{number}]{of_image}: id {record['id']} occurs twice"
-                )
-            seen.add(record["id"])
-    sizes: dict[int, Size] = {}
-    for image in data["images"]:
-        size = image.get("height"), image.get("width")
-        if not all(isinstance(side, int) and side > 0 for side in size):
-            raise CocoError(
-                f"{path}: image id {image['id']}: height and width must be positive integers, got "
-                f"{size}"
-            )
-        sizes[image["id"]] = size
-    categories = {
-        category["id"]: str(category.get("name", category["id"])) for category in data["categories"]
-    }
-    if not sizes or not categories:
-        raise CocoError(
-            f"{path}: {len(sizes)} images and {len(categories)} categories: nothing to evaluate on"
-        )
-    faults = _Faults()
+    file = read_coco(path)
+    file.warn_left_out(stacklevel=3)
+    sizes = {image.id: (image.height, image.width) for image in file.images.values()}
     annotations: list[dict[str, Any]] = []
-    left_out: list[str] = []
-    for annotation in data["annotations"]:
-        image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
-        where = f"annotation id {annotation['id']}, image id {image_id}"
-        if not isinstance(image_id, int) or image_id not in sizes:
-            faults.add("of an image that is not listed", where)
-            continue
-        if not isinstance(category_id, int) or category_id not in categories:
-            faults.add("of a category that is not listed", f"{where}: category id {category_id}")
-            continue
-        try:
-            segmentation = rle.from_coco(annotation.get("segmentation"), sizes[image_id])
-        except ValueError as error:
-            faults.add("with a faulty segmentation", f"{where}: {error}")
-            continue
-        if segmentation is None:
-            left_out.append(where)
-            continue
-        area = annotation.get("area", mask_utils.area(segmentation))
-        if not is_number(area):
-            faults.add("with an area that is not a finite number", f"{where}: {area!r}")
-            continue
+    for annotation in file.annotations:
+        segmentation = {"size": list(sizes[annotation.image_id]), "counts": annotation.counts}
         annotations.append(
             {
                 "id": len(annotations) + 1,
-                "image_id": image_id,
-                "category_id": category_id,
+                "image_id": annotation.image_id,
+                "category_id": annotation.category_id,
                 "segmentation": segmentation,
-                "area": float(area),
+                "area": annotation.area,
                 "bbox": mask_utils.toBbox(segmentation).tolist(),
-                "iscrowd": int(bool(annotation.get("iscrowd", 0))),
+                "iscrowd": int(annotation.crowd),
             }
         )
-    faults.raise_if_any(str(path), "annotations")
-    if left_out:
+    if all(annotation["iscrowd"] for annotation in annotations):
         warnings.warn(
-            f"{path}: {len(left_out)} annotations left out: {NO_POLYGON}: {_some(left_out, '; ')}",
+            f"{path}: no annotation is an instance "
+            f"({counted(len(annotations), 'crowd')} among {file.listed}): there is nothing to be "
+            "found, and AP is not defined",
             stacklevel=3,
         )
-    return GroundTruth(str(path), sizes, dict(sorted(categories.items())), annotations)
+    names = {image.id: image.file_name for image in file.images.values() if image.file_name}
+    return GroundTruth(str(path), sizes, file.categories, annotations, names)
 
 
 def load_results(
@@ -208,9 +169,10 @@ def load_results(
     """Read a COCO results file (a list of entries with image_id, category_id, segmentation, score)
     or such a list.
 
-    Segmentations may be compressed RLE, uncompressed RLE or polygons. All other keys of an entry
-    are left out. (With a `bbox`, the official tool would take the area of the box for that of the
-    mask.)
+    Segmentations may be compressed RLE, uncompressed RLE or polygons. An entry with a `file_name`,
+    as `alignmask predict` writes it, is of the image of that name, whatever its image_id. All other
+    keys of an entry are left out. (With a `bbox`, the official tool would take the area of the box
+    for that of the mask.)
 
     Args:
         ignore_unknown: Leave out (and count, with a warning) entries of unknown images or
@@ -230,26 +192,28 @@ def load_results(
         raise CocoError(
             f"{source}: a COCO results file is a list of entries, got {type(raw).__name__}"
         )
-    faults = _Faults()
-    unknown = _Faults(
+    faults = Faults()
+    unknown = Faults(
         {
             UNKNOWN_IMAGE: f"the annotation file's ids are {_range(ground_truth.sizes)}",
+            UNKNOWN_FILE: "without file_name, an entry is of the image of its image_id",
             UNKNOWN_CATEGORY: f"the annotation file's ids are {_range(ground_truth.categories)}",
         }
     )
-    entries = []
+    entries, renumbered = [], []
+    names = FileNames(ground_truth.file_names)
     for position, entry in enumerate(raw):
         where = f"entry {position}"
         if not isinstance(entry, dict) or not {"image_id", "category_id", "score"} <= entry.keys():
             image = (
-                f" (image {_brief(entry['image_id'])})"
+                f" (image {brief(entry['image_id'])})"
                 if isinstance(entry, dict) and "image_id" in entry
                 else ""
             )
             faults.add("lacking image_id, category_id or score", where + image)
             continue
         image_id, category_id, score = entry["image_id"], entry["category_id"], entry["score"]
-        where = f"entry {position} (image {_brief(image_id)})"
+        where = f"entry {position} (image {brief(image_id)})"
         if "segmentation" not in entry:
             faults.add(
                 "of a box without a segmentation" if "bbox" in entry else "without a segmentation",
@@ -259,18 +223,30 @@ def load_results(
         if not is_id(image_id) or not is_id(category_id):
             faults.add(
                 "whose image_id or category_id is not an integer",
-                f"{where}: category {_brief(category_id)}",
+                f"{where}: category {brief(category_id)}",
             )
             continue
         if not is_number(score):
-            unknown.add("with a score that is not a finite number", f"{where}: {_brief(score)}")
+            unknown.add("with a score that is not a finite number", f"{where}: {brief(score)}")
             continue
+        if names and isinstance(entry.get("file_name"), str):
+            meant = names.meant(entry["file_name"], int(image_id))
+            place = f"{where}: {brief(entry['file_name'])}"
+            if not meant:
+                unknown.add(UNKNOWN_FILE, place)
+                continue
+            if len(meant) > 1:
+                faults.add("whose file_name fits several images", f"{place}: {some(meant)}")
+                continue
+            if meant[0] != image_id:
+                renumbered.append(f"{where} is image id {meant[0]}")
+            image_id = meant[0]
         size = ground_truth.sizes.get(image_id)
         if size is None:
             unknown.add(UNKNOWN_IMAGE, where)
             continue
         if category_id not in ground_truth.categories:
-            unknown.add(UNKNOWN_CATEGORY, f"{where}: category {_brief(category_id)}")
+            unknown.add(UNKNOWN_CATEGORY, f"{where}: category {brief(category_id)}")
             continue
         segmentation = entry["segmentation"]
         if isinstance(segmentation, dict) and isinstance(segmentation.get("size"), (list, tuple)):
@@ -278,17 +254,17 @@ def load_results(
             if segmentation["size"] != list(size):
                 unknown.add(
                     "whose mask has another size than the image",
-                    f"{where}: mask {_brief(segmentation['size'])}, image {list(size)} (height, "
+                    f"{where}: mask {brief(segmentation['size'])}, image {list(size)} (height, "
                     "width)",
                 )
                 continue
         try:
             mask = rle.from_coco(segmentation, size)
-        except ValueError as error:
-            faults.add("with a faulty segmentation", f"{where}: {error}")
+        except SegmentationError as error:
+            faults.add(error.kind, f"{where}: {error}")
             continue
         if mask is None:
-            faults.add("with a faulty segmentation", f"{where}: {NO_POLYGON}")
+            faults.add(NO_POLYGON, where)
             continue
         entries.append(
             {
@@ -303,64 +279,18 @@ def load_results(
     else:
         faults.update(unknown)
     faults.raise_if_any(source, f"of {len(raw)} entries")
+    if renumbered:
+        warnings.warn(
+            f"{source}: {counted(len(renumbered), 'entry', 'entries')} matched by file_name, which "
+            f"the image_id contradicts: {some(renumbered, '; ', 1)}",
+            stacklevel=2,
+        )
     return Results(source, entries, {kind: len(places) for kind, places in unknown.places.items()})
-
-
-class _Faults:
-    """Collects faults by kind, so that one error message can report all of them."""
-
-    def __init__(self, notes: dict[str, str] | None = None) -> None:
-        """notes: An explanation of a kind of fault, to be added to its list."""
-        self.places: dict[str, list[str]] = {}
-        self.notes = notes or {}
-
-    def __bool__(self) -> bool:
-        return bool(self.places)
-
-    def add(self, kind: str, place: str) -> None:
-        self.places.setdefault(kind, []).append(place)
-
-    def update(self, other: _Faults) -> None:
-        self.places.update(other.places)
-        self.notes = self.notes | other.notes
-
-    def summary(self) -> str:
-        return ", ".join(f"{len(places)} {kind}" for kind, places in self.places.items())
-
-    def raise_if_any(self, source: str, what: str) -> None:
-        if self:
-            lists = [
-                f"  {kind}: {_some(places, '; ')}"
-                + (f" ({self.notes[kind]})" if kind in self.notes else "")
-                for kind, places in self.places.items()
-            ]
-            raise CocoError("\n".join([f"{source}: {what}: {self.summary()}", *lists]))
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is a finite number that a float can hold (NumPy's included, bool not)."""
-    if not isinstance(value, (int, float, np.number)) or isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer of more than 308 digits
-        return False
 
 
 def is_id(value: Any) -> bool:
     """Whether it is an integer, in any form that tools write (7, 7.0, NumPy's)."""
     return is_number(value) and value == int(value)
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _some(items: Sequence[Any], separator: str = ", ") -> str:
-    shown = separator.join(str(item) for item in items[:SHOWN_FAULTS])
-    rest = len(items) - SHOWN_FAULTS
-    return shown + (f"{separator}and {rest} more" if rest > 0 else "")
 
 
 def _range(ids: Iterable[int]) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from alignmask.data import (
     val_dataset,
 )
 from alignmask.evaluation.evaluate import Evaluation, evaluate_model
+from alignmask.evaluation.results_file import load_ground_truth
 from alignmask.loss import Criterion
 from alignmask.model import build_model
 from alignmask.pretrained.read import LoadReport, initialise
@@ -83,8 +85,11 @@ class Trainer:
                 f"train.batch_size {t.batch_size} is not a multiple of {world} processes x "
                 f"{t.accumulate} accumulation steps"
             )
-        self.train_data, self.val_data = train_dataset(config.data), val_dataset(config.data)
-        check_classes(config, self.train_data, self.val_data)
+        self.train_data, self.val_data = (
+            train_dataset(config.data),
+            val_dataset(config.data, masks=False),
+        )
+        check_data(config, self.train_data, self.val_data)
 
         checkpoint = self.folder.begin(resume, self.accelerator)
         set_seed(t.seed)
@@ -367,6 +372,15 @@ class Trainer:
             f"{self.precision}"
         )
         self.log.say(f"training data: {self.train_data.describe()}")
+        self.log.say(f"validation data: {self.val_data.describe()}")
+        queries = self.config.model.query_decoder.queries
+        instances = self.train_data.instances_per_image
+        if crowded := int((instances > queries).sum()):
+            self.log.say(
+                f"{crowded} of {len(instances)} training images have more instances (up to "
+                f"{int(instances.max())}) than the model has queries ({queries}): it cannot find "
+                "all of them. Raise --model.query-decoder.queries, or cut the images into tiles"
+            )
         if self.initial_weights is not None:
             self.log.say(f"weights of {self.config.train.init_from}: {self.initial_weights}")
 
@@ -376,9 +390,20 @@ def seed_of(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def check_classes(config: Config, data: CocoDataset, val_data: CocoDataset) -> None:
-    """Raises ValueError unless training and validation data have the same categories, as many as
-    the model has classes."""
+def check_data(config: Config, data: CocoDataset, val_data: CocoDataset) -> None:
+    """Raises ValueError for everything that training or its evaluation would stumble over later:
+    nothing to train on, categories that differ, as many of them as the model has no classes for,
+    faults of the validation annotations beyond `val_limit`."""
+    data.require_instances()
+    if not val_data.instances_per_image.any():
+        warnings.warn(
+            f"{val_data.annotations}: none of the {len(val_data)} validation images has an "
+            "instance: there will be no AP, and no best checkpoint",
+            stacklevel=2,
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the data set has said the same
+        load_ground_truth(val_data.annotations)
     if data.class_names != val_data.class_names:
         raise ValueError(
             f"{config.data.val_annotations} must have the categories of "

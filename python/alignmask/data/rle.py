@@ -15,6 +15,7 @@ from pycocotools import mask as mask_utils
 
 from alignmask.data.batch import Size
 from alignmask.data.masks import (
+    Segmentation,
     check_coverage,
     encode_segmentation,
     measure_counts,
@@ -42,14 +43,18 @@ def from_coco(segmentation: Any, size: Size) -> dict[str, Any] | None:
     `bytes` counts.
 
     `size` is the image's (height, width). None if no polygon of 3 points or more is there. Raises
-    ValueError saying what is wrong with the segmentation. (pycocotools checks none of it: runs that
-    end early make it hang, or read past the end.)
+    SegmentationError saying what is wrong with the segmentation. (pycocotools checks none of it:
+    runs that end early make it hang, or read past the end.)
     """
     if isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), bytes):
         segmentation = {**segmentation, "counts": segmentation["counts"].decode("latin-1")}
     parsed, _ = parse_segmentation(segmentation, size)
-    if not parsed and isinstance(parsed, list):
-        return None
+    return from_parsed(parsed, size) if parsed else None
+
+
+def from_parsed(parsed: Segmentation, size: Size) -> dict[str, Any]:
+    """What `parse_segmentation` returned as compressed RLE. Raises SegmentationError for damaged
+    counts, and for coordinates that are not finite numbers."""
     if isinstance(parsed, bytes) and not _is_canonical(parsed, size):
         check_coverage(parsed, int(measure_counts([parsed])[0][0]), size)
     return encode_segmentation(parsed, size)

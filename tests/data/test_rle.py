@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as mask_utils
 
-from alignmask.evaluation import rle
+from alignmask.data import rle
 
 
 def decode(counts: str, size: tuple[int, int]) -> np.ndarray | None:
