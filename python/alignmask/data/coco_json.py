@@ -129,15 +129,23 @@ def read_coco(path: str | Path, limit: int | None = None) -> CocoFile:
         CocoError: The file cannot be read, lists no images or no categories, or has faults: one
             message counts them by kind, and names the first few by their ids.
     """
-    path = Path(path)
-    reader = _Reader(path, read_coco_json(path))
+    reader = _Reader(Path(path), read_coco_json(path))
     categories, images = reader.categories(), reader.images()
     reader.faults.raise_if_any(str(path), "images and categories")
     for what, found in (("images", images), ("categories", categories)):
         if not found:
             raise fault(path, f"it lists no {what}")
-    kept = dict(itertools.islice(images.items(), limit))
-    return reader.annotations(categories, images, kept)
+    file = reader.annotations(categories, images, limit)
+    reader.faults.raise_if_any(str(path), f"of {counted(file.listed, 'annotation')}")
+    return file
+
+
+def inspect_coco(path: str | Path) -> tuple[CocoFile, Faults]:
+    """What `read_coco` would return if the records with faults were not there, and the faults.
+    Raises CocoError if the file is no COCO file."""
+    reader = _Reader(Path(path), read_coco_json(path))
+    categories, images = reader.categories(), reader.images()
+    return reader.annotations(categories, images, None), reader.faults
 
 
 class _Reader:
@@ -173,8 +181,9 @@ class _Reader:
         self,
         categories: dict[int, str],
         images: dict[int, ImageRecord],
-        kept: dict[int, ImageRecord],
+        limit: int | None,
     ) -> CocoFile:
+        kept = dict(itertools.islice(images.items(), limit))
         records: list[AnnotationRecord] = []
         listed, short_polygons, polygons = 0, 0, 0
         normalised: list[str] = []
@@ -232,7 +241,6 @@ class _Reader:
         # A single one may be a very small object in the corner of its image.
         if 2 * len(normalised) > polygons:
             self.faults.places[NORMALISED] = normalised
-        self.faults.raise_if_any(str(self.path), f"of {counted(listed, 'annotation')}")
         return CocoFile(
             self.path, kept, categories, records, listed, without_polygon, short_polygons
         )

@@ -1,0 +1,246 @@
+"""`alignmask data`: check, mend, describe, split, tile and convert data sets."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from alignmask.commands._console import progress
+from alignmask.commands._options import File, Folder, flowing
+
+FOUND_FAULTS = 1
+"""Exit code of a check that found something."""
+
+Annotations = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ANNOTATIONS")]
+
+
+def main(arguments: list[str]) -> int:
+    code: int = tyro.extras.subcommand_cli_from_dict(
+        {
+            "check": check,
+            "stats": stats,
+            "split": split,
+            "tile": tile,
+            "from-yolo": from_yolo,
+            "to-yolo": to_yolo,
+            "from-cvat": from_cvat,
+        },
+        prog="alignmask data",
+        description="Check, mend, describe, split, tile and convert data sets.",
+        args=arguments,
+    )
+    return code
+
+
+@flowing
+def check(
+    annotations: Annotated[
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="ANNOTATIONS ...", help_behavior_hint="(required)"),
+    ],
+    images: Annotated[Path | None, Folder] = None,
+    fix: Annotated[Path | None, File] = None,
+    exif: Literal["auto", "apply", "ignore"] = "auto",
+    show: int = 5,
+) -> int:
+    """Find every fault of annotation files and their images at once. The exit code is 1 if training
+    or evaluation would refuse a file.
+
+    Args:
+        annotations: COCO JSON files. Several, such as those for training and validation, are also
+            searched for images that they share.
+        images: Folder of the images; every one is decoded. Without it, the annotations alone are
+            checked.
+        fix: Write a mended copy of the annotation file to this file, where there is one way to
+            mend a fault. It must not exist yet.
+        exif: What to do with the orientation that cameras write into image files, as in
+            `--data.exif` of `alignmask train`.
+        show: Number of places that are shown of every kind of fault.
+    """
+    from alignmask.curation.check import check as check_file
+    from alignmask.curation.check import shared_images
+    from alignmask.curation.mend import mend
+
+    if not annotations:
+        raise ValueError("data check: name at least one annotation file")
+    if fix is not None and len(annotations) > 1:
+        raise ValueError("data check: --fix mends one file at a time")
+    reports = []
+    for path in annotations:
+        with progress(f"checking {path.name}") as advance:
+            reports.append(check_file(path, images, exif=exif, progress=advance))
+        print(reports[-1].text(show))
+    for sentence in shared_images(reports):
+        print(sentence)
+    faulty = any(report.faults for report in reports)
+    if fix is not None:
+        changes = mend(annotations[0], fix, images)
+        print(f"{fix}: {_listed(changes) or 'nothing to mend'}")
+        report = check_file(fix, images, exif=exif)
+        faulty = bool(report.faults)
+        print(report.text(show))
+    return FOUND_FAULTS if faulty else 0
+
+
+@flowing
+def stats(
+    annotations: Annotations,
+    images: Annotated[Path | None, Folder] = None,
+    picture: Annotated[Path | None, File] = None,
+    queries: int = 100,
+    seed: int = 0,
+    to_json: Annotated[Path | None, File] = None,
+) -> int:
+    """Show how many instances there are per image and class, and how large they are.
+
+    Args:
+        annotations: COCO JSON file.
+        images: Folder of the images, for the picture.
+        picture: Write a picture of randomly chosen images with their masks to this PNG file.
+        queries: Images with more instances than this are counted: a model finds at most as many
+            instances as it has queries.
+        seed: Of the choice of images.
+        to_json: Write the numbers to this file, too.
+    """
+    from alignmask._files import write_json
+    from alignmask.commands._console import console
+    from alignmask.curation.stats import measure
+
+    found = measure(annotations, queries)
+    console().print(found.table())
+    if to_json is not None:
+        write_json(to_json, found.as_dict(), indent=2)
+    if picture is not None:
+        if images is None:
+            raise ValueError("data stats: --picture needs --images")
+        from alignmask.data import CocoDataset
+        from alignmask.pictures.sheets import samples_sheet
+
+        samples_sheet(CocoDataset(images, annotations), picture, seed=seed)
+        print(picture)
+    return 0
+
+
+@flowing
+def split(
+    annotations: Annotations,
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")],
+    share: float = 0.2,
+    seed: int = 0,
+    group: str | None = None,
+) -> int:
+    """Split a data set into training and validation images, with a like share of every class in
+    both.
+
+    Args:
+        annotations: COCO JSON file.
+        out: Folder for instances_train.json and instances_val.json.
+        share: Share of the images that are for validation.
+        seed: Another seed gives another split.
+        group: Regular expression: images whose file names it matches with the same text are not
+            torn apart, for example "^[^_]+" where patient_slice.png are slices of one patient.
+    """
+    from alignmask.curation.split import split as split_file
+
+    training, validation = split_file(annotations, out, share=share, seed=seed, group=group)
+    print(f"{out}: {training} images for training, {validation} for validation")
+    return 0
+
+
+@flowing
+def tile(
+    annotations: Annotations,
+    images: Annotated[Path, tyro.conf.arg(metavar="DIR")],
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")],
+    tile: int = 512,
+    stride: int | None = None,
+    smallest: int = 16,
+) -> int:
+    """Cut images and masks into square tiles, for images with more or smaller instances than a
+    model can find.
+
+    Args:
+        annotations: COCO JSON file.
+        images: Folder of the images.
+        out: Folder to write images/ and instances.json to. It must not exist yet.
+        tile: Side of the tiles, in pixels.
+        stride: Distance of neighbouring tiles, in pixels. By default they do not overlap.
+        smallest: Fragments of instances with fewer pixels become crowd regions, which are neither
+            trained on nor counted.
+    """
+    from alignmask.curation.tile import cut_into_tiles
+
+    with progress("cutting") as advance:
+        tiles, instances = cut_into_tiles(
+            annotations, images, out, tile=tile, stride=stride, smallest=smallest, progress=advance
+        )
+    print(f"{out}: {tiles} tiles, {instances} instances")
+    return 0
+
+
+@flowing
+def from_yolo(
+    labels: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")],
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE")],
+    images: Annotated[Path | None, Folder] = None,
+) -> int:
+    """Convert YOLO segmentation labels to a COCO JSON file.
+
+    Args:
+        labels: Folder of the label files, with data.yaml or classes.txt there or above.
+        out: The JSON file to write. It must not exist yet.
+        images: Folder of the images. By default it is the one beside the labels.
+    """
+    from alignmask.curation.yolo import read_yolo
+
+    print(f"{out}: {_listed(read_yolo(labels, out, images))}")
+    return 0
+
+
+@flowing
+def to_yolo(annotations: Annotations, out: Annotated[Path, tyro.conf.arg(metavar="DIR")]) -> int:
+    """Convert a COCO JSON file to YOLO segmentation labels.
+
+    Args:
+        annotations: COCO JSON file.
+        out: Folder for labels/ and data.yaml. It must not exist yet.
+    """
+    from alignmask.curation.yolo import write_yolo
+
+    print(f"{out}: {_listed(write_yolo(annotations, out))}")
+    return 0
+
+
+@flowing
+def from_cvat(
+    xml: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="XML")],
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE")],
+) -> int:
+    """Convert a "CVAT for images" XML file to a COCO JSON file. Shapes that are not polygons or
+    boxes are left out with a warning.
+
+    Args:
+        xml: The file that CVAT exported.
+        out: The JSON file to write. It must not exist yet.
+    """
+    from hotcoco import COCO
+
+    from alignmask._files import write_json
+
+    if out.exists():
+        raise FileExistsError(f"data convert: {out} exists already: nothing is overwritten")
+    content = COCO.from_cvat(str(xml)).dataset
+    write_json(out, content)
+    print(
+        f"{out}: {len(content['images'])} images, {len(content['annotations'])} annotations; "
+        f"`alignmask data check {out}` looks for faults"
+    )
+    return 0
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in counts.items())
