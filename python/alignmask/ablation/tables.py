@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from alignmask._files import replacing, write_json
+from alignmask._printing import without_formulas
 from alignmask.ablation.grids import Grid, Variant
 from alignmask.ablation.runs import Cell, State
 
@@ -137,10 +138,15 @@ def draw(title: str, header: list[str], lines: list[list[str]], out_png: Path) -
     )
     axes = figure.subplots()
     axes.axis("off")
-    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_title(without_formulas(title), fontsize=10, loc="left")
     widths = [length / sum(longest) for length in longest]
+    shown = [[without_formulas(text) for text in line] for line in lines]
     table = axes.table(
-        lines, colLabels=header, colWidths=widths, cellLoc="center", bbox=Bbox.unit()
+        shown,
+        colLabels=[*map(without_formulas, header)],
+        colWidths=widths,
+        cellLoc="center",
+        bbox=Bbox.unit(),
     )
     table.auto_set_font_size(False)
     table.set_fontsize(9)

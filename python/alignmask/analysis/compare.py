@@ -29,6 +29,7 @@ from alignmask.pictures.plots import score_iou_scatter
 
 if TYPE_CHECKING:
     from rich.console import Group
+    from rich.table import Table
 
     from alignmask.data import CocoDataset
 
@@ -109,11 +110,14 @@ def analysis_table(models: Sequence[ModelAnalysis]) -> Group:
     rich."""
     from rich.console import Group
 
+    title = "mask AP (%), by score and by IoU"
+    ignored = [model.results.ignored for model in models]
+    if removed := [str(counts[REMOVED]) for counts in ignored if REMOVED in counts]:
+        title += f"; removed by suppression: {', '.join(removed)}"
     quality = number_table(
-        "mask AP (%), by score and by IoU", "AP", "AP50", "AP75", "by IoU", "by IoU*", "head-room",
-        first="model",
+        title, "AP", "AP50", "AP75", "by IoU", "by IoU*", "head-room",
+        first="model", caption="* duplicates last: a perfect ranking",
     )  # fmt: skip
-    quality.caption, quality.caption_justify = "* duplicates last: a perfect ranking", "left"
     for model in models:
         metrics, best = model.metrics, model.oracle.AP
         shown = [
@@ -123,7 +127,7 @@ def analysis_table(models: Sequence[ModelAnalysis]) -> Group:
         quality.add_row(
             model.name, *shown, "-" if best < 0 else f"{100 * (best - metrics.AP):+.1f}"
         )
-    tables = [quality]
+    tables: list[Table] = [quality]
     for words, kind in (("same", "same_class"), ("any", "any_class")):
         title = f"the most confident predictions and the best ground truth of {words} class"
         names = ("top", "number", "PCC", "Spearman", "ECE", "mean score", "mean IoU")
@@ -141,16 +145,6 @@ def analysis_table(models: Sequence[ModelAnalysis]) -> Group:
                 )
     tables.append(duplicates_table({model.name: model.duplicates for model in models}, "model"))
     tables.append(calibration_table({model.name: model.calibration for model in models}, "model"))
-    if removed := {
-        model.name: model.results.ignored[REMOVED]
-        for model in models
-        if REMOVED in model.results.ignored
-    }:
-        tables[
-            0
-        ].title = (
-            f"{tables[0].title}; removed by suppression: {', '.join(map(str, removed.values()))}"
-        )
     return Group(*tables)
 
 

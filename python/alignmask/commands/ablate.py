@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
+from alignmask._printing import PlainTable, console
 from alignmask.ablation import runs
 from alignmask.ablation.claims import Claims
 from alignmask.ablation.grids import GRIDS, Grid
@@ -127,8 +125,8 @@ def run(
     if retry and not dry:
         for cell in cells:
             cell.failure.unlink(missing_ok=True)
-    console = Console(stderr=True)
-    console.print(plan(grid, folder, cells, claims))
+    terminal = console(stderr=True)
+    terminal.print(plan(grid, folder, cells, claims))
     if dry:
         return 0
     # The tables also show what other commands have done in this folder: other seeds, or other
@@ -144,16 +142,14 @@ def run(
         )
 
     def say(text: str) -> None:
-        console.print(
-            f"{time.strftime('%H:%M:%S')} {text}", highlight=False, soft_wrap=True, markup=False
-        )
+        terminal.print(f"{time.strftime('%H:%M:%S')} {text}", soft_wrap=True)
 
     try:
         runs.work(cells, claims, say, after_each=tables, wait=wait)
     except Stopped as stopped:
         return complain(str(stopped), INTERRUPTED)
     print(tables())
-    console.print(f"{folder / name}.md, .png, .json", highlight=False, soft_wrap=True)
+    terminal.print(f"{folder / name}.md, .png, .json", soft_wrap=True)
     states = {cell.name: runs.state(cell, claims) for cell in cells}
     running = [cell for cell, state in states.items() if state.status == "running"]
     if running:
@@ -173,11 +169,9 @@ def run(
     return 0
 
 
-def plan(grid: Grid, folder: Path, cells: list[runs.Cell], claims: Claims) -> Table:
+def plan(grid: Grid, folder: Path, cells: list[runs.Cell], claims: Claims) -> PlainTable:
     """Every run and its status."""
-    table = Table(
-        title=f"{grid.title}: {folder}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
-    )
+    table = PlainTable(title=f"{grid.title}: {folder}")
     for heading in ("run", "variant", "status", ""):
         table.add_column(heading, overflow="fold")
     for cell in cells:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 
 import alignmask
 from alignmask._arguments import are_results
 from alignmask._extras import require_analyze
+from alignmask._printing import console
 from alignmask.analysis.compare import analysis_table
 from alignmask.commands._console import choose_device, progress
 from alignmask.commands._options import File, Flag, Folder, flowing
@@ -112,7 +112,7 @@ def command(
         suppression=suppression,
         suppression_iou=suppression_iou,
         progress=progress,
-        measured=lambda analyses: Console().print(analysis_table(analyses)),
+        measured=lambda analyses: console().print(analysis_table(analyses)),
     )
     for what, file in files.items():
         print(f"{what}: {file}")

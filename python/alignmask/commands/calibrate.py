@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 import alignmask
 from alignmask import checkpoint as checkpoints
 from alignmask._arguments import evaluation_data
+from alignmask._printing import console
 from alignmask.commands._console import choose_device, progress
 from alignmask.commands._options import File, Flag, Folder, flowing
 from alignmask.evaluation.calibrate import calibrate
@@ -124,7 +124,7 @@ def command(
         ground_truth, results, method, precision=precision, iou=iou, confidence=confidence, per_class=per_class,
         fewest=fewest, seed=seed, resamples=resamples, score=score,
     )  # fmt: skip
-    Console().print(report.table())
+    console().print(report.table())
     for guarantee in report.calibration.guarantees:
         category_id = guarantee.category_id
         print(

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 import alignmask
+from alignmask._printing import console
 from alignmask.commands._console import INTERRUPTED, complain
 from alignmask.data import val_dataset
 from alignmask.pictures.run import run_pictures
@@ -43,7 +43,7 @@ def command(
         return complain(str(stopped), INTERRUPTED)
     dataset = val_dataset(config.data)
     pictures = run_pictures(run, dataset, out)
-    Console().print(
+    console().print(
         alignmask.evaluate(run / "results.json", annotations=dataset.annotations).table()
     )
     for what, picture in pictures.items():

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 
 import alignmask
+from alignmask._printing import console
 from alignmask.commands._console import choose_device, progress
 from alignmask.commands._options import File, Flag, Folder, flowing
 from alignmask.evaluation.duplicates import DUPLICATE_IOU
@@ -92,8 +92,8 @@ def command(
         suppression_iou=suppression_iou,
         progress=progress,
     )
-    console = Console()
-    console.print(evaluation.table())
+    terminal = console()
+    terminal.print(evaluation.table())
     if per_category:
-        console.print(evaluation.category_table())
+        terminal.print(evaluation.category_table())
     return 0

@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 import tyro
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
+from alignmask._printing import PlainTable, console
 from alignmask.commands._console import choose_recipe
 from alignmask.commands._options import flowing
 from alignmask.config import DataConfig
@@ -56,7 +54,7 @@ def command(
     queries += f" and {aligned_queries} aligned queries" if aligned_queries else ""
     print(f"{recipe}: {count_parameters(config.model) / 1e6:.1f} M parameters")
     print(f"one image of {height} x {width} (padded to {padded[0]} x {padded[1]}), {queries}")
-    Console().print(flops_table(flops))
+    console().print(flops_table(flops))
     return 0
 
 
@@ -66,7 +64,7 @@ def photo(data: DataConfig) -> tuple[int, int]:
     return round(3 * scale), round(4 * scale)
 
 
-def flops_table(flops: Flops) -> Table:
+def flops_table(flops: Flops) -> PlainTable:
     """GMACs by part, and both totals."""
     plain = flops.total + flops.plain_masks
     rows = [
@@ -78,7 +76,7 @@ def flops_table(flops: Flops) -> Table:
         ("plain total: full-size mask logits at every output", plain),
     ]
     digits = 1 if flops.total >= 10 else 4
-    table = Table("part", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = PlainTable("part")
     table.add_column("GMACs", justify="right", no_wrap=True)
     for name, value in rows:
         table.add_row(name, f"{value:.{digits}f}", end_section=name == rows[3][0])

@@ -286,8 +286,12 @@ def alignment_table(statistics: dict[str, AlignmentStatistics]) -> Table:
     title = "the most confident predictions: score and IoU with the best ground-truth mask"
     named = any(statistics)
     names = ("top", "predictions", "mean score", "mean IoU", "PCC", "mean IoU*", "PCC*")
-    table = number_table(title, *names, first=Column("score", no_wrap=True) if named else None)
-    table.caption, table.caption_justify = "* ground truth of any class", "left"
+    table = number_table(
+        title,
+        *names,
+        first=Column("score", no_wrap=True) if named else None,
+        caption="* ground truth of any class",
+    )
     for name, entry in statistics.items():
         for top in entry.top:
             values = (

@@ -132,18 +132,12 @@ class Evaluation:
     def category_table(self) -> Table:
         """AP per category of the default score mode, best first; categories without ground truth
         last."""
-        from rich import box
-        from rich.table import Table
+        from rich.cells import cell_len
+
+        from alignmask._printing import PlainTable
 
         title = f"mask AP (%) per category, score {self.default}"
-        table = Table(
-            "category",
-            title=title,
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            pad_edge=False,
-            min_width=len(title),
-        )
+        table = PlainTable("category", title=title, min_width=cell_len(title))
         table.add_column("AP", justify="right")
         for name, value in sorted(
             self.metrics[self.default].per_category.items(), key=lambda item: -item[1]

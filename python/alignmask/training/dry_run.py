@@ -10,8 +10,8 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
+from alignmask._printing import console
 from alignmask.config import Config, without_pretrained
 from alignmask.training.trainer import Trainer
 
@@ -23,12 +23,12 @@ def dry_run(config: Config, steps: int = 3) -> None:
     Nothing is kept. Raises what training would raise: for missing data, classes that disagree,
     losses that are not finite.
     """
-    console = Console()
+    out = console()
     with tempfile.TemporaryDirectory() as folder:
         config = replace(without_pretrained(config), name="dry-run", out=Path(folder))
         trainer = Trainer(config, resume=False)
         parameters = sum(p.numel() for p in trainer.model.parameters())
-        console.print(
+        out.print(
             f"{parameters / 1e6:.1f} M parameters, batch {config.train.batch_size}, crop "
             f"{config.data.crop}, "
             f"{trainer.precision} on {trainer.accelerator.device}"
@@ -37,8 +37,8 @@ def dry_run(config: Config, steps: int = 3) -> None:
         for values in islice(trainer.iterations(), steps):
             seconds, before = trainer.elapsed - before, trainer.elapsed
             parts = "  ".join(f"{name} {value.item():.4g}" for name, value in values.items())
-            console.print(f"step {trainer.step}: {seconds:.1f} s  {parts}", highlight=False)
-    console.print(f"peak memory: {_peak_memory_gib():.1f} GiB")
+            out.print(f"step {trainer.step}: {seconds:.1f} s  {parts}")
+    out.print(f"peak memory: {_peak_memory_gib():.1f} GiB")
 
 
 def _peak_memory_gib() -> float:

@@ -10,16 +10,15 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import (
-    BarColumn,
     MofNCompleteColumn,
     Progress,
-    TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from torch.utils.tensorboard import SummaryWriter
+
+from alignmask._printing import console, plain_column, progress_columns
 
 METRICS = "metrics.jsonl"
 
@@ -30,21 +29,20 @@ class Log:
 
     def __init__(self, run: Path, first_step: int, iterations: int, active: bool = True) -> None:
         self.active, self.run, self.step = active, run, first_step
-        self.console = Console(stderr=True)
+        self.console = console(stderr=True)
         if not active:
             return
         _forget_after(run / METRICS, first_step)
         self.file = (run / METRICS).open("a")
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step)
         self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            *progress_columns(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[speed]}"),
+            plain_column("{task.fields[speed]}"),
             TimeElapsedColumn(),
-            TextColumn("ETA"),
+            plain_column("ETA"),
             TimeRemainingColumn(compact=True, elapsed_when_finished=False),
-            TextColumn("{task.fields[losses]}"),
+            plain_column("{task.fields[losses]}"),
             console=self.console,
             speed_estimate_period=120,
         )
@@ -99,7 +97,7 @@ class Log:
 
     def say(self, text: Any) -> None:
         if self.active:
-            self.progress.console.print(text, highlight=False, soft_wrap=isinstance(text, str))
+            self.progress.console.print(text, soft_wrap=isinstance(text, str))
 
     def _line(self, values: dict[str, Any]) -> None:
         # JSON has no infinity: the norm of fp16 gradients that overflow, whose step is skipped, is
