@@ -25,6 +25,7 @@ COMMANDS = {
     "analyze": "show how well scores follow mask quality, several models side by side: tables, plots, an interactive page",
     "calibrate": "which mask IoU to expect of a score, and which scores to trust, of a checkpoint or a results file",
     "predict": "segment images: write overlay pictures, and predictions as COCO JSON",
+    "data": "check, mend, describe, split, tile and convert data sets",
     "ablate": "run the paper's ablations and others: a grid of runs, shared by any number of processes, and its table",
     "convert": "convert weights from and to Mask2Former's own code and Hugging Face",
     "demo": "train a small model on built-in synthetic images in minutes, evaluate it, draw pictures",

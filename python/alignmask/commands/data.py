@@ -107,7 +107,7 @@ def stats(
         to_json: Write the numbers to this file, too.
     """
     from alignmask._files import write_json
-    from alignmask.commands._console import console
+    from alignmask._printing import console
     from alignmask.curation.stats import measure
 
     found = measure(annotations, queries)

@@ -120,7 +120,7 @@ def shared_images(reports: list[Report]) -> list[str]:
 def _look_at_annotations(file: CocoFile, faults: Faults, notes: Faults) -> None:
     for where in file.without_polygon:
         notes.add(NO_POLYGON, where)
-    instances: Counter[int] = Counter({image_id: 0 for image_id in file.images})
+    instances: Counter[int] = Counter(dict.fromkeys(file.images, 0))
     classes: Counter[int] = Counter()
     seen: dict[tuple[int, int, bytes], int] = {}
     for annotation in file.annotations:
@@ -146,7 +146,9 @@ def _look_at_annotations(file: CocoFile, faults: Faults, notes: Faults) -> None:
         same[name.strip().casefold()].append(name)
     for names in same.values():
         if len(names) > 1:
-            notes.add("class names that differ in case or spaces alone", ", ".join(map(brief, names)))
+            notes.add(
+                "class names that differ in case or spaces alone", ", ".join(map(brief, names))
+            )
     if file.images and not any(instances.values()) and not faults:
         faults.add("of the file: it has no instance", f"{file.listed} annotations are listed")
 
@@ -195,7 +197,9 @@ def _look_at_images(
             progress(number + 1, len(named))
             where = f"image id {named[number].id}"
             if isinstance(seen, ImageError):
-                if not any(f"{where}: " in place for places in missing.places.values() for place in places):
+                if not any(
+                    f"{where}: " in place for places in missing.places.values() for place in places
+                ):
                     faults.add("that cannot be read", f"{where}: {seen}")
             elif isinstance(seen, str):
                 faults.add("whose file has another size", f"{where}: {seen}")

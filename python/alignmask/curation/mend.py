@@ -111,9 +111,13 @@ def _without_copies(records: list[Any], changes: Counter[str]) -> list[Any]:
     for record in records:
         if isinstance(record, dict):
             segmentation = record.get("segmentation")
-            if isinstance(segmentation, list) and not any(
-                isinstance(polygon, list) and len(polygon) >= 6 for polygon in segmentation
-            ) and all(isinstance(polygon, list) for polygon in segmentation):
+            if (
+                isinstance(segmentation, list)
+                and not any(
+                    isinstance(polygon, list) and len(polygon) >= 6 for polygon in segmentation
+                )
+                and all(isinstance(polygon, list) for polygon in segmentation)
+            ):
                 changes["annotations without a polygon removed"] += 1
                 continue
             key = repr((record.get("image_id"), record.get("category_id"), segmentation))

@@ -44,7 +44,9 @@ def split(
     try:
         pattern = re.compile(group) if group is not None else None
     except re.error as error:
-        raise ValueError(f"data split: --group {group!r} is no regular expression: {error}") from error
+        raise ValueError(
+            f"data split: --group {group!r} is no regular expression: {error}"
+        ) from error
     targets = [out / "instances_train.json", out / "instances_val.json"]
     for path in targets:
         if path.exists():

@@ -46,21 +46,20 @@ class Stats:
 
     def table(self) -> Group:
         """As rich tables."""
-        from rich import box
         from rich.console import Group
-        from rich.table import Table
-        from rich.text import Text
 
-        spread = Table("", "least", "25 %", "median", "75 %", "most", box=box.SIMPLE_HEAD)
+        from alignmask._printing import PlainTable
+
+        spread = PlainTable("", "least", "25 %", "median", "75 %", "most")
         for name, values in (
             ("instances per image", self.per_image),
             ("longer side of an image, pixels", self.image_sides),
             ("size of an instance (√area), pixels", self.instance_sides),
         ):
             spread.add_row(name, *(f"{value:.0f}" for value in values))
-        classes = Table("class", "instances", "images", box=box.SIMPLE_HEAD)
+        classes = PlainTable("class", "instances", "images")
         for name, count in sorted(self.per_class.items(), key=lambda item: -item[1]):
-            classes.add_row(Text(name), str(count), str(self.images_per_class[name]))
+            classes.add_row(name, str(count), str(self.images_per_class[name]))
         sizes = ", ".join(f"{count} {name}" for name, count in self.by_size.items())
         return Group(
             f"{counted(self.images, 'image')}, {counted(self.instances, 'instance')} ({sizes} by "
@@ -75,16 +74,16 @@ def measure(annotations: Path, queries: int = 100) -> Stats:
     """Count what an annotation file has. Raises CocoError as `read_coco`."""
     file = read_coco(annotations)
     real = [a for a in file.annotations if a.pixels and not a.crowd]
-    per_image = Counter({image_id: 0 for image_id in file.images})
+    per_image = Counter(dict.fromkeys(file.images, 0))
     per_image.update(a.image_id for a in real)
     names = list(file.categories.values())
     labels = {
         category_id: name if names.count(name) == 1 else f"{name} ({category_id})"
         for category_id, name in file.categories.items()
     }
-    per_class = Counter({label: 0 for label in labels.values()})
+    per_class = Counter(dict.fromkeys(labels.values(), 0))
     per_class.update(labels[a.category_id] for a in real)
-    with_class = Counter({label: 0 for label in labels.values()})
+    with_class = Counter(dict.fromkeys(labels.values(), 0))
     with_class.update(labels[c] for _, c in {(a.image_id, a.category_id) for a in real})
     areas = np.array([a.pixels for a in real])
     return Stats(

@@ -56,7 +56,9 @@ def cut_into_tiles(
     """
     stride = tile if stride is None else stride
     if not 0 < stride <= tile:
-        raise ValueError(f"data tile: expected 0 < stride <= tile, got stride {stride}, tile {tile}")
+        raise ValueError(
+            f"data tile: expected 0 < stride <= tile, got stride {stride}, tile {tile}"
+        )
     if out.exists():
         raise FileExistsError(f"data tile: {out} exists already: nothing is overwritten")
     file, faults = read_coco(annotations), Faults()

@@ -44,7 +44,9 @@ def read_yolo(folder: Path, out: Path, images: Path | None = None) -> Counter[st
         if images == folder and (folder / "labels").is_dir():
             folder, images = folder / "labels", folder / "images"
     names, faults, counts = _class_names(folder), Faults(), Counter[str]()
-    files = {file.stem: file for file in sorted(images.glob("*")) if file.suffix.lower() in SUFFIXES}
+    files = {
+        file.stem: file for file in sorted(images.glob("*")) if file.suffix.lower() in SUFFIXES
+    }
     labels = {file.stem: file for file in sorted(folder.glob("*.txt")) if file.stem != "classes"}
     for stem in sorted(labels.keys() - files.keys()):
         faults.add("of labels without an image", str(labels[stem]))
@@ -58,9 +60,7 @@ def read_yolo(folder: Path, out: Path, images: Path | None = None) -> Counter[st
         except ImageError as error:
             faults.add("that cannot be read", str(error))
             continue
-        records.append(
-            {"id": image_id, "file_name": file.name, "height": height, "width": width}
-        )
+        records.append({"id": image_id, "file_name": file.name, "height": height, "width": width})
         counts["images"] += 1
         if stem not in labels:
             counts["images without a label file"] += 1
@@ -128,14 +128,14 @@ def write_yolo(annotations: Path, out: Path) -> Counter[str]:
         stem = Path(image.file_name or str(image.id)).stem
         (out / "labels" / f"{stem}.txt").write_text("".join(f"{l}\n" for l in lines[image_id]))
         counts["images"] += 1
-    names = "".join(f"  {n}: {json.dumps(name)}\n" for n, name in enumerate(file.categories.values()))
+    names = "".join(
+        f"  {n}: {json.dumps(name)}\n" for n, name in enumerate(file.categories.values())
+    )
     (out / "data.yaml").write_text(f"path: .\nnames:\n{names}")
     return +counts
 
 
-def _parse(
-    line: str, where: str, classes: int, faults: Faults
-) -> tuple[int | None, list[float]]:
+def _parse(line: str, where: str, classes: int, faults: Faults) -> tuple[int | None, list[float]]:
     try:
         label, *shares = line.split()
         number, values = int(label), [float(share) for share in shares]
@@ -174,7 +174,9 @@ def _names_of_yaml(path: Path) -> list[str]:
     if isinstance(names, dict) and sorted(names) == list(range(len(names))):
         names = [names[number] for number in range(len(names))]
     if not isinstance(names, list) or not names:
-        raise CocoError(f"{path}: names: expected a list, or names by number from 0, got {brief(names)}")
+        raise CocoError(
+            f"{path}: names: expected a list, or names by number from 0, got {brief(names)}"
+        )
     return [str(name) for name in names]
 
 

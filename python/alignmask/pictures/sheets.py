@@ -5,6 +5,7 @@ Shapes: N instances or predictions, H x W pixels.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,26 @@ def truth_sheet(
                 picture.thumbnail((cell, cell), Image.Resampling.LANCZOS)
                 sheet.paste(picture, (x + (cell - picture.width) // 2, y))
         y += height + gap
+    out_png.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(out_png)
+
+
+def samples_sheet(
+    dataset: CocoDataset, out_png: Path, *, images: int = 12, seed: int = 0, cell: int = 320
+) -> None:
+    """Write one picture of randomly chosen images with their ground truth."""
+    chosen = sorted(random.Random(seed).sample(range(len(dataset)), min(images, len(dataset))))
+    columns = min(4, len(chosen))
+    gap, rows = 6, -(-len(chosen) // columns)
+    sheet = Image.new("RGB", (columns * (cell + gap) + gap, rows * (cell + gap) + gap), "white")
+    for place, index in enumerate(chosen):
+        sample = dataset.load(index)
+        image_HWC = sample.image_CHW.permute(1, 2, 0).numpy()
+        picture = draw_instances(image_HWC, sample, dataset.class_names, min_side=cell)
+        picture.thumbnail((cell, cell), Image.Resampling.LANCZOS)
+        row, column = divmod(place, columns)
+        x = gap + column * (cell + gap) + (cell - picture.width) // 2
+        sheet.paste(picture, (x, gap + row * (cell + gap) + (cell - picture.height) // 2))
     out_png.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(out_png)
 
