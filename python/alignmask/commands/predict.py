@@ -1,4 +1,4 @@
-"""`alignmask predict`: overlay pictures and COCO JSON for image files."""
+"""`alignmask predict`: pictures, COCO JSON, label maps and GeoJSON for image files."""
 
 from __future__ import annotations
 
