@@ -179,7 +179,7 @@ def test_predict_reads_what_pillow_reads(
     kinds = "2 .txt, 1 without suffix, 1 .h5, 1 .eps"
     assert [line for line in alignmask_.err.splitlines() if line.startswith("alignmask: ")] == [
         f"alignmask: left out 5 files that are not images: {kinds}",
-        "alignmask: 5 files have several pictures; the first of them was used: "
+        "alignmask: 5 files have several pictures, of which the first was used: "
         f"{folder}/c.gif, ...",
     ]
     for name in "cdefg":

@@ -117,7 +117,7 @@ def command(
         files_have, more = (
             ("1 file has", "") if len(several) == 1 else (f"{len(several)} files have", ", ...")
         )
-        note(f"{files_have} several pictures; the first of them was used: {several[0]}{more}")
+        note(f"{files_have} several pictures, of which the first was used: {several[0]}{more}")
     read = _count(len(files) - len(unreadable), "image")
     scored = f"with a score of {threshold:g} or more (--threshold)"
     *most, last = (words for kind, words in WRITTEN.items() if kind in format)
