@@ -72,7 +72,7 @@ FLOORS = (
     {"ops", "recipes", "checkpoint"},
     {"data", "integrations"},
     {"model"},
-    {"loss", "pretrained", "exporting", "evaluation"},
+    {"loss", "pretrained", "exporting", "evaluation", "predicting"},
     {"pictures", "training"},
     {"analysis", "ablation", "predictor"},
     {"_arguments"},

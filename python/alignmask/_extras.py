@@ -47,6 +47,11 @@ def require_analyze(feature: str) -> None:
     _require(feature, _ANALYZE_MODULES, "analyze")
 
 
+def require_supervision(feature: str) -> None:
+    """Check that the package of the extra `[supervision]` is installed; see `require_train`."""
+    _require(feature, ("supervision",), "supervision")
+
+
 def _require(feature: str, modules: tuple[str, ...], extra: str) -> None:
     if missing := _missing(modules):
         raise ImportError(

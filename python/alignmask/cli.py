@@ -24,7 +24,7 @@ COMMANDS = {
     "eval": "measure COCO mask AP and alignment statistics of a checkpoint, or of any model's results file",
     "analyze": "show how well scores follow mask quality, several models side by side: tables, plots, an interactive page",
     "calibrate": "which mask IoU to expect of a score, and which scores to trust, of a checkpoint or a results file",
-    "predict": "segment images: write overlay pictures, and predictions as COCO JSON",
+    "predict": "segment images: write overlay pictures, COCO JSON, label maps, GeoJSON outlines",
     "data": "check, mend, describe, split, tile and convert data sets",
     "ablate": "run the paper's ablations and others: a grid of runs, shared by any number of processes, and its table",
     "convert": "convert weights from and to Mask2Former's own code and Hugging Face",

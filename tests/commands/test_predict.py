@@ -57,13 +57,180 @@ def test_predict_writes_pictures_and_coco_json(
             assert entry["category_id"] == predictor.category_ids[expected.labels[k]]
         with (
             Image.open(file) as image,
-            Image.open(
-                out / predict_command.picture_names(list(files.values()))[image_id - 1]
-            ) as picture,
+            Image.open(out / f"{image_id}_{file.stem}.png") as picture,
         ):
             assert picture.width % image.width == 0
             assert picture.width * image.height == picture.height * image.width
             assert max(picture.size) >= 512
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        file.relative_to(folder).as_posix(): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+EVERYTHING = ("--format", "overlay", "coco", "labels", "geojson")
+
+
+def test_predict_never_overwrites_an_input(
+    workshop: Path, alignmask_: Terminal, tmp_path: Path
+) -> None:
+    """Under whatever name the file is an output: itself, a link to it or to its folder."""
+    for k in range(5):
+        photo(tmp_path / "in" / f"photo{k}.png", (20 + k, 30))
+    before = contents(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "photo3.png").symlink_to(tmp_path / "in" / "photo3.png")
+    (tmp_path / "hard").mkdir()
+    (tmp_path / "hard" / "photo3.png").hardlink_to(tmp_path / "in" / "photo0.png")
+    for out in ("in", "in/../in", "link"):
+        text = alignmask_.complaint(
+            "predict", workshop / "run", tmp_path / "in", "--out", tmp_path / out
+        )
+        first = ", ".join(f"{tmp_path / out}/photo{k}.png" for k in range(3))
+        assert text == (
+            f"predict: this would overwrite 5 files of the images to predict on ({first}, ...): "
+            "nothing was predicted; choose another folder with --out"
+        )
+    for out in ("out", "hard"):
+        text = alignmask_.complaint(
+            "predict", workshop / "run", tmp_path / "link", "--out", tmp_path / out
+        )
+        assert f"1 file of the images to predict on ({tmp_path}/{out}/photo3.png)" in text
+        (tmp_path / out / "photo3.png").unlink()
+        (tmp_path / out).rmdir()
+    (tmp_path / "link").unlink()
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["a.png", "a_labels.png", "a.geojson", "predictions.json", "nowhere"]
+)
+def test_predict_never_overwrites_a_file_of_others(
+    workshop: Path, alignmask_: Terminal, tmp_path: Path, name: str
+) -> None:
+    file, out = photo(tmp_path / "in" / "a.jpg"), tmp_path / "out"
+    out.mkdir()
+    if name == "nowhere":  # a link to nothing is a file of others, too
+        name = "a.png"
+        (out / name).symlink_to(tmp_path / "nothing")
+    elif name.endswith(".png"):
+        photo(out / name)
+    else:
+        (out / name).write_text('[{"image_id": 1, "segmentation": {}, "score": 1}]')
+    before = contents(out)
+    text = alignmask_.complaint("predict", workshop / "run", file, "--out", out, *EVERYTHING)
+    assert text == (
+        f"predict: this would overwrite 1 file that predict did not make ({out}/{name}): nothing "
+        "was predicted; choose another folder with --out, or remove them"
+    )
+    assert contents(out) == before
+    assert [file.name for file in out.iterdir()] == [name]
+
+
+def test_predict_replaces_what_it_made(
+    workshop: Path, alignmask_: Terminal, tmp_path: Path
+) -> None:
+    """Also where the images are: its own pictures are no images to predict on."""
+    file, out = photo(tmp_path / "in" / "a.jpg"), tmp_path / "in"
+    command = ("predict", workshop / "run", tmp_path / "in", "--out", out, *EVERYTHING)
+    assert alignmask_(*command, "--threshold", 0) == 0
+    assert alignmask_.err.count("alignmask: ") == 0
+    first = contents(out)
+    assert sorted(first) == ["a.geojson", "a.jpg", "a.png", "a_labels.png", "predictions.json"]
+    assert alignmask_(*command, "--threshold", 1) == 0
+    assert "left out 2 files that are not images: 1 .geojson, 1 .json\n" in alignmask_.err
+    assert "left out 2 pictures that predict made\n" in alignmask_.err
+    second = contents(out)
+    assert second["a.jpg"] == first["a.jpg"] == file.read_bytes()
+    assert [name for name in first if first[name] != second[name]] == sorted({*first} - {"a.jpg"})
+    assert alignmask_(*command, "--threshold", 0) == 0  # an empty predictions.json is replaced
+    assert contents(out) == first
+
+
+def test_predict_reads_what_pillow_reads(
+    workshop: Path, alignmask_: Terminal, tmp_path: Path
+) -> None:
+    """Suffixes that few programs write, several pictures in a file, and what is no image."""
+    folder = tmp_path / "in"
+    photo(folder / "a.jfif")
+    photo(folder / "b.JP2")
+    frames = [Image.new("RGB", (30, 20), colour) for colour in ("red", "green", "blue")]
+    for name in ("c.gif", "d.tif", "e.webp", "f.mpo", "g.apng"):
+        frames[0].save(folder / name, save_all=True, append_images=frames[1:])
+    frames[0].save(folder / "h.gif")
+    for name in (
+        "notes.txt",
+        "more.TXT",
+        "data.h5",
+        "figure.eps",
+        "README",
+        ".DS_Store",
+        "._a.jpg",
+    ):
+        (folder / name).write_text("no image")
+    out = tmp_path / "out"
+    assert alignmask_("predict", workshop / "run", folder, "--out", out, "--threshold", 1) == 0
+    assert sorted(contents(out)) == [*(f"{k}.png" for k in "abcdefgh"), "predictions.json"]
+    kinds = "2 .txt, 1 without suffix, 1 .h5, 1 .eps"
+    assert [line for line in alignmask_.err.splitlines() if line.startswith("alignmask: ")] == [
+        f"alignmask: left out 5 files that are not images: {kinds}",
+        "alignmask: 5 files have several pictures, of which the first was used: "
+        f"{folder}/c.gif, ...",
+    ]
+    for name in "cdefg":
+        with Image.open(out / f"{name}.png") as picture:
+            assert np.ptp(picture, axis=(0, 1)).max() <= 2, name  # nothing is drawn
+            assert picture.getpixel((0, 0)) == pytest.approx((255, 0, 0), abs=4), name
+
+
+def test_predict_searches_subfolders(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> None:
+    """Not the folder that it writes to, nor one folder twice."""
+    folder, out = tmp_path / "in", tmp_path / "in" / "out"
+    for name in ("a.jpg", "x/a.jpg", "x/y/b.jpg", ".hidden/c.jpg", "out/d.jpg"):
+        photo(folder / name)
+    (folder / "x" / "back").symlink_to(folder)
+    command = ("predict", workshop / "run", folder, "--out", out, "--threshold", 0)
+    for _ in range(2):
+        assert alignmask_(*command, "--recursive", "--format", "overlay", "labels") == 0
+        assert sorted(contents(out)) == [
+            "a.png", "a_labels.png", "d.jpg", "x/a.png", "x/a_labels.png", "x/y/b.png", "x/y/b_labels.png",
+        ]  # fmt: skip
+    assert alignmask_.out.endswith(f" in 3 images: pictures and label maps in {out}\n")
+    assert alignmask_(*command, "--format", "coco") == 0
+    entries = json.loads((out / "predictions.json").read_text())
+    assert {entry["file_name"] for entry in entries} == {str(folder / "a.jpg")}
+
+
+def test_formats_agree(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> None:
+    file, out = photo(tmp_path / "a.jpg", (40, 60)), tmp_path / "out"
+    command = ("predict", workshop / "run", file, "--out", out, "--threshold", 0)
+    assert alignmask_(*command, "--format", "labels", "geojson") == 0
+    assert sorted(contents(out)) == ["a.geojson", "a_labels.png"]
+    predictor = alignmask.load(workshop / "run")
+    found = predictor.predict(file)
+    with Image.open(out / "a_labels.png") as picture:
+        assert picture.mode == "I;16"
+        label_HW = np.array(picture)
+    best_HW = np.where(found.masks.any(0), found.masks.int().argmax(0) + 1, 0)
+    np.testing.assert_array_equal(label_HW, best_HW)
+    collection = json.loads((out / "a.geojson").read_text())
+    assert collection["type"] == "FeatureCollection"
+    assert collection["file_name"] == str(file)
+    features = collection["features"]
+    assert len(features) == len(found) > 0
+    for k, feature in enumerate(features):
+        label = int(found.labels[k])
+        properties = feature["properties"]
+        assert properties["class"] == predictor.class_names[label]
+        assert properties["classification"] == {"name": predictor.class_names[label]}
+        assert properties["category_id"] == predictor.category_ids[label]
+        assert properties["score"] == properties["measurements"]["score"] == float(found.scores[k])
+    assert alignmask_.complaint(*command, "--format").startswith("predict: --format: expected")
 
 
 def test_predict_keeps_confident_instances_alone(
@@ -118,8 +285,15 @@ def test_predict_mistakes(workshop: Path, alignmask_: Terminal, tmp_path: Path) 
     assert f"{tmp_path}/b.jpg: no such file or folder" in complaint(
         "predict", run, file, tmp_path / "b.jpg"
     )
-    assert f"no image files in {tmp_path}/empty: none that ends in .bmp, " in complaint(
-        "predict", run, tmp_path / "empty"
+    assert (
+        complaint("predict", run, tmp_path / "empty")
+        == f"predict: no image files in {tmp_path}/empty"
+    )
+    (tmp_path / "empty" / "a.txt").write_text("")
+    photo(tmp_path / "empty" / "sub" / "a.png")
+    assert complaint("predict", run, tmp_path / "empty") == (
+        f"predict: no image files in {tmp_path}/empty; left out 1 file that is not an image: "
+        "1 .txt; subfolders are searched with --recursive"
     )
     assert "no image files given" in complaint("predict", run)
     assert "checkpoint nowhere: no such file or folder" in complaint("predict", "nowhere", file)
@@ -156,14 +330,9 @@ def test_a_corrupt_checkpoint_is_named(
     ).startswith(expected)
 
 
-def test_picture_names_and_image_ids() -> None:
+def test_image_ids() -> None:
     files = [Path("x/a.jpg"), Path("y/a.png"), Path("y/b.png")]
-    assert predict_command.picture_names(files) == ["1_a.png", "2_a.png", "3_b.png"]
     assert predict_command.image_ids(files) == [1, 2, 3]
     assert predict_command.image_ids([Path("000139.jpg"), Path("285.png")]) == [139, 285]
     assert predict_command.image_ids([Path("000139.jpg"), Path("139.png")]) == [1, 2]
     assert predict_command.image_ids([Path("139.jpg"), Path("b.png")]) == [1, 2]
-    assert (
-        len(set(predict_command.picture_names([Path("x/a.jpg"), Path("y/a.png"), Path("1_a.png")])))
-        == 3
-    )

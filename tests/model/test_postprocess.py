@@ -7,14 +7,18 @@ Q queries, C classes, H x W pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from alignmask import _extras
 from alignmask.data import Batch
 from alignmask.model import Prediction
 from alignmask.model.postprocess import Instances, class_scores, combine_scores, postprocess
@@ -204,3 +208,66 @@ def test_masks_are_the_same_however_many_are_made_at_a_time(
         else:
             same = ours is whole if whole is None else torch.equal(ours, whole)
             assert same, field.name
+
+
+# ---- what others take
+
+SUPERVISION = """
+from dataclasses import dataclass
+from typing import Any
+
+@dataclass
+class Detections:
+    xyxy: Any
+    mask: Any = None
+    confidence: Any = None
+    class_id: Any = None
+"""
+
+
+@pytest.fixture
+def look_again() -> Iterator[None]:
+    """Which packages are missing is looked up once in a process."""
+    _extras._missing.cache_clear()
+    yield
+    _extras._missing.cache_clear()
+    sys.modules.pop("supervision", None)
+
+
+@pytest.mark.usefixtures("look_again")
+def test_instances_as_detections_of_supervision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its arrays, as `supervision.Detections` checks them, of a stand-in for that package."""
+    (tmp_path / "supervision.py").write_text(SUPERVISION)
+    monkeypatch.setitem(sys.modules, "supervision", None)  # so that it is as it was afterwards
+    monkeypatch.delitem(sys.modules, "supervision")
+    monkeypatch.syspath_prepend(tmp_path)
+    made = prediction(torch.logit(CLASSES), constant_masks(MASKS), 4)
+    for found in postprocess(made, batch((32, 64)), tiny.model_config(num_classes=2)):
+        for some in (found, found[:0]):
+            detections = some.to_supervision()
+            assert type(detections).__module__ == "supervision"
+            for array, expected, kind in (
+                (detections.xyxy, some.boxes, np.float32),
+                (detections.mask, some.masks, np.bool_),
+                (detections.confidence, some.scores, np.float32),
+                (detections.class_id, some.labels, np.int64),
+            ):
+                assert array.dtype == kind
+                np.testing.assert_array_equal(array, expected.numpy())
+        assert len(found) > 0
+
+
+@pytest.mark.usefixtures("look_again")
+def test_a_missing_supervision_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    number = torch.zeros(0)
+    masks = torch.zeros(0, 2, 3, dtype=torch.bool)
+    none = Instances(number, number.long(), masks, number.view(0, 4), number, number)
+    with pytest.raises(ImportError) as raised:
+        none.to_supervision()
+    assert str(raised.value) == (
+        "to_supervision needs supervision: install them with `pip install '.[supervision]'` in "
+        "AlignMask's folder."
+    )

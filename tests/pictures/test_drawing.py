@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from alignmask.pictures import drawing
+from alignmask.pictures import drawing, fonts
 from alignmask.pictures.drawing import colour, draw_instances
 from tests.evaluation.worlds import box_mask
 
@@ -139,7 +139,7 @@ def test_texts_stay_inside_the_picture(
     top, left = corner
     instances = found([box_mask(SIZE, top, left, top + 5, left + 10)], [0.5], [1])
     picture = draw_instances(GREY, instances, ["cat", "a long name"])
-    letters = drawing.font(max(11, round(max(picture.size) / 45)))
+    letters = fonts.font(max(11, round(max(picture.size) / 45)))
     ((text, x, y),) = texts(monkeypatch, GREY, instances, ["cat", "a long name"])
     x0, y0, x1, y1 = letters.getbbox(text)
     assert x + x0 >= 0

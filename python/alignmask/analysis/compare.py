@@ -7,6 +7,7 @@ Shapes: N predictions, H x W pixels.
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ from alignmask.evaluation.duplicates import REMOVED, duplicates_table
 from alignmask.evaluation.metrics import percent
 from alignmask.evaluation.results_file import GroundTruth
 from alignmask.evaluation.tables import number_table
+from alignmask.pictures.fonts import DEJAVU, lettering
 from alignmask.pictures.plots import score_iou_scatter
 
 if TYPE_CHECKING:
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from alignmask.data import CocoDataset
+
+BESIDE = string.ascii_letters + string.digits + " .:()…"
+"""What is written beside names of classes and models."""
 
 
 def write_analysis(
@@ -65,9 +70,12 @@ def write_analysis(
             {model.name: model.pairs for model in models}, file, fraction=fraction, iou=kind
         )
     sheets = []
-    for number, model in enumerate(models, 1):
+    titles = lettering([model.name for model in models], "model", BESIDE)
+    for number, (model, title) in enumerate(zip(models, titles, strict=True), 1):
         sheet = inversion_sheet(
-            _panels(model, ground_truth, dataset), title=f"{model.name}: the worst rank inversions"
+            _panels(model, ground_truth, dataset),
+            title=f"{title.text}: the worst rank inversions",
+            title_font=title.file,
         )
         file = files[f"rank inversions of {model.name}"] = (
             out / f"inversions_{number}_{slug(model.name)}.png"
@@ -153,6 +161,8 @@ def _panels(
 ) -> list[tuple[Panel, Panel]]:
     truths = {annotation["id"]: annotation for annotation in ground_truth.annotations}
     place = {} if dataset is None else {image_id: n for n, image_id in enumerate(dataset.image_ids)}
+    names = list(ground_truth.categories.values())
+    written = dict(zip(ground_truth.categories, lettering(names, beside=BESIDE), strict=True))
     panels = []
     for inversion in model.inversions:
         if dataset is not None:
@@ -163,15 +173,14 @@ def _panels(
         def panel(n: int, image_HWC: np.ndarray = image_HWC) -> Panel:
             entry, pairs = model.results.entries[n], model.pairs
             truth = truths[pairs.truth_any_class_N[n]]
-            name, true_name = (
-                ground_truth.categories[record["category_id"]] for record in (entry, truth)
-            )
-            what = name if name == true_name else f"{name} (on {true_name})"
+            name, true_name = (written[record["category_id"]] for record in (entry, truth))
+            what = name.text if name == true_name else f"{name.text} (on {true_name.text})"
             return Panel(
                 image_HWC,
                 mask_utils.decode(truth["segmentation"]).astype(bool),
                 mask_utils.decode(entry["segmentation"]).astype(bool),
                 f"score {pairs.scores_N[n]:.2f}   IoU {pairs.iou_any_class_N[n]:.2f}   {what}",
+                true_name.file if name.file == DEJAVU else name.file,
             )
 
         panels.append((panel(inversion.high), panel(inversion.low)))

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from alignmask.evaluation.alignment import ScoreIoU, top_predictions
-from alignmask.pictures.drawing import OVERLAP, PREDICTION, TRUTH, draw_overlap, font
+from alignmask.pictures.drawing import OVERLAP, PREDICTION, TRUTH, draw_overlap
+from alignmask.pictures.fonts import DEJAVU, font
 
 LEAST_IOU = 0.1
 """Predictions with a smaller IoU are left out: they may show objects that were not annotated."""
@@ -76,12 +78,14 @@ class Panel:
     truth_HW: np.ndarray
     prediction_HW: np.ndarray
     caption: str
+    caption_font: Path = DEJAVU
 
 
 def inversion_sheet(
     inversions: Sequence[tuple[Panel, Panel]],
     *,
     title: str = "",
+    title_font: Path = DEJAVU,
     cell: int = 300,
     pairs_per_row: int = 2,
 ) -> Image.Image:
@@ -90,6 +94,7 @@ def inversion_sheet(
 
     Args:
         inversions: (high, low) of each. If there are none, the picture says so.
+        title_font: A font file that has the glyphs of the title.
         cell: Side of the square that each image is fitted into, pixels.
     """
     gap, text, head = 8, 20, 66
@@ -105,7 +110,8 @@ def inversion_sheet(
     )
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
-    draw.text((gap, 5), _shortened(title, size[0] - 2 * gap, 16), font=font(16), fill="black")
+    letters = font(16, title_font)
+    draw.text((gap, 5), _shortened(title, size[0] - 2 * gap, letters), font=letters, fill="black")
     _legend(draw, gap, 31)
     if not inversions:
         draw.text((gap, head), "no rank inversion found", font=font(13), fill="black")
@@ -114,7 +120,9 @@ def inversion_sheet(
         for pair, (panels, both) in enumerate(zip(line, pictures, strict=True)):
             for side, (panel, picture) in enumerate(zip(panels, both, strict=True)):
                 x = gap + pair * (2 * cell + 3 * gap) + side * (cell + gap)
-                draw.text((x, y), _shortened(panel.caption, cell, 13), font=font(13), fill="black")
+                letters = font(13, panel.caption_font)
+                caption = _shortened(panel.caption, cell, letters)
+                draw.text((x, y), caption, font=letters, fill="black")
                 sheet.paste(picture, (x, y + text))
         y += height + text + gap
     return sheet
@@ -161,9 +169,8 @@ def _legend(draw: ImageDraw.ImageDraw, x: float, y: float) -> None:
     )
 
 
-def _shortened(text: str, width: float, size: int) -> str:
+def _shortened(text: str, width: float, letters: ImageFont.FreeTypeFont) -> str:
     """The text, shortened to at most this width, in pixels."""
-    letters = font(size)
     if letters.getlength(text) <= width:
         return text
     while text and letters.getlength(text + "…") > width:

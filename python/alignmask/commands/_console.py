@@ -63,7 +63,12 @@ def choose_recipe(name: str) -> Callable[[], Config]:
     raise ValueError(f"unknown recipe {name!r}: expected one of {', '.join(RECIPES)}")
 
 
+def note(text: str) -> None:
+    """Print to stderr what the user should know, though nothing is wrong."""
+    print(f"alignmask: {text}", file=sys.stderr)
+
+
 def complain(text: str, code: int = USER_ERROR) -> int:
     """Print what is wrong to stderr. Returns the exit code."""
-    print(f"alignmask: {text}", file=sys.stderr)
+    note(text)
     return code

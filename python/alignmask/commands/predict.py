@@ -1,22 +1,32 @@
-"""`alignmask predict`: overlay pictures and COCO JSON for image files."""
+"""`alignmask predict`: pictures, COCO JSON, label maps and GeoJSON for image files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from torch import Tensor
 
 import alignmask
 from alignmask._files import write_json
-from alignmask.commands._console import choose_device, complain, progress
+from alignmask.commands._console import choose_device, complain, note, progress
 from alignmask.commands._options import Flag, flowing
 from alignmask.config import SHOWN_SCORE
 from alignmask.data import ImageError, read_image
 from alignmask.evaluation.evaluate import to_coco_results
-
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+from alignmask.model import Instances
+from alignmask.predicting.inputs import find_images, has_several_pictures
+from alignmask.predicting.outputs import (
+    COCO_FILE,
+    Format,
+    output_names,
+    refuse_to_overwrite,
+    save_picture,
+    write_geojson,
+    write_labels,
+)
 
 
 def main(arguments: list[str]) -> int:
@@ -32,6 +42,10 @@ def command(
         tyro.conf.arg(metavar="IMAGE|DIR ...", help_behavior_hint="(required)"),
     ],
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("predictions"),
+    recursive: Flag = False,
+    format: Annotated[
+        tuple[Format, ...], tyro.conf.arg(metavar="{overlay,coco,labels,geojson} ...")
+    ] = ("overlay", "coco"),
     threshold: float = SHOWN_SCORE,
     trusted: Flag = False,
     device: str = "auto",
@@ -44,22 +58,43 @@ def command(
     (139 for 000000000139.jpg); otherwise it is the position of the file, from 1. file_name names
     the file. (To measure AP, use `alignmask eval`, which also keeps low scores.)
 
+    No file is overwritten, except for those that an earlier `alignmask predict` wrote.
+
     Args:
         checkpoint: A checkpoint, or a run's folder (its best checkpoint is used).
-        images: Image files, and folders of image files (subfolders are not searched).
+        images: Image files, and folders of image files. Of a file with several pictures, the first
+            is used.
         out: Folder to write to.
+        recursive: Search subfolders of the folders, except for --out. Outputs are written to
+            subfolders of the same names.
+        format: What to write; several can be given. overlay: pictures, NAME.png. coco:
+            predictions.json. labels: 16-bit label maps, NAME_labels.png; 0 is background, 1 the
+            best instance, which lies on top of the others. geojson: outlines with class and score,
+            for QuPath and others, NAME.geojson.
         threshold: Predictions with a lower score are neither drawn nor written.
         trusted: Keep only what the guarantee of `alignmask calibrate --precision` covers.
         device: Where the model runs: cpu, cuda, cuda:1, ...; auto chooses a GPU if there is one.
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"predict: --threshold: expected 0 to 1, got {threshold}")
-    files = image_files(images)
-    names, ids = picture_names(files), image_ids(files)
+    if not format:
+        raise ValueError("predict: --format: expected at least one")
+    found = find_images(images, out, recursive=recursive)
+    files = [file.path for file in found.files]
+    names, ids = output_names([file.relative for file in found.files], format), image_ids(files)
+    outputs = [out / name for each in names for name in each.values()]
+    if "coco" in format:
+        outputs.append(out / COCO_FILE)
+    refuse_to_overwrite(outputs, files)
+    for sentence in found.left_out():
+        note(sentence)
     predictor = alignmask.load(checkpoint, device=choose_device(device))
-    out.mkdir(parents=True, exist_ok=True)
+    for folder in {output.parent for output in outputs}:
+        folder.mkdir(parents=True, exist_ok=True)
     entries: list[dict[str, Any]] = []
     unreadable: list[str] = []
+    several: list[Path] = []
+    instances = 0
     with progress("predicting") as advance:
         for position, file in enumerate(files):
             advance(position, len(files))
@@ -68,65 +103,73 @@ def command(
             except ImageError as error:  # the others are worth having
                 unreadable.append(str(error))
                 continue
-            found = predictor.predict(image_CHW, threshold=threshold, trusted=trusted)
-            picture = predictor.draw(image_CHW, found, threshold=threshold)
-            # The default takes longer than the model.
-            picture.save(out / names[position], compress_level=1)
-            results = to_coco_results(found, ids[position], predictor.category_ids)
-            if found.quality_N is not None:
-                results = [
-                    {**entry, "quality": q}
-                    for entry, q in zip(results, found.quality_N.tolist(), strict=True)
-                ]
-            entries += [{**entry, "file_name": str(file)} for entry in results]
+            if has_several_pictures(file):
+                several.append(file)
+            predicted = predictor.predict(image_CHW, threshold=threshold, trusted=trusted)
+            instances += len(predicted)
+            _write(predictor, file, image_CHW, predicted, names[position], out)
+            if "coco" in format:
+                entries += _coco_entries(predicted, file, ids[position], predictor.category_ids)
         advance(len(files), len(files))
-    write_json(out / "predictions.json", entries)
-    read = len(files) - len(unreadable)
-    found_any = (
-        f"{_count(len(entries), 'instance')} with a score of {threshold:g} or more (--threshold)"
-    )
-    print(f"{found_any} in {_count(read, 'image')}: pictures and predictions.json in {out}")
+    if "coco" in format:
+        write_json(out / COCO_FILE, entries)
+    if several:
+        files_have, more = (
+            ("1 file has", "") if len(several) == 1 else (f"{len(several)} files have", ", ...")
+        )
+        note(f"{files_have} several pictures, of which the first was used: {several[0]}{more}")
+    read = _count(len(files) - len(unreadable), "image")
+    scored = f"with a score of {threshold:g} or more (--threshold)"
+    *most, last = (words for kind, words in WRITTEN.items() if kind in format)
+    written = f"{', '.join(most)} and {last}" if most else last
+    print(f"{_count(instances, 'instance')} {scored} in {read}: {written} in {out}")
     if len(unreadable) > 1:
         unreadable.insert(0, f"{len(unreadable)} images could not be read:")
     return complain("\n".join(unreadable)) if unreadable else 0
 
 
+WRITTEN: dict[Format, str] = {
+    "overlay": "pictures",
+    "labels": "label maps",
+    "geojson": "GeoJSON files",
+    "coco": COCO_FILE,
+}
+"""The formats, as the last line names them."""
+
+
+def _write(
+    predictor: alignmask.Predictor,
+    file: Path,
+    image_CHW: Tensor,
+    predicted: Instances,
+    names: Mapping[Format, Path],
+    out: Path,
+) -> None:
+    """Write what belongs to one image."""
+    for kind, name in names.items():
+        if kind == "overlay":
+            save_picture(predictor.draw(image_CHW, predicted, threshold=0), out / name)
+        elif kind == "labels":
+            write_labels(predicted, out / name)
+        else:
+            classes = predictor.class_names, predictor.category_ids
+            write_geojson(predicted, *classes, str(file), out / name)
+
+
+def _coco_entries(
+    predicted: Instances, file: Path, image_id: int, category_ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    entries = to_coco_results(predicted, image_id, category_ids)
+    if predicted.quality_N is not None:
+        entries = [
+            {**entry, "quality": q}
+            for entry, q in zip(entries, predicted.quality_N.tolist(), strict=True)
+        ]
+    return [{**entry, "file_name": str(file)} for entry in entries]
+
+
 def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def image_files(paths: Sequence[Path]) -> list[Path]:
-    """The image files that are named, and those in the folders that are named, sorted, without
-    subfolders.
-
-    Raises ValueError if there are none, FileNotFoundError for a path that does not exist.
-    """
-    files: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            files += sorted(
-                f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file()
-            )
-        elif path.exists():
-            files.append(path)
-        else:
-            raise FileNotFoundError(f"{path}: no such file or folder")
-    if not files:
-        where = (
-            f"in {', '.join(map(str, paths))}: none that ends in {', '.join(IMAGE_SUFFIXES)}"
-            if paths
-            else "given"
-        )
-        raise ValueError(f"predict: no image files {where}")
-    return files
-
-
-def picture_names(files: Sequence[Path]) -> list[str]:
-    """A PNG name for each file. If several files would have the same, every name begins with the
-    file's position."""
-    if len({file.stem for file in files}) == len(files):
-        return [f"{file.stem}.png" for file in files]
-    return [f"{position}_{file.stem}.png" for position, file in enumerate(files, 1)]
 
 
 def image_ids(files: Sequence[Path]) -> list[int]:

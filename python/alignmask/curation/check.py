@@ -186,7 +186,9 @@ def _look_at_images(
                 f"{path}: the file has {image_CHW.shape[1]} x {image_CHW.shape[2]} pixels (height "
                 f"x width), the JSON says {size[0]} x {size[1]}"
             )
-        pixels = hashlib.blake2b(image_CHW.numpy(), digest_size=16).hexdigest() + str(size)
+        pixels = hashlib.blake2b(image_CHW.numpy().tobytes(), digest_size=16).hexdigest() + str(
+            size
+        )
         dark = header.deep and 0 < int(image_CHW.max()) < _DARK_LEVEL
         return pixels, header.turned, dark
 

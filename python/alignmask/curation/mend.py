@@ -74,7 +74,7 @@ def _mend_values(record: dict[str, Any], changes: Counter[str]) -> None:
                 for polygon in segmentation
             ]
             changes["polygons of pairs made flat"] += 1
-    area = record.get("area")
+    area: Any = record.get("area")
     if "area" in record and (not is_number(area) or area < 0):
         del record["area"]
         changes["areas left out"] += 1

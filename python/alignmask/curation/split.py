@@ -80,11 +80,11 @@ def _deal(
     """The image ids for validation."""
     random.Random(seed).shuffle(groups)
     total: Counter[Any] = Counter({"images": len(contents)})
-    for counts in contents.values():
-        total.update(counts)
+    for found in contents.values():
+        total.update(found)
     inside = []
     for members in groups:
-        counts = Counter({"images": len(members)})
+        counts: Counter[Any] = Counter({"images": len(members)})
         for image_id in members:
             counts.update(contents[image_id])
         inside.append(counts)

@@ -1,4 +1,4 @@
-"""Cuts a data set into square tiles: many small instances an image become few larger ones a tile."""
+"""Cuts a data set into square tiles: many small instances an image become few larger ones each."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from alignmask._files import write_json
 from alignmask.data.coco_json import read_coco
 from alignmask.data.faults import CocoError, Faults, brief
 from alignmask.data.images import ImageError, read_header
+from alignmask.data.outlines import outlines
 
 SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
@@ -112,13 +113,13 @@ def write_yolo(annotations: Path, out: Path) -> Counter[str]:
         image = file.images[annotation.image_id]
         size = [image.height, image.width]
         mask_HW = coco_mask.decode({"size": size, "counts": annotation.counts})
-        outlines, holes = _outlines(mask_HW)
+        polygons = outlines(mask_HW)
         counts["instances"] += 1
-        counts["holes filled"] += holes
-        counts["parts made instances of their own"] += max(0, len(outlines) - 1)
-        for outline_N2 in outlines:
-            shares = (outline_N2 / (image.width, image.height)).ravel()
-            values = " ".join(f"{share:.6f}" for share in np.clip(shares, 0, 1))
+        counts["holes filled"] += sum(len(polygon) - 1 for polygon in polygons)
+        counts["parts made instances of their own"] += len(polygons) - 1
+        for outer, *_ in polygons:
+            shares = (np.array(outer) / (image.width, image.height)).ravel()
+            values = " ".join(f"{share:.6f}" for share in shares)
             lines[annotation.image_id].append(f"{labels[annotation.category_id]} {values}")
     stems = Counter(Path(image.file_name or str(image.id)).stem for image in file.images.values())
     if twice := [stem for stem, count in stems.items() if count > 1]:
@@ -126,7 +127,9 @@ def write_yolo(annotations: Path, out: Path) -> Counter[str]:
     (out / "labels").mkdir(parents=True)
     for image_id, image in file.images.items():
         stem = Path(image.file_name or str(image.id)).stem
-        (out / "labels" / f"{stem}.txt").write_text("".join(f"{l}\n" for l in lines[image_id]))
+        (out / "labels" / f"{stem}.txt").write_text(
+            "".join(f"{line}\n" for line in lines[image_id])
+        )
         counts["images"] += 1
     names = "".join(
         f"  {n}: {json.dumps(name)}\n" for n, name in enumerate(file.categories.values())
@@ -178,20 +181,3 @@ def _names_of_yaml(path: Path) -> list[str]:
             f"{path}: names: expected a list, or names by number from 0, got {brief(names)}"
         )
     return [str(name) for name in names]
-
-
-def _outlines(mask_HW: np.ndarray[Any, Any]) -> tuple[list[np.ndarray[Any, Any]], int]:
-    """The outlines of a mask's parts in pixels, float [N, 2], and the number of its holes."""
-    from contourpy import contour_generator  # a dependency of matplotlib
-
-    padded_HW = np.pad(mask_HW, 1).astype(float)
-    outlines, holes = [], 0
-    for line_N2 in contour_generator(z=padded_HW).lines(0.5):
-        x, y = line_N2[:-1, 0], line_N2[:-1, 1]
-        area = np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y) / 2
-        if area > 0:
-            # Pixel centres were at whole numbers, after a border of one.
-            outlines.append(line_N2[:-1] - 0.5)
-        else:
-            holes += 1
-    return outlines, holes

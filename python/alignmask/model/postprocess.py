@@ -7,14 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from alignmask._extras import require_supervision
 from alignmask.config import ModelConfig, ScoreMode
 from alignmask.data.batch import Batch
 from alignmask.model.heads import Prediction
+
+if TYPE_CHECKING:
+    from supervision import Detections
 
 # Number of pixels to upsample at once: the logits of a hundred masks of 1024 x 1024 take 400 MB,
 # and several copies exist.
@@ -54,6 +59,23 @@ class Instances:
 
     def cpu(self) -> Instances:
         return self._each(Tensor.cpu)
+
+    def to_supervision(self) -> Detections:
+        """The instances as `supervision.Detections`, for that package's drawing, tracking and
+        counting.
+
+        Raises:
+            ImportError: The package supervision is not installed.
+        """
+        require_supervision("to_supervision")
+        from supervision import Detections
+
+        return Detections(
+            xyxy=self.boxes_N4.cpu().numpy(),
+            mask=self.masks_NHW.cpu().numpy(),
+            confidence=self.scores_N.cpu().numpy(),
+            class_id=self.labels_N.cpu().numpy(),
+        )
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Instances:
         values = (getattr(self, f.name) for f in fields(self))

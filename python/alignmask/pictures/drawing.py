@@ -8,13 +8,14 @@ from __future__ import annotations
 import colorsys
 import math
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from scipy import ndimage
+
+from alignmask.pictures.fonts import Lettering, lettering
 
 TRUTH, PREDICTION, OVERLAP = (235, 35, 35), (20, 200, 60), (255, 225, 0)
 """The paper's colours (Fig. 1): red, green, yellow."""
@@ -102,11 +103,15 @@ def draw_instances(
             )
     picture = Image.fromarray(canvas_HWC.round().astype(np.uint8))
     if labels:
-        names = [class_names[label] if len(class_names) > 1 else "" for label in labels_N]
+        classes = lettering(class_names) if len(class_names) > 1 else [Lettering("")]
+        names = [classes[label] for label in labels_N]
         scores = (
             [f"{score:.2f}" for score in scores_N] if scores_N is not None else [""] * len(names)
         )
-        texts = [f"{name} {score}".strip() for name, score in zip(names, scores, strict=True)]
+        texts = [
+            replace(name, text=f"{name.text} {score}".strip())
+            for name, score in zip(names, scores, strict=True)
+        ]
         _write_labels(
             picture,
             texts,
@@ -196,15 +201,16 @@ def _paint(
 
 
 def _write_labels(
-    picture: Image.Image, texts: list[str], places: list[tuple[int, int] | None], factor: int
+    picture: Image.Image, texts: list[Lettering], places: list[tuple[int, int] | None], factor: int
 ) -> None:
     """Writes each text above the highest pixel of its instance, moved into the picture."""
     draw = ImageDraw.Draw(picture)
-    letters = font(max(11, round(max(picture.size) / 45)))
+    size = max(11, round(max(picture.size) / 45))
     taken: list[tuple[float, float, float, float]] = []
-    for n, (text, place) in enumerate(zip(texts, places, strict=True)):
-        if place is None or not text:
+    for n, (lettered, place) in enumerate(zip(texts, places, strict=True)):
+        if place is None or not lettered.text:
             continue
+        text, letters = lettered.text, lettered.font(size)
         left, top, right, bottom = draw.textbbox((0, 0), text, font=letters)
         width, height = right - left + 4, bottom - top + 4
         x = max(min(place[0] * factor, picture.width - width), 0)
@@ -222,13 +228,3 @@ def _write_labels(
             font=letters,
             fill="black" if luminance > 130 else "white",
         )
-
-
-@lru_cache
-def font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which is part of matplotlib and covers most alphabets."""
-    import matplotlib
-
-    return ImageFont.truetype(
-        str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), size
-    )

@@ -28,6 +28,7 @@ from alignmask.evaluation.alignment import (
     score_span,
     top_predictions,
 )
+from alignmask.pictures.fonts import lettering
 
 MANY_POINTS = 5_000
 """With more points than this, a scatter plot shows their density instead."""
@@ -133,7 +134,8 @@ def score_iou_scatter(
     margin = 0.02 * (high - low)
     densities = []
     # Panels last: the rest of them is left over.
-    for (name, pairs), panel in zip(models.items(), panels, strict=False):
+    titles = lettering(list(models), "model")
+    for (name, pairs), title, panel in zip(models.items(), titles, panels, strict=False):
         top = shown[name]
         score_N, iou_N = pairs.scores_N[top], pairs.iou(iou)[top]
         if dense:
@@ -151,8 +153,11 @@ def score_iou_scatter(
         heading = f"PCC {pcc}   (top {100 * fraction:g} %: {len(top)} predictions)"
         panel.set(
             xlabel="score", ylabel=f"mask IoU with the best ground truth ({iou})",
-            xlim=(low - margin, high + margin), ylim=(-0.02, 1.02), title=f"{_fit(name)}\n{heading}" if name else heading,
+            xlim=(low - margin, high + margin), ylim=(-0.02, 1.02),
         )  # fmt: skip
+        panel.set_title(
+            f"{_fit(title.text)}\n{heading}" if name else heading, fontfamily=title.families
+        )
         panel.label_outer()
         if panel.lines:
             panel.legend(loc="upper left", fontsize=8)

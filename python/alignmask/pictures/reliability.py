@@ -18,6 +18,7 @@ from alignmask.evaluation.calibration import (
     reliability,
 )
 from alignmask.evaluation.matches import Matches
+from alignmask.pictures.fonts import lettering
 
 COLUMNS = 4
 
@@ -30,8 +31,9 @@ def groups(
     found = {"all": matches}
     if sizes:
         found |= {size: of_size(matches, size) for size in ("small", "medium", "large")}
-    for category_id in matches.category_ids if classes else ():
-        name = names[category_id]
+    ids = matches.category_ids if classes else ()
+    for category_id, written in zip(ids, lettering([names[k] for k in ids]), strict=True):
+        name = written.text
         found[f"{name} ({category_id})" if name in found else name] = of_class(matches, category_id)
     return {name: group for name, group in found.items() if name == "all" or len(group.scores_N)}
 
@@ -47,9 +49,16 @@ def reliability_diagram(matches: Mapping[str, Matches], out_png: Path) -> None:
     rows = -(-len(matches) // columns)
     figure = Figure(figsize=(3.2 * columns + 0.6, 3.2 * rows + 0.2), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for panel, (name, group) in zip(panels, matches.items(), strict=False):
+    names = lettering(list(matches), "group")
+    for panel, name, group in zip(panels, names, matches.values(), strict=False):
         _draw(panel, reliability(group))
-        panel.set_title(f"{name}: {len(group.scores_N)}", fontsize=9)
+        # The names of classes are no formulas, whatever dollar signs they have.
+        panel.set_title(
+            f"{name.text}: {len(group.scores_N)}",
+            fontsize=9,
+            fontfamily=name.families,
+            parse_math=False,
+        )
     for panel in panels[len(matches) :]:
         panel.set_visible(False)
     panels[0].set(xlabel="score", ylabel="mean IoU, share of predictions")

@@ -22,7 +22,8 @@ from alignmask.evaluation.results_file import (
     load_ground_truth,
     load_results,
 )
-from alignmask.pictures.drawing import Drawable, draw_instances, font
+from alignmask.pictures.drawing import Drawable, draw_instances
+from alignmask.pictures.fonts import font
 
 if TYPE_CHECKING:
     from alignmask.data import CocoDataset
