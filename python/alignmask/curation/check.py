@@ -150,7 +150,9 @@ def _look_at_annotations(file: CocoFile, faults: Faults, notes: Faults) -> None:
                 "class names that differ in case or spaces alone", ", ".join(map(brief, names))
             )
     if file.images and not any(instances.values()) and not faults:
-        faults.add("of the file: it has no instance", f"{file.listed} annotations are listed")
+        faults.add(
+            "file without any instance", f"none of {counted(file.listed, 'annotation')} is one"
+        )
 
 
 def _look_at_images(

@@ -120,7 +120,9 @@ def _without_copies(records: list[Any], changes: Counter[str]) -> list[Any]:
             ):
                 changes["annotations without a polygon removed"] += 1
                 continue
-            key = repr((record.get("image_id"), record.get("category_id"), segmentation))
+            key = repr(
+                [record.get(k) for k in ("image_id", "category_id", "iscrowd")] + [segmentation]
+            )
             if key in seen:
                 changes["copies of annotations removed"] += 1
                 continue

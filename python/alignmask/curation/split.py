@@ -89,10 +89,7 @@ def _deal(
             counts.update(contents[image_id])
         inside.append(counts)
     # Of what is rare there is no second chance.
-    order = sorted(
-        range(len(groups)),
-        key=lambda n: (min(total[key] for key in inside[n]), -sum(inside[n].values())),
-    )
+    order = sorted(range(len(groups)), key=lambda n: min(total[key] for key in inside[n]))
     shares = (1 - share, share)
     dealt: tuple[Counter[Any], Counter[Any]] = (Counter(), Counter())
     chosen: tuple[list[int], list[int]] = ([], [])

@@ -1,0 +1,118 @@
+"""What is mended is read as the file that was meant, and nothing else is changed."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignmask.curation.mend import mend
+from alignmask.data import CocoError
+from alignmask.data.coco_json import read_coco
+from tests.data.coco_files import annotation, box_polygon, image_record, write_coco
+
+
+def as_pairs(polygon: list[float]) -> list[list[float]]:
+    return [polygon[n : n + 2] for n in range(0, len(polygon), 2)]
+
+
+def each(change: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], None]:
+    def apply(content: dict[str, Any]) -> None:
+        for record in content["annotations"]:
+            change(record)
+
+    return apply
+
+
+def normalise(content: dict[str, Any]) -> None:
+    for record in content["annotations"]:
+        record["segmentation"] = [
+            [value / (30, 20)[place % 2] for place, value in enumerate(polygon)]
+            for polygon in record["segmentation"]
+        ]
+
+
+DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], Any], dict[str, int]]] = {
+    "nothing": (lambda c: None, {}),
+    "pairs": (
+        each(lambda r: r.update(segmentation=[as_pairs(p) for p in r["segmentation"]])),
+        {"polygons of pairs made flat": 3},
+    ),
+    "pairs without polygons": (
+        lambda c: c["annotations"][1].update(
+            segmentation=as_pairs(c["annotations"][1]["segmentation"][0])
+        ),
+        {"polygons of pairs made flat": 1},
+    ),
+    "a polygon alone": (
+        lambda c: c["annotations"][1].update(segmentation=c["annotations"][1]["segmentation"][0]),
+        {"polygons put into a list": 1},
+    ),
+    "shares": (normalise, {"polygons multiplied by the image's size": 3}),
+    "no areas": (each(lambda r: r.update(area=None)), {"areas left out": 3}),
+    "areas of NaN": (each(lambda r: r.update(area="x")), {"areas left out": 3}),
+    "all crowds": (each(lambda r: r.update(iscrowd=1)), {"crowds made instances": 3}),
+    "crowds in words": (each(lambda r: r.update(iscrowd="0")), {"iscrowd made a number": 3}),
+    "boxes": (
+        lambda c: c["annotations"].append({**c["annotations"][0], "id": 9, "segmentation": []}),
+        {"annotations without a polygon removed": 1},
+    ),
+    "a copy": (
+        lambda c: c["annotations"].append({**c["annotations"][0], "id": 9}),
+        {"copies of annotations removed": 1},
+    ),
+    "an id twice": (
+        lambda c: c["annotations"][1].update(id=1), {"annotation ids given anew": 3}
+    ),
+    "backslashes": (
+        lambda c: c["images"][0].update(file_name="images\\1.png"), {"file names respelt": 1}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_mended_file_reads_as_the_one_that_was_meant(tmp_path: Path, damage: str) -> None:
+    parts = [box_polygon(2, 2, 8, 8)[0], box_polygon(12, 3, 20, 11)[0]]
+    images, path = write_coco(
+        tmp_path,
+        [{**image_record(1), "licence": 3}],
+        [
+            annotation(1, segmentation=parts, note="kept"),
+            annotation(2, segmentation=box_polygon(5, 9, 14, 18)),
+            annotation(3, category_id=4, segmentation=box_polygon(0, 0, 30, 20)),
+        ],
+        [{"id": 1, "name": "a"}, {"id": 4, "name": "b", "supercategory": "x"}],
+    )
+    good, content = read_coco(path), json.loads(path.read_text())
+    damaged = copy.deepcopy(content)
+    change, changes = DAMAGE[damage]
+    change(damaged)
+    path.write_text(json.dumps(damaged))
+    assert mend(path, tmp_path / "out" / "mended.json", images) == changes
+    assert json.loads(path.read_text()) == damaged  # never in place
+    mended = read_coco(tmp_path / "out" / "mended.json")
+    assert mended.annotations == good.annotations
+    assert mended.images == good.images
+    raw = json.loads((tmp_path / "out" / "mended.json").read_text())
+    assert raw["categories"] == content["categories"]
+    assert raw["images"][0]["licence"] == 3
+    assert raw["annotations"][0]["note"] == "kept"
+
+
+def test_faults_without_one_way_to_mend_them_stay(tmp_path: Path) -> None:
+    _, path = write_coco(tmp_path, annotations=[annotation(1, category_id=9), annotation(2)])
+    assert not mend(path, tmp_path / "mended.json")
+    with pytest.raises(CocoError, match="category id 9"):
+        read_coco(tmp_path / "mended.json")
+    with pytest.raises(FileExistsError, match="nothing is overwritten"):
+        mend(path, path)
+
+
+def test_some_crowds_stay_crowds(tmp_path: Path) -> None:
+    _, path = write_coco(tmp_path, annotations=[annotation(1, iscrowd=1), annotation(2)])
+    mend(path, tmp_path / "mended.json")
+    assert [a.crowd for a in read_coco(tmp_path / "mended.json").annotations] == [True, False]
