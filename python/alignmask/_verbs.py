@@ -31,6 +31,7 @@ from alignmask.data.images import ImageLike, to_pixels
 from alignmask.evaluation.duplicates import DUPLICATE_IOU, suppress_duplicates
 from alignmask.evaluation.evaluate import Evaluation, evaluate_file, evaluate_model
 from alignmask.evaluation.metrics import Engine
+from alignmask.evaluation.predictions import Tiles
 from alignmask.evaluation.results_file import Results, load_ground_truth, load_results
 from alignmask.exporting.export import SUFFIX, Format, export_model
 from alignmask.model import Instances
@@ -80,6 +81,8 @@ def evaluate(
     ignore_unknown: bool = False,
     suppression: Suppression = "off",
     suppression_iou: float = DUPLICATE_IOU,
+    tile: int | None = None,
+    overlap: float = 0.2,
     progress: Progress = quiet,
 ) -> Evaluation:
     """Measure COCO mask AP and how well scores follow mask quality, of a model or of any model's
@@ -104,6 +107,9 @@ def evaluate(
             before anything is measured.
         suppression_iou: Of two predictions of one class whose IoU is above this, the worse-scored
             one is such a mask.
+        tile: Predict in tiles of this side, in pixels, instead of images as a whole; `batch_size`
+            is the number of tiles then. Only for a model.
+        overlap: Least share of a side that neighbouring tiles have in common.
         progress: Shows how far the evaluation is.
 
     Returns:
@@ -130,6 +136,8 @@ def evaluate(
                 "evaluate: results can be measured only against a COCO annotation file: give "
                 "annotations"
             )
+        if tile is not None:
+            raise ValueError("evaluate: tiles are for a model to predict on: give results without")
         if images is not None:
             raise ValueError(
                 "evaluate: images are for a model to predict on: give results without them"
@@ -151,6 +159,7 @@ def evaluate(
             predictor.model, dataset, device=predictor.model.device, batch_size=batch_size, workers=workers,
             out=None if out is None else Path(out), progress=advance, engine=engine,
             suppression=suppression, suppression_iou=suppression_iou,
+            tiles=None if tile is None else Tiles(tile, overlap),
         )  # fmt: skip
 
 

@@ -203,13 +203,12 @@ class DataConfig:
     shapes: ShapesConfig | None = None
     """Settings of the synthetic data set. None uses the four paths above instead."""
     exif: Literal["auto", "apply", "ignore"] = "auto"
-    """What to do with the orientation that cameras write into image files (EXIF). auto: images are
-    turned upright, as annotation tools show them, unless only the stored pixels fit the size in the
-    annotation file. apply: they are turned upright. ignore: they are taken as stored."""
+    """Orientation that cameras write into image files (EXIF). auto: images are turned upright, as
+    annotation tools show them, unless only the stored pixels fit the size in the annotation file.
+    apply: they are turned upright. ignore: they are taken as stored."""
     sample_range: tuple[float, float] | None = None
-    """The values that become black and white in images with 16 or 32 bits a sample, such as 0 4095
-    for a 12-bit microscope. None takes the whole range of 16 bits, 0 to 65535, and refuses images
-    of 32 bits."""
+    """Values that become black and white in images of 16 or 32 bits a sample, such as 0 4095 for a
+    12-bit microscope. None takes 0 to 65535, and refuses images of 32 bits."""
     train_limit: int | None = None
     """Number of training images to use, from the first one on. None uses all of them."""
     val_limit: int | None = None

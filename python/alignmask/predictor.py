@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -18,11 +18,14 @@ from alignmask.data import Sample, collate, evaluation_transform
 from alignmask.data.images import ImageLike, to_pixels
 from alignmask.evaluation.calibrators import Calibration, read_calibration
 from alignmask.model import AlignMask, Instances, build_model
-from alignmask.pictures.drawing import draw_instances
+from alignmask.model.tiles import SparseInstances, predict_in_tiles
+from alignmask.pictures.drawing import Drawable, draw_instances
 from alignmask.pretrained import read
 
 if TYPE_CHECKING:
     from transformers import Mask2FormerForUniversalSegmentation
+
+Found = TypeVar("Found", Instances, SparseInstances)
 
 
 class Predictor:
@@ -64,7 +67,7 @@ class Predictor:
     def predict(
         self, image: ImageLike, *, threshold: float = 0.0, trusted: bool = False
     ) -> Instances:
-        """Find the instances in one image.
+        """Find the instances in one image, which is resized as a whole.
 
         Args:
             image: A path, a PIL image, a uint8 array [H, W, 3] (or [H, W], or [H, W, 4]), or a
@@ -83,24 +86,69 @@ class Predictor:
                 are asked for, and there is no guarantee.
             TypeError: The argument is not an image.
         """
-        if trusted and (self.calibration is None or not self.calibration.guarantees):
-            raise ValueError(
-                "predict: nothing is known to be trusted: run `alignmask calibrate RUN --precision "
-                "0.9`"
-            )
+        self._check_trust(trusted)
         pixels_CHW = self._pixels(image)
         size = (pixels_CHW.shape[1], pixels_CHW.shape[2])
-        name = str(image) if isinstance(image, (str, os.PathLike)) else "image"
         sample = Sample(
             image_CHW=pixels_CHW,
             masks_NHW=torch.zeros(0, *size, dtype=torch.bool),
             labels_N=torch.zeros(0, dtype=torch.long),
             image_id=0,
-            file_name=name,
+            file_name=_name(image),
             original_size=size,
         )
         batch = collate([self._transform(sample)]).to(self.model.device)
-        found: Instances = self.model.predict(batch)[0].cpu()
+        return self._selected(self.model.predict(batch)[0].cpu(), threshold, trusted)
+
+    def predict_in_tiles(
+        self,
+        image: ImageLike,
+        tile: int = 512,
+        *,
+        overlap: float = 0.2,
+        threshold: float = 0.0,
+        trusted: bool = False,
+        batch_size: int = 1,
+    ) -> SparseInstances:
+        """Find the instances in one large image, tile by tile: for more or smaller instances than
+        the model finds in the image as a whole.
+
+        Each tile is resized as an image would be, so tiles should show objects at about the size
+        that they had in training. An instance that several tiles show is returned once
+        (`alignmask.model.tiles.merge` says how). Memory is needed for the image, a batch of tiles
+        and the encoded masks.
+
+        Args:
+            image, threshold, trusted: As in `predict`.
+            tile: Side of the tiles, in pixels of the image; 32 or more.
+            overlap: Least share of a side that neighbouring tiles have in common. Instances that
+                are smaller than that are whole in some tile.
+            batch_size: Tiles per forward pass.
+
+        Returns:
+            The instances, best first, with encoded masks: `rles`, or one by one `masks_NHW[n]`, or
+            all at once `dense()`.
+
+        Raises:
+            ImageError, ValueError, TypeError: As `predict`; ValueError also for tiles that cannot
+                be.
+        """
+        self._check_trust(trusted)
+        found = predict_in_tiles(
+            self.model, self._pixels(image), self._transform, tile=tile, overlap=overlap,
+            batch_size=batch_size, name=_name(image),
+        )  # fmt: skip
+        return self._selected(found, threshold, trusted)
+
+    def _check_trust(self, trusted: bool) -> None:
+        if trusted and (self.calibration is None or not self.calibration.guarantees):
+            raise ValueError(
+                "predict: nothing is known to be trusted: run `alignmask calibrate RUN --precision "
+                "0.9`"
+            )
+
+    def _selected(self, found: Found, threshold: float, trusted: bool) -> Found:
+        """With the expected IoU of a calibrated model, without what was not asked for."""
         if self.calibration is not None:
             score_N, category_N = (
                 found.scores_N.double().numpy(),
@@ -116,7 +164,7 @@ class Predictor:
     def draw(
         self,
         image: ImageLike,
-        instances: Instances | None = None,
+        instances: Drawable | None = None,
         *,
         threshold: float = SHOWN_SCORE,
     ) -> Image.Image:
@@ -138,6 +186,10 @@ class Predictor:
     def _pixels(self, image: ImageLike) -> Tensor:
         data = self.config.data
         return to_pixels(image, exif=data.exif, sample_range=data.sample_range)
+
+
+def _name(image: ImageLike) -> str:
+    return str(image) if isinstance(image, (str, os.PathLike)) else "image"
 
 
 def load(checkpoint: str | os.PathLike[str], device: str | torch.device = "cpu") -> Predictor:

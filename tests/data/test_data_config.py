@@ -14,6 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torch.utils.data import DataLoader
 
+from alignmask._arguments import evaluation_data
 from alignmask.config import Config, DataConfig, LossConfig, ShapesConfig, TrainConfig
 from alignmask.data import (
     CocoDataset,
@@ -24,7 +25,8 @@ from alignmask.data import (
     training_transform,
     val_dataset,
 )
-from alignmask.evaluation import evaluate
+from alignmask.evaluation import predictions
+from alignmask.predictor import Predictor
 from alignmask.training import trainer
 from tests import tiny
 from tests.covers import covers
@@ -74,6 +76,34 @@ def test_each_split_reads_its_own_files(tmp_path: Path) -> None:
     assert val[0].masks_NHW.sum() == 17 * 11
     assert train[0].size == (21, 32)  # by the training transform: 30 pixels become 32
     assert val[0].size == (20, 30)
+
+
+@covers("data.exif", "data.sample_range")
+def test_every_reader_takes_pixels_by_the_settings(tmp_path: Path) -> None:
+    """A square photo of 16 bits that lies on its side, in training, validation and evaluation of
+    other data, and when a model predicts."""
+    images, path = write_coco(tmp_path, [image_record(1, 32, 32)])
+    deep_HW = np.zeros((32, 32), np.uint16)
+    deep_HW[:16] = 1023
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(deep_HW).save(images / "1.png", exif=exif)
+    data = replace(
+        PLAIN, crop=32, eval_short_side=32, eval_max_side=32, train_images=images,
+        train_annotations=path, val_images=images, val_annotations=path, sample_range=(0, 1023),
+    )  # fmt: skip
+    for setting, quarters in (("apply", 3), ("ignore", 0)):
+        data = replace(data, exif=setting)
+        expected = np.rot90(np.where(deep_HW, 255, 0), quarters)
+        config = Config("x", data=data)
+        predictor = Predictor(tiny.model(), config, ["thing"], [1])
+        for dataset in (
+            train_dataset(data),
+            val_dataset(data),
+            evaluation_data(predictor, images, path),
+        ):
+            assert np.array_equal(dataset[0].image_CHW[0].numpy(), expected)
+        assert np.array_equal(predictor._pixels(images / "1.png")[0].numpy(), expected)
 
 
 # ---- training
@@ -247,7 +277,7 @@ def test_training_and_evaluation_load_in_so_many_processes(
         return make
 
     monkeypatch.setattr(trainer, "DataLoader", loader("trainer"))
-    monkeypatch.setattr(evaluate, "DataLoader", loader("evaluation"))
+    monkeypatch.setattr(predictions, "DataLoader", loader("evaluation"))
     small = ShapesConfig(tmp_path / "shapes", 2, 2, 64, max_instances=2)
     data = DataConfig(shapes=small, crop=64, eval_short_side=64, eval_max_side=64, workers=workers)
     train = TrainConfig(iterations=1, batch_size=1, evaluate_every=1, checkpoint_every=1)

@@ -18,8 +18,9 @@ from pycocotools import mask as mask_utils
 
 from alignmask.data import Batch, CocoError
 from alignmask.evaluation import evaluate
-from alignmask.evaluation.evaluate import evaluate_file, evaluate_model, to_coco_results
+from alignmask.evaluation.evaluate import evaluate_file, evaluate_model
 from alignmask.evaluation.metrics import CocoMetrics, evaluate_results
+from alignmask.evaluation.predictions import predict_images, to_coco_results
 from alignmask.evaluation.results_file import load_ground_truth
 from alignmask.model import Instances
 from tests.evaluation.oracle import official_numbers
@@ -283,7 +284,7 @@ def test_ranks_together_equal_one(tmp_path: Path) -> None:
     model = TableModel(world)
     whole = evaluate_model(model, dataset, device="cpu", batch_size=2, workers=0, out=None)
     shards = [
-        evaluate._predict(model, dataset, range(rank, 7, 3), torch.device("cpu"), 2, 0, None)
+        predict_images(model, dataset, range(rank, 7, 3), torch.device("cpu"), 2, 0, None)
         for rank in (2, 0, 1)
     ]
     assert [len(shard) for shard in shards] == [2, 3, 2]

@@ -54,6 +54,8 @@ MASK2FORMER: dict[str, Any] = {
     "data.val_images": "datasets/coco/val2017",
     "data.val_annotations": "datasets/coco/annotations/instances_val2017.json",
     "data.shapes": None,
+    "data.exif": "auto",
+    "data.sample_range": None,
     "data.train_limit": None,
     "data.val_limit": None,
     "data.crop": 1024,

@@ -15,8 +15,8 @@ from alignmask.commands._console import choose_device, progress
 from alignmask.commands._options import File, Flag, Folder, flowing
 from alignmask.evaluation.calibrate import calibrate
 from alignmask.evaluation.calibrators import FEWEST, Method, check_replaceable, write_calibration
-from alignmask.evaluation.evaluate import predict_dataset
 from alignmask.evaluation.matches import ANY_OVERLAP
+from alignmask.evaluation.predictions import predict_dataset
 from alignmask.evaluation.results_file import GroundTruth, Results, load_ground_truth, load_results
 from alignmask.pictures.reliability import groups, reliability_diagram
 

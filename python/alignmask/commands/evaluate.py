@@ -38,6 +38,8 @@ def command(
     ignore_unknown: Flag = False,
     suppression: Suppression = "off",
     suppression_iou: float = DUPLICATE_IOU,
+    tile: int | None = None,
+    overlap: float = 0.2,
 ) -> int:
     """Measure COCO mask AP and alignment statistics (Table 2 of the paper).
 
@@ -65,6 +67,9 @@ def command(
             leaves them, hard removes them, soft lowers their scores.
         suppression_iou: Of two predictions of a class that overlap by more than this IoU, the
             worse-scored is such a mask.
+        tile: Predict in tiles of this side, in pixels, instead of images as a whole: for large
+            images, or more instances than the model has queries. --batch-size counts tiles then.
+        overlap: Least share of a side that neighbouring tiles have in common.
     """
     if not 0 <= suppression_iou <= 1:
         raise ValueError(f"eval: --suppression-iou: expected 0 to 1, got {suppression_iou:g}")
@@ -90,6 +95,8 @@ def command(
         ignore_unknown=ignore_unknown,
         suppression=suppression,
         suppression_iou=suppression_iou,
+        tile=tile,
+        overlap=overlap,
         progress=progress,
     )
     terminal = console()

@@ -15,7 +15,7 @@ from alignmask.commands._console import choose_device, complain, note, progress
 from alignmask.commands._options import Flag, flowing
 from alignmask.config import SHOWN_SCORE
 from alignmask.data import ImageError, read_image
-from alignmask.evaluation.evaluate import to_coco_results
+from alignmask.evaluation.predictions import to_coco_results
 from alignmask.model import Instances
 from alignmask.predicting.inputs import find_images, has_several_pictures
 from alignmask.predicting.outputs import (
@@ -48,6 +48,9 @@ def command(
     ] = ("overlay", "coco"),
     threshold: float = SHOWN_SCORE,
     trusted: Flag = False,
+    tile: int | None = None,
+    overlap: float = 0.2,
+    batch_size: int = 1,
     device: str = "auto",
 ) -> int:
     """Segment images: write a picture of each with masks, class names and scores, and one COCO
@@ -73,6 +76,11 @@ def command(
             for QuPath and others, NAME.geojson.
         threshold: Predictions with a lower score are neither drawn nor written.
         trusted: Keep only what the guarantee of `alignmask calibrate --precision` covers.
+        tile: Predict in tiles of this side, in pixels, and merge what they show: for large images, or
+            more instances than the model has queries. Tiles should show objects at about the size
+            that they had in training.
+        overlap: Least share of a side that neighbouring tiles have in common.
+        batch_size: Tiles per forward pass.
         device: Where the model runs: cpu, cuda, cuda:1, ...; auto chooses a GPU if there is one.
     """
     if not 0 <= threshold <= 1:
@@ -91,6 +99,7 @@ def command(
     predictor = alignmask.load(checkpoint, device=choose_device(device))
     for folder in {output.parent for output in outputs}:
         folder.mkdir(parents=True, exist_ok=True)
+    data = predictor.config.data
     entries: list[dict[str, Any]] = []
     unreadable: list[str] = []
     several: list[Path] = []
@@ -99,13 +108,19 @@ def command(
         for position, file in enumerate(files):
             advance(position, len(files))
             try:
-                image_CHW = read_image(file)
+                image_CHW = read_image(file, exif=data.exif, sample_range=data.sample_range)
             except ImageError as error:  # the others are worth having
                 unreadable.append(str(error))
                 continue
             if has_several_pictures(file):
                 several.append(file)
-            predicted = predictor.predict(image_CHW, threshold=threshold, trusted=trusted)
+            if tile is None:
+                predicted = predictor.predict(image_CHW, threshold=threshold, trusted=trusted)
+            else:
+                predicted = predictor.predict_in_tiles(
+                    image_CHW, tile, overlap=overlap, threshold=threshold, trusted=trusted,
+                    batch_size=batch_size,
+                )  # fmt: skip
             instances += len(predicted)
             _write(predictor, file, image_CHW, predicted, names[position], out)
             if "coco" in format:

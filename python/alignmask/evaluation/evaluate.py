@@ -1,25 +1,21 @@
 """COCO mask AP and alignment statistics, of results files and of models.
 
 Numbers are fractions (0..1); -1 means that there is no ground truth to measure on, as in the
-official tool. Shapes: N predictions of one image.
+official tool.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from alignmask._files import write_json
 from alignmask.config import SCORE_MODES
-from alignmask.data import CocoDataset, collate, leave_signals_to_the_main_process, rle
-from alignmask.data.batch import Size
 from alignmask.evaluation.alignment import (
     AlignmentStatistics,
     alignment_table,
@@ -44,6 +40,13 @@ from alignmask.evaluation.metrics import (
     numbers_table,
     percent,
 )
+from alignmask.evaluation.predictions import (
+    ImagePredictions,
+    Tiles,
+    entries_of,
+    in_order,
+    predict_images,
+)
 from alignmask.evaluation.results_file import (
     AnnotationsLike,
     GroundTruth,
@@ -52,7 +55,6 @@ from alignmask.evaluation.results_file import (
     load_ground_truth,
     load_results,
 )
-from alignmask.model.postprocess import combine_scores
 from alignmask.model.suppression import Suppression
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from alignmask.data import CocoDataset
-    from alignmask.model import AlignMask, Instances
+    from alignmask.model import AlignMask
 
 
 @dataclass(frozen=True)
@@ -146,54 +148,6 @@ class Evaluation:
         return table
 
 
-def to_coco_results(
-    instances: Instances,
-    image_id: int,
-    category_ids: Sequence[int],
-    scores: torch.Tensor | None = None,
-) -> list[dict[str, Any]]:
-    """Turn the predictions of one image into entries of a COCO results file.
-
-    Args:
-        instances: Predictions at the original size of the image.
-        category_ids: COCO category id of each label.
-        scores: Float [N], used instead of `instances.scores_N`.
-    Raises:
-        ValueError: A score is not finite, or the shapes do not agree; the message names the image
-            id.
-    """
-    values = (
-        (instances.scores_N if scores is None else scores)
-        .detach()
-        .float()
-        .cpu()
-        .numpy()
-        .astype(float)
-    )
-    labels = instances.labels_N.cpu().tolist()
-    if not len(values) == len(labels) == len(instances.masks_NHW):
-        raise ValueError(
-            f"image {image_id}: {len(values)} scores, {len(labels)} labels and "
-            f"{len(instances.masks_NHW)} masks"
-        )
-    if not np.isfinite(values).all():
-        raise ValueError(
-            f"image {image_id}: {int((~np.isfinite(values)).sum())} of {len(values)} scores are "
-            "not finite"
-        )
-    return [
-        {
-            "image_id": image_id,
-            "category_id": category_ids[label],
-            "segmentation": mask,
-            "score": score,
-        }
-        for label, mask, score in zip(
-            labels, rle.encode(instances.masks_NHW), values.tolist(), strict=True
-        )
-    ]
-
-
 def evaluate_file(
     annotations: AnnotationsLike,
     results: ResultsLike,
@@ -264,6 +218,7 @@ def evaluate_model(
     engine: Engine = "hotcoco",
     suppression: Suppression = "off",
     suppression_iou: float = DUPLICATE_IOU,
+    tiles: Tiles | None = None,
 ) -> Evaluation:
     """Run `model.predict` over a data set and measure the predictions against the annotation file,
     in all score modes.
@@ -283,11 +238,13 @@ def evaluate_model(
         progress: Called with (images done, images of this rank) after every batch.
         suppression, suppression_iou: Non-maximum suppression within each class, before anything is
             measured. results.json has all predictions nevertheless.
+        tiles: Predict tile by tile; `batch_size` is the number of tiles then. None resizes each
+            image as a whole.
     """
     rank, world = _rank_and_world()
     shard = range(rank, len(dataset), world)
-    predictions = _predict(
-        model, dataset, shard, torch.device(device), batch_size, workers, progress
+    predictions = predict_images(
+        model, dataset, shard, torch.device(device), batch_size, workers, progress, tiles
     )
 
     def assess() -> Evaluation:
@@ -302,111 +259,17 @@ def evaluate_model(
     return assess()
 
 
-def predict_dataset(
-    model: AlignMask,
-    dataset: CocoDataset,
-    *,
-    device: torch.device | str,
-    batch_size: int,
-    workers: int,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[dict[str, Any]]:
-    """The predictions for a data set as COCO results, in the default score mode; nothing is
-    measured. Arguments as in `evaluate_model`."""
-    everything = range(len(dataset))
-    found = _predict(
-        model, dataset, everything, torch.device(device), batch_size, workers, progress
-    )
-    return _entries(_in_order(found))
-
-
-@dataclass(frozen=True)
-class _ImagePredictions:
-    """Predictions of one image, small enough to be sent between processes."""
-
-    index: int
-    entries: list[dict[str, Any]]
-    scores: dict[str, list[float]]
-    """By score mode."""
-
-
-def _predict(
-    model: AlignMask,
-    dataset: CocoDataset,
-    shard: range,
-    device: torch.device,
-    batch_size: int,
-    workers: int,
-    progress: Callable[[int, int], None] | None,
-) -> list[_ImagePredictions]:
-    batches = _batches_of_one_size(dataset, shard, batch_size)
-    position = itertools.chain.from_iterable(batches)
-    loader: DataLoader[Any] = DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=collate,
-        worker_init_fn=leave_signals_to_the_main_process,
-        pin_memory=device.type == "cuda",
-    )
-    found: list[_ImagePredictions] = []
-    was_training = model.training
-    model.eval()
-    try:
-        for batch in loader:
-            for image_id, instances in zip(
-                batch.image_ids, model.predict(batch.to(device, non_blocking=True)), strict=True
-            ):
-                entries = to_coco_results(instances, image_id, dataset.category_ids)
-                scores: dict[str, list[float]] = {
-                    mode: combine_scores(
-                        instances.class_scores_N, instances.mask_scores_N, mode
-                    ).tolist()
-                    for mode in SCORE_MODES
-                }
-                found.append(_ImagePredictions(next(position), entries, scores))
-            if progress is not None:
-                progress(len(found), len(shard))
-    finally:
-        model.train(was_training)
-    return found
-
-
-def _batches_of_one_size(
-    dataset: CocoDataset, indices: Iterable[int], batch_size: int
-) -> list[list[int]]:
-    """Indices in batches of equal size: images are not padded, so that predictions do not depend on
-    the rest of the batch."""
-    groups: dict[Size, list[int]] = {}
-    for index in indices:
-        groups.setdefault(dataset.size(index), []).append(index)
-    return [
-        group[start : start + batch_size]
-        for group in groups.values()
-        for start in range(0, len(group), batch_size)
-    ]
-
-
-def _in_order(predictions: Iterable[_ImagePredictions]) -> list[_ImagePredictions]:
-    """In the order of the data set, which breaks ties, whatever the number of ranks."""
-    return sorted(predictions, key=lambda prediction: prediction.index)
-
-
-def _entries(predictions: Iterable[_ImagePredictions]) -> list[dict[str, Any]]:
-    return [entry for prediction in predictions for entry in prediction.entries]
-
-
 def _assess(
     model: AlignMask,
     dataset: CocoDataset,
-    predictions: list[_ImagePredictions],
+    predictions: list[ImagePredictions],
     out: Path | None,
     engine: Engine,
     suppression: Suppression = "off",
     suppression_iou: float = DUPLICATE_IOU,
 ) -> Evaluation:
-    predictions = _in_order(predictions)
-    entries = _entries(predictions)
+    predictions = in_order(predictions)
+    entries = entries_of(predictions)
     ground_truth = load_ground_truth(dataset.annotations).subset(dataset.image_ids)
     results = load_results(entries, ground_truth)
     scored: dict[str, Results] = {}

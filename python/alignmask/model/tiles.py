@@ -7,9 +7,9 @@ memory is that of one batch of tiles and of the encoded masks, whatever the imag
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,9 +17,12 @@ from pycocotools import mask as mask_utils
 from torch import Tensor
 
 from alignmask.config import ScoreMode
-from alignmask.data.batch import Size
+from alignmask.data.batch import Sample, Size, collate
 from alignmask.data.rle import encode
 from alignmask.model.postprocess import Instances, combine_scores
+
+if TYPE_CHECKING:
+    from alignmask.model.alignmask import AlignMask
 
 SAME = 0.5
 """Overlap from which the masks of two tiles are one instance."""
@@ -51,6 +54,52 @@ def windows(size: Size, tile: int, overlap: float) -> list[Window]:
         for top in _starts(size[0], height, overlap)
         for left in _starts(size[1], width, overlap)
     ]
+
+
+def predict_in_tiles(
+    model: AlignMask,
+    image_CHW: Tensor,
+    transform: Callable[[Sample], Sample],
+    *,
+    tile: int,
+    overlap: float,
+    batch_size: int = 1,
+    name: str = "image",
+) -> SparseInstances:
+    """Predict on each tile of an image, resized as the model wants images, and merge what is found.
+
+    Args:
+        image_CHW: uint8 [3, H, W].
+        transform: Of a tile, as of an image.
+        tile, overlap: As in `windows`.
+        batch_size: Tiles per forward pass.
+        name: For error messages.
+    """
+    size = (image_CHW.shape[1], image_CHW.shape[2])
+    found: list[Piece] = []
+    places = windows(size, tile, overlap)
+    for first in range(0, len(places), batch_size):
+        part = places[first : first + batch_size]
+        samples = [
+            transform(_cut_out(image_CHW, window, f"{name}, tile at {window.left}, {window.top}"))
+            for window in part
+        ]
+        batch = collate(samples).to(model.device)
+        for window, instances in zip(part, model.predict(batch), strict=True):
+            found += pieces(instances.cpu(), window, size)
+    return merge(found, size, model.config.score)
+
+
+def _cut_out(image_CHW: Tensor, window: Window, name: str) -> Sample:
+    top, left, height, width = window
+    return Sample(
+        image_CHW=image_CHW[:, top : top + height, left : left + width].contiguous(),
+        masks_NHW=torch.zeros(0, height, width, dtype=torch.bool),
+        labels_N=torch.zeros(0, dtype=torch.long),
+        image_id=0,
+        file_name=name,
+        original_size=(height, width),
+    )
 
 
 def _starts(side: int, tile: int, overlap: float) -> list[int]:
