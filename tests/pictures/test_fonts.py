@@ -83,7 +83,7 @@ def test_a_font_of_the_system_is_used_if_it_has_all_that_is_written(system: Path
     font_file(system / "LastResort.ttf", "猫犬" + SCORE)
     font_file(system / "C-Bold.ttf", "猫" + SCORE)
     (system / "D.ttf").write_text("no font")
-    plain = font_file(system / "E.ttf", "猫" + SCORE)
+    plain = font_file(system / "Z.ttf", "猫" + SCORE)
     cat, dog = lettering(["猫", "dog"])
     assert (cat.text, cat.file) == ("猫", plain)
     assert (dog.text, dog.file) == ("dog", DEJAVU)
