@@ -17,6 +17,27 @@ from alignmask.commands import predict as predict_command
 from tests.commands.terminal import Terminal, photo
 
 
+def test_predict_in_tiles_writes_everything(
+    workshop: Path, alignmask_: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = photo(tmp_path / "in" / "a.png", (150, 170))
+    options = ("--tile", 64, "--overlap", 0.3, "--batch-size", 2, "--threshold", 0)
+    formats = ("--format", "overlay", "coco", "labels", "geojson")
+    out = tmp_path / "out"
+    assert alignmask_("predict", workshop / "run", file, "--out", out, *options, *formats) == 0
+    found = alignmask.load(workshop / "run").predict_in_tiles(file, 64, overlap=0.3, batch_size=2)
+    entries = json.loads((out / "predictions.json").read_text())
+    assert [entry["segmentation"] for entry in entries] == found.rles
+    assert len(json.loads((out / "a.geojson").read_text())["features"]) == len(found) > 0
+    with Image.open(out / "a_labels.png") as labels, Image.open(out / "a.png") as overlay:
+        assert np.array_equal(np.asarray(labels) == 1, found.masks_NHW[0].numpy())
+        assert overlay.size[0] >= 170
+    monkeypatch.setattr(predict_command, "DENSE_LIMIT", 150 * 170)
+    assert alignmask_("predict", workshop / "run", file, "--out", tmp_path / "b", *options) == 0
+    assert f"no overlay of {file}: {len(found)} masks" in alignmask_.err
+    assert [entry.name for entry in (tmp_path / "b").iterdir()] == ["predictions.json"]
+
+
 def test_predict_writes_pictures_and_coco_json(
     workshop: Path, alignmask_: Terminal, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ from alignmask.config import SHOWN_SCORE
 from alignmask.data import ImageError, read_image
 from alignmask.evaluation.predictions import to_coco_results
 from alignmask.model import Instances
+from alignmask.model.tiles import DENSE_LIMIT, SparseInstances
 from alignmask.predicting.inputs import find_images, has_several_pictures
 from alignmask.predicting.outputs import (
     COCO_FILE,
@@ -76,9 +78,9 @@ def command(
             for QuPath and others, NAME.geojson.
         threshold: Predictions with a lower score are neither drawn nor written.
         trusted: Keep only what the guarantee of `alignmask calibrate --precision` covers.
-        tile: Predict in tiles of this side, in pixels, and merge what they show: for large images, or
-            more instances than the model has queries. Tiles should show objects at about the size
-            that they had in training.
+        tile: Predict in tiles of this side, in pixels, and merge what they show: for large images,
+            or more instances than the model has queries. Tiles should show objects at about the
+            size that they had in training.
         overlap: Least share of a side that neighbouring tiles have in common.
         batch_size: Tiles per forward pass.
         device: Where the model runs: cpu, cuda, cuda:1, ...; auto chooses a GPU if there is one.
@@ -114,6 +116,7 @@ def command(
                 continue
             if has_several_pictures(file):
                 several.append(file)
+            predicted: Instances | SparseInstances
             if tile is None:
                 predicted = predictor.predict(image_CHW, threshold=threshold, trusted=trusted)
             else:
@@ -156,13 +159,18 @@ def _write(
     predictor: alignmask.Predictor,
     file: Path,
     image_CHW: Tensor,
-    predicted: Instances,
+    predicted: Instances | SparseInstances,
     names: Mapping[Format, Path],
     out: Path,
 ) -> None:
     """Write what belongs to one image."""
     for kind, name in names.items():
-        if kind == "overlay":
+        if kind == "overlay" and math.prod(predicted.masks_NHW.shape) > DENSE_LIMIT:
+            note(
+                f"no overlay of {file}: {len(predicted)} masks of such an image do not fit into "
+                "memory; raise --threshold, or look at --format labels or geojson"
+            )
+        elif kind == "overlay":
             save_picture(predictor.draw(image_CHW, predicted, threshold=0), out / name)
         elif kind == "labels":
             write_labels(predicted, out / name)
@@ -172,7 +180,7 @@ def _write(
 
 
 def _coco_entries(
-    predicted: Instances, file: Path, image_id: int, category_ids: Sequence[int]
+    predicted: Instances | SparseInstances, file: Path, image_id: int, category_ids: Sequence[int]
 ) -> list[dict[str, Any]]:
     entries = to_coco_results(predicted, image_id, category_ids)
     if predicted.quality_N is not None:

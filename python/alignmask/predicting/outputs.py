@@ -21,6 +21,7 @@ from alignmask.data.outlines import outlines
 
 if TYPE_CHECKING:
     from alignmask.model import Instances
+    from alignmask.model.tiles import SparseInstances
 
 Format = Literal["overlay", "coco", "labels", "geojson"]
 ENDINGS: Mapping[Format, str] = {"overlay": ".png", "labels": "_labels.png", "geojson": ".geojson"}
@@ -129,7 +130,7 @@ def save_picture(picture: Image.Image, path: Path) -> None:
         picture.save(part, format="PNG", pnginfo=mark, compress_level=1)
 
 
-def label_map(masks_NHW: np.ndarray) -> np.ndarray:
+def label_map(masks_NHW: Any) -> np.ndarray:
     """The number of the instance that each pixel belongs to, from 1, or 0: uint16 [H, W]. Where
     instances overlap, the first of them is on top.
 
@@ -142,16 +143,19 @@ def label_map(masks_NHW: np.ndarray) -> np.ndarray:
         )
     label_HW = np.zeros(masks_NHW.shape[1:], np.uint16)
     for n in reversed(range(len(masks_NHW))):
-        label_HW[masks_NHW[n]] = n + 1
+        label_HW[np.asarray(masks_NHW[n])] = n + 1  # one at a time: they may be encoded
     return label_HW
 
 
-def write_labels(found: Instances, path: Path) -> None:
-    save_picture(Image.fromarray(label_map(found.masks_NHW.numpy())), path)
+def write_labels(found: Instances | SparseInstances, path: Path) -> None:
+    save_picture(Image.fromarray(label_map(found.masks_NHW)), path)
 
 
 def geojson(
-    found: Instances, class_names: Sequence[str], category_ids: Sequence[int], file_name: str
+    found: Instances | SparseInstances,
+    class_names: Sequence[str],
+    category_ids: Sequence[int],
+    file_name: str,
 ) -> dict[str, Any]:
     """The outlines of one image's instances as a GeoJSON feature collection, in pixels: (0, 0) is
     the upper left corner of the upper left pixel.
@@ -195,7 +199,7 @@ def geojson(
 
 
 def write_geojson(
-    found: Instances,
+    found: Instances | SparseInstances,
     class_names: Sequence[str],
     category_ids: Sequence[int],
     file_name: str,
