@@ -13,7 +13,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
+from timm.layers import Conv2dSame, DropPath
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
@@ -99,6 +99,21 @@ class SwinBlock(SwinTransformerBlock):
         return super()._attn(F.pad(x_BHWC, padding))[:, :height, :width]
 
 
+class SameConv(Conv2dSame):
+    """timm's convolution with TensorFlow's "SAME" padding, of maps whose sides the stride divides,
+    as they do here: all sides are multiples of 32 at the start.
+
+    The padding is then the same for all sizes. timm computes it from the size, in a way that
+    torch.export cannot simplify: with sizes left open, it does not come to an end.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        sides = zip(self.kernel_size, self.stride, self.dilation, strict=True)
+        down, across = (max(0, (k - 1) * d + 1 - s) for k, s, d in sides)
+        x = F.pad(x, (across // 2, across - across // 2, down // 2, down - down // 2))
+        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
 def _batch_norms(body: nn.Module) -> list[nn.Module]:
     return [m for m in body.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
@@ -156,6 +171,8 @@ def _create(config: BackboneConfig) -> nn.Module:
     for block in body.modules():
         if type(block) is SwinTransformerBlock:
             block.__class__ = SwinBlock
+        elif type(block) is Conv2dSame:
+            block.__class__ = SameConv
     if not config.drop_path_rate:
         # Swin and some other timm models drop paths by default. Many models do not know the option.
         for module in body.modules():
