@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -337,3 +338,9 @@ def test_table_of_several_fits_80_columns() -> None:
     lines = printed(alignment_table({"class": found, "class*mask": found}))
     assert max(map(len, lines)) <= 80
     assert lines[3].split()[:5] == ["class", "2", "%", "10000", "0.900"]
+
+
+def test_a_spread_below_precision_is_no_reason_to_warn() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert pearson(np.array([0.0, 5e-324]), np.array([0.0, 1.0])) is None

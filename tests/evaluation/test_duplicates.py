@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as mask_utils
 
-from alignmask.evaluation.duplicates import duplicates, rival_pairs, suppress_duplicates
+from alignmask.evaluation.duplicates import (
+    Duplicates,
+    duplicates,
+    duplicates_table,
+    rival_pairs,
+    suppress_duplicates,
+)
 from alignmask.evaluation.results_file import Results
 from tests.evaluation.worlds import World, box_mask, worlds
 
@@ -96,3 +102,20 @@ def test_soft_suppression_refuses_scores_below_zero() -> None:
     world.predict(1, 1, box_mask(SIZE, 2, 2, 9, 9), -0.5)
     with pytest.raises(ValueError, match=r"test: soft suppression .* got -0\.5"):
         suppress_duplicates(checked(world), "soft")
+
+
+def test_the_table_names_its_rows_if_there_are_several() -> None:
+    row = {"all": Duplicates(50, 5), "top 2 %": Duplicates(0, 0), "top 10 %": Duplicates(4, 1)}
+    for counted, names in (
+        ({"": row}, []),
+        ({"class": row, "class*mask": row}, ["class", "class*mask"]),
+    ):
+        table = duplicates_table(counted)
+        columns = [[str(cell) for cell in column.cells] for column in table.columns]
+        if names:
+            assert columns.pop(0) == names
+        assert columns == [
+            ["10.0 (50)"] * len(counted),
+            ["- (0)"] * len(counted),
+            ["25.0 (4)"] * len(counted),
+        ]

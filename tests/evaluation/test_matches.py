@@ -137,3 +137,8 @@ def test_a_subset_is_what_its_images_alone_give(tmp_path) -> None:
         assert getattr(part, name).tolist() == getattr(alone, name).tolist(), name
     with pytest.raises(ValueError, match="no image has id 8"):
         match(ground_truth, results)[0.5].subset([8])
+
+
+def test_the_official_tool_prints_nothing(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    match(*loaded(small_world(), tmp_path))
+    assert capsys.readouterr().out == ""

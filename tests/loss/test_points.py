@@ -58,3 +58,10 @@ def test_maps_are_sampled_with_gradient() -> None:
     maps = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True)
     points = torch.rand(2, 7, 2, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda m: sample_maps(m, points), (maps,))
+
+
+def test_points_of_masks_have_no_gradient() -> None:
+    """Neither has a mask: what is sampled is a target."""
+    masks = torch.rand(2, 5, 6) > 0.5
+    points = torch.rand(3, 4, 2, requires_grad=True)
+    assert not sample_masks(masks, torch.tensor([0, 1, 1]), points).requires_grad

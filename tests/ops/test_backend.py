@@ -31,6 +31,7 @@ NONE = BUILD | {"architectures": "", "why_not": "there is no nvcc"}
         (BUILD | {"architectures": "86-real"}, 80, "none compiled for sm_80"),
         (BUILD | {"architectures": "80-virtual"}, 75, "none compiled for sm_75"),
         (BUILD | {"architectures": "80-virtual"}, 90, ""),
+        (BUILD | {"architectures": "80-virtual"}, 80, ""),
         (
             BUILD | {"driver": 12080},
             80,

@@ -3,6 +3,7 @@ instruction sets."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -332,3 +333,15 @@ def test_every_instruction_set_agrees(
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("op", ops.OPS)
+def test_the_plain_form_has_the_ops_defaults(op: str) -> None:
+    """Under the same names, wherever both have one."""
+    mine, plain = (
+        {name: p.default for name, p in inspect.signature(getattr(place, op)).parameters.items()}
+        for place in (ops, ops.reference)
+    )
+    common = mine.keys() & plain.keys()
+    assert common
+    assert {name: mine[name] for name in common} == {name: plain[name] for name in common}

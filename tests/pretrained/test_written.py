@@ -88,6 +88,8 @@ def test_mask2former_files_come_back(backbone: str, suffix: str, tmp_path: Path)
         pickle.loads(path.read_bytes())["model"] if suffix == ".pkl" else torch.load(path)["model"]
     )
     assert state._metadata["sem_seg_head"] == {"version": 2}
+    # `_version` of Mask2Former's MaskFormerHead and MultiScaleMaskedTransformerDecoder.
+    assert state._metadata["sem_seg_head.predictor"] == {"version": 2}
     assert state["criterion.empty_weight"].tolist() == [1, 1, 1, 1, 1, pytest.approx(0.1)]
 
 
