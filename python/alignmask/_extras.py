@@ -20,6 +20,7 @@ _TRAIN_MODULES = (
     "PIL",
     "dacite",
     "yaml",
+    "psutil",
 )
 _ANALYZE_MODULES = ("bokeh", "jinja2")
 

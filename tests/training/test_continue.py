@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 import stat
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from alignmask import checkpoint
 from alignmask.config import DataConfig, changed_fields
 from alignmask.recipes import shapes_tiny
 from alignmask.training import dry_run as dry_run_module
-from alignmask.training.dry_run import dry_run
+from alignmask.training.dry_run import dry_run, peak_memory
 from alignmask.training.log import last_evaluation
 from alignmask.training.run_folder import RunFolder
 from alignmask.training.signals import StopSignals
@@ -132,14 +132,12 @@ def test_a_dry_run_takes_the_steps_of_the_run(
     monkeypatch.setenv("COLUMNS", "400")
     settings = config(shapes, tmp_path, iterations=3, log_every=1, seed=4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(
-        dry_run_module.resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=3 * 2**20)
-    )
     dry_run(settings, steps=2)
     out = capsys.readouterr().out
     assert "5.0 M parameters, batch 2, crop 64, float32 on cpu" in out
-    if sys.platform == "linux":  # which counts in KiB
-        assert "peak memory: 3.0 GiB" in out
+    assert re.search(
+        r"^peak memory: [0-9.]+ GiB\nthe whole run: about 0.0 hours for 3 it", out, re.M
+    )
     printed = [line.split() for line in out.splitlines() if line.startswith("step ")]
     monkeypatch.setattr(Trainer, "evaluate", lambda self: None)
     logged = lines(train(settings))
@@ -148,6 +146,70 @@ def test_a_dry_run_takes_the_steps_of_the_run(
         shown = dict(zip(words[4::2], map(float, words[5::2]), strict=True))
         assert shown.keys() == line.keys() - {"step", "time", "lr", "it_per_s"}
         assert shown == pytest.approx({name: line[name] for name in shown}, rel=1e-3)
+
+
+def test_the_peak_of_memory_is_seen_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with peak_memory() as nothing:
+        pass
+    with peak_memory() as peak:
+        large = torch.ones(2**26)  # 256 MiB
+        time.sleep(0.05)
+        del large
+    assert 2**27 < peak.bytes - nothing.bytes < 2**29
+
+
+@pytest.mark.parametrize(
+    ("free", "message"),
+    [
+        (100, None),
+        (12, "4 images at a time need about 10.0 GiB, and 8.1 GiB are .*--train.accumulate 4 "
+             r"\(2 images at a time, about 6.0 GiB\)"),
+        (8, r"The same batch in parts: --train.accumulate 8 \(1 image at a time, about 4.0 GiB\)"),
+        (5, "Even one image does not fit: reduce --data.crop"),
+    ],
+)  # fmt: skip
+def test_a_batch_that_does_not_fit_is_not_tried(
+    shapes: DataConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    free: float,
+    message: str | None,
+) -> None:
+    """One image takes 4 GiB, each further one 2 GiB; half a GiB is in use."""
+    gib = 2**30
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    memory = SimpleNamespace(
+        Process=lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=int(0.45 * gib))),
+        virtual_memory=lambda: SimpleNamespace(available=int((free - 3.5) * gib)),
+    )
+    tried: list[int] = []
+
+    def peak(trainer: Trainer) -> int:
+        tried.append(trainer.config.train.batch_size)
+        return (2 + 2 * tried[-1]) * gib
+
+    monkeypatch.setattr(dry_run_module, "psutil", memory)
+    monkeypatch.setattr(dry_run_module, "_peak_of_a_step", peak)
+    settings = config(shapes, tmp_path, batch_size=8, accumulate=2, max_minutes=None)
+    if message is None:
+        dry_run(settings, steps=1)
+        assert "an estimate of the memory is 10.0 GiB" in capsys.readouterr().out
+    else:
+        with pytest.raises(ValueError, match=message):
+            dry_run(settings, steps=1)
+        assert "step" not in capsys.readouterr().out
+    assert tried == [1, 2]
+
+
+def test_a_run_with_a_time_limit_says_how_far_it_gets(
+    shapes: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = config(shapes, tmp_path, iterations=10**5, max_minutes=0.1)
+    dry_run(settings, steps=1)
+    assert re.search(r"train.max_minutes after 0.1 minutes, at about\s+iteration [0-9]+ of 100000",
+                     capsys.readouterr().out)  # fmt: skip
 
 
 def test_a_second_signal_interrupts_and_handlers_come_back() -> None:
