@@ -86,7 +86,7 @@ class Trainer:
         self.train_data, self.val_data = train_dataset(config.data), val_dataset(config.data)
         check_classes(config, self.train_data, self.val_data)
 
-        checkpoint = self.folder.begin(resume, self.accelerator)
+        checkpoint = self.folder.begin(resume, self.accelerator, self._classes())
         set_seed(t.seed)
         model = build_model(
             config.model if t.init_from is None else without_pretrained(config).model
@@ -313,9 +313,12 @@ class Trainer:
         return {
             "step": self.step,
             "train_seconds": self.elapsed,
-            "class_names": self.train_data.class_names,
-            "category_ids": self.train_data.category_ids,
+            **self._classes(),
         }
+
+    def _classes(self) -> dict[str, list[Any]]:
+        data = self.train_data
+        return {"class_names": data.class_names, "category_ids": data.category_ids}
 
     # -- small things
     # ----------------------------------------------------------------------------------------------
