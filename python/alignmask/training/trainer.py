@@ -93,7 +93,7 @@ class Trainer:
         )
         self.initial_weights: LoadReport | None = None
         if t.init_from is not None and checkpoint is None:
-            self.initial_weights = initialise(model, t.init_from)
+            self.initial_weights = initialise(model, t.init_from, self.train_data.class_names)
         self.criterion = Criterion(config.model, config.loss)
         optimizer = build_optimizer(model, t)
         self.ema = ModelEmaV3(model, decay=t.ema, use_warmup=True) if t.ema else None
