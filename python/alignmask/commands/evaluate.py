@@ -12,6 +12,7 @@ from alignmask._printing import console
 from alignmask.commands._console import choose_device, progress
 from alignmask.commands._options import File, Flag, Folder, flowing
 from alignmask.evaluation.duplicates import DUPLICATE_IOU
+from alignmask.evaluation.metrics import LEAST_LIMIT, OFFICIAL_LIMIT
 from alignmask.model.suppression import Suppression
 
 
@@ -38,6 +39,7 @@ def command(
     ignore_unknown: Flag = False,
     suppression: Suppression = "off",
     suppression_iou: float = DUPLICATE_IOU,
+    max_detections: int = OFFICIAL_LIMIT,
 ) -> int:
     """Measure COCO mask AP and alignment statistics (Table 2 of the paper).
 
@@ -65,9 +67,15 @@ def command(
             leaves them, hard removes them, soft lowers their scores.
         suppression_iou: Of two predictions of a class that overlap by more than this IoU, the
             worse-scored is such a mask.
+        max_detections: Predictions of a class that count in an image for AP, the best-scored ones.
+            Only with 100 is AP the official one; more objects than that need more.
     """
     if not 0 <= suppression_iou <= 1:
         raise ValueError(f"eval: --suppression-iou: expected 0 to 1, got {suppression_iou:g}")
+    if max_detections < LEAST_LIMIT:
+        raise ValueError(
+            f"eval: --max-detections: expected {LEAST_LIMIT} or more, got {max_detections}"
+        )
     if (checkpoint is None) == (results is None):
         raise ValueError("eval: give either a CHECKPOINT or --results FILE")
     if results is not None:
@@ -90,6 +98,7 @@ def command(
         ignore_unknown=ignore_unknown,
         suppression=suppression,
         suppression_iou=suppression_iou,
+        max_detections=max_detections,
         progress=progress,
     )
     terminal = console()
