@@ -35,7 +35,7 @@ def crowded(objects: int = 150) -> World:
         world.annotate(1, 1, mask_HW)
         world.predict(1, 1, mask_HW, 1 - n / 1000)
     world.annotate(1, 2, box_mask(SIZE, 55, 0, 59, 70))
-    world.predict(1, 2, box_mask(SIZE, 55, 0, 59, 60), 0.5)
+    world.predict(1, 2, box_mask(SIZE, 55, 0, 59, 51), 0.5)
     world.annotate(1, 2, box_mask(SIZE, 0, 0, 30, 30), crowd=True)
     return world
 
