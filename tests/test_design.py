@@ -68,7 +68,7 @@ def relative(path: Path) -> str:
 # ---- who may know whom
 
 FLOORS = (
-    {"_extras", "_files", "_version", "config", "safe_load"},
+    {"_extras", "_files", "_printing", "_version", "config", "safe_load"},
     {"ops", "recipes", "checkpoint"},
     {"data", "integrations"},
     {"model"},

@@ -74,6 +74,22 @@ def test_a_run_without_iterations_leaves_a_checkpoint(shapes: DataConfig, tmp_pa
     assert (run / "evaluation.json").exists()
 
 
+def test_a_finished_run_says_so(
+    shapes: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = config(shapes, tmp_path, iterations=1)
+    run = train(done)
+    assert "is finished" not in capsys.readouterr().err
+    train(done)
+    words = f"run {run} is finished: 1 iteration; raise --train.{{}} to go on; "
+    assert words.format("iterations") in capsys.readouterr().err
+    longer = replace(done, train=replace(done.train, iterations=2))
+    train(replace(longer, train=replace(longer.train, max_minutes=1e-9)))
+    assert words.format("max-minutes") in capsys.readouterr().err
+    train(longer)
+    assert f"run {run} continues at iteration 1; " in capsys.readouterr().err
+
+
 def test_a_finished_run_is_not_written_again(shapes: DataConfig, tmp_path: Path) -> None:
     done = config(shapes, tmp_path, iterations=1)
     run = train(done)

@@ -41,6 +41,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from alignmask._files import replacing
+from alignmask._printing import counted
 from alignmask.analysis.measure import ModelAnalysis
 from alignmask.evaluation.alignment import FRACTIONS, NO_TRUTH, score_span, top_predictions
 from alignmask.evaluation.metrics import NUMBERS, headings, limit_note, with_limit
@@ -110,6 +111,7 @@ def write_page(
         for model, top in zip(models, tops, strict=True)
         if len(top) == POINTS < len(top_predictions(model.pairs, fraction))
     ]
+    instances = sum(not annotation["iscrowd"] for annotation in ground_truth.annotations)
     limit_notes = [
         f"{model.name}: {note}"
         for model in models
@@ -127,8 +129,13 @@ def write_page(
         scripts=scripts,
         cell=_cell,
         annotations=ground_truth.source,
-        images=len(ground_truth.sizes),
-        instances=sum(not annotation["iscrowd"] for annotation in ground_truth.annotations),
+        size=", ".join(
+            (
+                counted(len(ground_truth.sizes), "image"),
+                f"{counted(instances, 'instance')} of "
+                f"{counted(len(ground_truth.categories), 'class', 'classes')}",
+            )
+        ),
         categories=list(ground_truth.categories.values()),
         ap_title=with_limit("Mask AP (%)", [model.metrics for model in models]),
         ap_names=[

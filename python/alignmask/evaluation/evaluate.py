@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from alignmask._files import write_json
+from alignmask._printing import counted
 from alignmask.config import SCORE_MODES
 from alignmask.data import CocoDataset, collate, leave_signals_to_the_main_process
 from alignmask.data.batch import Size
@@ -129,11 +130,12 @@ class Evaluation:
         from rich.console import Group
         from rich.text import Text
 
+        size = f"{counted(self.images, 'image')}, {counted(self.predictions, 'prediction')}"
         removed = self.left_out.get(REMOVED, 0)
         others = sum(self.left_out.values()) - removed
         left_out = f" ({others} left out)" if others else ""
         suppressed = f", {removed} removed by suppression" if self.suppression == "hard" else ""
-        title = f"mask AP (%), {self.images} images, {self.predictions} predictions{left_out}{suppressed}"
+        title = f"mask AP (%), {size}{left_out}{suppressed}"
         tables: list[RenderableType] = [numbers_table(self.metrics, title)]
         if note := limit_note(self.images_over_limit, self.max_detections):
             tables.append(Text(f"{note}\n"))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from alignmask._printing import counted
 from alignmask.evaluation.results_file import (
     AnnotationsLike,
     GroundTruth,
@@ -120,7 +121,7 @@ def category_table(metrics: CocoMetrics, title: str) -> Table:
 def limit_note(over: Mapping[str, int], limit: int) -> str:
     """A sentence about images that exceed the limit (see `over_limit`); none if there are none."""
     images = [
-        f"{number} {'image has' if number == 1 else 'images have'} more {what}"
+        f"{counted(number, 'image has', 'images have')} more {what}"
         for what, number in over.items()
         if number
     ]

@@ -24,6 +24,7 @@ from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 
 from alignmask import checkpoint as checkpoints
+from alignmask._printing import counted
 from alignmask.config import Config, without_pretrained
 from alignmask.data import (
     Batch,
@@ -160,11 +161,14 @@ class Trainer:
         """Train to the last iteration or to the time limit. After each iteration, yields its values
         for the log."""
         batches = self.batches()
-        while self.step < self.config.train.iterations and self.clock.share < 1:
+        while not self._is_finished():
             with self.clock.counting():
                 values = self.train_step(batches)
                 self.step += 1
             yield values
+
+    def _is_finished(self) -> bool:
+        return self.step >= self.config.train.iterations or self.clock.share >= 1
 
     def train_step(self, batches: Iterator[Batch]) -> dict[str, torch.Tensor]:
         """One optimizer step: forward, matching and losses, backward, clipping, update, moving
@@ -230,7 +234,7 @@ class Trainer:
         weights = (
             self.ema.module if self.ema is not None else self.accelerator.unwrap_model(self.model)
         )
-        self.log.say(f"evaluating on {len(self.val_data)} images ...")
+        self.log.say(f"evaluating on {counted(len(self.val_data), 'image')} ...")
         weights.eval()
         if (
             self.accelerator.num_processes > 1
@@ -364,6 +368,11 @@ class Trainer:
     def _say_hello(self) -> None:
         parameters = sum(p.numel() for p in self.model.parameters())
         start = f"continues at iteration {self.step}" if self.step else "starts"
+        if self.step and self._is_finished():
+            limit = "iterations" if self.step >= self.config.train.iterations else "max-minutes"
+            start = (
+                f"is finished: {counted(self.step, 'iteration')}; raise --train.{limit} to go on"
+            )
         self.log.say(
             f"run {self.run_dir} {start}; {parameters / 1e6:.1f} M parameters on "
             f"{self.accelerator.device}, "
@@ -391,7 +400,7 @@ def check_classes(config: Config, data: CocoDataset, val_data: CocoDataset) -> N
     found, expected = len(data.class_names), config.model.num_classes
     if found != expected:
         raise ValueError(
-            f"{config.data.train_annotations} has {found} categories, but model.num_classes is "
+            f"{config.data.train_annotations} has {counted(found, 'category', 'categories')}, but model.num_classes is "
             f"{expected}: "
             f"pass --model.num-classes {found}"
         )
