@@ -186,6 +186,7 @@ def test_the_page_escapes_names(files: tuple[Path, Path], tmp_path: Path) -> Non
     own = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)  # without Bokeh's
     assert "<img src=x" not in own
     assert "<b>" not in own
+    assert "<p>2 images, 2 instances of 3 classes: <code>" in own
     assert "&lt;/script&gt;&lt;img src=x&gt;&amp;&#34;&#39;" in own
     assert f"&lt;b&gt;&amp;&#39;&#34;{HOSTILE}</option>" in own
     assert r"\u003cb>&'\"[red]" in own  # in the block of data, which is no HTML
