@@ -193,7 +193,8 @@ def test_the_ops_know_nothing_but_torch() -> None:
 @pytest.mark.skipif(not OPTIONAL, reason="reading pyproject.toml needs Python 3.11")
 def test_every_import_is_declared() -> None:
     with_torch = {"torch", "numpy", "filelock"}  # torch depends on filelock
-    allowed = set(sys.stdlib_module_names) | {"alignmask"} | with_torch | OPTIONAL
+    with_timm = {"huggingface_hub"}
+    allowed = set(sys.stdlib_module_names) | {"alignmask"} | with_torch | with_timm | OPTIONAL
     for path in sources("python"):
         assert not set(imports(path)) - allowed, relative(path)
 

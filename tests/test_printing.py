@@ -15,8 +15,14 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Column
 
-from alignmask import _printing
-from alignmask._printing import PlainTable, console, progress_columns, without_formulas
+from alignmask import _printing, analyze
+from alignmask._printing import (
+    PlainTable,
+    console,
+    counted,
+    progress_columns,
+    without_formulas,
+)
 from alignmask.ablation import tables as ablation_tables
 from alignmask.ablation.claims import Claims
 from alignmask.ablation.grids import GRIDS
@@ -154,6 +160,21 @@ def test_dollar_signs_are_no_formulas(name: str, tmp_path: Path) -> None:
     ablation_tables.draw(name, [name], [[name]], tmp_path / "table.png")  # as a formula: an error
 
 
+def test_one_is_singular(tmp_path: Path) -> None:
+    assert [counted(n, "image") for n in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
+    assert [counted(n, "class", "classes") for n in (1, 2)] == ["1 class", "2 classes"]
+    world = World({1: (20, 20)}, {3: "a"})
+    world.annotate(1, 3, box_mask((20, 20), 0, 0, 10, 10))
+    world.predict(1, 3, box_mask((20, 20), 0, 0, 10, 9), 0.9)
+    annotations, results = write(world, tmp_path)
+    assert "mask AP (%), 1 image, 1 prediction " in shown(
+        evaluate_file(annotations, results).table()
+    )
+    analyze([results], annotations=annotations, out=tmp_path, inversions=0)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<p>1 image, 1 instance of 1 class: <code>" in page
+
+
 def test_the_page_escapes_names(files: tuple[Path, Path], tmp_path: Path) -> None:
     from PIL import Image
 
@@ -165,6 +186,7 @@ def test_the_page_escapes_names(files: tuple[Path, Path], tmp_path: Path) -> Non
     own = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)  # without Bokeh's
     assert "<img src=x" not in own
     assert "<b>" not in own
+    assert "<p>2 images, 2 instances of 3 classes: <code>" in own
     assert "&lt;/script&gt;&lt;img src=x&gt;&amp;&#34;&#39;" in own
     assert f"&lt;b&gt;&amp;&#39;&#34;{HOSTILE}</option>" in own
     assert r"\u003cb>&'\"[red]" in own  # in the block of data, which is no HTML

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from alignmask._printing import counted
 from alignmask.analysis.compare import unique_names
 from alignmask.checkpoint import load_config, resolve
 from alignmask.config import DataConfig, ScoreMode
@@ -142,7 +143,7 @@ def evaluation_data(
         )
     if dataset.class_names != predictor.class_names:
         raise ValueError(
-            f"{dataset.annotations}: its {len(dataset.class_names)} categories "
+            f"{dataset.annotations}: its {counted(len(dataset.class_names), 'category', 'categories')} "
             f"({_brief(dataset.class_names)}) are not the "
             f"{len(predictor.class_names)} that the checkpoint was trained on "
             f"({_brief(predictor.class_names)})"

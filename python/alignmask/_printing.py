@@ -65,6 +65,11 @@ def plain_column(text: str) -> TextColumn:
     return TextColumn(text, markup=False)
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """1 class, 2 classes: `many` is `one` with an s if it is not given."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
 def without_formulas(text: str) -> str:
     """The text in a form that matplotlib shows as it is."""
     return text.replace("$", r"\$")

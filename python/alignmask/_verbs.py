@@ -30,7 +30,7 @@ from alignmask.config import SHOWN_SCORE, Config, ScoreMode
 from alignmask.data.images import ImageLike, to_pixels
 from alignmask.evaluation.duplicates import DUPLICATE_IOU, suppress_duplicates
 from alignmask.evaluation.evaluate import Evaluation, evaluate_file, evaluate_model
-from alignmask.evaluation.metrics import Engine
+from alignmask.evaluation.metrics import OFFICIAL_LIMIT, Engine, check_limit
 from alignmask.evaluation.predictions import Tiles
 from alignmask.evaluation.results_file import Results, load_ground_truth, load_results
 from alignmask.exporting.export import SUFFIX, Format, export_model
@@ -83,6 +83,7 @@ def evaluate(
     suppression_iou: float = DUPLICATE_IOU,
     tile: int | None = None,
     overlap: float = 0.2,
+    max_detections: int = OFFICIAL_LIMIT,
     progress: Progress = quiet,
 ) -> Evaluation:
     """Measure COCO mask AP and how well scores follow mask quality, of a model or of any model's
@@ -110,6 +111,8 @@ def evaluate(
         tile: Predict in tiles of this side, in pixels, instead of images as a whole; `batch_size`
             is the number of tiles then. Only for a model.
         overlap: Least share of a side that neighbouring tiles have in common.
+        max_detections: Predictions of a class that count in an image for AP, the best-scored ones;
+            at least 10. Only with 100 is AP the official one.
         progress: Shows how far the evaluation is.
 
     Returns:
@@ -130,6 +133,7 @@ def evaluate(
         >>> again.AP == evaluation.AP
         True
     """
+    check_limit(max_detections)  # before the long work
     if not isinstance(model_or_results, Predictor) and are_results(model_or_results):
         if annotations is None:
             raise ValueError(
@@ -147,7 +151,7 @@ def evaluate(
         )
         evaluation = evaluate_file(
             str(annotations), results, engine, ignore_unknown=ignore_unknown, suppression=suppression,
-            suppression_iou=suppression_iou,
+            suppression_iou=suppression_iou, max_detections=max_detections,
         )  # fmt: skip
         if out is not None:
             write_json(Path(out) / "evaluation.json", evaluation.as_dict(), indent=2)
@@ -158,7 +162,7 @@ def evaluate(
         return evaluate_model(
             predictor.model, dataset, device=predictor.model.device, batch_size=batch_size, workers=workers,
             out=None if out is None else Path(out), progress=advance, engine=engine,
-            suppression=suppression, suppression_iou=suppression_iou,
+            suppression=suppression, suppression_iou=suppression_iou, max_detections=max_detections,
             tiles=None if tile is None else Tiles(tile, overlap),
         )  # fmt: skip
 
@@ -178,6 +182,7 @@ def analyze(
     ignore_unknown: bool = False,
     suppression: Suppression = "off",
     suppression_iou: float = DUPLICATE_IOU,
+    max_detections: int = OFFICIAL_LIMIT,
     progress: Progress = quiet,
     measured: Callable[[Sequence[ModelAnalysis]], None] | None = None,
 ) -> dict[str, Path]:
@@ -204,6 +209,7 @@ def analyze(
             refusing the file.
         suppression: As in `evaluate`, for all models alike.
         suppression_iou: As in `evaluate`.
+        max_detections: As in `evaluate`, for all models alike.
         progress: Shows how far predicting and writing are.
         measured: Called with what was measured before the page is written, which takes longer.
 
@@ -223,6 +229,7 @@ def analyze(
         'analysis/report.html'
     """
     require_analyze("alignmask.analyze")  # before the long work
+    check_limit(max_detections)
     if not 0 < fraction <= 1:
         raise ValueError(f"analyze: fraction: expected more than 0 and at most 1, got {fraction:g}")
     if inversions < 0:
@@ -253,7 +260,11 @@ def analyze(
             results = load_results(folder / "results.json", ground_truth)
             name += f" ({mode})"
         results = suppress_duplicates(results, suppression, suppression_iou)
-        analyses.append(analyze_model(name, ground_truth, results, inversions=inversions))
+        analyses.append(
+            analyze_model(
+                name, ground_truth, results, inversions=inversions, max_detections=max_detections
+            )
+        )
     if measured is not None:
         measured(analyses)
     with progress("writing the page") as advance:

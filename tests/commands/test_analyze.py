@@ -86,6 +86,10 @@ def test_of_results_without_images(alignmask_: Terminal, tmp_path: Path) -> None
     }
 
 
+def page(folder: Path) -> str:
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
 def test_suppression_is_applied_to_all_models(alignmask_: Terminal, tmp_path: Path) -> None:
     """And `eval` says the same of one of them."""
     world = small_world()
@@ -102,6 +106,8 @@ def test_suppression_is_applied_to_all_models(alignmask_: Terminal, tmp_path: Pa
         0.9,
         "--out",
         tmp_path,
+        "--max-detections",
+        10,
     )
     assert alignmask_("analyze", results, other, *options, "--inversions", 0) == 0
     models = json.loads((tmp_path / "analysis.json").read_text())["models"]
@@ -110,9 +116,13 @@ def test_suppression_is_applied_to_all_models(alignmask_: Terminal, tmp_path: Pa
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
     assert evaluation["left_out"] == models[0]["left_out"]
     assert evaluation["modes"]["score"]["metrics"] == models[0]["metrics"]
+    assert (evaluation["max_detections"], models[1]["max_detections"]) == (10, 10)
+    assert "<h2>Mask AP (%); at most 10 a class and image</h2>" in page(tmp_path)
     for command in (("analyze", results), ("eval", "--results", results)):
         assert alignmask_(*command, *options, "--suppression-iou", 2) == 2
         assert "--suppression-iou: expected 0 to 1, got 2" in alignmask_.err
+        assert alignmask_(*command, *options, "--max-detections", 9) == 2
+        assert "--max-detections: expected 10 or more, got 9" in alignmask_.err
 
 
 def test_mistakes(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> None:

@@ -55,10 +55,13 @@ def test_eval_of_other_data(workshop: Path, alignmask_: Terminal, tmp_path: Path
     shapes = workshop / "shapes"
     files = ("--data-images", shapes / "train", "--annotations", shapes / "instances_train.json")
     more = ("--suppression", "soft", "--suppression-iou", 0.3, "--out", tmp_path)
+    more += ("--max-detections", 11)
     assert alignmask_("eval", workshop / "run", "--workers", 0, *files, *more) == 0
     assert "mask AP (%), 8 images" in alignmask_.out
+    assert "at most 11 a class and image" in alignmask_.out
     written = json.loads((tmp_path / "evaluation.json").read_text())
     assert (written["suppression"], written["suppression_iou"]) == ("soft", 0.3)
+    assert written["max_detections"] == 11
 
 
 def test_eval_of_a_results_file(alignmask_: Terminal, tmp_path: Path) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import pytest
 import timm
 import torch
+from huggingface_hub import constants
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from alignmask.config import BackboneConfig, SwinConfig
+from alignmask.model import backbone as backbone_module
 from alignmask.model.backbone import Backbone
 from tests import tiny
 from tests.covers import covers
@@ -97,6 +103,7 @@ def test_timm_is_asked_for_its_weights_or_not(
         asked.append((name, pretrained))
         return original(name, pretrained=False, **options)  # no network
 
+    monkeypatch.setattr(backbone_module, "_check_weights_can_be_had", lambda name: None)
     monkeypatch.setattr(timm, "create_model", create)
     tiny.model(backbone=BackboneConfig("resnet18.tv_in1k", pretrained=pretrained))
     assert asked == [("resnet18.tv_in1k", pretrained)]
@@ -162,6 +169,73 @@ def test_a_name_that_timm_does_not_know_gives_similar_names() -> None:
     assert len(str(found.value)) < 200
     with pytest.raises(ValueError, match=r"has no model of this name$"):
         Backbone(BackboneConfig("-", pretrained=False))
+
+
+def test_a_tag_that_timm_does_not_know_gives_similar_names() -> None:
+    sentence = (
+        r"^backbone 'resnet18\.a1_in2k': timm \S+ has no weights 'a1_in2k' of this model; "
+        r"similar names: resnet18\.a1_in1k, "
+    )
+    with pytest.raises(ValueError, match=sentence) as found:
+        Backbone(BackboneConfig("resnet18.a1_in2k", pretrained=False))
+    assert len(str(found.value)) < 250
+
+
+class TestWithoutANetwork:
+    """ImageNet weights that are not there are missed at once, and not after a minute."""
+
+    @pytest.fixture(autouse=True)
+    def _nobody_answers(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+    @pytest.mark.parametrize("name", ["resnet18", "hf-hub:timm/resnet18.a1_in1k"])
+    def test_one_sentence_at_once(
+        self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("timm tries again"))
+        before = time.monotonic()
+        with pytest.raises(OSError, match="cannot be downloaded") as found:
+            Backbone(BackboneConfig(name, pretrained=True))
+        assert time.monotonic() - before < 5
+        text = str(found.value)
+        assert text.startswith(
+            f"backbone {name}: its ImageNet weights (timm/resnet18.a1_in1k/model.safetensors) are "
+            f"not in {tmp_path} and cannot be downloaded ("
+        )
+        assert text.endswith(
+            "name a file with --model.backbone.pretrained FILE, or start from other weights with "
+            "--train.init-from"
+        )
+
+    def test_weights_in_the_cache_are_taken(self, tmp_path: Path) -> None:
+        torch.manual_seed(3)
+        expected = timm.create_model("resnet10t").state_dict()
+        folder = tmp_path / "models--timm--resnet10t.c3_in1k"
+        (folder / "snapshots" / "abc").mkdir(parents=True)
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text("abc")
+        save_file(expected, folder / "snapshots" / "abc" / "model.safetensors")
+        found = Backbone(BackboneConfig("resnet10t", pretrained=True)).body.state_dict()
+        assert torch.equal(found["layer1.0.conv1.weight"], expected["layer1.0.conv1.weight"])
+
+    def test_a_hub_that_answers_is_left_to_timm(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def answer(*_: Any, **__: Any) -> None:
+            response = SimpleNamespace(headers={}, request=None)
+            raise huggingface_hub.errors.HfHubHTTPError("404", response=response)
+
+        seen = []
+        monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", answer)
+        create = timm.create_model
+
+        def without(name: str, pretrained: bool, **options: Any) -> Any:
+            seen.append(pretrained)
+            return create(name, pretrained=False, **options)
+
+        monkeypatch.setattr(timm, "create_model", without)
+        Backbone(BackboneConfig("resnet10t", pretrained=True))
+        assert seen == [True]
 
 
 def test_weights_of_another_model_give_one_sentence(tmp_path: Path) -> None:

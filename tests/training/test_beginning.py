@@ -15,6 +15,8 @@ from alignmask.model import AlignMask, build_model
 from alignmask.training import trainer
 from alignmask.training.log import Log
 from alignmask.training.trainer import Trainer, train
+from tests import tiny
+from tests.pretrained.heads import head, saved, with_rows
 from tests.training.runs import config
 
 
@@ -45,10 +47,47 @@ def test_the_backbone_starts_from_imagenet_unless_the_run_has_other_weights(
     assert asked == [True, False]
 
 
+def test_a_run_matches_the_classes_of_its_data(
+    shapes: DataConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    first = config(shapes, tmp_path, "first")
+    names = Trainer(first).train_data.class_names
+    reverse = [names[5], "another", *names[3::-1]]
+    source = saved(with_rows(6, aligned_queries=tiny.ALIGNED), reverse, tmp_path / "source")
+    trainer = Trainer(config(shapes, tmp_path, "second", init_from=source))
+    after = head(trainer.accelerator.unwrap_model(trainer.model))
+    assert after[[0, 1, 2, 3, 5], 0].tolist() == [6, 5, 4, 3, 1]
+    assert after[4, -1] == pytest.approx(-4.595, abs=1e-3)  # of a new head: probability 0.01
+    with Log(trainer.run_dir, 0, 1) as trainer.log:
+        trainer._say_hello()
+    taken = [name for name in names if name != names[4]]
+    said = capsys.readouterr().err
+    assert f"weights of {source}: classes taken by name: 5 ({', '.join(taken)})" in said
+    assert f"classes that start anew: 1 ({names[4]})" in said
+
+
 def test_a_run_without_iterations_leaves_a_checkpoint(shapes: DataConfig, tmp_path: Path) -> None:
     run = train(config(shapes, tmp_path, iterations=0))
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_0000000"]
     assert (run / "evaluation.json").exists()
+
+
+def test_a_finished_run_says_so(
+    shapes: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = config(shapes, tmp_path, iterations=1)
+    run = train(done)
+    assert "is finished" not in capsys.readouterr().err
+    train(done)
+    words = f"run {run} is finished: 1 iteration; raise --train.{{}} to go on; "
+    assert words.format("iterations") in capsys.readouterr().err
+    longer = replace(done, train=replace(done.train, iterations=2))
+    train(replace(longer, train=replace(longer.train, max_minutes=1e-9)))
+    assert words.format("max-minutes") in capsys.readouterr().err
+    train(longer)
+    assert f"run {run} continues at iteration 1; " in capsys.readouterr().err
 
 
 def test_a_finished_run_is_not_written_again(shapes: DataConfig, tmp_path: Path) -> None:

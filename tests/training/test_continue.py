@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import signal
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +17,11 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from alignmask import checkpoint
-from alignmask.config import DataConfig, changed_fields
+from alignmask.config import Config, DataConfig, changed_fields
+from alignmask.data import resolve_paths
 from alignmask.recipes import shapes_tiny
 from alignmask.training import dry_run as dry_run_module
 from alignmask.training.dry_run import dry_run, peak_memory
@@ -54,7 +58,7 @@ def test_a_continued_run_has_the_configuration_of_before(
         if name in ("name", "out"):
             continue
         try:
-            assert RunFolder(changed).begin(True, trainer.accelerator) is not None
+            assert RunFolder(changed).begin(True, trainer.accelerator, {}) is not None
         except ValueError as error:
             if f"{name}: " in str(error):
                 refused.add(name)
@@ -67,6 +71,66 @@ def test_a_continued_run_has_the_configuration_of_before(
     assert accepted >= MAY_DIFFER
     assert len(accepted) == 19
     assert len(refused) > 60
+
+
+def renamed(data: DataConfig, folder: Path, classes: dict[int, str]) -> DataConfig:
+    """The same images and annotations as files; some classes have other names."""
+    data = replace(resolve_paths(data), shapes=None)
+    changed = {}
+    for name in ("train_annotations", "val_annotations"):
+        source = getattr(data, name)
+        coco = json.loads(source.read_text())
+        for category in coco["categories"]:
+            category["name"] = classes.get(category["id"], category["name"])
+        changed[name] = folder / source.name
+        changed[name].write_text(json.dumps(coco))
+    return replace(data, **changed)
+
+
+def test_a_run_is_not_continued_with_other_classes(shapes: DataConfig, tmp_path: Path) -> None:
+    """Nor with the same ones in another order, whose rows of the class head would be swapped."""
+    data = renamed(shapes, tmp_path, {})
+    names = [c["name"] for c in json.loads(data.train_annotations.read_text())["categories"]]
+    trainer = Trainer(config(data, tmp_path))
+    trainer.save()
+    meta = checkpoint.load_meta(checkpoint.latest(trainer.run_dir))
+    assert (meta["class_names"], meta["category_ids"]) == (names, [1, 2, 3, 4, 5, 6])
+    renamed(shapes, tmp_path, {2: names[2], 3: names[1]})
+    swapped = [names[0], names[2], names[1], *names[3:]]
+    with pytest.raises(ValueError, match="was begun with other classes") as refused:
+        Trainer(config(data, tmp_path))
+    text = str(refused.value)
+    assert f"class_names were {names}, now {swapped} (number 2 is the first to differ)" in text
+    assert "--name, or --no-resume to start it anew" in text
+    assert f"--train.init-from {trainer.run_dir}" in text
+    assert Trainer(config(data, tmp_path, "other")).step == 0
+    again = Trainer(config(data, tmp_path), resume=False)
+    again.step = 1
+    again.save()
+    assert Trainer(config(data, tmp_path)).step == 1
+
+
+def test_a_run_is_not_continued_with_other_category_ids(tmp_path: Path) -> None:
+    """Of long lists, the part around the first difference is shown."""
+    folder, ids = RunFolder(Config("run", tmp_path)), list(range(1, 81))
+    classes = {"class_names": [str(i) for i in ids], "category_ids": ids}
+    checkpoint.save(tmp_path / "run/checkpoints/step_0000001", folder.config, {}, {"step": 1})
+    accelerator = Accelerator()
+    assert folder.begin(True, accelerator, classes) is not None  # of before classes were noted
+    meta = {"step": 2, **classes}
+    checkpoint.save(tmp_path / "run/checkpoints/step_0000002", folder.config, {}, meta)
+    assert folder.begin(True, accelerator, classes) is not None
+    moved = {**classes, "category_ids": [*ids[:76], 90, *ids[77:]]}
+    words = (
+        r"category_ids were \[\.\.\., 74, 75, 76, 77, 78, 79, 80\], "
+        r"now \[\.\.\., 74, 75, 76, 90, 78, 79, 80\] \(number 77"
+    )
+    with pytest.raises(ValueError, match=words):
+        folder.begin(True, accelerator, moved)
+    fewer = {"class_names": classes["class_names"][:20], "category_ids": ids[:20]}
+    words = r"class_names were \[\.\.\., '18', '19', '20', '21', '22', '23', '24', \.\.\.\], now \[\.\.\., '18', '19', '20'\]"
+    with pytest.raises(ValueError, match=words):
+        folder.begin(True, accelerator, fewer)
 
 
 def test_changed_fields_name_both_values() -> None:

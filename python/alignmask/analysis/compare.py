@@ -23,15 +23,14 @@ from alignmask.evaluation.alignment import (
 )
 from alignmask.evaluation.calibration import calibration_table
 from alignmask.evaluation.duplicates import REMOVED, duplicates_table
-from alignmask.evaluation.metrics import percent
+from alignmask.evaluation.metrics import limit_note, percent, with_limit
 from alignmask.evaluation.results_file import GroundTruth
 from alignmask.evaluation.tables import number_table
 from alignmask.pictures.fonts import DEJAVU, lettering
 from alignmask.pictures.plots import score_iou_scatter
 
 if TYPE_CHECKING:
-    from rich.console import Group
-    from rich.table import Table
+    from rich.console import Group, RenderableType
 
     from alignmask.data import CocoDataset
 
@@ -117,8 +116,9 @@ def analysis_table(models: Sequence[ModelAnalysis]) -> Group:
     """COCO's AP with its head-room, and Table 2, with one line for each model, to be printed by
     rich."""
     from rich.console import Group
+    from rich.text import Text
 
-    title = "mask AP (%), by score and by IoU"
+    title = with_limit("mask AP (%), by score and by IoU", [model.metrics for model in models])
     ignored = [model.results.ignored for model in models]
     if removed := [str(counts[REMOVED]) for counts in ignored if REMOVED in counts]:
         title += f"; removed by suppression: {', '.join(removed)}"
@@ -135,11 +135,19 @@ def analysis_table(models: Sequence[ModelAnalysis]) -> Group:
         quality.add_row(
             model.name, *shown, "-" if best < 0 else f"{100 * (best - metrics.AP):+.1f}"
         )
-    tables: list[Table] = [quality]
+    tables: list[RenderableType] = [quality]
+    notes = {
+        model.name: limit_note(model.images_over_limit, model.metrics.max_detections)
+        for model in models
+    }
+    if any(notes.values()):
+        lines = [f"{name}: {note}\n" for name, note in notes.items() if note]
+        tables.append(Text("".join(lines)))
     for words, kind in (("same", "same_class"), ("any", "any_class")):
         title = f"the most confident predictions and the best ground truth of {words} class"
         names = ("top", "number", "PCC", "Spearman", "ECE", "mean score", "mean IoU")
-        tables.append(number_table(title, *names, first="model"))
+        table = number_table(title, *names, first="model")
+        tables.append(table)
         for model in models:
             for top in model.alignment.top:
                 values = [
@@ -148,9 +156,7 @@ def analysis_table(models: Sequence[ModelAnalysis]) -> Group:
                 ]
                 values += [top.mean_score, getattr(top, f"mean_iou_{kind}")]
                 shown = ["-" if value is None else f"{value:.3f}" for value in values]
-                tables[-1].add_row(
-                    model.name, f"{100 * top.fraction:g} %", str(top.predictions), *shown
-                )
+                table.add_row(model.name, f"{100 * top.fraction:g} %", str(top.predictions), *shown)
     tables.append(duplicates_table({model.name: model.duplicates for model in models}, "model"))
     tables.append(calibration_table({model.name: model.calibration for model in models}, "model"))
     return Group(*tables)

@@ -41,8 +41,10 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from alignmask._files import replacing
+from alignmask._printing import counted
 from alignmask.analysis.measure import ModelAnalysis
 from alignmask.evaluation.alignment import FRACTIONS, NO_TRUTH, score_span, top_predictions
+from alignmask.evaluation.metrics import NUMBERS, headings, limit_note, with_limit
 from alignmask.evaluation.results_file import GroundTruth
 from alignmask.pictures.drawing import OVERLAP, PREDICTION, TRUTH
 
@@ -109,6 +111,12 @@ def write_page(
         for model, top in zip(models, tops, strict=True)
         if len(top) == POINTS < len(top_predictions(model.pairs, fraction))
     ]
+    instances = sum(not annotation["iscrowd"] for annotation in ground_truth.annotations)
+    limit_notes = [
+        f"{model.name}: {note}"
+        for model in models
+        if (note := limit_note(model.images_over_limit, model.metrics.max_detections))
+    ]
     template = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -121,10 +129,22 @@ def write_page(
         scripts=scripts,
         cell=_cell,
         annotations=ground_truth.source,
-        images=len(ground_truth.sizes),
-        instances=sum(not annotation["iscrowd"] for annotation in ground_truth.annotations),
+        size=", ".join(
+            (
+                counted(len(ground_truth.sizes), "image"),
+                f"{counted(instances, 'instance')} of "
+                f"{counted(len(ground_truth.categories), 'class', 'classes')}",
+            )
+        ),
         categories=list(ground_truth.categories.values()),
-        ap_names=AP_NAMES,
+        ap_title=with_limit("Mask AP (%)", [model.metrics for model in models]),
+        ap_names=[
+            name
+            for name, official in zip(
+                headings(model.metrics for model in models), NUMBERS, strict=True
+            )
+            if official in AP_NAMES
+        ],
         columns=COLUMNS,
         fractions=[f"{100 * top.fraction:g}" for top in models[0].alignment.top],
         shares=[
@@ -133,6 +153,7 @@ def write_page(
         models=[_summary(model, sheet) for model, sheet in zip(models, sheets, strict=True)],
         classes=_classes(models, ground_truth),
         notes=notes,
+        limit_notes=limit_notes,
         report=_block(
             {
                 "models": [model.name for model in models],

@@ -21,7 +21,13 @@ from alignmask.evaluation.alignment import (
 from alignmask.evaluation.calibration import measure
 from alignmask.evaluation.duplicates import Duplicates, count_duplicates, rival_pairs
 from alignmask.evaluation.matches import match
-from alignmask.evaluation.metrics import CocoMetrics, Engine, evaluate_results
+from alignmask.evaluation.metrics import (
+    OFFICIAL_LIMIT,
+    CocoMetrics,
+    Engine,
+    evaluate_results,
+    over_limit,
+)
 from alignmask.evaluation.results_file import GroundTruth, Results
 
 
@@ -46,6 +52,8 @@ class ModelAnalysis:
     ones."""
     calibration: dict[str, float | None]
     """The score as a forecast: `alignmask.evaluation.calibration.measure`."""
+    images_over_limit: dict[str, int]
+    """As in `alignmask.evaluation.evaluate.Evaluation`."""
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -53,6 +61,8 @@ class ModelAnalysis:
             "name": self.name,
             "source": self.results.source,
             "left_out": self.results.ignored,
+            "max_detections": self.metrics.max_detections,
+            "images_over_limit": self.images_over_limit,
             "metrics": self.metrics.as_dict(),
             "metrics_ranked_by_iou": self.by_iou.as_dict(),
             "metrics_ranked_by_iou_duplicates_last": self.oracle.as_dict(),
@@ -82,31 +92,37 @@ def analyze_model(
     *,
     inversions: int = 8,
     engine: Engine = "hotcoco",
+    max_detections: int = OFFICIAL_LIMIT,
 ) -> ModelAnalysis:
     """Measure one model.
 
     Args:
         results: The predictions; all of them are of images of `ground_truth`.
         inversions: Number of the worst rank inversions to keep.
+        max_detections: As in `evaluate_results`.
     """
     pairs = score_iou_pairs(ground_truth, results)
+
+    def measured(scored: Results) -> CocoMetrics:
+        return evaluate_results(ground_truth, scored, engine, max_detections=max_detections)
 
     def ranked(scores_N: np.ndarray) -> CocoMetrics:
         entries = [
             {**entry, "score": s}
             for entry, s in zip(results.entries, scores_N.tolist(), strict=True)
         ]
-        return evaluate_results(ground_truth, replace(results, entries=entries), engine)
+        return measured(replace(results, entries=entries))
 
     return ModelAnalysis(
         name=name,
         results=results,
         pairs=pairs,
-        metrics=evaluate_results(ground_truth, results, engine),
+        metrics=measured(results),
         by_iou=ranked(pairs.iou_same_class_N),
         oracle=ranked(oracle_scores(pairs)),
         alignment=statistics(pairs),
         inversions=worst_inversions(pairs, inversions),
         duplicates=count_duplicates(pairs, rival_pairs(results)),
         calibration=measure(match(ground_truth, results)),
+        images_over_limit=over_limit(ground_truth, results, max_detections),
     )

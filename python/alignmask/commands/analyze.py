@@ -16,6 +16,7 @@ from alignmask.commands._console import choose_device, progress
 from alignmask.commands._options import File, Flag, Folder, flowing
 from alignmask.config import ScoreMode
 from alignmask.evaluation.duplicates import DUPLICATE_IOU
+from alignmask.evaluation.metrics import LEAST_LIMIT, OFFICIAL_LIMIT
 from alignmask.model.suppression import Suppression
 
 
@@ -42,6 +43,7 @@ def command(
     ignore_unknown: Flag = False,
     suppression: Suppression = "off",
     suppression_iou: float = DUPLICATE_IOU,
+    max_detections: int = OFFICIAL_LIMIT,
 ) -> int:
     """Show how well scores follow mask quality (Table 2, Fig. 1 and 4 of the paper), for several
     models side by side.
@@ -77,10 +79,16 @@ def command(
             leaves them, hard removes them, soft lowers their scores.
         suppression_iou: Of two predictions of a class that overlap by more than this IoU, the
             worse-scored is such a mask.
+        max_detections: Predictions of a class that count in an image for AP, the best-scored ones.
+            Only with 100 is AP the official one; more objects than that need more.
     """
     require_analyze("alignmask analyze")
     if not 0 <= suppression_iou <= 1:
         raise ValueError(f"analyze: --suppression-iou: expected 0 to 1, got {suppression_iou:g}")
+    if max_detections < LEAST_LIMIT:
+        raise ValueError(
+            f"analyze: --max-detections: expected {LEAST_LIMIT} or more, got {max_detections}"
+        )
     if not 0 < fraction <= 1:
         raise ValueError(
             f"analyze: --fraction: expected more than 0 and at most 1, got {fraction:g}"
@@ -111,6 +119,7 @@ def command(
         ignore_unknown=ignore_unknown,
         suppression=suppression,
         suppression_iou=suppression_iou,
+        max_detections=max_detections,
         progress=progress,
         measured=lambda analyses: console().print(analysis_table(analyses)),
     )

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from alignmask import checkpoint
+from alignmask._printing import counted
 from alignmask.commands._options import flowing
 from alignmask.config import without_pretrained
 from alignmask.data.coco_json import read_coco
@@ -79,8 +80,9 @@ def classes(source: Source, annotations: Path | None) -> tuple[list[str], list[i
         categories = read_coco(annotations).categories
         if len(categories) != count:
             raise ValueError(
-                f"convert: {annotations} has {len(categories)} categories, the model "
-                f"{count} classes"
+                f"convert: {annotations} has "
+                f"{counted(len(categories), 'category', 'categories')}, the model "
+                f"{counted(count, 'class', 'classes')}"
             )
         return list(categories.values()), list(categories)
     return class_list(source, count)
@@ -91,7 +93,7 @@ def _tell(source: Source, names: list[str], report: LoadReport, what: str) -> No
     parts = [
         model.backbone.name,
         f"{model.query_decoder.queries} queries",
-        f"{model.num_classes} classes",
+        counted(model.num_classes, "class", "classes"),
     ]
     print(
         f"{what}\n{', '.join(parts)} "

@@ -12,6 +12,7 @@ from alignmask._printing import console
 from alignmask.commands._console import choose_device, progress
 from alignmask.commands._options import File, Flag, Folder, flowing
 from alignmask.evaluation.duplicates import DUPLICATE_IOU
+from alignmask.evaluation.metrics import LEAST_LIMIT, OFFICIAL_LIMIT
 from alignmask.model.suppression import Suppression
 
 
@@ -40,6 +41,7 @@ def command(
     suppression_iou: float = DUPLICATE_IOU,
     tile: int | None = None,
     overlap: float = 0.2,
+    max_detections: int = OFFICIAL_LIMIT,
 ) -> int:
     """Measure COCO mask AP and alignment statistics (Table 2 of the paper).
 
@@ -70,9 +72,15 @@ def command(
         tile: Predict in tiles of this side, in pixels, instead of images as a whole: for large
             images, or more instances than the model has queries. --batch-size counts tiles then.
         overlap: Least share of a side that neighbouring tiles have in common.
+        max_detections: Predictions of a class that count in an image for AP, the best-scored ones.
+            Only with 100 is AP the official one; more objects than that need more.
     """
     if not 0 <= suppression_iou <= 1:
         raise ValueError(f"eval: --suppression-iou: expected 0 to 1, got {suppression_iou:g}")
+    if max_detections < LEAST_LIMIT:
+        raise ValueError(
+            f"eval: --max-detections: expected {LEAST_LIMIT} or more, got {max_detections}"
+        )
     if (checkpoint is None) == (results is None):
         raise ValueError("eval: give either a CHECKPOINT or --results FILE")
     if results is not None:
@@ -97,6 +105,7 @@ def command(
         suppression_iou=suppression_iou,
         tile=tile,
         overlap=overlap,
+        max_detections=max_detections,
         progress=progress,
     )
     terminal = console()

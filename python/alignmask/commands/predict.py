@@ -12,6 +12,7 @@ from torch import Tensor
 
 import alignmask
 from alignmask._files import write_json
+from alignmask._printing import counted
 from alignmask.commands._console import choose_device, complain, note, progress
 from alignmask.commands._options import Flag, flowing
 from alignmask.config import SHOWN_SCORE
@@ -136,11 +137,11 @@ def command(
             ("1 file has", "") if len(several) == 1 else (f"{len(several)} files have", ", ...")
         )
         note(f"{files_have} several pictures, of which the first was used: {several[0]}{more}")
-    read = _count(len(files) - len(unreadable), "image")
+    read = counted(len(files) - len(unreadable), "image")
     scored = f"with a score of {threshold:g} or more (--threshold)"
     *most, last = (words for kind, words in WRITTEN.items() if kind in format)
     written = f"{', '.join(most)} and {last}" if most else last
-    print(f"{_count(instances, 'instance')} {scored} in {read}: {written} in {out}")
+    print(f"{counted(instances, 'instance')} {scored} in {read}: {written} in {out}")
     if len(unreadable) > 1:
         unreadable.insert(0, f"{len(unreadable)} images could not be read:")
     return complain("\n".join(unreadable)) if unreadable else 0
@@ -189,10 +190,6 @@ def _coco_entries(
             for entry, q in zip(entries, predicted.quality_N.tolist(), strict=True)
         ]
     return [{**entry, "file_name": str(file)} for entry in entries]
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def image_ids(files: Sequence[Path]) -> list[int]:

@@ -11,17 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from alignmask._printing import counted
 from alignmask.data.coco_json import CocoFile, inspect_coco
-from alignmask.data.faults import (
-    CROWD,
-    NO_POLYGON,
-    SHOWN_FAULTS,
-    ZERO_AREA,
-    Faults,
-    brief,
-    counted,
-    some,
-)
+from alignmask.data.faults import CROWD, NO_POLYGON, SHOWN_FAULTS, ZERO_AREA, Faults, brief, some
 from alignmask.data.file_names import find_files
 from alignmask.data.images import Exif, ImageError, read_header, read_image
 

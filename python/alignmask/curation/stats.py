@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from alignmask._printing import counted
 from alignmask.data.coco_json import read_coco
-from alignmask.data.faults import counted
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from pycocotools import mask as coco_mask
 
+from alignmask._printing import counted
 from alignmask.data import rle
 from alignmask.data.faults import (
     BAD_AREA,
@@ -23,7 +24,6 @@ from alignmask.data.faults import (
     Faults,
     SegmentationError,
     brief,
-    counted,
     is_number,
     some,
 )

@@ -17,17 +17,10 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import Dataset
 
+from alignmask._printing import counted
 from alignmask.data.batch import Sample, Size
 from alignmask.data.coco_json import CocoFile, fault, read_coco, read_coco_json
-from alignmask.data.faults import (
-    CAUSES,
-    CROWD,
-    NO_POLYGON,
-    ZERO_AREA,
-    CocoError,
-    Faults,
-    counted,
-)
+from alignmask.data.faults import CAUSES, CROWD, NO_POLYGON, ZERO_AREA, CocoError, Faults
 from alignmask.data.file_names import find_files
 from alignmask.data.images import (
     Exif,

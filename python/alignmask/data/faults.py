@@ -103,11 +103,6 @@ def brief(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def counted(number: int, what: str, plural: str | None = None) -> str:
-    """ "1 class", "2 classes"."""
-    return f"{number} {what if number == 1 else plural or what + 's'}"
-
-
 def is_number(value: Any) -> bool:
     """Whether it is a finite number that a float can hold (NumPy's included, bool not)."""
     if not isinstance(value, (int, float, np.number)) or isinstance(value, bool):

@@ -11,7 +11,8 @@ from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
-from alignmask.data.faults import Faults, brief, counted
+from alignmask._printing import counted
+from alignmask.data.faults import Faults, brief
 
 
 def find_files(

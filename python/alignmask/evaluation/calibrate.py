@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignmask._printing import counted
 from alignmask.evaluation.bootstrap import Estimate, Measure, intervals, paired_intervals
 from alignmask.evaluation.calibration import measure
 from alignmask.evaluation.calibrators import (
@@ -43,7 +44,8 @@ class Report:
 
     def table(self) -> Table:
         """Before, after, and the difference, with intervals over images."""
-        title = f"on the {self.calibration.fit.held_out_images} images that were held out"
+        images = self.calibration.fit.held_out_images
+        title = f"on the {counted(images, 'image that was', 'images that were')} held out"
         table = number_table(title, "score", "quality", "difference [95 %]", first="")
         for name in COMPARED:
             values = (

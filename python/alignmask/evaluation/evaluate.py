@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from alignmask._files import write_json
+from alignmask._printing import counted
 from alignmask.config import SCORE_MODES
 from alignmask.evaluation.alignment import (
     AlignmentStatistics,
@@ -34,11 +35,14 @@ from alignmask.evaluation.duplicates import (
 )
 from alignmask.evaluation.matches import match
 from alignmask.evaluation.metrics import (
+    OFFICIAL_LIMIT,
     CocoMetrics,
     Engine,
+    category_table,
     evaluate_results,
+    limit_note,
     numbers_table,
-    percent,
+    over_limit,
 )
 from alignmask.evaluation.predictions import (
     ImagePredictions,
@@ -58,7 +62,7 @@ from alignmask.evaluation.results_file import (
 from alignmask.model.suppression import Suppression
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.console import Group, RenderableType
     from rich.table import Table
 
     from alignmask.data import CocoDataset
@@ -86,6 +90,11 @@ class Evaluation:
     """The score as a forecast (`calibration.measure`), of the default score mode."""
     suppression: Suppression = "off"
     suppression_iou: float = DUPLICATE_IOU
+    max_detections: int = OFFICIAL_LIMIT
+    """Predictions of a category in an image that AP is over, the best-scored ones."""
+    images_over_limit: dict[str, int] = field(default_factory=dict)
+    """Images with more "objects" of a category than that, and with more "predictions" of one (in
+    the default score mode). Both limit AP."""
 
     @property
     def AP(self) -> float:
@@ -100,6 +109,8 @@ class Evaluation:
             "left_out": self.left_out,
             "suppression": self.suppression,
             "suppression_iou": None if self.suppression == "off" else self.suppression_iou,
+            "max_detections": self.max_detections,
+            "images_over_limit": self.images_over_limit,
             "default": self.default,
             "modes": {
                 mode: {
@@ -118,13 +129,18 @@ class Evaluation:
     def table(self) -> Group:
         """AP and alignment statistics, as a rich renderable."""
         from rich.console import Group
+        from rich.text import Text
 
+        size = f"{counted(self.images, 'image')}, {counted(self.predictions, 'prediction')}"
         removed = self.left_out.get(REMOVED, 0)
         others = sum(self.left_out.values()) - removed
         left_out = f" ({others} left out)" if others else ""
         suppressed = f", {removed} removed by suppression" if self.suppression == "hard" else ""
-        title = f"mask AP (%), {self.images} images, {self.predictions} predictions{left_out}{suppressed}"
-        tables = [numbers_table(self.metrics, title), alignment_table(self.alignment)]
+        title = f"mask AP (%), {size}{left_out}{suppressed}"
+        tables: list[RenderableType] = [numbers_table(self.metrics, title)]
+        if note := limit_note(self.images_over_limit, self.max_detections):
+            tables.append(Text(f"{note}\n"))
+        tables.append(alignment_table(self.alignment))
         if self.duplicates:
             tables.append(duplicates_table(self.duplicates))
         if self.calibration:
@@ -134,18 +150,8 @@ class Evaluation:
     def category_table(self) -> Table:
         """AP per category of the default score mode, best first; categories without ground truth
         last."""
-        from rich.cells import cell_len
-
-        from alignmask._printing import PlainTable
-
         title = f"mask AP (%) per category, score {self.default}"
-        table = PlainTable("category", title=title, min_width=cell_len(title))
-        table.add_column("AP", justify="right")
-        for name, value in sorted(
-            self.metrics[self.default].per_category.items(), key=lambda item: -item[1]
-        ):
-            table.add_row(name, percent(value))
-        return table
+        return category_table(self.metrics[self.default], title)
 
 
 def evaluate_file(
@@ -156,6 +162,7 @@ def evaluate_file(
     ignore_unknown: bool = False,
     suppression: Suppression = "off",
     suppression_iou: float = DUPLICATE_IOU,
+    max_detections: int = OFFICIAL_LIMIT,
 ) -> Evaluation:
     """Everything that `Evaluation` has, of a results file of any model; arguments as in
     `evaluate_results`.
@@ -166,7 +173,10 @@ def evaluate_file(
     """
     ground_truth = load_ground_truth(annotations)
     checked = load_results(results, ground_truth, ignore_unknown)
-    return _measure(ground_truth, {"score": checked}, "score", engine, suppression, suppression_iou)
+    return _measure(
+        ground_truth, {"score": checked}, "score", engine, suppression, suppression_iou,
+        max_detections,
+    )  # fmt: skip
 
 
 def _measure(
@@ -176,6 +186,7 @@ def _measure(
     engine: Engine,
     suppression: Suppression,
     suppression_iou: float,
+    max_detections: int,
 ) -> Evaluation:
     """Of the same predictions under the scores of several modes."""
     metrics, alignment, counted = {}, {}, {}
@@ -189,7 +200,9 @@ def _measure(
         if pairs is None or rivals_P2 is None or suppression == "hard":
             pairs, rivals_P2 = score_iou_pairs(ground_truth, scored), rival_pairs(scored)
         pairs = pairs.with_scores(np.array([entry["score"] for entry in scored.entries]))
-        metrics[mode] = evaluate_results(ground_truth, scored, engine)
+        metrics[mode] = evaluate_results(
+            ground_truth, scored, engine, max_detections=max_detections
+        )
         alignment[mode] = statistics(pairs)
         counted[mode] = count_duplicates(pairs, rivals_P2)
     return Evaluation(
@@ -203,6 +216,8 @@ def _measure(
         calibration=measure(match(ground_truth, kept[default])),
         suppression=suppression,
         suppression_iou=suppression_iou,
+        max_detections=max_detections,
+        images_over_limit=over_limit(ground_truth, kept[default], max_detections),
     )
 
 
@@ -219,6 +234,7 @@ def evaluate_model(
     suppression: Suppression = "off",
     suppression_iou: float = DUPLICATE_IOU,
     tiles: Tiles | None = None,
+    max_detections: int = OFFICIAL_LIMIT,
 ) -> Evaluation:
     """Run `model.predict` over a data set and measure the predictions against the annotation file,
     in all score modes.
@@ -240,6 +256,7 @@ def evaluate_model(
             measured. results.json has all predictions nevertheless.
         tiles: Predict tile by tile; `batch_size` is the number of tiles then. None resizes each
             image as a whole.
+        max_detections: As in `evaluate_results`.
     """
     rank, world = _rank_and_world()
     shard = range(rank, len(dataset), world)
@@ -248,7 +265,9 @@ def evaluate_model(
     )
 
     def assess() -> Evaluation:
-        return _assess(model, dataset, predictions, out, engine, suppression, suppression_iou)
+        return _assess(
+            model, dataset, predictions, out, engine, suppression, suppression_iou, max_detections
+        )
 
     if world > 1:
         from accelerate.utils import broadcast_object_list, gather_object
@@ -267,6 +286,7 @@ def _assess(
     engine: Engine,
     suppression: Suppression = "off",
     suppression_iou: float = DUPLICATE_IOU,
+    max_detections: int = OFFICIAL_LIMIT,
 ) -> Evaluation:
     predictions = in_order(predictions)
     entries = entries_of(predictions)
@@ -280,8 +300,9 @@ def _assess(
         ]
         scored[mode] = replace(results, entries=rescored)
     evaluation = _measure(
-        ground_truth, scored, model.config.score, engine, suppression, suppression_iou
-    )
+        ground_truth, scored, model.config.score, engine, suppression, suppression_iou,
+        max_detections,
+    )  # fmt: skip
     if out is not None:
         write_json(out / "results.json", entries)
         write_json(out / "evaluation.json", evaluation.as_dict(), indent=2)

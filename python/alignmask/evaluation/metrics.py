@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from alignmask._printing import counted
 from alignmask.evaluation.results_file import (
     AnnotationsLike,
     GroundTruth,
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 
 
 Engine = Literal["hotcoco", "pycocotools"]
+OFFICIAL_LIMIT = 100
+"""Predictions of a category that count in an image, the best-scored ones."""
+LEAST_LIMIT = 10
+"""That of AR10."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,8 @@ class CocoMetrics:
     """The 12 official numbers (segm), and AP per category."""
 
     AP: float
-    """Mean over categories and the IoU thresholds 0.50:0.05:0.95, 100 detections per image and
-    category."""
+    """Mean over categories and the IoU thresholds 0.50:0.05:0.95, `max_detections` per image
+    and category."""
     AP50: float
     AP75: float
     APs: float
@@ -49,12 +54,14 @@ class CocoMetrics:
     AR1: float
     AR10: float
     AR100: float
-    """Average recall at 1, 10 and 100 detections per image and category."""
+    """Average recall at 1, 10 and `max_detections` (officially 100) detections per image and
+    category."""
     ARs: float
     ARm: float
     ARl: float
     per_category: dict[str, float] = field(default_factory=dict)
     """AP by category name; categories that share a name have their id added."""
+    max_detections: int = OFFICIAL_LIMIT
 
     def numbers(self) -> dict[str, float]:
         """The 12 numbers by name."""
@@ -69,7 +76,19 @@ class CocoMetrics:
         return numbers_table({"": self}, title)
 
 
-NUMBERS = tuple(entry.name for entry in fields(CocoMetrics) if entry.name != "per_category")
+NUMBERS = tuple(entry.name for entry in fields(CocoMetrics))[:12]
+
+
+def headings(metrics: Iterable[CocoMetrics]) -> list[str]:
+    """The names of the 12 numbers, that of AR100 by the limit that it has."""
+    limit = max((row.max_detections for row in metrics), default=OFFICIAL_LIMIT)
+    return [f"AR{limit}" if name == "AR100" else name for name in NUMBERS]
+
+
+def with_limit(title: str, metrics: Iterable[CocoMetrics]) -> str:
+    """The title of a table of metrics, with the limit if it is not the official one."""
+    limits = {row.max_detections for row in metrics} - {OFFICIAL_LIMIT}
+    return f"{title}; at most {max(limits)} a class and image" if limits else title
 
 
 def numbers_table(metrics: dict[str, CocoMetrics], title: str) -> Table:
@@ -77,11 +96,41 @@ def numbers_table(metrics: dict[str, CocoMetrics], title: str) -> Table:
     from rich.table import Column
 
     named = any(metrics)
-    table = number_table(title, *NUMBERS, first=Column("score", no_wrap=True) if named else None)
+    names, title = headings(metrics.values()), with_limit(title, metrics.values())
+    table = number_table(title, *names, first=Column("score", no_wrap=True) if named else None)
     for name, row in metrics.items():
         numbers = (percent(value) for value in row.numbers().values())
         table.add_row(*([name] if named else []), *numbers)
     return table
+
+
+def category_table(metrics: CocoMetrics, title: str) -> Table:
+    """AP per category, best first; categories without ground truth last."""
+    from rich.cells import cell_len
+
+    from alignmask._printing import PlainTable
+
+    title = with_limit(title, [metrics])
+    table = PlainTable("category", title=title, min_width=cell_len(title))
+    table.add_column("AP", justify="right")
+    for name, value in sorted(metrics.per_category.items(), key=lambda item: -item[1]):
+        table.add_row(name, percent(value))
+    return table
+
+
+def limit_note(over: Mapping[str, int], limit: int) -> str:
+    """A sentence about images that exceed the limit (see `over_limit`); none if there are none."""
+    images = [
+        f"{counted(number, 'image has', 'images have')} more {what}"
+        for what, number in over.items()
+        if number
+    ]
+    if not images:
+        return ""
+    return (
+        f"At most {limit} predictions of a class count in an image, which limits AP: "
+        f"{', '.join(images)} of one class. --max-detections measures with another limit."
+    )
 
 
 def percent(value: float) -> str:
@@ -96,6 +145,7 @@ def evaluate_results(
     *,
     image_ids: Sequence[int] | None = None,
     ignore_unknown: bool = False,
+    max_detections: int = OFFICIAL_LIMIT,
 ) -> CocoMetrics:
     """The official COCO mask metrics of predictions.
 
@@ -109,46 +159,94 @@ def evaluate_results(
         engine: "hotcoco" (fast) or "pycocotools" (the official tool); the numbers are equal.
         image_ids: Evaluate only these images.
         ignore_unknown: Leave out what `load_results` can leave out, instead of raising.
+        max_detections: Predictions of a category that count in an image, the best-scored ones; at
+            least 10. Only with 100 are the numbers the official ones.
     Raises:
+        ValueError: `max_detections` is too small.
         alignmask.data.CocoError: A file cannot be read, or has faults; the message lists where they
             are.
     """
+    check_limit(max_detections)
     ground_truth = load_ground_truth(annotations)
     checked = load_results(results, ground_truth, ignore_unknown)
     if image_ids is not None:
         ground_truth, checked = ground_truth.subset(image_ids), checked.subset(image_ids)
-    stats, precision_TRKAM = _ENGINES[engine](ground_truth, checked)
+    precision_TRKAM, recall_TKAM = _ENGINES[engine](ground_truth, checked, max_detections)
     return CocoMetrics(
-        **dict(zip(NUMBERS, (float(value) for value in stats), strict=True)),
+        **dict(zip(NUMBERS, _summary(precision_TRKAM, recall_TKAM), strict=True)),
         per_category=_per_category(ground_truth.categories, precision_TRKAM),
+        max_detections=max_detections,
     )
 
 
+def check_limit(max_detections: int) -> None:
+    """Raises ValueError if the limit is too small."""
+    if max_detections < LEAST_LIMIT:
+        raise ValueError(f"max_detections: expected {LEAST_LIMIT} or more, got {max_detections}")
+
+
+def over_limit(ground_truth: GroundTruth, results: Results, limit: int) -> dict[str, int]:
+    """The number of images that have more objects of one category than count, and of those that
+    have more predictions of one. (Crowds are no objects.)"""
+    found = {
+        "objects": [a for a in ground_truth.annotations if not a["iscrowd"]],
+        "predictions": results.entries,
+    }
+    counts = {
+        what: Counter((entry["image_id"], entry["category_id"]) for entry in entries)
+        for what, entries in found.items()
+    }
+    return {
+        what: len({image for (image, _), number in count.items() if number > limit})
+        for what, count in counts.items()
+    }
+
+
+def _summary(precision_TRKAM: np.ndarray, recall_TKAM: np.ndarray) -> list[float]:
+    """The 12 numbers. (The tools' own summaries know the official limit alone.) Thresholds T from
+    0.50 in steps of 0.05, areas A: all, small, medium, large; limits M: 1, 10, the given one."""
+    precision_TRKA = precision_TRKAM[..., -1]
+    averaged = [
+        precision_TRKA[..., 0],
+        precision_TRKA[0, ..., 0],
+        precision_TRKA[5, ..., 0],
+        *(precision_TRKA[..., area] for area in (1, 2, 3)),
+        *(recall_TKAM[..., 0, limit] for limit in (0, 1, 2)),
+        *(recall_TKAM[..., area, -1] for area in (1, 2, 3)),
+    ]
+    return [_mean(values) for values in averaged]
+
+
+def _mean(values: np.ndarray) -> float:
+    """Of those that are defined; -1 if none is."""
+    values = values[values > -1]
+    return float(values.mean()) if values.size else -1.0
+
+
 def _per_category(categories: dict[int, str], precision_TRKAM: np.ndarray) -> dict[str, float]:
-    """AP of each category: thresholds T, recalls R, categories K; all areas (A = 0), 100 detections
-    (M = last)."""
+    """AP of each category: thresholds T, recalls R, categories K; all areas (A = 0), the highest
+    limit (M = last)."""
     repeated = Counter(categories.values())
     result = {}
     for k, (category_id, name) in enumerate(categories.items()):
-        values = precision_TRKAM[:, :, k, 0, -1]
-        values = values[values > -1]
-        result[name if repeated[name] == 1 else f"{name} ({category_id})"] = (
-            float(values.mean()) if values.size else -1.0
-        )
+        unique = name if repeated[name] == 1 else f"{name} ({category_id})"
+        result[unique] = _mean(precision_TRKAM[:, :, k, 0, -1])
     return result
 
 
-def _run_hotcoco(ground_truth: GroundTruth, results: Results) -> tuple[np.ndarray, np.ndarray]:
+def _run_hotcoco(
+    ground_truth: GroundTruth, results: Results, max_detections: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """-> precision, recall"""
     import hotcoco
 
     data = hotcoco.COCO(ground_truth.as_coco())
     evaluation = hotcoco.COCOeval(data, data.load_res(results.entries), "segm")
+    evaluation.params.max_dets = [1, 10, max_detections]
     evaluation.evaluate()
     evaluation.accumulate()
-    with contextlib.redirect_stdout(io.StringIO()):  # the tools print their summary
-        evaluation.summarize()
     assert evaluation.eval is not None  # accumulate() was called
-    return np.asarray(evaluation.stats), np.asarray(evaluation.eval["precision"])
+    return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
 
 
 def official_tool(ground_truth: GroundTruth, results: Results) -> COCOeval:
@@ -169,13 +267,16 @@ def official_tool(ground_truth: GroundTruth, results: Results) -> COCOeval:
         return COCOeval(data, predictions, "segm")
 
 
-def _run_pycocotools(ground_truth: GroundTruth, results: Results) -> tuple[np.ndarray, np.ndarray]:
+def _run_pycocotools(
+    ground_truth: GroundTruth, results: Results, max_detections: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """-> precision, recall"""
     evaluation = official_tool(ground_truth, results)
+    evaluation.params.maxDets = [1, 10, max_detections]
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
-    return np.asarray(evaluation.stats), evaluation.eval["precision"]
+    return evaluation.eval["precision"], evaluation.eval["recall"]
 
 
 _ENGINES = {"hotcoco": _run_hotcoco, "pycocotools": _run_pycocotools}

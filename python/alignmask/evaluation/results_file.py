@@ -14,18 +14,11 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_utils
 
+from alignmask._printing import counted
 from alignmask.data import CocoError, rle
 from alignmask.data.batch import Size
 from alignmask.data.coco_json import read_coco
-from alignmask.data.faults import (
-    NO_POLYGON,
-    Faults,
-    SegmentationError,
-    brief,
-    counted,
-    is_number,
-    some,
-)
+from alignmask.data.faults import NO_POLYGON, Faults, SegmentationError, brief, is_number, some
 from alignmask.evaluation.file_names import FileNames
 
 UNKNOWN_IMAGE, UNKNOWN_CATEGORY = "of an unknown image", "of an unknown category"

@@ -148,6 +148,8 @@ def _create(config: BackboneConfig) -> nn.Module:
     if file is not None and not Path(file).is_file():
         raise FileNotFoundError(f"backbone weights {file}: no such file")
     tensors = read_tensors(Path(file)) if file is not None else None
+    if config.pretrained is True:
+        _check_weights_can_be_had(config.name)
     try:
         if tensors is not None:
             _check_tensors(timm.create_model(config.name, **options), tensors)
@@ -162,12 +164,7 @@ def _create(config: BackboneConfig) -> nn.Module:
             f"backbone {config.name!r}{f', weights {file}' if file else ''}: {_shortened(error)}"
         ) from error
     except OSError as error:
-        raise OSError(
-            f"backbone {config.name}: its ImageNet weights are not in the cache and cannot be "
-            f"downloaded ({error}); "
-            "name a file with --model.backbone.pretrained FILE, or start from other weights with "
-            "--train.init-from"
-        ) from error
+        raise _no_weights(config.name, "its ImageNet weights", error) from error
     for block in body.modules():
         if type(block) is SwinTransformerBlock:
             block.__class__ = SwinBlock
@@ -186,12 +183,60 @@ def _create(config: BackboneConfig) -> nn.Module:
     return body
 
 
+def _check_weights_can_be_had(name: str) -> None:
+    """Raises OSError at once if weights from the Hugging Face hub are neither in its cache nor can
+    be downloaded. (Its client would try again for most of a minute.)"""
+    import huggingface_hub as hub
+
+    place, _, model = name.rpartition(":")
+    if place not in ("", "hf-hub", "hf_hub"):
+        return
+    settings = None if place else timm.get_pretrained_cfg(name)
+    source, _, revision = str(model if place else settings and settings.hf_hub_id).partition("@")
+    if "/" not in source:
+        return  # no weights, or weights from elsewhere: timm says so
+    own = settings and settings.hf_hub_filename
+    files = [own] if own else ["model.safetensors", "pytorch_model.bin"]
+    if any(
+        isinstance(hub.try_to_load_from_cache(source, file, revision=revision or None), str)
+        for file in files
+    ):
+        return
+    try:
+        hub.get_hf_file_metadata(hub.hf_hub_url(source, files[0], revision=revision or None))
+    except hub.errors.HfHubHTTPError:
+        return  # it has answered: timm goes on, with the other file if there is one
+    except Exception as error:  # whatever its client, which differs between versions, raises
+        what = f"its ImageNet weights ({source}/{files[0]})"
+        raise _no_weights(name, what, error) from error
+
+
+def _no_weights(name: str, what: str, error: Exception) -> OSError:
+    from huggingface_hub import constants
+
+    return OSError(
+        f"backbone {name}: {what} are not in {constants.HF_HUB_CACHE} and cannot be downloaded "
+        f"({error}); name a file with --model.backbone.pretrained FILE, or start from other weights "
+        "with --train.init-from"
+    )
+
+
 def _check_name(name: str) -> None:
     """Raises ValueError with similar names if timm has no such model. (It does not know names like
     hf-hub:OWNER/NAME.)"""
-    if ":" in name or timm.is_model(name):
+    if ":" in name:
         return
-    similar = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=3)
+    model, _, tag = name.partition(".")
+    if timm.is_model(model):
+        tags = timm.list_pretrained(f"{model}.*")
+        if tag and name not in tags:
+            near = difflib.get_close_matches(name, tags, n=3, cutoff=0) or ["none"]
+            raise ValueError(
+                f"backbone {name!r}: timm {timm.__version__} has no weights {tag!r} of this model; "
+                f"similar names: {', '.join(near)}"
+            )
+        return
+    similar = difflib.get_close_matches(model, timm.list_models(), n=3)
     hint = f"; similar names: {', '.join(similar)}" if similar else ""
     raise ValueError(f"backbone {name!r}: timm {timm.__version__} has no model of this name{hint}")
 

@@ -25,6 +25,51 @@ ALIGNED = re.compile(
 """Parts that AlignMask has in addition to Mask2Former; only training uses them."""
 
 
+@dataclass(frozen=True)
+class ClassMatch:
+    """Which rows of a class head are which of another, by the classes' names."""
+
+    rows: dict[int, int]
+    """Row of the model -> row of the source."""
+    taken: list[str]
+    """Classes of the model that the source has."""
+    new: list[str]
+    """Those that it does not have, which start anew."""
+    unused: list[str]
+    """Classes of the source that the model does not have."""
+
+    def __str__(self) -> str:
+        counted = {
+            "classes taken by name": self.taken,
+            "classes that start anew": self.new,
+            "classes of the file that are not used": self.unused,
+        }
+        return "; ".join(f"{what}: {_listed(names)}" for what, names in counted.items() if names)
+
+
+def _listed(names: list[str], most: int = 10) -> str:
+    return f"{len(names)} ({', '.join(names[:most])}{', ...' if len(names) > most else ''})"
+
+
+def match_classes(names: list[str], source: list[str]) -> ClassMatch:
+    """Match equal names first, and then those that differ in case or outer spaces alone. Of names
+    that occur more than once, the first is the first, and so on."""
+    rows: dict[int, int] = {}
+    free = list(range(len(source)))
+    for form in (str, lambda name: str(name).strip().casefold()):
+        for row, name in enumerate(names):
+            found = next((n for n in free if form(source[n]) == form(name)), None)
+            if row not in rows and found is not None:
+                rows[row] = found
+                free.remove(found)
+    return ClassMatch(
+        rows,
+        taken=[name for row, name in enumerate(names) if row in rows],
+        new=[name for row, name in enumerate(names) if row not in rows],
+        unused=[source[n] for n in free],
+    )
+
+
 @dataclass
 class LoadReport:
     """What was left out when weights were loaded. Everything else in the model was loaded, and
@@ -35,9 +80,11 @@ class LoadReport:
     classes or another kind of score, and the parts that Mask2Former does not have."""
     unused: list[str] = field(default_factory=list)
     """Tensors of the source (under our names) that the model does not need."""
+    classes: ClassMatch | None = None
+    """The classes whose rows of the class head were loaded, if these are not simply all."""
 
     def __str__(self) -> str:
-        lines = []
+        lines = [str(self.classes)] if self.classes is not None else []
         if self.not_loaded:
             lines.append(f"not loaded, keep their initial values: {', '.join(self.not_loaded)}")
         if self.unused:
@@ -58,18 +105,23 @@ class Source:
     """Names in the file for which we have none."""
 
 
-def initialise(model: AlignMask, path: Path) -> LoadReport:
+def initialise(model: AlignMask, path: Path, class_names: list[str] | None = None) -> LoadReport:
     """Load weights into a model with any class head.
 
     Args:
         model: Is changed in place.
         path: A run or checkpoint of AlignMask, a Mask2Former file or a Hugging Face folder.
+        class_names: The model's classes. The rows of the class head are then matched with the
+            source's by name (`match_classes`; the source's names are those of `classes`), and
+            others keep their initial values. Without names, the whole head is loaded if it is for
+            as many classes, and otherwise left out. A head for softmax scores and one for sigmoid
+            scores are never loaded into one another.
 
     Raises:
         FileNotFoundError: There are no weights at that path.
         CheckpointError: They are damaged, or do not fit the model.
     """
-    return _fit(model, read(path)[1], str(path))
+    return _fit(model, read(path)[1], str(path), class_names)
 
 
 def read(path: Path) -> tuple[Kind, Source]:
@@ -190,10 +242,25 @@ def classes(source: Source, count: int) -> tuple[list[str], list[int]]:
     return names or [f"class {number}" for number in range(1, count + 1)], list(range(1, count + 1))
 
 
-def _fit(model: AlignMask, source: Source, where: str) -> LoadReport:
+def _fit(
+    model: AlignMask, source: Source, where: str, class_names: list[str] | None = None
+) -> LoadReport:
     own, tensors, report = model.state_dict(), dict(source.tensors), LoadReport()
-    if not _same_classes(model.config, source.config.model):
-        head = [name for name in own if HEAD.fullmatch(name)]
+    head = [name for name in own if HEAD.fullmatch(name)]
+    if class_names is not None and _same_kind(model.config, source.config.model):
+        count = source.config.model.num_classes
+        found = match_classes(class_names, classes(source, count)[0])
+        if found.rows != {row: row for row in range(count)} or found.new:
+            report.classes = found
+            rows = dict(found.rows)
+            if model.config.classification == "softmax":
+                rows[len(class_names)] = count  # no object
+            tensors |= {
+                name: _with_rows(own[name], tensors[name], rows)
+                for name in head
+                if name in tensors and tensors[name].shape[1:] == own[name].shape[1:]
+            }
+    elif not _same_classes(model.config, source.config.model):
         report.not_loaded += head
         report.unused += [name for name in head if tensors.pop(name, None) is not None]
     for name in [name for name in tensors if ALIGNED.fullmatch(name) and name not in own]:
@@ -223,6 +290,17 @@ def _fit(model: AlignMask, source: Source, where: str) -> LoadReport:
     return report
 
 
+def _with_rows(tensor: Tensor, source: Tensor, rows: dict[int, int]) -> Tensor:
+    """The tensor with some rows of the source: row of the tensor -> row of the source."""
+    merged = tensor.clone()
+    merged[list(rows)] = source[list(rows.values())].to(merged)
+    return merged
+
+
+def _same_kind(model: ModelConfig, source: ModelConfig) -> bool:
+    """Whether the scores of both are softmax, with a row for no object, or both are sigmoid."""
+    return len({config.classification == "softmax" for config in (model, source)}) == 1
+
+
 def _same_classes(model: ModelConfig, source: ModelConfig) -> bool:
-    softmax = {config.classification == "softmax" for config in (model, source)}
-    return len(softmax) == 1 and model.num_classes == source.num_classes
+    return _same_kind(model, source) and model.num_classes == source.num_classes

@@ -15,9 +15,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from alignmask._printing import console
+from alignmask._printing import console, counted
 from alignmask.config import Config, without_pretrained
-from alignmask.data.faults import counted
 from alignmask.training.trainer import Trainer
 
 SPARE = 0.9

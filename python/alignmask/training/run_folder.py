@@ -38,16 +38,21 @@ class RunFolder:
         self.path = config.out / config.name
         self.best = self.path / "best"
 
-    def begin(self, resume: bool, accelerator: Accelerator) -> Path | None:
+    def begin(
+        self, resume: bool, accelerator: Accelerator, classes: dict[str, list[Any]]
+    ) -> Path | None:
         """Prepare the folder. Returns the checkpoint to continue from, None for a new run.
 
         An existing folder that is not continued is renamed: nothing of an older run is ever
         deleted. Raises ValueError if settings of the run to continue differ that are not in
-        MAY_DIFFER.
+        MAY_DIFFER, or its classes.
+
+        classes: The data's class_names and category_ids, as the meta file of a checkpoint has them.
         """
         newest = self.latest() if resume else None
         if newest is not None:
             self._check_settings(newest)
+            self._check_classes(newest, classes)
         elif self.path.exists() and accelerator.is_main_process:
             self.path.rename(
                 self.path.with_name(f"{self.path.name}.{time.strftime('%Y%m%d-%H%M%S')}")
@@ -69,6 +74,20 @@ class RunFolder:
                 "give this run another --name, or --no-resume to start it anew (the old folder is "
                 "renamed)"
             )
+
+    def _check_classes(self, checkpoint: Path, classes: dict[str, list[Any]]) -> None:
+        """Classes in another order would train one class's row on the objects of another."""
+        meta = checkpoints.load_meta(checkpoint)
+        for key, now in classes.items():
+            before = meta.get(key, now)
+            if before != now:
+                raise ValueError(
+                    f"run {self.path} was begun with other classes: "
+                    f"{_difference(key, before, now)}; give this run another --name, or "
+                    "--no-resume to start it anew (the old folder is renamed), or begin a new run "
+                    f"from its weights with --train.init-from {self.path}, which matches classes "
+                    "by name"
+                )
 
     def latest(self) -> Path | None:
         """The newest checkpoint."""
@@ -100,3 +119,16 @@ class RunFolder:
 
     def is_evaluated(self) -> bool:
         return (self.path / "evaluation.json").exists()
+
+
+def _difference(key: str, before: list[Any], now: list[Any]) -> str:
+    """Both lists, of long ones the part around the first difference, and where that is."""
+    shared = min(len(before), len(now))
+    first = next((n for n in range(shared) if before[n] != now[n]), shared)
+    start, stop = (0, 12) if max(len(before), len(now)) <= 12 else (max(0, first - 3), first + 4)
+
+    def part(values: list[Any]) -> str:
+        ends = (["..."] if start else [], ["..."] if stop < len(values) else [])
+        return f"[{', '.join([*ends[0], *map(repr, values[start:stop]), *ends[1]])}]"
+
+    return f"{key} were {part(before)}, now {part(now)} (number {first + 1} is the first to differ)"

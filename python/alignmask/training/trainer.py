@@ -25,6 +25,7 @@ from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 
 from alignmask import checkpoint as checkpoints
+from alignmask._printing import counted
 from alignmask.config import Config, without_pretrained
 from alignmask.data import (
     Batch,
@@ -91,14 +92,14 @@ class Trainer:
         )
         check_data(config, self.train_data, self.val_data)
 
-        checkpoint = self.folder.begin(resume, self.accelerator)
+        checkpoint = self.folder.begin(resume, self.accelerator, self._classes())
         set_seed(t.seed)
         model = build_model(
             config.model if t.init_from is None else without_pretrained(config).model
         )
         self.initial_weights: LoadReport | None = None
         if t.init_from is not None and checkpoint is None:
-            self.initial_weights = initialise(model, t.init_from)
+            self.initial_weights = initialise(model, t.init_from, self.train_data.class_names)
         self.criterion = Criterion(config.model, config.loss)
         optimizer = build_optimizer(model, t)
         self.ema = ModelEmaV3(model, decay=t.ema, use_warmup=True) if t.ema else None
@@ -165,11 +166,14 @@ class Trainer:
         """Train to the last iteration or to the time limit. After each iteration, yields its values
         for the log."""
         batches = self.batches()
-        while self.step < self.config.train.iterations and self.clock.share < 1:
+        while not self._is_finished():
             with self.clock.counting():
                 values = self.train_step(batches)
                 self.step += 1
             yield values
+
+    def _is_finished(self) -> bool:
+        return self.step >= self.config.train.iterations or self.clock.share >= 1
 
     def train_step(self, batches: Iterator[Batch]) -> dict[str, torch.Tensor]:
         """One optimizer step: forward, matching and losses, backward, clipping, update, moving
@@ -235,7 +239,7 @@ class Trainer:
         weights = (
             self.ema.module if self.ema is not None else self.accelerator.unwrap_model(self.model)
         )
-        self.log.say(f"evaluating on {len(self.val_data)} images ...")
+        self.log.say(f"evaluating on {counted(len(self.val_data), 'image')} ...")
         weights.eval()
         if (
             self.accelerator.num_processes > 1
@@ -318,9 +322,12 @@ class Trainer:
         return {
             "step": self.step,
             "train_seconds": self.elapsed,
-            "class_names": self.train_data.class_names,
-            "category_ids": self.train_data.category_ids,
+            **self._classes(),
         }
+
+    def _classes(self) -> dict[str, list[Any]]:
+        data = self.train_data
+        return {"class_names": data.class_names, "category_ids": data.category_ids}
 
     # -- small things
     # ----------------------------------------------------------------------------------------------
@@ -366,6 +373,11 @@ class Trainer:
     def _say_hello(self) -> None:
         parameters = sum(p.numel() for p in self.model.parameters())
         start = f"continues at iteration {self.step}" if self.step else "starts"
+        if self.step and self._is_finished():
+            limit = "iterations" if self.step >= self.config.train.iterations else "max-minutes"
+            start = (
+                f"is finished: {counted(self.step, 'iteration')}; raise --train.{limit} to go on"
+            )
         self.log.say(
             f"run {self.run_dir} {start}; {parameters / 1e6:.1f} M parameters on "
             f"{self.accelerator.device}, "
@@ -413,7 +425,7 @@ def check_data(config: Config, data: CocoDataset, val_data: CocoDataset) -> None
     found, expected = len(data.class_names), config.model.num_classes
     if found != expected:
         raise ValueError(
-            f"{config.data.train_annotations} has {found} categories, but model.num_classes is "
+            f"{config.data.train_annotations} has {counted(found, 'category', 'categories')}, but model.num_classes is "
             f"{expected}: "
             f"pass --model.num-classes {found}"
         )
