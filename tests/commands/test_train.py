@@ -116,3 +116,14 @@ def test_ctrl_c_in_training_saves_and_exits_with_130(
         "alignmask: stopped after iteration 1; the same command continues the run" in alignmask_.err
     )
     assert checkpoint.latest(tmp_path / "run").name == "step_0000001"
+
+
+def test_a_folder_is_enough(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> None:
+    """The paths and the number of classes are found, and said."""
+    arguments = ["--dataset", workshop / "shapes", "--model.num-classes", "3", "--dry-run"]
+    assert alignmask_(*train_arguments(tmp_path, *arguments, name="found")) == 0
+    assert f"training: {workshop / 'shapes' / 'instances_train.json'}" in alignmask_.out
+    assert "6 classes: circle" in alignmask_.out
+    assert "step 3: " in alignmask_.out
+    text = alignmask_.complaint(*train_arguments(tmp_path, "--dataset", tmp_path, "--dry-run"))
+    assert "expected one COCO annotation file with 'train' in its name, found none" in text

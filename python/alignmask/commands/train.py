@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 import alignmask
 from alignmask.commands._console import INTERRUPTED, choose_recipe, complain
-from alignmask.commands._options import Flag, let_settings_flow
+from alignmask.commands._options import Flag, Folder, let_settings_flow
 from alignmask.config import Config
 from alignmask.recipes import RECIPES
 
@@ -39,21 +40,40 @@ def main(arguments: list[str]) -> int:
 def _command(recipe: Callable[[], Config]) -> Callable[..., int]:
     def command(
         config: Annotated[Config, tyro.conf.arg(name="")] = recipe(),  # noqa: B008  these are the options' defaults
+        dataset: Annotated[Path | None, Folder] = None,
         without: Annotated[tuple[Part, ...], tyro.conf.arg(help_behavior_hint="")] = (),
         dry_run: Flag = False,
         no_resume: Flag = False,
     ) -> int:
+        if dataset is not None:
+            config = with_data(config, dataset)
         return run(switch_off(config, without), dry=dry_run, resume=not no_resume)
 
     command.__doc__ = f"""{recipe.__doc__}
 
     Args:
         config: The settings of the run.
+        dataset: Folder in which the four data paths and the number of classes are found (layouts: COCO, Roboflow, docs/train.md).
         without: Parts to switch off: Aligned Query Learning, or the synthetic data set (then give the four data paths).
         dry_run: Only try a few steps from random weights. Prints losses, seconds and memory, and keeps nothing.
         no_resume: Start anew. An existing run of the same name is renamed.
     """
     return command
+
+
+def with_data(config: Config, folder: Path) -> Config:
+    """The config with the paths and the number of classes of the data set in a folder, which are
+    printed."""
+    from alignmask.curation.layouts import find_data_set
+
+    found = find_data_set(folder)
+    print(found)
+    paths = {name: value for name, value in found._asdict().items() if name != "class_names"}
+    return replace(
+        config,
+        data=replace(config.data, shapes=None, **paths),
+        model=replace(config.model, num_classes=len(found.class_names)),
+    )
 
 
 def switch_off(config: Config, parts: tuple[Part, ...]) -> Config:
