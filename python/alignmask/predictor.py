@@ -119,7 +119,9 @@ class Predictor:
         and the encoded masks.
 
         Args:
-            image, threshold, trusted: As in `predict`.
+            image: As in `predict`.
+            threshold: As in `predict`.
+            trusted: As in `predict`.
             tile: Side of the tiles, in pixels of the image; 32 or more.
             overlap: Least share of a side that neighbouring tiles have in common. Instances that
                 are smaller than that are whole in some tile.

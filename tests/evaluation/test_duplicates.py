@@ -111,6 +111,8 @@ def test_the_table_names_its_rows_if_there_are_several() -> None:
         ({"class": row, "class*mask": row}, ["class", "class*mask"]),
     ):
         table = duplicates_table(counted)
+        headings = [str(column.header) for column in table.columns]
+        assert headings == ["score"] * bool(names) + ["score >= 0.5", "top 2 %", "top 10 %"]
         columns = [[str(cell) for cell in column.cells] for column in table.columns]
         if names:
             assert columns.pop(0) == names

@@ -19,9 +19,9 @@ from alignmask.evaluation.evaluate import (
     Evaluation,
     evaluate_file,
     evaluate_model,
-    predict_dataset,
 )
 from alignmask.evaluation.matches import match
+from alignmask.evaluation.predictions import predict_dataset
 from alignmask.evaluation.results_file import load_ground_truth, load_results
 from tests.evaluation.worlds import TableModel, World, box_mask, dataset_of, small_world, write
 

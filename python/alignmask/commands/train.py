@@ -53,7 +53,7 @@ def _command(recipe: Callable[[], Config]) -> Callable[..., int]:
 
     Args:
         config: The settings of the run.
-        dataset: Folder in which the four data paths and the number of classes are found (layouts: COCO, Roboflow, docs/train.md).
+        dataset: Folder in which the four data paths and the number of classes are found, in a usual layout (docs/train.md).
         without: Parts to switch off: Aligned Query Learning, or the synthetic data set (then give the four data paths).
         dry_run: Only try a few steps from random weights. Prints losses, seconds and memory, and keeps nothing.
         no_resume: Start anew. An existing run of the same name is renamed.
