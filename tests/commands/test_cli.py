@@ -60,6 +60,14 @@ HELP = {
         "--retry",
         "--train.iterations",
     ),
+    "data": ("check", "stats", "split", "tile", "from-yolo", "to-yolo", "from-cvat"),
+    "data check": ("ANNOTATIONS ...", "--images DIR", "--fix FILE", "--show"),
+    "data stats": ("ANNOTATIONS", "--picture FILE", "--queries"),
+    "data split": ("ANNOTATIONS", "--out DIR", "--share", "--group"),
+    "data tile": ("ANNOTATIONS", "--images DIR", "--out DIR", "--tile", "--stride"),
+    "data from-yolo": ("DIR", "--out FILE", "--images DIR"),
+    "data to-yolo": ("ANNOTATIONS", "--out DIR"),
+    "data from-cvat": ("XML", "--out FILE"),
     "convert": ("SRC", "DST", "--to", "--annotations FILE"),
     "demo": ("--minutes", "--out DIR"),
     "export": ("CHECKPOINT", "--format {torch,onnx}", "--out FILE"),
@@ -109,7 +117,7 @@ def test_every_option_has_a_text(
     options = [
         number for number, line in enumerate(lines) if re.match(r"--[a-z][a-z-]*( |$)", line)
     ]
-    assert options or command in ("info", "ablate", "train")
+    assert options or command in ("info", "ablate", "train", "data")
     for number in options:
         text = re.split(r" {2,}", lines[number])[1:] or [lines[number + 1]]
         if not lines[number].startswith(("--name ", "--out PATH")):

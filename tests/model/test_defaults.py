@@ -47,6 +47,7 @@ def test_data() -> None:
     values = asdict(DataConfig())
     assert {name: value for name, value in values.items() if value is not None} == {
         # INPUT: IMAGE_SIZE 1024, MIN_SCALE 0.1, MAX_SCALE 2.0, RANDOM_FLIP horizontal.
+        "exif": "auto",
         "crop": 1024,
         "scale": (0.1, 2.0),
         "flip": 0.5,

@@ -259,7 +259,7 @@ def test_a_batch_that_does_not_fit_is_not_tried(
     settings = config(shapes, tmp_path, batch_size=8, accumulate=2, max_minutes=None)
     if message is None:
         dry_run(settings, steps=1)
-        assert "an estimate of the memory is 10.0 GiB" in capsys.readouterr().out
+        assert "of the memory is 10.0 GiB" in " ".join(capsys.readouterr().out.split())
     else:
         with pytest.raises(ValueError, match=message):
             dry_run(settings, steps=1)
@@ -287,3 +287,15 @@ def test_a_second_signal_interrupts_and_handlers_come_back() -> None:
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), second)
         assert {number: signal.getsignal(number) for number in before} == before
+
+
+def test_runs_that_are_put_aside_in_one_second_keep_names_of_their_own(
+    shapes: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "strftime", lambda _: "now")
+    for number in range(4):
+        trainer = Trainer(config(shapes, tmp_path), resume=False)
+        (trainer.run_dir / "mark").write_text(str(number))
+    name = trainer.run_dir.name
+    marks = {folder.name: (folder / "mark").read_text() for folder in tmp_path.iterdir()}
+    assert marks == {f"{name}.now": "0", f"{name}.now_2": "1", f"{name}.now_3": "2", name: "3"}

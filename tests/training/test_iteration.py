@@ -254,9 +254,10 @@ def test_a_run_starts_from_given_weights_once(shapes: DataConfig, tmp_path: Path
     given = tmp_path / "given"
     settings = config(shapes, tmp_path, init_from=given, iterations=1, checkpoint_every=1)
     model = tiny.model(seed=5, num_classes=6)
-    checkpoint.save(
-        given, replace(settings, data=resolve_paths(shapes)), model.state_dict(), {"step": 0}
-    )
+    data = resolve_paths(shapes)
+    classes = train_dataset(data)
+    meta = {"step": 0, "class_names": classes.class_names, "category_ids": classes.category_ids}
+    checkpoint.save(given, replace(settings, data=data), model.state_dict(), meta)
     trainer = RecordingTrainer(settings)
     assert_equal(trainer.model.state_dict(), model.state_dict())
     trainer.run()

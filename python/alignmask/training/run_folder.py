@@ -7,6 +7,7 @@ metrics.jsonl and tensorboard (the log).
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from pathlib import Path
@@ -54,14 +55,19 @@ class RunFolder:
             self._check_settings(newest)
             self._check_classes(newest, classes)
         elif self.path.exists() and accelerator.is_main_process:
-            self.path.rename(
-                self.path.with_name(f"{self.path.name}.{time.strftime('%Y%m%d-%H%M%S')}")
-            )
+            self.path.rename(self._free_name())
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             self.path.mkdir(parents=True, exist_ok=True)
             checkpoints.write_config(self.path, self.config)
         return newest
+
+    def _free_name(self) -> Path:
+        """The run's name with the time; with a number, too, if an older run has that."""
+        name = f"{self.path.name}.{time.strftime('%Y%m%d-%H%M%S')}"
+        numbers = (f"{name}_{number}" for number in itertools.count(2))
+        names = map(self.path.with_name, itertools.chain([name], numbers))
+        return next(path for path in names if not path.exists())
 
     def _check_settings(self, checkpoint: Path) -> None:
         changed = changed_fields(
