@@ -186,3 +186,25 @@ def test_corrupt_files_are_named(predictor: Predictor, tmp_path: Path) -> None:
             predictor.predict(tmp_path / name)
     with pytest.raises(ImageError):
         predictor.predict(tmp_path)
+
+
+def test_second_masks_are_left_out_on_request(predictor: Predictor, expected: Instances) -> None:
+    """Against IoUs of all pairs; scores below the threshold suppress nothing above it."""
+    found = predictor.predict(RGB_HWC, suppression="hard")
+    masks = expected.masks.flatten(1).double()
+    both = masks @ masks.T
+    iou_NN = both / (masks.sum(1)[:, None] + masks.sum(1) - both)
+    kept: list[int] = []
+    for n in range(len(expected)):
+        rivals = [m for m in kept if expected.labels[m] == expected.labels[n]]
+        if all(iou_NN[n, m] <= 0.5 for m in rivals):
+            kept.append(n)
+    assert 0 < len(kept) < len(expected)
+    assert_same(found, expected[torch.tensor(kept)])
+    middle = float(found.scores[len(found) // 2])
+    fewer = predictor.predict(RGB_HWC, suppression="hard", threshold=middle)
+    assert_same(fewer, found[found.scores >= middle])
+    tiled = predictor.predict_in_tiles(RGB_HWC, 96, suppression="hard")
+    assert_same(tiled.dense(), found)
+    with pytest.raises(ValueError, match="expected off or hard, got 'soft'"):
+        predictor.predict(RGB_HWC, suppression="soft")  # type: ignore[arg-type]

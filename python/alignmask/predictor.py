@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -16,8 +16,10 @@ from alignmask import checkpoint as checkpoints
 from alignmask.config import SHOWN_SCORE, Config, ModelConfig, without_pretrained
 from alignmask.data import Sample, collate, evaluation_transform
 from alignmask.data.images import ImageLike, to_pixels
+from alignmask.data.rle import encode
 from alignmask.evaluation.calibrators import Calibration, read_calibration
 from alignmask.model import AlignMask, Instances, build_model
+from alignmask.model.suppression import without_second_masks
 from alignmask.model.tiles import SparseInstances, predict_in_tiles
 from alignmask.pictures.drawing import Drawable, draw_instances
 from alignmask.pretrained import read
@@ -25,6 +27,8 @@ from alignmask.pretrained import read
 if TYPE_CHECKING:
     from transformers import Mask2FormerForUniversalSegmentation
 
+ShownSuppression = Literal["off", "hard"]
+SUPPRESSION_IOU = 0.5
 Found = TypeVar("Found", Instances, SparseInstances)
 
 
@@ -65,7 +69,12 @@ class Predictor:
         return f"Predictor({self.config.name!r}, {self.config.model.backbone.name}, {classes}, {self.model.device})"
 
     def predict(
-        self, image: ImageLike, *, threshold: float = 0.0, trusted: bool = False
+        self,
+        image: ImageLike,
+        *,
+        threshold: float = 0.0,
+        suppression: ShownSuppression = "off",
+        trusted: bool = False,
     ) -> Instances:
         """Find the instances in one image, which is resized as a whole.
 
@@ -74,6 +83,8 @@ class Predictor:
                 uint8 tensor [3, H, W]. Colours are RGB; alpha is dropped. Files and PIL images are
                 turned upright by their EXIF orientation, unless `config.data.exif` is "ignore".
             threshold: Instances with a lower score are left out.
+            suppression: "hard" leaves out second masks: of two instances of one class whose IoU is
+                above 0.5, the worse-scored one. Small models often find an object twice.
             trusted: Return only the instances that the guarantee of the calibration covers.
 
         Returns:
@@ -86,7 +97,7 @@ class Predictor:
                 are asked for, and there is no guarantee.
             TypeError: The argument is not an image.
         """
-        self._check_trust(trusted)
+        self._check(suppression, trusted)
         pixels_CHW = self._pixels(image)
         size = (pixels_CHW.shape[1], pixels_CHW.shape[2])
         sample = Sample(
@@ -98,7 +109,7 @@ class Predictor:
             original_size=size,
         )
         batch = collate([self._transform(sample)]).to(self.model.device)
-        return self._selected(self.model.predict(batch)[0].cpu(), threshold, trusted)
+        return self._selected(self.model.predict(batch)[0].cpu(), threshold, suppression, trusted)
 
     def predict_in_tiles(
         self,
@@ -107,6 +118,7 @@ class Predictor:
         *,
         overlap: float = 0.2,
         threshold: float = 0.0,
+        suppression: ShownSuppression = "off",
         trusted: bool = False,
         batch_size: int = 1,
     ) -> SparseInstances:
@@ -121,6 +133,7 @@ class Predictor:
         Args:
             image: As in `predict`.
             threshold: As in `predict`.
+            suppression: As in `predict`, after the tiles are merged.
             trusted: As in `predict`.
             tile: Side of the tiles, in pixels of the image; 32 or more.
             overlap: Least share of a side that neighbouring tiles have in common. Instances that
@@ -135,22 +148,39 @@ class Predictor:
             ImageError, ValueError, TypeError: As `predict`; ValueError also for tiles that cannot
                 be.
         """
-        self._check_trust(trusted)
+        self._check(suppression, trusted)
         found = predict_in_tiles(
             self.model, self._pixels(image), self._transform, tile=tile, overlap=overlap,
             batch_size=batch_size, name=_name(image),
         )  # fmt: skip
-        return self._selected(found, threshold, trusted)
+        return self._selected(found, threshold, suppression, trusted)
 
-    def _check_trust(self, trusted: bool) -> None:
+    def _check(self, suppression: ShownSuppression, trusted: bool) -> None:
+        if suppression not in get_args(ShownSuppression):
+            raise ValueError(f"predict: suppression: expected off or hard, got {suppression!r}")
+        if trusted and suppression != "off":
+            raise ValueError(
+                "predict: the guarantee is of predictions without suppression: leave it off"
+            )
         if trusted and (self.calibration is None or not self.calibration.guarantees):
             raise ValueError(
                 "predict: nothing is known to be trusted: run `alignmask calibrate RUN --precision "
                 "0.9`"
             )
 
-    def _selected(self, found: Found, threshold: float, trusted: bool) -> Found:
+    def _selected(
+        self, found: Found, threshold: float, suppression: ShownSuppression, trusted: bool
+    ) -> Found:
         """With the expected IoU of a calibrated model, without what was not asked for."""
+        if threshold > 0:
+            found = found[found.scores_N >= threshold]
+        if suppression == "hard":  # what scores less than the threshold suppresses nothing above it
+            rles = found.rles if isinstance(found, SparseInstances) else encode(found.masks_NHW)
+            kept_N = without_second_masks(
+                found.scores_N.numpy(), found.labels_N.numpy(), rles, found.boxes_N4.numpy(),
+                SUPPRESSION_IOU,
+            )  # fmt: skip
+            found = found[torch.from_numpy(kept_N)]
         if self.calibration is not None:
             score_N, category_N = (
                 found.scores_N.double().numpy(),
@@ -161,7 +191,7 @@ class Predictor:
             ).float()
             if trusted:
                 found = found[torch.from_numpy(self.calibration.trusted(score_N, category_N))]
-        return found[found.scores_N >= threshold] if threshold > 0 else found
+        return found
 
     def draw(
         self,

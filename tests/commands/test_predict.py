@@ -25,7 +25,9 @@ def test_predict_in_tiles_writes_everything(
     formats = ("--format", "overlay", "coco", "labels", "geojson")
     out = tmp_path / "out"
     assert alignmask_("predict", workshop / "run", file, "--out", out, *options, *formats) == 0
-    found = alignmask.load(workshop / "run").predict_in_tiles(file, 64, overlap=0.3, batch_size=2)
+    found = alignmask.load(workshop / "run").predict_in_tiles(
+        file, 64, overlap=0.3, batch_size=2, suppression="hard"
+    )
     entries = json.loads((out / "predictions.json").read_text())
     assert [entry["segmentation"] for entry in entries] == found.rles
     assert len(json.loads((out / "a.geojson").read_text())["features"]) == len(found) > 0
@@ -68,7 +70,7 @@ def test_predict_writes_pictures_and_coco_json(
     for image_id, file in files.items():
         mine = [entry for entry in entries if entry["image_id"] == image_id]
         assert {entry["file_name"] for entry in mine} == {str(file)}
-        expected = predictor.predict(file)
+        expected = predictor.predict(file, suppression="hard")  # the command's default
         assert len(mine) == len(expected) > 0
         for k, entry in enumerate(mine):
             np.testing.assert_array_equal(
@@ -233,7 +235,7 @@ def test_formats_agree(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> 
     assert alignmask_(*command, "--format", "labels", "geojson") == 0
     assert sorted(contents(out)) == ["a.geojson", "a_labels.png"]
     predictor = alignmask.load(workshop / "run")
-    found = predictor.predict(file)
+    found = predictor.predict(file, suppression="hard")
     with Image.open(out / "a_labels.png") as picture:
         assert picture.mode == "I;16"
         label_HW = np.array(picture)
@@ -258,7 +260,7 @@ def test_predict_keeps_confident_instances_alone(
     workshop: Path, alignmask_: Terminal, tmp_path: Path
 ) -> None:
     file = photo(tmp_path / "a.jpg")
-    scores = alignmask.load(workshop / "run").predict(file).scores
+    scores = alignmask.load(workshop / "run").predict(file, suppression="hard").scores
     threshold = float(scores[len(scores) // 2])
     assert (
         alignmask_(

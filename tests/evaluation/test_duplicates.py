@@ -18,6 +18,7 @@ from alignmask.evaluation.duplicates import (
     suppress_duplicates,
 )
 from alignmask.evaluation.results_file import Results
+from alignmask.model.suppression import iou_within_classes, suppress, without_second_masks
 from tests.evaluation.worlds import World, box_mask, worlds
 
 SIZE = (20, 30)
@@ -56,6 +57,23 @@ def test_pairs_and_duplicates(world: World) -> None:
         for n in range(len(entries))
     ]
     assert duplicates(scores_N, rivals_P2).tolist() == expected
+
+
+@settings(max_examples=50)
+@given(worlds(), st.sampled_from([0.0, 0.3, 0.5]))
+def test_hard_suppression_by_boxes_keeps_what_that_of_all_pairs_keeps(
+    world: World, threshold: float
+) -> None:
+    for image in world.sizes:
+        mine = [entry for entry in world.results if entry["image_id"] == image]
+        rles = [entry["segmentation"] for entry in mine]
+        score_N = np.array([entry["score"] for entry in mine])
+        class_N = np.array([entry["category_id"] for entry in mine])
+        xywh_N4 = np.array([mask_utils.toBbox(rle) for rle in rles]).reshape(-1, 4)
+        box_N4 = np.concatenate((xywh_N4[:, :2], xywh_N4[:, :2] + xywh_N4[:, 2:]), axis=1)
+        kept_N = without_second_masks(score_N, class_N, rles, box_N4, threshold)
+        new_N = suppress(score_N, iou_within_classes(rles, class_N), "hard", threshold)
+        assert kept_N.tolist() == (new_N >= 0).tolist()
 
 
 @settings(max_examples=50)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from torch import Tensor
@@ -50,6 +50,7 @@ def command(
         tuple[Format, ...], tyro.conf.arg(metavar="{overlay,coco,labels,geojson} ...")
     ] = ("overlay", "coco"),
     threshold: float = SHOWN_SCORE,
+    suppression: Literal["off", "hard"] | None = None,
     trusted: Flag = False,
     tile: int | None = None,
     overlap: float = 0.2,
@@ -78,6 +79,9 @@ def command(
             best instance, which lies on top of the others. geojson: outlines with class and score,
             for QuPath and others, NAME.geojson.
         threshold: Predictions with a lower score are neither drawn nor written.
+        suppression: hard leaves out second masks: of two instances of one class whose IoU is above
+            0.5, the worse-scored one. off keeps them. By default it is hard, except with --trusted,
+            whose guarantee is of predictions without suppression.
         trusted: Keep only what the guarantee of `alignmask calibrate --precision` covers.
         tile: Predict in tiles of this side, in pixels, and merge what they show: for large images,
             or more instances than the model has queries. Tiles should show objects at about the
@@ -88,6 +92,8 @@ def command(
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"predict: --threshold: expected 0 to 1, got {threshold}")
+    if suppression is None:
+        suppression = "off" if trusted else "hard"
     if not format:
         raise ValueError("predict: --format: expected at least one")
     found = find_images(images, out, recursive=recursive)
@@ -119,10 +125,13 @@ def command(
                 several.append(file)
             predicted: Instances | SparseInstances
             if tile is None:
-                predicted = predictor.predict(image_CHW, threshold=threshold, trusted=trusted)
+                predicted = predictor.predict(
+                    image_CHW, threshold=threshold, suppression=suppression, trusted=trusted
+                )
             else:
                 predicted = predictor.predict_in_tiles(
-                    image_CHW, tile, overlap=overlap, threshold=threshold, trusted=trusted,
+                    image_CHW, tile, overlap=overlap, threshold=threshold,
+                    suppression=suppression, trusted=trusted,
                     batch_size=batch_size,
                 )  # fmt: skip
             instances += len(predicted)
