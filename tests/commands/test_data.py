@@ -86,3 +86,15 @@ def test_from_cvat(alignmask_: Terminal, tmp_path: Path) -> None:
     assert list(file.categories.values()) == ["cell"]
     assert [a.pixels for a in file.annotations] == [36]
     assert "nothing is overwritten" in alignmask_.complaint("data", "from-cvat", xml, "--out", out)
+
+
+def test_what_is_no_cvat_file(alignmask_: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "a.xml").write_text("<annotations></annotations>")
+    text = alignmask_.complaint(
+        "data", "from-cvat", tmp_path / "a.xml", "--out", tmp_path / "o.json"
+    )
+    assert f"{tmp_path / 'a.xml'}: no image in it" in text
+    assert "no such file" in alignmask_.complaint(
+        "data", "from-cvat", tmp_path / "b", "--out", "o.json"
+    )
+    assert not (tmp_path / "o.json").exists()

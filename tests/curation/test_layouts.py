@@ -29,6 +29,10 @@ LAYOUTS = {
         ("annotations/instances_train2017.json", "train2017/a.jpg"),
         ("annotations/instances_val2017.json", "val2017/b.jpg"),
     ),
+    "COCO with keypoints": (
+        ("annotations/instances_train2017.json", "train2017/a.jpg"),
+        ("annotations/instances_val2017.json", "val2017/b.jpg"),
+    ),
     "Roboflow": (
         ("train/_annotations.coco.json", "train/a.jpg"),
         ("valid/_annotations.coco.json", "valid/b.jpg"),
@@ -51,6 +55,8 @@ def test_layouts(tmp_path: Path, layout: str) -> None:
     train, val = LAYOUTS[layout]
     write(tmp_path, *train)
     write(tmp_path, *val)
+    if layout == "COCO with keypoints":
+        write(tmp_path, "annotations/person_keypoints_train2017.json", "train2017/a.jpg")
     (tmp_path / "notes_train.json").write_text("{}")  # no COCO file
     found = find_data_set(tmp_path)
     assert found.train_annotations == tmp_path / train[0]

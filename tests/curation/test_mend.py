@@ -116,3 +116,33 @@ def test_some_crowds_stay_crowds(tmp_path: Path) -> None:
     _, path = write_coco(tmp_path, annotations=[annotation(1, iscrowd=1), annotation(2)])
     mend(path, tmp_path / "mended.json")
     assert [a.crowd for a in read_coco(tmp_path / "mended.json").annotations] == [True, False]
+
+
+def test_what_has_no_mask_is_no_copy(tmp_path: Path) -> None:
+    boxes = [{"id": n, "image_id": 1, "category_id": 1, "bbox": [n, 1, 5, 5]} for n in (1, 2)]
+    _, path = write_coco(
+        tmp_path, annotations=[*boxes, annotation(3, bbox=[float("nan"), 1, 2, 3])]
+    )
+    assert mend(path, tmp_path / "mended.json") == {"boxes left out": 1}
+    kept = json.loads((tmp_path / "mended.json").read_text())["annotations"]
+    assert kept[:2] == boxes
+    assert "bbox" not in kept[2]
+
+
+@pytest.mark.parametrize(
+    "broken", [{"segmentation": [[0.1, 0.1, 0.2, 0.1, 0.2, 0.2], None]}, {"image_id": [1]}]
+)
+def test_other_faults_do_not_stop_the_mending(tmp_path: Path, broken: dict[str, Any]) -> None:
+    share = box_polygon(0.1, 0.1, 0.5, 0.5)
+    annotations = [annotation(n, segmentation=share) for n in (1, 2)]
+    annotations[1]["segmentation"] = box_polygon(0.1, 0.1, 0.5, 0.6)
+    annotations.append({**annotation(3, segmentation=share), **broken})
+    _, path = write_coco(tmp_path, annotations=annotations)
+    assert mend(path, tmp_path / "mended.json") == {"polygons multiplied by the image's size": 2}
+
+
+def test_pairs_that_are_shares_are_mended_at_once(tmp_path: Path) -> None:
+    pairs = as_pairs(box_polygon(0.1, 0.1, 0.5, 0.5)[0])
+    _, path = write_coco(tmp_path, annotations=[annotation(1, segmentation=[pairs])])
+    assert mend(path, tmp_path / "mended.json").total() == 2
+    assert read_coco(tmp_path / "mended.json").annotations[0].pixels == 96

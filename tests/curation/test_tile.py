@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 
 from alignmask.curation.tile import cut_into_tiles, starts
 from alignmask.data import CocoError
-from tests.data.coco_files import annotation, image_record, rle, write_coco
+from tests.data.coco_files import annotation, box_polygon, image_record, rle, write_coco
 
 
 @given(side=st.integers(1, 400), tile=st.integers(1, 200), data=st.data())
@@ -132,3 +132,14 @@ def test_photos_of_one_name_in_two_folders(tmp_path: Path) -> None:
         Image.open(images / "1.png") as want,
     ):
         assert np.array_equal(np.asarray(tile), np.asarray(want))
+
+
+def test_whole_small_instances_stay_instances_and_names_stay_apart(tmp_path: Path) -> None:
+    records = [{**image_record(n), "file_name": name} for n, name in
+               enumerate(("a/x.png", "b/x.png", "1_x.png"), 1)]  # fmt: skip
+    for folder in ("a", "b"):
+        (tmp_path / "images" / folder).mkdir(parents=True)
+    small = annotation(segmentation=box_polygon(2, 2, 5, 5))
+    images, path = write_coco(tmp_path, records, [small])
+    assert cut_into_tiles(path, images, tmp_path / "out", tile=64) == (3, 1)
+    assert len(list((tmp_path / "out" / "images").iterdir())) == 3

@@ -101,7 +101,7 @@ def test_faults_are_counted_with_their_lines(tmp_path: Path) -> None:
         read_yolo(folder, folder / "out.json")
     text = str(caught.value)
     for number, kind in enumerate(
-        ["lines that are not", "of a class that", "with an odd", "with coordinates outside"], 1
+        ["lines that are not", "of a class that has", "with an odd", "with coordinates outside"], 1
     ):
         assert f"1 {kind}" in text
         assert f"1.txt:{number}: " in text
@@ -123,3 +123,20 @@ def test_without_names_or_images(tmp_path: Path) -> None:
     (folder / "images" / "1.png").unlink()
     with pytest.raises(CocoError, match="no images for the labels"):
         read_yolo(folder, folder / "out.json")
+
+
+def test_details_of_folders(tmp_path: Path) -> None:
+    """A last class without a line's end, hidden files, two images of one name."""
+    root = tmp_path / "labels" / "set"
+    root.mkdir(parents=True)
+    folder = layout(root, "1 0.1 0.1 0.5 0.1 0.5 0.5\n")
+    (folder / "data.yaml").unlink()
+    (folder / "classes.txt").write_text("cell\ndust")
+    (folder / "images" / "._1.png").write_text("not an image")
+    read_yolo(folder / "labels", folder / "out.json")
+    file = read_coco(folder / "out.json")
+    assert list(file.categories.values()) == ["cell", "dust"]
+    assert len(file.annotations) == 1
+    (folder / "images" / "1.jpg").write_bytes((folder / "images" / "1.png").read_bytes())
+    with pytest.raises(CocoError, match=r"1 images of one name\n.*1.jpg and .*1.png"):
+        read_yolo(folder / "labels", folder / "again.json")

@@ -163,7 +163,7 @@ def test_a_byte_order_mark_is_read(tmp_path):
 @pytest.mark.parametrize("small", [1, 2, 3])
 def test_a_few_tiny_objects_in_a_corner_are_no_shares_of_the_image(tmp_path, small):
     """Of four polygons, more than half between 0 and 1 are a mistake."""
-    corner = box_polygon(0, 0, 1, 1)
+    corner = box_polygon(0, 0, 0.9, 1)
     annotations = [annotation(n, segmentation=corner) for n in range(small)]
     annotations += [annotation(n) for n in range(small, 4)]
     path = write_coco(tmp_path, annotations=annotations)[1]
@@ -171,7 +171,18 @@ def test_a_few_tiny_objects_in_a_corner_are_no_shares_of_the_image(tmp_path, sma
         with pytest.raises(CocoError, match="3 with polygons between 0 and 1"):
             read_coco(path)
     else:
-        assert [a.pixels for a in read_coco(path).annotations] == [1] * small + [36] * (4 - small)
+        assert [a.pixels > 30 for a in read_coco(path).annotations] == [False] * small + [True] * (
+            4 - small
+        )
+
+
+def test_a_polygon_of_the_first_pixel_is_in_pixels(tmp_path):
+    corner = annotation(1, segmentation=box_polygon(0, 0, 1, 1))
+    assert read_coco(write_coco(tmp_path, annotations=[corner])[1]).annotations[0].pixels == 1
+    shares = annotation(1, segmentation=box_polygon(0.2, 0.2, 0.9, 1))
+    others = [annotation(n, segmentation=rle(MASK)) for n in (2, 3)]
+    path = write_coco(tmp_path, annotations=[shares, *others])[1]
+    assert len(read_coco(path).annotations) == 3  # one polygon among RLEs is no majority
 
 
 @pytest.mark.parametrize("bad", range(3))

@@ -437,3 +437,12 @@ def test_real_data(data_root, name, split, contents, left_out):
     check_against_pycocotools(
         CocoDataset(data_root / name / "images", path, limit=40), path, limit=40
     )
+
+
+def test_images_of_32_bits_are_refused_at_the_start(tmp_path):
+    images, path = write_coco(tmp_path)
+    Image.fromarray(np.ones((20, 30), np.float32)).save(images / "1.tif")
+    path.write_text(path.read_text().replace("1.png", "1.tif"))
+    with pytest.raises(CocoError, match=r"1 with 32 bits a sample\n.*set data.sample_range"):
+        CocoDataset(images, path)
+    assert CocoDataset(images, path, sample_range=(0, 2))[0].image_CHW.unique().tolist() == [128]

@@ -72,6 +72,15 @@ def test_two_images_do_not_share_a_file(tmp_path):
     }
 
 
+def test_a_stripped_name_does_not_share_the_file_of_an_exact_one(tmp_path):
+    touch(tmp_path, "a.png")
+    _, _, faults = find(tmp_path, "a.png", "cam2/a.png")
+    assert faults.places == {
+        "whose names lead to one file": ["image 0 ('a.png') and image 1 ('cam2/a.png'): a.png"]
+    }
+    assert not find(tmp_path, "a.png", "a.png")[2]  # listed twice, under one name
+
+
 def test_files_that_do_not_exist(tmp_path):
     touch(tmp_path, "IM_01.PNG", "b.png")
     found, _, faults = find(tmp_path, "im_01.png", "zebra.jpg", "", "nul\0.png")

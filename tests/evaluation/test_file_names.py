@@ -35,3 +35,10 @@ def test_meant(name: str, given: int, meant: list[int]) -> None:
 def test_without_names_nothing_is_known() -> None:
     assert not FileNames({})
     assert NAMES
+
+
+def test_the_longest_name_that_a_path_ends_with_is_meant() -> None:
+    """Whatever the number is that `alignmask predict` gave the file."""
+    names = FileNames({1: "a/1.jpg", 2: "1.jpg"})
+    assert names.meant("photos/a/1.jpg", 2) == [1]
+    assert names.meant("photos/1.jpg", 1) == [2]

@@ -192,6 +192,8 @@ def test_masks_are_decoded_when_they_are_asked_for(monkeypatch: pytest.MonkeyPat
     assert np.array_equal(np.asarray(found.masks_NHW), masks)
     assert np.array_equal(found.masks_NHW[1].numpy(), masks[1])
     assert torch.equal(found.dense().masks_NHW, torch.from_numpy(masks))
+    assert np.array_equal(np.asarray(found.masks_NHW[1:]), masks[1:])
+    assert np.array_equal(np.asarray(found.masks_NHW[found.labels_N == 0]), masks[:1])
     assert np.array_equal(np.asarray(found[found.labels_N == 1].masks_NHW), masks[1:])
     monkeypatch.setattr(tiles_module, "DENSE_LIMIT", 3 * 90 * 80 - 1)
     with pytest.raises(ValueError, match="3 masks of 90 x 80 pixels have more than"):

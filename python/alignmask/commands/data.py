@@ -159,6 +159,8 @@ def tile(
     tile: int = 512,
     stride: int | None = None,
     smallest: int = 16,
+    exif: Literal["auto", "apply", "ignore"] = "auto",
+    sample_range: tuple[float, float] | None = None,
 ) -> int:
     """Cut images and masks into square tiles, for images with more or smaller instances than a
     model can find.
@@ -171,13 +173,16 @@ def tile(
         stride: Distance of neighbouring tiles, in pixels. By default they do not overlap.
         smallest: Fragments of instances with fewer pixels become crowd regions, which are neither
             trained on nor counted.
+        exif: Orientation that cameras write into image files, as `--data.exif` in training.
+        sample_range: Values that become black and white in images of 16 or 32 bits a sample.
     """
     from alignmask.curation.tile import cut_into_tiles
 
     with progress("cutting") as advance:
         tiles, instances = cut_into_tiles(
-            annotations, images, out, tile=tile, stride=stride, smallest=smallest, progress=advance
-        )
+            annotations, images, out, tile=tile, stride=stride, smallest=smallest, exif=exif,
+            sample_range=sample_range, progress=advance,
+        )  # fmt: skip
     print(f"{out}: {tiles} tiles, {instances} instances")
     return 0
 
@@ -220,8 +225,8 @@ def from_cvat(
     xml: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="XML")],
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")],
 ) -> int:
-    """Convert a "CVAT for images" XML file to a COCO JSON file. Shapes that are not polygons or
-    boxes are left out with a warning.
+    """Convert a "CVAT for images" XML file to a COCO JSON file. Polygons are kept; boxes, which
+    have no mask, are left out and counted, and other shapes with a warning.
 
     Args:
         xml: The file that CVAT exported.
@@ -232,12 +237,18 @@ def from_cvat(
     from alignmask._files import write_json
 
     if out.exists():
-        raise FileExistsError(f"data convert: {out} exists already: nothing is overwritten")
+        raise FileExistsError(f"data: {out} exists already: nothing is overwritten")
+    if not xml.is_file():
+        raise FileNotFoundError(f"{xml}: no such file")
     content = COCO.from_cvat(str(xml)).dataset
-    write_json(out, content)
+    if not content["images"]:
+        raise ValueError(f'{xml}: no image in it: expected a "CVAT for images" XML file')
+    masks = [a for a in content["annotations"] if a.get("segmentation")]
+    boxes = len(content["annotations"]) - len(masks)
+    write_json(out, {**content, "annotations": masks})
     print(
-        f"{out}: {len(content['images'])} images, {len(content['annotations'])} annotations; "
-        f"`alignmask data check {out}` looks for faults"
+        f"{out}: {len(content['images'])} images, {len(masks)} annotations; {boxes} boxes left out, "
+        f"which have no mask; `alignmask data check {out}` looks for faults"
     )
     return 0
 

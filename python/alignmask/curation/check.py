@@ -166,6 +166,7 @@ def _look_at_images(
     if renamed:
         notes.add("spellings of file names", renamed)
     faults.update(missing)
+    gone = {place.partition(": ")[0] for places in missing.places.values() for place in places}
 
     def look(number: int) -> tuple[str, bool, bool] | ImageError | str:
         image, path = named[number], images / found[number]
@@ -193,9 +194,7 @@ def _look_at_images(
             progress(number + 1, len(named))
             where = f"image id {named[number].id}"
             if isinstance(seen, ImageError):
-                if not any(
-                    f"{where}: " in place for places in missing.places.values() for place in places
-                ):
+                if where not in gone:
                     faults.add("that cannot be read", f"{where}: {seen}")
             elif isinstance(seen, str):
                 faults.add("whose file has another size", f"{where}: {seen}")

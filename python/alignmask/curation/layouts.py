@@ -60,6 +60,9 @@ def find_data_set(folder: Path) -> DataSet:
         except CocoError:
             continue  # captions, keypoints, results, and what is no JSON
     for split, candidates in found.items():
+        if len(candidates) > 1:  # COCO has the same images with keypoints
+            named = [entry for entry in candidates if "instances" in entry[0].stem.lower()]
+            candidates = found[split] = named or candidates
         if len(candidates) != 1:
             which = ", ".join(str(file.relative_to(folder)) for file, _ in candidates)
             raise CocoError(

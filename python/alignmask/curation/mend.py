@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from alignmask._files import write_json
-from alignmask.data.coco_json import inspect_coco, read_coco_json
-from alignmask.data.faults import NORMALISED, Faults, is_number
+from alignmask.data.coco_json import read_coco_json
+from alignmask.data.faults import Faults, is_number
 from alignmask.data.file_names import find_files
+from alignmask.data.masks import are_normalised
 
 
 def mend(annotations: Path, out: Path, images: Path | None = None) -> Counter[str]:
@@ -33,12 +34,11 @@ def mend(annotations: Path, out: Path, images: Path | None = None) -> Counter[st
     if out.exists():
         raise FileExistsError(f"data check: {out} exists already: nothing is overwritten")
     content = read_coco_json(annotations)
-    _, faults = inspect_coco(annotations)
     changes: Counter[str] = Counter()
     records = [record for record in content["annotations"] if isinstance(record, dict)]
     for record in records:
         _mend_values(record, changes)
-    if NORMALISED in faults.places:
+    if _are_shares(records):
         _to_pixels(records, content["images"], changes)
     if records and all(record.get("iscrowd") in (1, True) for record in records):
         for record in records:
@@ -78,9 +78,27 @@ def _mend_values(record: dict[str, Any], changes: Counter[str]) -> None:
     if "area" in record and (not is_number(area) or area < 0):
         del record["area"]
         changes["areas left out"] += 1
+    box = record.get("bbox")
+    if isinstance(box, list) and not all(map(is_number, box)):
+        del record["bbox"]
+        changes["boxes left out"] += 1
     if record.get("iscrowd") in ("0", "1"):
         record["iscrowd"] = int(record["iscrowd"])
         changes["iscrowd made a number"] += 1
+
+
+def _are_shares(records: list[dict[str, Any]]) -> bool:
+    """Whether most annotations have polygons with coordinates between 0 and 1, by the rule of
+    `read_coco`."""
+    masks = [record["segmentation"] for record in records if record.get("segmentation")]
+    shares = [
+        mask
+        for mask in masks
+        if isinstance(mask, list)
+        and all(isinstance(polygon, list) and all(map(is_number, polygon)) for polygon in mask)
+        and are_normalised(mask, (3, 3))
+    ]
+    return 2 * len(shares) > len(masks)
 
 
 def _is_pair(value: Any) -> bool:
@@ -94,10 +112,13 @@ def _to_pixels(records: list[dict[str, Any]], images: list[Any], changes: Counte
         if isinstance(image, dict) and type(image.get("id")) is int
     }
     for record in records:
-        segmentation, size = record.get("segmentation"), sizes.get(record.get("image_id", -1))
-        if not isinstance(segmentation, list) or size is None or not all(map(is_number, size)):
+        segmentation, image_id = record.get("segmentation"), record.get("image_id")
+        size = sizes.get(image_id) if type(image_id) is int else None
+        if size is None or not all(map(is_number, size)) or not isinstance(segmentation, list):
             continue
-        values = [v for polygon in segmentation if isinstance(polygon, list) for v in polygon]
+        if not all(isinstance(polygon, list) for polygon in segmentation):
+            continue
+        values = [value for polygon in segmentation for value in polygon]
         if values and all(is_number(value) and 0 <= value <= 1 for value in values):
             record["segmentation"] = [
                 [value * size[place % 2] for place, value in enumerate(polygon)]
@@ -119,6 +140,9 @@ def _without_copies(records: list[Any], changes: Counter[str]) -> list[Any]:
                 and all(isinstance(polygon, list) for polygon in segmentation)
             ):
                 changes["annotations without a polygon removed"] += 1
+                continue
+            if not segmentation:  # nothing shows that it is a copy
+                kept.append(record)
                 continue
             key = repr(
                 [record.get(k) for k in ("image_id", "category_id", "iscrowd")] + [segmentation]

@@ -70,7 +70,13 @@ def split(
             "images": [image for image in content["images"] if image["id"] in wanted],
             "annotations": [a for a in content["annotations"] if a["image_id"] in wanted],
         }
-        write_json(path, part)
+        try:
+            write_json(path, part)
+        except ValueError as error:
+            raise CocoError(
+                f"{annotations}: a value in it is no JSON number ({error}): `alignmask data check "
+                "--fix` leaves such boxes and areas out"
+            ) from error
     return len(contents) - len(validation), len(validation)
 
 

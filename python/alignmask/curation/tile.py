@@ -104,7 +104,7 @@ def _cut(
         by_image[annotation.image_id].append(annotation)
     tiles: list[dict[str, Any]] = []
     pieces: list[dict[str, Any]] = []
-    stems = [path.stem for path in paths]
+    unique = len({path.stem for path in paths}) == len(paths)
     for number, (image, path) in enumerate(zip(file.images.values(), paths, strict=True)):
         size = (image.height, image.width)
         try:
@@ -121,7 +121,7 @@ def _cut(
             coco_mask.toBbox({"size": list(size), "counts": a.counts}).astype(int)
             for a in annotations
         ]
-        stem = path.stem if stems.count(path.stem) == 1 else f"{image.id}_{path.stem}"
+        stem = path.stem if unique else f"{image.id}_{path.stem}"
         windows = []
         for top in starts(size[0], tile, stride):
             for left in starts(size[1], tile, stride):
@@ -149,7 +149,9 @@ def _cut(
                         "id": len(pieces) + 1,
                         "image_id": tile_id,
                         "category_id": annotation.category_id,
-                        "iscrowd": int(annotation.crowd or area < smallest),
+                        "iscrowd": int(
+                            annotation.crowd or (area < smallest and area < annotation.pixels)
+                        ),
                         "area": area,
                         "bbox": coco_mask.toBbox(rle).tolist(),
                         "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},

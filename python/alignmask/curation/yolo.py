@@ -38,16 +38,21 @@ def read_yolo(folder: Path, out: Path, images: Path | None = None) -> Counter[st
         CocoError: Images are missing, or lines are not of the format; all of them are counted.
     """
     if out.exists():
-        raise FileExistsError(f"data convert: {out} exists already: nothing is overwritten")
+        raise FileExistsError(f"data: {out} exists already: nothing is overwritten")
     if images is None:
-        parts = ["images" if part == "labels" else part for part in folder.parts]
+        parts = list(folder.parts)
+        if "labels" in parts:
+            parts[len(parts) - 1 - parts[::-1].index("labels")] = "images"
         images = Path(*parts)
         if images == folder and (folder / "labels").is_dir():
             folder, images = folder / "labels", folder / "images"
     names, faults, counts = _class_names(folder), Faults(), Counter[str]()
-    files = {
-        file.stem: file for file in sorted(images.glob("*")) if file.suffix.lower() in SUFFIXES
-    }
+    files: dict[str, Path] = {}
+    for file in sorted(images.glob("*")):
+        if file.suffix.lower() in SUFFIXES and not file.name.startswith("."):
+            if file.stem in files:
+                faults.add("images of one name", f"{files[file.stem]} and {file}")
+            files[file.stem] = file
     labels = {file.stem: file for file in sorted(folder.glob("*.txt")) if file.stem != "classes"}
     for stem in sorted(labels.keys() - files.keys()):
         faults.add("of labels without an image", str(labels[stem]))
@@ -101,7 +106,7 @@ def write_yolo(annotations: Path, out: Path) -> Counter[str]:
         CocoError: As `read_coco`; or two images would have one label file.
     """
     if out.exists():
-        raise FileExistsError(f"data convert: {out} exists already: nothing is overwritten")
+        raise FileExistsError(f"data: {out} exists already: nothing is overwritten")
     file, counts = read_coco(annotations), Counter[str]()
     file.warn_left_out()
     lines: dict[int, list[str]] = {image_id: [] for image_id in file.images}
@@ -146,7 +151,7 @@ def _parse(line: str, where: str, classes: int, faults: Faults) -> tuple[int | N
         faults.add("lines that are not `class x y x y ...`", f"{where}: {brief(line)}")
         return None, []
     if not 0 <= number < classes:
-        faults.add("of a class that data.yaml does not name", f"{where}: {number}")
+        faults.add("of a class that has no name", f"{where}: {number}")
     elif len(values) % 2 or len(values) < 4:
         faults.add("with an odd number of coordinates", f"{where}: {brief(line)}")
     elif not all(-0.01 <= value <= 1.01 for value in values):
@@ -163,7 +168,7 @@ def _class_names(folder: Path) -> list[str]:
             if path.is_file():
                 return _names_of_yaml(path)
         if (place / "classes.txt").is_file():
-            return (place / "classes.txt").read_text(encoding="utf-8").split("\n")[:-1]
+            return (place / "classes.txt").read_text(encoding="utf-8").rstrip().splitlines()
     raise CocoError(f"{folder}: no data.yaml or classes.txt with the names of the classes")
 
 

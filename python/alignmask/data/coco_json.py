@@ -185,7 +185,7 @@ class _Reader:
     ) -> CocoFile:
         kept = dict(itertools.islice(images.items(), limit))
         records: list[AnnotationRecord] = []
-        listed, short_polygons, polygons = 0, 0, 0
+        listed, short_polygons, masks = 0, 0, 0
         normalised: list[str] = []
         without_polygon: list[str] = []
         for where, annotation in self._identified("annotations"):
@@ -214,7 +214,7 @@ class _Reader:
                 self.faults.add(error.kind, f"{where}: {error}")
                 continue
             short_polygons += short
-            polygons += isinstance(parsed, list)
+            masks += 1
             if are_normalised(parsed, size):
                 normalised.append(f"{where}: {brief(parsed)}")
             pixels = int(coco_mask.area(mask))
@@ -239,7 +239,7 @@ class _Reader:
                 )
             )
         # A single one may be a very small object in the corner of its image.
-        if 2 * len(normalised) > polygons:
+        if 2 * len(normalised) > masks:
             self.faults.places[NORMALISED] = normalised
         return CocoFile(
             self.path, kept, categories, records, listed, without_polygon, short_polygons

@@ -5,6 +5,7 @@ Dimensions: N instances of one image, C = 3 colour channels, H x W pixels.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import pickle
 import warnings
@@ -281,6 +282,12 @@ class CocoDataset(Dataset[Sample]):
             size = (image.height, image.width)
             if isinstance(found, ImageError):
                 faults.add("that cannot be read", f"image id {image.id}: {found}")
+            elif found.unranged and self.sample_range is None:
+                faults.add(
+                    "with 32 bits a sample",
+                    f"image id {image.id}: {path}: set data.sample_range to the values of black "
+                    "and white",
+                )
             elif found.size != size:
                 faults.add(
                     "whose file has another size",
@@ -306,7 +313,8 @@ class CocoDataset(Dataset[Sample]):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", FewBitsWarning)
             for path in deep[:_DEEP_IMAGES]:
-                read_image(path, exif=self.exif, sample_range=self.sample_range)
+                with contextlib.suppress(ImageError):  # it is said when its turn comes
+                    read_image(path, exif=self.exif, sample_range=self.sample_range)
         dark = [str(entry.message) for entry in caught if entry.category is FewBitsWarning]
         if dark:
             warnings.warn(

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from alignmask._printing import counted
-from alignmask.data.faults import Faults, brief
+from alignmask.data.faults import SHOWN_FAULTS, Faults, brief
 
 
 def find_files(
@@ -33,20 +33,25 @@ def find_files(
         differ, empty if none does.
     """
     listing = _Listing(folder)
-    found, renamed, owner = [], [], defaultdict(list)
+    found, renamed, owner, missing = [], [], defaultdict(list), 0
     for name, image in zip(names, where, strict=True):
         file = next(filter(None, map(listing.find, _spellings(name))), None)
         if file is None:
             faults.add(
-                "whose file does not exist", f"{image}: {folder / name}{listing.advice(name)}"
+                "whose file does not exist",
+                f"{image}: {folder / name}{listing.advice(name) if missing < SHOWN_FAULTS else ''}",
             )
-            file = name
-        elif file != name:
+            missing += 1
+            found.append(name)
+            continue
+        if file != name:
             renamed.append(f"{brief(name)} as {file}")
-            owner[file].append(f"{image} ({brief(name)})")
+        owner[file].append((image, name))
         found.append(file)
-    for file, images in owner.items():
-        if len(images) > 1:
+    for file, owners in owner.items():
+        # (An image that is listed twice under one name is the user's own business.)
+        if len({name for _, name in owners}) > 1:
+            images = [f"{image} ({brief(name)})" for image, name in owners]
             faults.add("whose names lead to one file", f"{' and '.join(images[:3])}: {file}")
     if not renamed:
         return found, ""

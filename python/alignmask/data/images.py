@@ -52,6 +52,8 @@ class Header(NamedTuple):
     """Whether `read_image` turns it."""
     deep: bool
     """Whether its samples have 16 bits."""
+    unranged: bool
+    """Whether its samples have 32 bits: `read_image` needs to know their range."""
 
 
 def read_image(
@@ -95,7 +97,9 @@ def read_header(path: str | Path, size: Size | None = None, *, exif: Exif = "aut
             orientation = _orientation(image)
         turned = _turns(stored, orientation, size, exif)
         swaps = turned and orientation >= 5
-        return Header(stored[::-1] if swaps else stored, stored, turned, _is_deep(image))
+        return Header(
+            stored[::-1] if swaps else stored, stored, turned, _is_deep(image), _is_32_bit(image)
+        )
 
 
 def to_rgb(image: Image.Image, sample_range: SampleRange | None = None) -> np.ndarray:
@@ -104,7 +108,7 @@ def to_rgb(image: Image.Image, sample_range: SampleRange | None = None) -> np.nd
     # Pillow clips 16-bit grey to 255 when it converts it to RGB; 16-bit colour is already cut to
     # the high byte.
     deep = _is_deep(image)
-    if not deep and image.mode not in ("I", "F"):
+    if not deep and not _is_32_bit(image):
         return np.array(image.convert("RGB"))
     samples_HW = np.asarray(image)
     if sample_range is None:
@@ -126,6 +130,10 @@ def to_rgb(image: Image.Image, sample_range: SampleRange | None = None) -> np.nd
 def _is_deep(image: Image.Image) -> bool:
     # Pillow < 11 reads a 16-bit grey PNG as mode I.
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+
+
+def _is_32_bit(image: Image.Image) -> bool:
+    return image.mode in ("I", "F") and not _is_deep(image)
 
 
 def _warn_few_bits(highest: int) -> None:

@@ -131,13 +131,14 @@ def decode_rles(rles: list[dict[str, Any]], size: Size) -> np.ndarray:
 
 
 def are_normalised(polygons: Segmentation, size: Size) -> bool:
-    """Whether all coordinates lie between 0 and 1, in an image of more than 2 pixels a side: they
-    cannot be in pixels."""
+    """Whether all coordinates lie between 0 and 1, not all of them at the ends, in an image of more
+    than 2 pixels a side: they cannot be in pixels."""
     return (
         isinstance(polygons, list)
         and bool(polygons)
         and min(size) > 2
         and all(0 <= value <= 1 for polygon in polygons for value in polygon)
+        and any(0 < value < 1 for polygon in polygons for value in polygon)
     )
 
 

@@ -26,8 +26,10 @@ class FileNames:
         parts = _parts(name)
         namesakes = self._by_last.get(parts[-1], [])
         exact = [image_id for found, image_id in namesakes if found == parts]
+        longest = max((len(f) for f, _ in namesakes if parts[-len(f) :] == f), default=0)
+        ends = [i for f, i in namesakes if len(f) == longest and parts[-len(f) :] == f]
         agreeing = [image_id for found, image_id in namesakes if _agree(found, parts)]
-        meant = exact or agreeing
+        meant = exact or ends or agreeing
         if len(meant) != 1 and given in (image_id for _, image_id in namesakes):
             return [given]
         return meant

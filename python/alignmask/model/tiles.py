@@ -238,8 +238,14 @@ def _same(one: Piece, other: Piece) -> bool:
         min(a.left + a.width, b.left + b.width),
         min(a.top + a.height, b.top + b.height),
     )
-    if box[0] >= box[2] or box[1] >= box[3]:
-        return False
+    shown = (
+        max(box[0], one.box[0], other.box[0]),
+        max(box[1], one.box[1], other.box[1]),
+        min(box[2], one.box[2], other.box[2]),
+        min(box[3], one.box[3], other.box[3]),
+    )
+    if shown[0] >= shown[2] or shown[1] >= shown[3]:
+        return False  # the masks do not meet where both tiles can see
     one_hw, other_hw = one.within(box), other.within(box)
     both = int((one_hw & other_hw).sum())
     if one.cut or other.cut:
@@ -351,8 +357,12 @@ class LazyMasks:
     def __len__(self) -> int:
         return len(self.rles)
 
-    def __getitem__(self, n: int) -> Tensor:
-        return torch.from_numpy(mask_utils.decode(self.rles[n])).bool()
+    def __getitem__(self, index: Any) -> Any:
+        """A mask, bool [H, W]; of a slice or of several indices, masks that are still encoded."""
+        if isinstance(index, int):
+            return torch.from_numpy(mask_utils.decode(self.rles[index])).bool()
+        chosen = torch.arange(len(self))[index].tolist()
+        return LazyMasks([self.rles[n] for n in chosen], self.shape[1:])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
         count, height, width = self.shape

@@ -3,6 +3,7 @@ they fit into memory."""
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
 import threading
@@ -75,11 +76,10 @@ def _whole_run(config: Config, seconds: list[float]) -> str:
 def _check_memory(config: Config) -> str:
     """What the recipe's batch needs, in words. Raises ValueError if there is not enough."""
     accumulate, batch_size = config.train.accumulate, config.train.batch_size
-    trainer = Trainer(_with_images(config, 1), resume=False)
-    world = trainer.accelerator.num_processes
-    together = batch_size // (world * accumulate)  # Trainer refuses what leaves a remainder
-    if together < 3 or world > 1:
+    together = batch_size // accumulate  # Trainer refuses what leaves a remainder
+    if together < 3 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return ""
+    trainer = Trainer(_with_images(config, 1), resume=False)
     own, free = psutil.Process().memory_info().rss, psutil.virtual_memory().available
     if torch.cuda.is_available():
         own, free = torch.cuda.memory_allocated(), torch.cuda.mem_get_info()[0]
