@@ -19,7 +19,7 @@ from scipy import ndimage
 
 import alignmask
 from alignmask.data import CocoDataset
-from alignmask.pictures.drawing import font
+from alignmask.pictures.fonts import font
 
 COLOURS = {"right": (40, 190, 90), "second": (250, 170, 0), "wrong": (235, 50, 50)}
 
