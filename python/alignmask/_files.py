@@ -11,6 +11,13 @@ from pathlib import Path
 from typing import Any
 
 
+def must_be_new(path: Path, command: str = "") -> None:
+    """Raises FileExistsError, after the command's name, if there is something at `path`."""
+    if path.exists():
+        prefix = f"{command}: " if command else ""
+        raise FileExistsError(f"{prefix}{path} exists already: nothing is overwritten")
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A new, empty file beside `path`, of the same suffix, to write to; it takes the place of

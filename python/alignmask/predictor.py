@@ -14,7 +14,8 @@ from torch import Tensor
 
 from alignmask import checkpoint as checkpoints
 from alignmask.config import SHOWN_SCORE, Config, ModelConfig, without_pretrained
-from alignmask.data import Sample, collate, evaluation_transform
+from alignmask.data import collate, evaluation_transform
+from alignmask.data.batch import image_alone
 from alignmask.data.images import ImageLike, to_pixels
 from alignmask.data.rle import encode
 from alignmask.evaluation.calibrators import Calibration, read_calibration
@@ -98,16 +99,7 @@ class Predictor:
             TypeError: The argument is not an image.
         """
         self._check(suppression, trusted)
-        pixels_CHW = self._pixels(image)
-        size = (pixels_CHW.shape[1], pixels_CHW.shape[2])
-        sample = Sample(
-            image_CHW=pixels_CHW,
-            masks_NHW=torch.zeros(0, *size, dtype=torch.bool),
-            labels_N=torch.zeros(0, dtype=torch.long),
-            image_id=0,
-            file_name=_name(image),
-            original_size=size,
-        )
+        sample = image_alone(self._pixels(image), _name(image))
         batch = collate([self._transform(sample)]).to(self.model.device)
         return self._selected(self.model.predict(batch)[0].cpu(), threshold, suppression, trusted)
 

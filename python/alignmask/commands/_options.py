@@ -44,3 +44,16 @@ def let_settings_flow() -> None:
                     value=ast.Constant(value=str(words))
                 ):
                     fields[name].metadata = MappingProxyType({"help": " ".join(words.split())})
+
+
+def check_measuring(command: str, suppression_iou: float, max_detections: int) -> None:
+    """Raises ValueError, in the words of the command line, for options that nothing can be measured
+    with."""
+    from alignmask.evaluation.metrics import LEAST_LIMIT  # not at start-up: it brings torch
+
+    if not 0 <= suppression_iou <= 1:
+        raise ValueError(f"{command}: --suppression-iou: expected 0 to 1, got {suppression_iou:g}")
+    if max_detections < LEAST_LIMIT:
+        raise ValueError(
+            f"{command}: --max-detections: expected {LEAST_LIMIT} or more, got {max_detections}"
+        )

@@ -13,10 +13,10 @@ from alignmask._extras import require_analyze
 from alignmask._printing import console
 from alignmask.analysis.compare import analysis_table
 from alignmask.commands._console import choose_device, progress
-from alignmask.commands._options import File, Flag, Folder, flowing
+from alignmask.commands._options import File, Flag, Folder, check_measuring, flowing
 from alignmask.config import ScoreMode
 from alignmask.evaluation.duplicates import DUPLICATE_IOU
-from alignmask.evaluation.metrics import LEAST_LIMIT, OFFICIAL_LIMIT
+from alignmask.evaluation.metrics import OFFICIAL_LIMIT
 from alignmask.model.suppression import Suppression
 
 
@@ -83,12 +83,7 @@ def command(
             Only with 100 is AP the official one; more objects than that need more.
     """
     require_analyze("alignmask analyze")
-    if not 0 <= suppression_iou <= 1:
-        raise ValueError(f"analyze: --suppression-iou: expected 0 to 1, got {suppression_iou:g}")
-    if max_detections < LEAST_LIMIT:
-        raise ValueError(
-            f"analyze: --max-detections: expected {LEAST_LIMIT} or more, got {max_detections}"
-        )
+    check_measuring("analyze", suppression_iou, max_detections)
     if not 0 < fraction <= 1:
         raise ValueError(
             f"analyze: --fraction: expected more than 0 and at most 1, got {fraction:g}"

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from alignmask import checkpoint
+from alignmask._files import must_be_new
 from alignmask._printing import counted
 from alignmask.commands._options import flowing
 from alignmask.config import without_pretrained
@@ -52,8 +53,7 @@ def command(
         annotations: COCO annotation file with the names and ids of the classes. By default the
             source's are kept; if it has none, 80 classes are taken for COCO's.
     """
-    if destination.exists():
-        raise FileExistsError(f"convert: {destination} exists already: nothing is overwritten")
+    must_be_new(destination, "convert")
     kind, found = read(source)
     if kind == to:
         raise ValueError(f"convert: {source} has the format {to} already")

@@ -234,10 +234,9 @@ def from_cvat(
     """
     from hotcoco import COCO
 
-    from alignmask._files import write_json
+    from alignmask._files import must_be_new, write_json
 
-    if out.exists():
-        raise FileExistsError(f"data: {out} exists already: nothing is overwritten")
+    must_be_new(out, "data")
     if not xml.is_file():
         raise FileNotFoundError(f"{xml}: no such file")
     content = COCO.from_cvat(str(xml)).dataset

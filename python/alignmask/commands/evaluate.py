@@ -10,9 +10,9 @@ import tyro
 import alignmask
 from alignmask._printing import console
 from alignmask.commands._console import choose_device, progress
-from alignmask.commands._options import File, Flag, Folder, flowing
+from alignmask.commands._options import File, Flag, Folder, check_measuring, flowing
 from alignmask.evaluation.duplicates import DUPLICATE_IOU
-from alignmask.evaluation.metrics import LEAST_LIMIT, OFFICIAL_LIMIT
+from alignmask.evaluation.metrics import OFFICIAL_LIMIT
 from alignmask.model.suppression import Suppression
 
 
@@ -75,12 +75,7 @@ def command(
         max_detections: Predictions of a class that count in an image for AP, the best-scored ones.
             Only with 100 is AP the official one; more objects than that need more.
     """
-    if not 0 <= suppression_iou <= 1:
-        raise ValueError(f"eval: --suppression-iou: expected 0 to 1, got {suppression_iou:g}")
-    if max_detections < LEAST_LIMIT:
-        raise ValueError(
-            f"eval: --max-detections: expected {LEAST_LIMIT} or more, got {max_detections}"
-        )
+    check_measuring("eval", suppression_iou, max_detections)
     if (checkpoint is None) == (results is None):
         raise ValueError("eval: give either a CHECKPOINT or --results FILE")
     if results is not None:

@@ -117,7 +117,7 @@ def _look_at_annotations(file: CocoFile, faults: Faults, notes: Faults) -> None:
     seen: dict[tuple[int, int, bytes], int] = {}
     for annotation in file.annotations:
         where = f"annotation id {annotation.id}, image id {annotation.image_id}"
-        if annotation.crowd or not annotation.pixels:
+        if not annotation.is_instance:
             notes.add(CROWD if annotation.crowd else ZERO_AREA, where)
             continue
         instances[annotation.image_id] += 1
@@ -211,7 +211,7 @@ def _look_at_images(
 
 
 def _summary(file: CocoFile) -> str:
-    instances = sum(1 for a in file.annotations if a.pixels and not a.crowd)
+    instances = sum(a.is_instance for a in file.annotations)
     return (
         f"{counted(len(file.images), 'image')}, {counted(instances, 'instance')} of "
         f"{counted(len(file.categories), 'class', 'classes')}"

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from alignmask._files import write_json
+from alignmask._files import must_be_new, write_json
 from alignmask.data.coco_json import read_coco_json
 from alignmask.data.faults import Faults, is_number
 from alignmask.data.file_names import find_files
@@ -31,8 +31,7 @@ def mend(annotations: Path, out: Path, images: Path | None = None) -> Counter[st
         FileExistsError: `out` exists.
         CocoError: The file cannot be read as a COCO file at all.
     """
-    if out.exists():
-        raise FileExistsError(f"data check: {out} exists already: nothing is overwritten")
+    must_be_new(out, "data check")
     content = read_coco_json(annotations)
     changes: Counter[str] = Counter()
     records = [record for record in content["annotations"] if isinstance(record, dict)]

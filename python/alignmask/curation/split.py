@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from alignmask._files import write_json
+from alignmask._files import must_be_new, write_json
 from alignmask.data.coco_json import read_coco, read_coco_json
 from alignmask.data.faults import CocoError
 
@@ -49,12 +49,11 @@ def split(
         ) from error
     targets = [out / "instances_train.json", out / "instances_val.json"]
     for path in targets:
-        if path.exists():
-            raise FileExistsError(f"data split: {path} exists already: nothing is overwritten")
+        must_be_new(path, "data split")
     file = read_coco(annotations)
     contents: dict[int, Counter[int]] = {image_id: Counter() for image_id in file.images}
     for annotation in file.annotations:
-        if annotation.pixels and not annotation.crowd:
+        if annotation.is_instance:
             contents[annotation.image_id][annotation.category_id] += 1
     groups: dict[Any, list[int]] = defaultdict(list)
     for image_id, image in file.images.items():
@@ -94,29 +93,25 @@ def _deal(
         for image_id in members:
             counts.update(contents[image_id])
         inside.append(counts)
-    # Of what is rare there is no second chance.
+    # Rare classes come first, while there is still room for them on either side.
     order = sorted(range(len(groups)), key=lambda n: min(total[key] for key in inside[n]))
     shares = (1 - share, share)
     dealt: tuple[Counter[Any], Counter[Any]] = (Counter(), Counter())
-    chosen: tuple[list[int], list[int]] = ([], [])
+    sides = [0] * len(groups)
     for n in order:
         lacks = [
-            sum(
-                (shares[side] * total[key] - dealt[side][key]) / total[key] * min(1, count)
-                for key, count in inside[n].items()
-            )
+            sum((shares[side] * total[key] - dealt[side][key]) / total[key] for key in inside[n])
             / shares[side]
             for side in (0, 1)
         ]
-        side = int(lacks[1] > lacks[0])
-        dealt[side].update(inside[n])
-        chosen[side].extend(groups[n])
-    if not chosen[0] or not chosen[1]:  # of very few groups
-        empty = 0 if not chosen[0] else 1
+        sides[n] = int(lacks[1] > lacks[0])
+        dealt[sides[n]].update(inside[n])
+    if len(set(sides)) == 1:  # of very few groups
         smallest = min(range(len(groups)), key=lambda n: len(groups[n]))
-        chosen[empty].extend(groups[smallest])
-        kept = [i for i in chosen[1 - empty] if i not in groups[smallest]]
-        chosen[1 - empty][:] = kept
-    if not set(chosen[0]).isdisjoint(chosen[1]):
-        raise CocoError("data split: an image would be in both parts")
-    return set(chosen[1])
+        sides[smallest] = 1 - sides[smallest]
+    return {
+        image_id
+        for members, side in zip(groups, sides, strict=True)
+        if side
+        for image_id in members
+    }

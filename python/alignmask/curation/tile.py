@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from alignmask._files import write_json
+from alignmask._files import must_be_new, write_json
 from alignmask.data.coco_json import CocoFile, fault, read_coco
 from alignmask.data.faults import Faults
 from alignmask.data.file_names import find_files
@@ -59,8 +59,7 @@ def cut_into_tiles(
         raise ValueError(
             f"data tile: expected 0 < stride <= tile, got stride {stride}, tile {tile}"
         )
-    if out.exists():
-        raise FileExistsError(f"data tile: {out} exists already: nothing is overwritten")
+    must_be_new(out, "data tile")
     file, faults = read_coco(annotations), Faults()
     file.warn_left_out()
     records = list(file.images.values())

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from alignmask._files import write_json
+from alignmask._files import must_be_new, write_json
 from alignmask.data.coco_json import read_coco
 from alignmask.data.faults import CocoError, Faults, brief
 from alignmask.data.images import ImageError, read_header
@@ -37,8 +37,7 @@ def read_yolo(folder: Path, out: Path, images: Path | None = None) -> Counter[st
         FileExistsError: `out` exists.
         CocoError: Images are missing, or lines are not of the format; all of them are counted.
     """
-    if out.exists():
-        raise FileExistsError(f"data: {out} exists already: nothing is overwritten")
+    must_be_new(out, "data")
     if images is None:
         parts = list(folder.parts)
         if "labels" in parts:
@@ -105,14 +104,13 @@ def write_yolo(annotations: Path, out: Path) -> Counter[str]:
         FileExistsError: `out` exists.
         CocoError: As `read_coco`; or two images would have one label file.
     """
-    if out.exists():
-        raise FileExistsError(f"data: {out} exists already: nothing is overwritten")
+    must_be_new(out, "data")
     file, counts = read_coco(annotations), Counter[str]()
     file.warn_left_out()
     lines: dict[int, list[str]] = {image_id: [] for image_id in file.images}
     labels = {category_id: label for label, category_id in enumerate(file.categories)}
     for annotation in file.annotations:
-        if annotation.crowd or not annotation.pixels:
+        if not annotation.is_instance:
             counts["crowds left out" if annotation.crowd else "empty masks left out"] += 1
             continue
         image = file.images[annotation.image_id]

@@ -42,6 +42,19 @@ class Sample:
         return height, width
 
 
+def image_alone(image_CHW: Tensor, name: str) -> Sample:
+    """An image to predict on: a sample without instances, with id 0."""
+    size = (image_CHW.shape[1], image_CHW.shape[2])
+    return Sample(
+        image_CHW=image_CHW,
+        masks_NHW=torch.zeros(0, *size, dtype=torch.bool),
+        labels_N=torch.zeros(0, dtype=torch.long),
+        image_id=0,
+        file_name=name,
+        original_size=size,
+    )
+
+
 @dataclass(frozen=True)
 class Batch:
     """Images of a common padded size; every image occupies the top left corner of its slot."""

@@ -43,6 +43,11 @@ class AnnotationRecord(NamedTuple):
     mask's if it says none."""
     crowd: bool
 
+    @property
+    def is_instance(self) -> bool:
+        """Whether it can be trained on: a single object with a pixel at least."""
+        return not self.crowd and self.pixels > 0
+
 
 class ImageRecord(NamedTuple):
     id: int

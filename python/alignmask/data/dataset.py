@@ -219,7 +219,7 @@ class CocoDataset(Dataset[Sample]):
         if file.without_polygon:
             places[NO_POLYGON] = file.without_polygon
         for annotation in file.annotations:
-            if annotation.crowd or not annotation.pixels:
+            if not annotation.is_instance:
                 reason = CROWD if annotation.crowd else ZERO_AREA
                 where = f"annotation id {annotation.id}, image id {annotation.image_id}"
                 places.setdefault(reason, []).append(where)

@@ -17,7 +17,7 @@ from pycocotools import mask as mask_utils
 from torch import Tensor
 
 from alignmask.config import ScoreMode
-from alignmask.data.batch import Sample, Size, collate
+from alignmask.data.batch import Sample, Size, collate, image_alone
 from alignmask.data.rle import encode
 from alignmask.model.postprocess import Instances, combine_scores
 
@@ -81,25 +81,18 @@ def predict_in_tiles(
     for first in range(0, len(places), batch_size):
         part = places[first : first + batch_size]
         samples = [
-            transform(_cut_out(image_CHW, window, f"{name}, tile at {window.left}, {window.top}"))
-            for window in part
+            transform(
+                image_alone(
+                    image_CHW[:, top : top + height, left : left + width].contiguous(),
+                    f"{name}, tile at {left}, {top}",
+                )
+            )
+            for top, left, height, width in part
         ]
         batch = collate(samples).to(model.device)
         for window, instances in zip(part, model.predict(batch), strict=True):
             found += pieces(instances.cpu(), window, size)
     return merge(found, size, model.config.score)
-
-
-def _cut_out(image_CHW: Tensor, window: Window, name: str) -> Sample:
-    top, left, height, width = window
-    return Sample(
-        image_CHW=image_CHW[:, top : top + height, left : left + width].contiguous(),
-        masks_NHW=torch.zeros(0, height, width, dtype=torch.bool),
-        labels_N=torch.zeros(0, dtype=torch.long),
-        image_id=0,
-        file_name=name,
-        original_size=(height, width),
-    )
 
 
 def _starts(side: int, tile: int, overlap: float) -> list[int]:

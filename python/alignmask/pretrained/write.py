@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from alignmask._files import replacing
+from alignmask._files import must_be_new, replacing
 from alignmask.config import Config
 from alignmask.pretrained import configs, names
 from alignmask.pretrained.read import ALIGNED
@@ -34,7 +34,7 @@ def write_huggingface(
     Raises CheckpointError for a model that is not Mask2Former, FileExistsError for a folder that is
     there.
     """
-    _must_be_new(folder)
+    must_be_new(folder)
     theirs = configs.config_to_huggingface(config.model, config.loss, class_names)
     native = theirs["backbone_config"]["model_type"] != "timm_backbone"
     renamed, left_out = _renamed(tensors, "huggingface", "native" if native else "timm")
@@ -58,7 +58,7 @@ def write_mask2former(tensors: dict[str, Tensor], config: Config, path: Path) ->
     as `write_huggingface`."""
     if path.suffix not in (".pkl", ".pth"):
         raise ValueError(f"{path}: a Mask2Former checkpoint ends in .pkl or .pth")
-    _must_be_new(path)
+    must_be_new(path)
     swin = configs.swin_of(config.model.backbone)
     faults = configs.not_mask2former(config.model)
     if swin is None and configs.resnet_of(config.model.backbone.name) is None:
@@ -112,8 +112,3 @@ def _empty_weight(config: Config) -> Tensor:
     weight = torch.ones(config.model.num_classes + 1)
     weight[-1] = config.loss.no_object_weight
     return weight
-
-
-def _must_be_new(path: Path) -> None:
-    if path.exists():
-        raise FileExistsError(f"{path} exists already: nothing is overwritten")
