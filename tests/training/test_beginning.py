@@ -79,7 +79,9 @@ def test_a_finished_run_says_so(
 ) -> None:
     done = config(shapes, tmp_path, iterations=1)
     run = train(done)
-    assert "is finished" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "is finished" not in said
+    assert "mask AP (%), " in said
     train(done)
     words = f"run {run} is finished: 1 iteration; raise --train.{{}} to go on; "
     assert words.format("iterations") in capsys.readouterr().err

@@ -267,6 +267,14 @@ def test_a_batch_that_does_not_fit_is_not_tried(
     assert tried == [1, 2]
 
 
+def test_processes_that_share_a_machine_are_not_probed(
+    shapes: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dry_run_module, "_peak_of_a_step", pytest.fail)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert dry_run_module._check_memory(config(shapes, tmp_path, batch_size=8)) == ""
+
+
 def test_a_run_with_a_time_limit_says_how_far_it_gets(
     shapes: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
