@@ -78,6 +78,10 @@ class PixelDecoderConfig:
     """Number of sampling points of the deformable attention, for each head and each stride."""
     ffn_width: int = 1024
     """Hidden channels of the feed-forward network in each encoder layer."""
+    place: bool = False
+    """Tell pixels their place in the image: the pixel embedding is computed from sine waves along
+    both sides, too. Objects that look alike are told apart much sooner, as by CoordConv in SOLO.
+    The paper and Mask2Former do not have this."""
 
 
 @dataclass(frozen=True)
