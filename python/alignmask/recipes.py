@@ -2,8 +2,8 @@
 
 Apart from the loss and the aligned queries, the paper's settings are Mask2Former's (section 3.2).
 COCO is expected in datasets/coco (folders train2017, val2017 and annotations, as in its archives).
-`shapes_small`, `nuclei_small` and `nuclei_tiles` leave out Eq. 2, the reduced weight of negatives: they were
-measured with and without it, and are better without (docs/log.md, 2026-11-26).
+`shapes_small`, `nuclei_small` and `nuclei_tiles` leave out Eq. 2, the reduced weight of negatives:
+with and without it, they were measured to be better without (docs/log.md, 2026-11-26).
 """
 
 from __future__ import annotations
