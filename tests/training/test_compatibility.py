@@ -19,7 +19,8 @@ from torch import Tensor
 
 from alignmask import load
 from alignmask.checkpoint import load_config
-from alignmask.config import REMOVED_FIELDS, DataConfig, config_from_dict, config_to_dict
+from alignmask.config import DataConfig
+from alignmask.config_files import REMOVED_FIELDS, config_from_dict, config_to_dict
 from alignmask.data import val_dataset
 from alignmask.evaluation.evaluate import evaluate_model
 from alignmask.training.trainer import Trainer, train

@@ -20,7 +20,8 @@ import torch
 from accelerate import Accelerator
 
 from alignmask import checkpoint
-from alignmask.config import Config, DataConfig, changed_fields
+from alignmask.config import Config, DataConfig
+from alignmask.config_files import changed_fields
 from alignmask.data import resolve_paths
 from alignmask.recipes import shapes_tiny
 from alignmask.training import dry_run as dry_run_module

@@ -22,9 +22,8 @@ from alignmask.config import (
     LossConfig,
     ModelConfig,
     TrainConfig,
-    config_from_dict,
-    config_to_dict,
 )
+from alignmask.config_files import config_from_dict, config_to_dict
 from alignmask.recipes import RECIPES
 from alignmask.training.optimizer import learning_rate_factor
 from tests.training.runs import TRAIN

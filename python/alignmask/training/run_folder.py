@@ -17,7 +17,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from alignmask import checkpoint as checkpoints
-from alignmask.config import Config, ScoreMode, changed_fields
+from alignmask.config import Config, ScoreMode
+from alignmask.config_files import changed_fields
 
 MAY_DIFFER = (
     "name", "out",

@@ -26,7 +26,8 @@ from torch.utils.data import DataLoader
 
 from alignmask import checkpoint as checkpoints
 from alignmask._printing import counted
-from alignmask.config import Config, without_pretrained
+from alignmask.config import Config
+from alignmask.config_files import without_pretrained
 from alignmask.data import (
     Batch,
     CocoDataset,
