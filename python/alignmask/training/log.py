@@ -19,13 +19,15 @@ from rich.progress import (
 from torch.utils.tensorboard import SummaryWriter
 
 from alignmask._printing import console, plain_column, progress_columns
+from alignmask.evaluation.evaluate import Evaluation
+from alignmask.training.callbacks import Callback, Run
 
 METRICS = "metrics.jsonl"
 
 
-class Log:
-    """Use as a context manager. On any but the first process (`active=False`) everything is a
-    no-op."""
+class Log(Callback):
+    """The callback that every run has. Use as a context manager. On any but the first process
+    (`active=False`) everything is a no-op."""
 
     def __init__(self, run: Path, first_step: int, iterations: int, active: bool = True) -> None:
         self.active, self.run, self.step = active, run, first_step
@@ -65,6 +67,27 @@ class Log:
             self.progress.stop()
             self.file.close()
             self.board.close()
+
+    # -- what the run tells
+    # ----------------------------------------------------------------------------------------------
+
+    def on_start(self, trainer: Run) -> None:
+        self.window = Window(trainer.elapsed)
+
+    def on_step(self, trainer: Run, step: int, values: dict[str, torch.Tensor]) -> None:
+        t = trainer.config.train
+        self.window.add(values)
+        self.advance(step)
+        if step % t.log_every == 0 or step == t.iterations:
+            rate = trainer.optimizer.param_groups[-1]["lr"]
+            self.metrics(step, self.window.means(trainer.elapsed, lr=rate))
+
+    def on_evaluation(self, trainer: Run, step: int, evaluation: Evaluation) -> None:
+        scalars = {f"AP_{mode}": metrics.AP for mode, metrics in evaluation.metrics.items()}
+        self.evaluation(step, evaluation.as_dict(), scalars)
+
+    # -- what is written
+    # ----------------------------------------------------------------------------------------------
 
     def advance(self, step: int) -> None:
         """step: number of finished iterations."""
@@ -114,20 +137,20 @@ class Window:
     """Means of the values since the last line of the log. The sums stay on the device, so that no
     step waits for the host."""
 
-    def __init__(self) -> None:
+    def __init__(self, elapsed: float) -> None:
         self.sums: dict[str, torch.Tensor] = {}
-        self.steps, self.since = 0, time.monotonic()
+        self.steps, self.since = 0, elapsed
 
     def add(self, values: dict[str, torch.Tensor]) -> None:
         for name, value in values.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.steps += 1
 
-    def means(self, **more: float) -> dict[str, float]:
-        now = time.monotonic()
+    def means(self, elapsed: float, **more: float) -> dict[str, float]:
+        """elapsed: Seconds of training so far, without evaluations and checkpoints."""
         means = {name: float(total) / self.steps for name, total in self.sums.items()}
-        speed = self.steps / (now - self.since)
-        self.sums, self.steps, self.since = {}, 0, now
+        speed = self.steps / max(elapsed - self.since, 1e-9)
+        self.sums, self.steps, self.since = {}, 0, elapsed
         return {**means, **more, "it_per_s": speed}
 
 

@@ -96,6 +96,10 @@ class RunFolder:
                     "by name"
                 )
 
+    def checkpoint(self, step: int) -> Path:
+        """The folder of the checkpoint of an iteration."""
+        return self.path / "checkpoints" / f"step_{step:07d}"
+
     def latest(self) -> Path | None:
         """The newest checkpoint."""
         return checkpoints.latest(self.path)
@@ -108,8 +112,7 @@ class RunFolder:
         state: dict[str, Any],
     ) -> None:
         """Write the checkpoint of iteration meta["step"], and remove the oldest ones."""
-        folder = self.path / "checkpoints" / f"step_{meta['step']:07d}"
-        checkpoints.save(folder, self.config, weights, meta, ema, state)
+        checkpoints.save(self.checkpoint(meta["step"]), self.config, weights, meta, ema, state)
         checkpoints.prune(self.path, self.config.train.keep_checkpoints)
 
     def save_best(

@@ -1,0 +1,39 @@
+"""Before the first iteration: whether configuration and data fit each other."""
+
+from __future__ import annotations
+
+import warnings
+
+from alignmask._printing import counted
+from alignmask.config import Config
+from alignmask.data import CocoDataset
+from alignmask.evaluation.results_file import load_ground_truth
+
+
+def check_data(config: Config, data: CocoDataset, val_data: CocoDataset) -> None:
+    """Raises ValueError for everything that training or its evaluation would stumble over later:
+    nothing to train on, categories that differ, as many of them as the model has no classes for,
+    faults of the validation annotations beyond `val_limit`."""
+    data.require_instances()
+    if not val_data.instances_per_image.any():
+        warnings.warn(
+            f"{val_data.annotations}: none of the {len(val_data)} validation images has an "
+            "instance: there will be no AP, and no best checkpoint",
+            stacklevel=2,
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the data set has said the same
+        load_ground_truth(val_data.annotations)
+    if data.class_names != val_data.class_names:
+        raise ValueError(
+            f"{config.data.val_annotations} must have the categories of "
+            f"{config.data.train_annotations}, in the same order "
+            f"of their ids: {val_data.class_names} are not {data.class_names}"
+        )
+    found, expected = len(data.class_names), config.model.num_classes
+    if found != expected:
+        raise ValueError(
+            f"{config.data.train_annotations} has {counted(found, 'category', 'categories')}, but model.num_classes is "
+            f"{expected}: "
+            f"pass --model.num-classes {found}"
+        )
