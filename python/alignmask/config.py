@@ -330,6 +330,13 @@ class TrainConfig:
     points."""
     evaluate_every: int = 5_000
     """Number of iterations between evaluations."""
+    best_by: str = "AP"
+    """Metric whose highest value makes the best checkpoint, by the score `model.score`. AP, AP50,
+    AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm or ARl; or, of the most confident tenth of the
+    predictions, pcc, spearman or mean_iou followed by _same_class or _any_class."""
+    patience: int | None = None
+    """Number of evaluations in a row without a better value of `best_by` after which the run ends.
+    None lets it go on to the last iteration."""
     checkpoint_every: int = 5_000
     """Number of iterations between checkpoints."""
     log_every: int = 20

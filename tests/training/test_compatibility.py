@@ -146,7 +146,7 @@ def test_an_old_run_predicts_and_is_evaluated(old_run: Path) -> None:
 def test_an_old_run_is_continued(old_run: Path) -> None:
     config = load_config(old_run)
     trainer = Trainer(config)
-    assert (trainer.step, trainer.elapsed, trainer.best) == (
+    assert (trainer.step, trainer.elapsed, trainer.judge.best) == (
         4,
         pytest.approx(2.0788, abs=1e-4),
         0.0,

@@ -115,6 +115,8 @@ OURS: dict[str, Any] = {
     "train.milestones": [0.888889, 0.962961],  # see test_the_rate_drops_in_the_published_iterations
     "train.precision": "auto",  # AMP there, too
     "train.seed": 0,
+    "train.best_by": "AP",
+    "train.patience": None,
     "train.log_every": 20,
     "train.keep_checkpoints": 2,
 }

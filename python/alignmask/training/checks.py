@@ -5,9 +5,17 @@ from __future__ import annotations
 import warnings
 
 from alignmask._printing import counted
-from alignmask.config import Config
+from alignmask.config import Config, TrainConfig
 from alignmask.data import CocoDataset
 from alignmask.evaluation.results_file import load_ground_truth
+from alignmask.training.best import check_metric
+
+
+def check_settings(t: TrainConfig) -> None:
+    """Raises ValueError for settings of the training that can be seen to be wrong without data."""
+    check_metric(t.best_by)
+    if t.patience is not None and t.patience < 1:
+        raise ValueError(f"train.patience: expected 1 or more, or None, got {t.patience}")
 
 
 def check_data(config: Config, data: CocoDataset, val_data: CocoDataset) -> None:

@@ -33,10 +33,11 @@ from alignmask.model import build_model
 from alignmask.pretrained.read import LoadReport, initialise
 from alignmask.training import precision
 from alignmask.training.batches import MicroBatches, seed_of, training_batches
+from alignmask.training.best import Judge
 from alignmask.training.callbacks import Callback
-from alignmask.training.checks import check_data
+from alignmask.training.checks import check_data, check_settings
 from alignmask.training.clock import Clock
-from alignmask.training.log import Log, last_evaluation
+from alignmask.training.log import METRICS, Log, last_evaluation
 from alignmask.training.optimizer import build_optimizer, learning_rate_factor
 from alignmask.training.run_folder import RunFolder
 from alignmask.training.signals import Stopped, StopSignals
@@ -59,6 +60,7 @@ class Trainer:
         self, config: Config, resume: bool = True, callbacks: Sequence[Callback] = ()
     ) -> None:
         t = config.train
+        check_settings(t)
         self.callbacks = callbacks
         self.listeners: list[Callback] = []
         """The log and the callbacks, while the run goes on."""
@@ -109,8 +111,9 @@ class Trainer:
 
         self.step = 0
         """Number of finished iterations."""
-        self.best = -math.inf
-        """Highest AP so far."""
+        self.judge = Judge(config)
+        self.exhausted = False
+        """Whether `train.patience` is at an end."""
         self.last_saved: int | None = None
         self.last_evaluated: int | None = None
         self.clock = Clock(t.max_minutes, self.accelerator)
@@ -139,10 +142,13 @@ class Trainer:
         main = self.accelerator.is_main_process
         self.log = Log(self.run_dir, self.step, self.config.train.iterations, main)
         with self.signals, self.log, self._listening():
+            self._recall_evaluations()
             for text in self.introduction():
                 self.say(text)
             self._make_up_for_a_missed_evaluation()
             self._train()
+            if self.exhausted:
+                self.say(f"iteration {self.step} is the last: {self.judge}")
             if self.last_saved != self.step:
                 self.save()
             pending = self.last_evaluated != self.step or not self.folder.is_evaluated()
@@ -198,7 +204,8 @@ class Trainer:
 
     @property
     def is_finished(self) -> bool:
-        return self.step >= self.config.train.iterations or self.clock.share >= 1
+        over = self.step >= self.config.train.iterations or self.clock.share >= 1
+        return over or self.exhausted
 
     def train_step(self, batches: Iterator[Batch]) -> dict[str, torch.Tensor]:
         """One optimizer step: forward, matching and losses, backward, clipping, update, moving
@@ -275,22 +282,33 @@ class Trainer:
             weights, self.val_data, device=self.accelerator.device, batch_size=self.micro_batch,
             workers=self.config.data.workers, out=self.run_dir,
         )  # fmt: skip
-        metrics = {mode: m.as_dict() for mode, m in result.metrics.items()}
-        ap = metrics[self.config.model.score]["AP"]
+        modes = result.as_dict()["modes"]
         self.say(result.table())
-        if ap > self.best and self.accelerator.is_main_process:
-            self.folder.save_best(self._meta(), weights.state_dict(), metrics)
-        self.best = max(self.best, ap)
+        better = self.judge.is_better(modes) or not self.folder.best.exists()
+        if better and self.accelerator.is_main_process:
+            self.folder.save_best(self._meta(), weights.state_dict(), modes)
+        self._lose_patience()
         # This comes last: a resumed run does not repeat an evaluation that is in the log.
         self._tell("on_evaluation", self.step, result)
         self.last_evaluated = self.step
         return result
 
+    def _recall_evaluations(self) -> None:
+        """What the log of a continued run says of its evaluations. Only the main process has to
+        have the folder."""
+        if self.accelerator.is_main_process:
+            self.last_evaluated = last_evaluation(self.run_dir)
+            self.judge.recall(self.run_dir / METRICS, self.step)
+        self._lose_patience()
+
+    def _lose_patience(self) -> None:
+        main = self.accelerator.is_main_process
+        self.exhausted = self._any(main and self.judge.has_seen_enough)
+
     def _make_up_for_a_missed_evaluation(self) -> None:
         """A run may have been killed between a checkpoint and the evaluation of the same
         iteration."""
         t, main = self.config.train, self.accelerator.is_main_process
-        self.last_evaluated = last_evaluation(self.run_dir) if main else None
         missed = (
             self.step > 0 and self.step % t.evaluate_every == 0 and self.last_evaluated != self.step
         )
@@ -330,7 +348,7 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = self.last_saved = meta["step"]
         self.clock.elapsed = meta["train_seconds"]
-        self.best = self.folder.best_ap(self.config.model.score)
+        self.judge.best = self.folder.best_value()
 
     def _load_optimizer(self, state: dict[str, Any]) -> None:
         """Moments and counters come from the checkpoint; learning rates and weight decays are those
@@ -388,6 +406,7 @@ class Trainer:
         start = f"continues at iteration {self.step}" if self.step else "starts"
         if self.step and self.is_finished:
             limit = "iterations" if self.step >= config.train.iterations else "max-minutes"
+            limit = "patience" if self.exhausted else limit
             start = (
                 f"is finished: {counted(self.step, 'iteration')}; raise --train.{limit} to go on"
             )
