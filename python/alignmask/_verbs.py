@@ -68,9 +68,10 @@ def train(config: Config, *, resume: bool = True, callbacks: Sequence[Callback] 
         >>> str(run)
         'runs/shapes'
     """
+    from alignmask.training.sheets import Sheets
     from alignmask.training.trainer import train as train_run
 
-    return train_run(config, resume, callbacks)
+    return train_run(config, resume, [Sheets(), *callbacks])
 
 
 def evaluate(

@@ -341,6 +341,10 @@ class TrainConfig:
     """Number of iterations between checkpoints."""
     log_every: int = 20
     """Number of iterations between log lines."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Where losses, AP and pictures go besides the run's folder, by way of Accelerate: tensorboard,
+    wandb, mlflow, comet_ml, clearml, aim, dvclive, swanlab or trackio, or several of them. None
+    named switches all off."""
     keep_checkpoints: int = 2
     """Number of most recent checkpoints to keep, in addition to the best one."""
     max_minutes: float | None = None

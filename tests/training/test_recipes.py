@@ -117,6 +117,7 @@ OURS: dict[str, Any] = {
     "train.seed": 0,
     "train.best_by": "AP",
     "train.patience": None,
+    "train.trackers": ["tensorboard"],
     "train.log_every": 20,
     "train.keep_checkpoints": 2,
 }

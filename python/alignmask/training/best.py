@@ -51,14 +51,13 @@ class Judge:
         self.values: list[float] = []
         """Of all evaluations in the log."""
 
-    def recall(self, log: Path, last: int) -> None:
-        """Read the evaluations up to iteration `last` from the log (metrics.jsonl) of a continued
-        run."""
+    def recall(self, log: Path) -> None:
+        """Read the evaluations of a continued run from its log (metrics.jsonl)."""
         lines = (json.loads(line) for line in log.read_text().splitlines())
         self.values = [
             value_of(line["eval"]["modes"], self.score, self.metric)
             for line in lines
-            if "eval" in line and line["step"] <= last
+            if "eval" in line
         ]
 
     def is_better(self, modes: dict[str, Any]) -> bool:

@@ -45,6 +45,9 @@ class Run(Protocol):
     def say(self, text: Any) -> None:
         """Print a line above the progress bar, on the main process."""
 
+    def picture(self, tag: str, file: Path) -> None:
+        """Hand a PNG to the trackers (`train.trackers`), on the main process."""
+
 
 class Callback:
     """Override what you need; all methods do nothing. `alignmask.train(config, callbacks=[...])`

@@ -9,13 +9,16 @@ from alignmask.config import Config, TrainConfig
 from alignmask.data import CocoDataset
 from alignmask.evaluation.results_file import load_ground_truth
 from alignmask.training.best import check_metric
+from alignmask.training.trackers import check_trackers
 
 
 def check_settings(t: TrainConfig) -> None:
-    """Raises ValueError for settings of the training that can be seen to be wrong without data."""
+    """Raises ValueError for settings of the training that can be seen to be wrong without data, and
+    ImportError for a tracker whose package is missing."""
     check_metric(t.best_by)
     if t.patience is not None and t.patience < 1:
         raise ValueError(f"train.patience: expected 1 or more, or None, got {t.patience}")
+    check_trackers(t.trackers)
 
 
 def check_data(config: Config, data: CocoDataset, val_data: CocoDataset) -> None:

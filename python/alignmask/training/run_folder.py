@@ -27,7 +27,7 @@ MAY_DIFFER = (
     "train.iterations", "train.batch_size", "train.accumulate",
     "train.learning_rate", "train.backbone_multiplier", "train.weight_decay",
     "train.schedule", "train.milestones", "train.warmup", "train.clip", "train.precision", "train.ema",
-    "train.best_by", "train.patience",
+    "train.best_by", "train.patience", "train.trackers",
     "train.evaluate_every", "train.checkpoint_every", "train.log_every", "train.keep_checkpoints", "train.max_minutes",
 )  # fmt: skip
 """Settings that may change when a run is continued. All others must be those with which it

@@ -41,6 +41,7 @@ from alignmask.training.log import METRICS, Log, last_evaluation
 from alignmask.training.optimizer import build_optimizer, learning_rate_factor
 from alignmask.training.run_folder import RunFolder
 from alignmask.training.signals import Stopped, StopSignals
+from alignmask.training.trackers import Trackers
 
 
 def train(config: Config, resume: bool = True, callbacks: Sequence[Callback] = ()) -> Path:
@@ -140,7 +141,10 @@ class Trainer:
 
     def run(self) -> Path:
         main = self.accelerator.is_main_process
-        self.log = Log(self.run_dir, self.step, self.config.train.iterations, main)
+        trackers = (
+            Trackers(self.accelerator, self.config, self.run_dir, self.step) if main else None
+        )
+        self.log = Log(self.run_dir, self.step, self.config.train.iterations, main, trackers)
         with self.signals, self.log, self._listening():
             self._recall_evaluations()
             for text in self.introduction():
@@ -187,6 +191,10 @@ class Trainer:
     def say(self, text: Any) -> None:
         """Print a line above the progress bar, on the main process."""
         self.log.say(text)
+
+    def picture(self, tag: str, file: Path) -> None:
+        """Hand a PNG to the trackers, on the main process."""
+        self.log.picture(tag, file, self.step)
 
     def _tell(self, event: str, *what: Any) -> None:
         for listener in self.listeners:
@@ -298,7 +306,7 @@ class Trainer:
         have the folder."""
         if self.accelerator.is_main_process:
             self.last_evaluated = last_evaluation(self.run_dir)
-            self.judge.recall(self.run_dir / METRICS, self.step)
+            self.judge.recall(self.run_dir / METRICS)
         self._lose_patience()
 
     def _lose_patience(self) -> None:
