@@ -301,8 +301,17 @@ class TrainConfig:
     learning_rate: float = 1e-4
     """Learning rate of AdamW after the warm-up and before the schedule reduces it; the backbone has
     a rate of its own."""
+    scale_learning_rate_from: int | None = None
+    """Batch size for which `learning_rate` was chosen. The rate in use is then `learning_rate`
+    times `batch_size` divided by this. None uses `learning_rate` for every batch size."""
     backbone_multiplier: float = 0.1
     """Learning rate of the backbone, as a multiple of `learning_rate`."""
+    layer_decay: float = 1.0
+    """Factor by which the backbone's learning rate shrinks from each of its four stages to the one
+    before. 1 leaves it the same in all of them."""
+    freeze_backbone: int = 0
+    """Number of the backbone's four stages, from the input on, that are not trained: weights and
+    statistics stay as they are. Stage 1 reaches to the feature map of stride 4."""
     weight_decay: float = 0.05
     """Weight decay of AdamW. Normalisation layers, embeddings and position tables are exempt."""
     schedule: Literal["step", "cosine"] = "step"

@@ -8,6 +8,7 @@ from alignmask._printing import counted
 from alignmask.config import Config, TrainConfig
 from alignmask.data import CocoDataset
 from alignmask.evaluation.results_file import load_ground_truth
+from alignmask.model.stages import STAGES
 from alignmask.training.best import check_metric
 from alignmask.training.trackers import check_trackers
 
@@ -18,6 +19,19 @@ def check_settings(t: TrainConfig) -> None:
     check_metric(t.best_by)
     if t.patience is not None and t.patience < 1:
         raise ValueError(f"train.patience: expected 1 or more, or None, got {t.patience}")
+    if t.scale_learning_rate_from is not None and t.scale_learning_rate_from < 1:
+        raise ValueError(
+            "train.scale_learning_rate_from: expected a batch size, or None, got "
+            f"{t.scale_learning_rate_from}"
+        )
+    if not 0 <= t.freeze_backbone <= STAGES:
+        raise ValueError(
+            f"train.freeze_backbone: expected 0 to {STAGES} stages, got {t.freeze_backbone}"
+        )
+    if not 0 < t.layer_decay <= 1:
+        raise ValueError(
+            f"train.layer_decay: expected more than 0 and at most 1, got {t.layer_decay:g}"
+        )
     check_trackers(t.trackers)
 
 

@@ -25,7 +25,7 @@ MAY_DIFFER = (
     "name", "out",
     "model.score", "data.workers",
     "train.iterations", "train.batch_size", "train.accumulate",
-    "train.learning_rate", "train.backbone_multiplier", "train.weight_decay",
+    "train.learning_rate", "train.scale_learning_rate_from", "train.backbone_multiplier", "train.weight_decay",
     "train.schedule", "train.milestones", "train.warmup", "train.clip", "train.precision", "train.ema",
     "train.best_by", "train.patience", "train.trackers",
     "train.evaluate_every", "train.checkpoint_every", "train.log_every", "train.keep_checkpoints", "train.max_minutes",

@@ -38,7 +38,7 @@ from alignmask.training.callbacks import Callback
 from alignmask.training.checks import check_data, check_settings
 from alignmask.training.clock import Clock
 from alignmask.training.log import METRICS, Log, last_evaluation
-from alignmask.training.optimizer import build_optimizer, learning_rate_factor
+from alignmask.training.optimizer import build_optimizer, describe_rates, learning_rate_factor
 from alignmask.training.run_folder import RunFolder
 from alignmask.training.signals import Stopped, StopSignals
 from alignmask.training.trackers import Trackers
@@ -100,6 +100,7 @@ class Trainer:
         self.initial_weights: LoadReport | None = None
         if t.init_from is not None and checkpoint is None:
             self.initial_weights = initialise(model, t.init_from, self.train_data.class_names)
+        model.backbone.freeze(t.freeze_backbone)
         self.criterion = Criterion(config.model, config.loss)
         optimizer = build_optimizer(model, t)
         self.ema = ModelEmaV3(model, decay=t.ema, use_warmup=True) if t.ema else None
@@ -432,5 +433,6 @@ class Trainer:
                 f"{int(instances.max())}) than the model has queries ({queries}): it cannot find "
                 "all of them. Raise --model.query-decoder.queries, or cut the images into tiles"
             )
+        yield from describe_rates(config.train)
         if self.initial_weights is not None:
             yield f"weights of {config.train.init_from}: {self.initial_weights}"
