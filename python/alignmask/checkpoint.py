@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alignmask._files import write_json
-from alignmask.config import Config, config_from_dict, config_to_dict
+from alignmask.config import Config
+from alignmask.config_files import config_from_dict, config_to_dict
 from alignmask.safe_load import read_pickled
 
 MODEL, EMA, STATE, CONFIG, META = (

@@ -22,9 +22,8 @@ from alignmask.config import (
     LossConfig,
     ModelConfig,
     TrainConfig,
-    config_from_dict,
-    config_to_dict,
 )
+from alignmask.config_files import config_from_dict, config_to_dict
 from alignmask.recipes import RECIPES
 from alignmask.training.optimizer import learning_rate_factor
 from tests.training.runs import TRAIN
@@ -117,6 +116,12 @@ OURS: dict[str, Any] = {
     "train.milestones": [0.888889, 0.962961],  # see test_the_rate_drops_in_the_published_iterations
     "train.precision": "auto",  # AMP there, too
     "train.seed": 0,
+    "train.best_by": "AP",
+    "train.patience": None,
+    "train.scale_learning_rate_from": None,
+    "train.layer_decay": 1.0,
+    "train.freeze_backbone": 0,
+    "train.trackers": ["tensorboard"],
     "train.log_every": 20,
     "train.keep_checkpoints": 2,
 }
