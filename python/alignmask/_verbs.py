@@ -31,6 +31,8 @@ from alignmask.data.images import ImageLike, to_pixels
 from alignmask.evaluation.duplicates import DUPLICATE_IOU, suppress_duplicates
 from alignmask.evaluation.evaluate import Evaluation, evaluate_file, evaluate_model
 from alignmask.evaluation.metrics import OFFICIAL_LIMIT, Engine, check_limit
+from alignmask.evaluation.per_class import FILE as PER_CLASS_FILE
+from alignmask.evaluation.per_class import check_csv, write_csv
 from alignmask.evaluation.predictions import Tiles
 from alignmask.evaluation.results_file import Results, load_ground_truth, load_results
 from alignmask.exporting.export import SUFFIX, Format, export_model
@@ -95,8 +97,8 @@ def evaluate(
         annotations: The COCO annotation file to measure against. Results need it; a model is
             otherwise evaluated on the validation data of its own run.
         images: Folder of the images that `annotations` lists. Only a model needs it.
-        out: Folder to write evaluation.json to, and a model's predictions as results.json; None
-            writes nothing.
+        out: Folder to write evaluation.json and per_class.csv to, and a model's predictions as
+            results.json; None writes nothing.
         device: Where a checkpoint is loaded to. A loaded model stays where it is.
         batch_size: Images per forward pass.
         workers: Data-loading processes; 0 loads in this process.
@@ -134,6 +136,8 @@ def evaluate(
         True
     """
     check_limit(max_detections)  # before the long work
+    if out is not None:
+        check_csv(Path(out) / PER_CLASS_FILE)
     if not isinstance(model_or_results, Predictor) and are_results(model_or_results):
         if annotations is None:
             raise ValueError(
@@ -155,16 +159,20 @@ def evaluate(
         )  # fmt: skip
         if out is not None:
             write_json(Path(out) / "evaluation.json", evaluation.as_dict(), indent=2)
+            write_csv(Path(out) / PER_CLASS_FILE, evaluation.classes)
         return evaluation
     predictor = as_predictor(model_or_results, device)
     dataset = evaluation_data(predictor, images, annotations)
     with progress("evaluating") as advance:
-        return evaluate_model(
+        evaluation = evaluate_model(
             predictor.model, dataset, device=predictor.model.device, batch_size=batch_size, workers=workers,
             out=None if out is None else Path(out), progress=advance, engine=engine,
             suppression=suppression, suppression_iou=suppression_iou, max_detections=max_detections,
             tiles=None if tile is None else Tiles(tile, overlap),
         )  # fmt: skip
+    if out is not None:
+        write_csv(Path(out) / PER_CLASS_FILE, evaluation.classes)
+    return evaluation
 
 
 def analyze(

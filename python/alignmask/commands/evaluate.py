@@ -35,7 +35,7 @@ def command(
     batch_size: int = 1,
     workers: int = 2,
     engine: Literal["hotcoco", "pycocotools"] = "hotcoco",
-    per_category: Flag = False,
+    per_class: Literal["auto", "on", "off"] = "auto",
     ignore_unknown: Flag = False,
     suppression: Suppression = "off",
     suppression_iou: float = DUPLICATE_IOU,
@@ -56,13 +56,15 @@ def command(
         results: COCO results file: a JSON list with image_id, category_id, segmentation, score.
         annotations: COCO annotation file.
         data_images: Folder of the images that the annotation file lists.
-        out: Folder to write evaluation.json to, and a checkpoint's predictions as results.json.
+        out: Folder to write evaluation.json and per_class.csv to, and a checkpoint's predictions as
+            results.json.
         device: Where the model runs: cpu, cuda, cuda:1, ...; auto chooses a GPU if there is one.
         batch_size: Images per forward pass.
         workers: Number of data-loading processes.
         engine: What computes AP: pycocotools is the official tool; hotcoco gives the same numbers
             faster.
-        per_category: Also print the AP of every category.
+        per_class: Whether a line for each class is printed; auto prints them for at most 20
+            classes.
         ignore_unknown: Leave out results that have no score, or whose image or category is unknown,
             instead of refusing the file.
         suppression: What happens to second masks of one object, before anything is measured: off
@@ -103,8 +105,6 @@ def command(
         max_detections=max_detections,
         progress=progress,
     )
-    terminal = console()
-    terminal.print(evaluation.table())
-    if per_category:
-        terminal.print(evaluation.category_table())
+    shown = {"auto": None, "on": True, "off": False}
+    console().print(evaluation.table(shown[per_class]))
     return 0

@@ -28,6 +28,7 @@ from alignmask.evaluation.duplicates import (
     DUPLICATE_IOU,
     REMOVED,
     Duplicates,
+    count_by_class,
     count_duplicates,
     duplicates_table,
     rival_pairs,
@@ -38,12 +39,13 @@ from alignmask.evaluation.metrics import (
     OFFICIAL_LIMIT,
     CocoMetrics,
     Engine,
-    category_table,
     evaluate_results,
     limit_note,
     numbers_table,
     over_limit,
+    with_limit,
 )
+from alignmask.evaluation.per_class import FEW_CLASSES, ClassRow, class_rows, class_table
 from alignmask.evaluation.predictions import (
     ImagePredictions,
     Tiles,
@@ -95,6 +97,8 @@ class Evaluation:
     images_over_limit: dict[str, int] = field(default_factory=dict)
     """Images with more "objects" of a category than that, and with more "predictions" of one (in
     the default score mode). Both limit AP."""
+    classes: tuple[ClassRow, ...] = ()
+    """A row for each class, of the default score mode."""
 
     @property
     def AP(self) -> float:
@@ -124,10 +128,15 @@ class Evaluation:
                 for mode, metrics in self.metrics.items()
             },
             "calibration": self.calibration,
+            "classes": [row.as_dict() for row in self.classes],
         }
 
-    def table(self) -> Group:
-        """AP and alignment statistics, as a rich renderable."""
+    def table(self, per_class: bool | None = None) -> Group:
+        """Everything that was measured, as a rich renderable.
+
+        Args:
+            per_class: Whether a line for each class is shown; None: if there are at most 20.
+        """
         from rich.console import Group
         from rich.text import Text
 
@@ -145,13 +154,17 @@ class Evaluation:
             tables.append(duplicates_table(self.duplicates))
         if self.calibration:
             tables.append(calibration_table({"": self.calibration}))
+        if per_class or (per_class is None and len(self.classes) <= FEW_CLASSES):
+            tables.append(self.class_table())
         return Group(*tables)
 
-    def category_table(self) -> Table:
-        """AP per category of the default score mode, best first; categories without ground truth
-        last."""
-        title = f"mask AP (%) per category, score {self.default}"
-        return category_table(self.metrics[self.default], title)
+    def class_table(self) -> Table:
+        """A line for each class in the default score mode, best AP first; classes without ground
+        truth last."""
+        metrics = self.metrics[self.default]
+        mode = "" if self.default == "score" else f", score {self.default}"
+        title = with_limit(f"per class (%){mode}", [metrics])
+        return class_table(self.classes, metrics, title)
 
 
 def evaluate_file(
@@ -190,6 +203,7 @@ def _measure(
 ) -> Evaluation:
     """Of the same predictions under the scores of several modes."""
     metrics, alignment, counted = {}, {}, {}
+    of_class: dict[int, Duplicates] = {}
     pairs, rivals_P2 = None, None
     kept = {
         mode: suppress_duplicates(scored, suppression, suppression_iou)
@@ -205,6 +219,8 @@ def _measure(
         )
         alignment[mode] = statistics(pairs)
         counted[mode] = count_duplicates(pairs, rivals_P2)
+        if mode == default:
+            of_class = count_by_class(pairs, rivals_P2)
     return Evaluation(
         metrics=metrics,
         alignment=alignment,
@@ -218,6 +234,7 @@ def _measure(
         suppression_iou=suppression_iou,
         max_detections=max_detections,
         images_over_limit=over_limit(ground_truth, kept[default], max_detections),
+        classes=class_rows(ground_truth, metrics[default], of_class),
     )
 
 
