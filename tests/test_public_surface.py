@@ -172,7 +172,11 @@ def test_evaluate_takes_models_and_results(inside: Path) -> None:
     assert alignmask.evaluate("runs/shapes", workers=0, **data) == own
     results = alignmask.evaluate("own/results.json", annotations=data["annotations"], out="again")
     assert results.metrics["score"] == own.metrics[own.default]
-    assert {path.name for path in Path("again").iterdir()} == {"evaluation.json"}
+    assert {path.name for path in Path("again").iterdir()} == {
+        "evaluation.json",
+        "per_class.csv",
+        "confusion.png",
+    }
     for arguments, message in (
         ({}, "give annotations"),
         ({"annotations": data["annotations"], "images": data["images"]}, "without them"),

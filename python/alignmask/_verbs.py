@@ -38,6 +38,8 @@ from alignmask.evaluation.results_file import Results, load_ground_truth, load_r
 from alignmask.exporting.export import SUFFIX, Format, export_model
 from alignmask.model import Instances
 from alignmask.model.suppression import Suppression
+from alignmask.pictures.confusion import FILE as CONFUSION_FILE
+from alignmask.pictures.confusion import check_picture, confusion_picture
 from alignmask.pictures.drawing import Drawable, draw_instances
 from alignmask.predictor import Predictor
 
@@ -97,8 +99,8 @@ def evaluate(
         annotations: The COCO annotation file to measure against. Results need it; a model is
             otherwise evaluated on the validation data of its own run.
         images: Folder of the images that `annotations` lists. Only a model needs it.
-        out: Folder to write evaluation.json and per_class.csv to, and a model's predictions as
-            results.json; None writes nothing.
+        out: Folder to write evaluation.json, per_class.csv and confusion.png to, and a model's
+            predictions as results.json; None writes nothing.
         device: Where a checkpoint is loaded to. A loaded model stays where it is.
         batch_size: Images per forward pass.
         workers: Data-loading processes; 0 loads in this process.
@@ -138,6 +140,7 @@ def evaluate(
     check_limit(max_detections)  # before the long work
     if out is not None:
         check_csv(Path(out) / PER_CLASS_FILE)
+        check_picture(Path(out) / CONFUSION_FILE)
     if not isinstance(model_or_results, Predictor) and are_results(model_or_results):
         if annotations is None:
             raise ValueError(
@@ -159,7 +162,7 @@ def evaluate(
         )  # fmt: skip
         if out is not None:
             write_json(Path(out) / "evaluation.json", evaluation.as_dict(), indent=2)
-            write_csv(Path(out) / PER_CLASS_FILE, evaluation.classes)
+            _write_beside(evaluation, Path(out))
         return evaluation
     predictor = as_predictor(model_or_results, device)
     dataset = evaluation_data(predictor, images, annotations)
@@ -171,8 +174,15 @@ def evaluate(
             tiles=None if tile is None else Tiles(tile, overlap),
         )  # fmt: skip
     if out is not None:
-        write_csv(Path(out) / PER_CLASS_FILE, evaluation.classes)
+        _write_beside(evaluation, Path(out))
     return evaluation
+
+
+def _write_beside(evaluation: Evaluation, out: Path) -> None:
+    """What is written beside evaluation.json: tables and pictures of what it has."""
+    write_csv(out / PER_CLASS_FILE, evaluation.classes)
+    if evaluation.confusion is not None:
+        confusion_picture(evaluation.confusion, out / CONFUSION_FILE)
 
 
 def analyze(

@@ -12,6 +12,7 @@ from pycocotools import mask as mask_utils
 import alignmask
 from alignmask.evaluation.evaluate import evaluate_file
 from alignmask.evaluation.per_class import COLUMNS, check_csv
+from tests.evaluation.oracle import official_numbers
 from tests.evaluation.test_tables import printed
 from tests.evaluation.worlds import World, box_mask, small_world, write
 
@@ -19,9 +20,10 @@ SIZE = (20, 30)
 
 
 def crowded_world() -> World:
-    """Random boxes with second masks of some, a crowd, and a class that is never predicted."""
+    """Random boxes with second masks of some, a crowd, and a class that is never predicted, and
+    one that is not there."""
     world = small_world(2, images=8)
-    world.categories[12] = "emu"
+    world.categories |= {12: "emu", 13: "fox"}
     world.results += [{**r, "score": r["score"] / 2 + 0.5} for r in world.results[::3]]
     image, size = next(iter(world.sizes.items()))
     world.annotate(image, 3, box_mask(size, 0, 0, 10, 30), crowd=True)
@@ -36,11 +38,14 @@ def iou(a: dict, b: dict) -> float:
 
 def test_counts_equal_plain_loops(tmp_path: Path) -> None:
     world = crowded_world()
-    rows = {row.category_id: row for row in evaluate_file(*write(world, tmp_path)).classes}
-    assert list(rows) == [3, 11, 12]
+    annotations, results = write(world, tmp_path)
+    rows = {row.category_id: row for row in evaluate_file(annotations, results).classes}
+    assert list(rows) == [3, 11, 12, 13]
     seen = 0
     for category_id, row in rows.items():
         truths = [a for a in world.annotations if a["category_id"] == category_id]
+        official = official_numbers(annotations, results, category_id)
+        assert (row.AP, row.AP50, row.AR) == pytest.approx(official[[0, 1, 8]])
         assert row.instances == sum(not a["iscrowd"] for a in truths)
         mine = [r for r in world.results if r["category_id"] == category_id]
         shown, second = 0, 0
@@ -81,7 +86,8 @@ def test_the_csv_has_what_the_json_has(tmp_path: Path) -> None:
     with open(tmp_path / "per_class.csv", newline="") as file:
         table = list(csv.DictReader(file))
     stored = json.loads((tmp_path / "evaluation.json").read_text())["classes"]
-    assert [list(row) for row in table] == [COLUMNS] * 3
+    assert [list(row) for row in table] == [COLUMNS] * 4
+    assert table[3]["AP"] == ""
     for row, expected in zip(table, stored, strict=True):
         for name, value in expected.items():
             assert row[name] == ("" if value in (None, -1) else str(value))
@@ -92,7 +98,9 @@ def test_a_file_of_the_user_stays(tmp_path: Path) -> None:
     mine = tmp_path / "per_class.csv"
     for content in (b"name,AP\ncat,1\n", b"", b"\xff\xfe"):
         mine.write_bytes(content)
-        with pytest.raises(FileExistsError, match=r"per_class\.csv: this is not a table of classes"):
+        with pytest.raises(
+            FileExistsError, match=r"per_class\.csv: this is not a table of classes"
+        ):
             alignmask.evaluate(results, annotations=annotations, out=tmp_path)
         assert mine.read_bytes() == content
     assert not (tmp_path / "evaluation.json").exists()

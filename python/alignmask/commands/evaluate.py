@@ -56,8 +56,8 @@ def command(
         results: COCO results file: a JSON list with image_id, category_id, segmentation, score.
         annotations: COCO annotation file.
         data_images: Folder of the images that the annotation file lists.
-        out: Folder to write evaluation.json and per_class.csv to, and a checkpoint's predictions as
-            results.json.
+        out: Folder to write evaluation.json, per_class.csv and confusion.png to, and a checkpoint's
+            predictions as results.json.
         device: Where the model runs: cpu, cuda, cuda:1, ...; auto chooses a GPU if there is one.
         batch_size: Images per forward pass.
         workers: Number of data-loading processes.

@@ -24,6 +24,7 @@ from alignmask.evaluation.alignment import (
     statistics,
 )
 from alignmask.evaluation.calibration import calibration_table, measure
+from alignmask.evaluation.confusion import CONFUSION_IOU, FEW, Confusion, confusion
 from alignmask.evaluation.duplicates import (
     DUPLICATE_IOU,
     REMOVED,
@@ -99,6 +100,8 @@ class Evaluation:
     the default score mode). Both limit AP."""
     classes: tuple[ClassRow, ...] = ()
     """A row for each class, of the default score mode."""
+    confusion: Confusion | None = None
+    """Which classes are taken for which, in the default score mode."""
 
     @property
     def AP(self) -> float:
@@ -129,6 +132,7 @@ class Evaluation:
             },
             "calibration": self.calibration,
             "classes": [row.as_dict() for row in self.classes],
+            "confusion": None if self.confusion is None else self.confusion.as_dict(),
         }
 
     def table(self, per_class: bool | None = None) -> Group:
@@ -156,6 +160,8 @@ class Evaluation:
             tables.append(calibration_table({"": self.calibration}))
         if per_class or (per_class is None and len(self.classes) <= FEW_CLASSES):
             tables.append(self.class_table())
+        if self.confusion is not None and 1 < len(self.classes) <= FEW:
+            tables.append(self.confusion.table())
         return Group(*tables)
 
     def class_table(self) -> Table:
@@ -221,6 +227,7 @@ def _measure(
         counted[mode] = count_duplicates(pairs, rivals_P2)
         if mode == default:
             of_class = count_by_class(pairs, rivals_P2)
+    matches = match(ground_truth, kept[default])
     return Evaluation(
         metrics=metrics,
         alignment=alignment,
@@ -229,12 +236,13 @@ def _measure(
         predictions=len(kept[default].entries),
         left_out=kept[default].ignored,
         duplicates=counted,
-        calibration=measure(match(ground_truth, kept[default])),
+        calibration=measure(matches),
         suppression=suppression,
         suppression_iou=suppression_iou,
         max_detections=max_detections,
         images_over_limit=over_limit(ground_truth, kept[default], max_detections),
         classes=class_rows(ground_truth, metrics[default], of_class),
+        confusion=confusion(ground_truth, kept[default], matches[CONFUSION_IOU]),
     )
 
 
