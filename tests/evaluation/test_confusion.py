@@ -38,10 +38,7 @@ def oracle(world: World, score: float) -> np.ndarray:
     shown = [n for n, r in enumerate(world.results) if r["score"] >= score]
     found = matched(world, 0.5)
     right = [n for n in shown if found.get(n)]
-    free = []
-    for a in world.annotations:
-        if not a["iscrowd"]:
-            free.append(a)
+    free = [a for a in world.annotations if not a["iscrowd"]]
     for n in sorted(right, key=lambda n: (-world.results[n]["score"], n)):
         # Of equal overlaps the official tool takes the last; so does this.
         r = world.results[n]
