@@ -88,6 +88,7 @@ def evaluate(
     tile: int | None = None,
     overlap: float = 0.2,
     max_detections: int = OFFICIAL_LIMIT,
+    errors: bool = False,
     progress: Progress = quiet,
 ) -> Evaluation:
     """Measure COCO mask AP and how well scores follow mask quality, of a model or of any model's
@@ -117,6 +118,7 @@ def evaluate(
         overlap: Least share of a side that neighbouring tiles have in common.
         max_detections: Predictions of a class that count in an image for AP, the best-scored ones;
             at least 10. Only with 100 is AP the official one.
+        errors: Also find out how much AP each kind of error costs (TIDE's split).
         progress: Shows how far the evaluation is.
 
     Returns:
@@ -158,7 +160,7 @@ def evaluate(
         )
         evaluation = evaluate_file(
             str(annotations), results, engine, ignore_unknown=ignore_unknown, suppression=suppression,
-            suppression_iou=suppression_iou, max_detections=max_detections,
+            suppression_iou=suppression_iou, max_detections=max_detections, errors=errors,
         )  # fmt: skip
         if out is not None:
             write_json(Path(out) / "evaluation.json", evaluation.as_dict(), indent=2)
@@ -171,7 +173,7 @@ def evaluate(
             predictor.model, dataset, device=predictor.model.device, batch_size=batch_size, workers=workers,
             out=None if out is None else Path(out), progress=advance, engine=engine,
             suppression=suppression, suppression_iou=suppression_iou, max_detections=max_detections,
-            tiles=None if tile is None else Tiles(tile, overlap),
+            tiles=None if tile is None else Tiles(tile, overlap), errors=errors,
         )  # fmt: skip
     if out is not None:
         _write_beside(evaluation, Path(out))

@@ -81,7 +81,8 @@ def test_eval_of_a_results_file(alignmask_: Terminal, tmp_path: Path) -> None:
     assert numbers(alignmask_.out.split("APl")[1], "score")[0] == f"{100 * metrics['AP']:.1f}"
     assert max(map(len, alignmask_.out.splitlines())) <= 80
     command = ("eval", "--results", results, "--annotations", annotations)
-    assert alignmask_(*command, "--per-class", "off") == 0
+    assert alignmask_(*command, "--per-class", "off", "--errors") == 0
+    assert "lost to each kind of error" in alignmask_.out
     assert "per class" not in alignmask_.out
 
 

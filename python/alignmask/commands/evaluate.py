@@ -42,6 +42,7 @@ def command(
     tile: int | None = None,
     overlap: float = 0.2,
     max_detections: int = OFFICIAL_LIMIT,
+    errors: Flag = False,
 ) -> int:
     """Measure COCO mask AP and alignment statistics (Table 2 of the paper).
 
@@ -76,6 +77,8 @@ def command(
         overlap: Least share of a side that neighbouring tiles have in common.
         max_detections: Predictions of a class that count in an image for AP, the best-scored ones.
             Only with 100 is AP the official one; more objects than that need more.
+        errors: Also print how much AP each kind of error costs: wrong classes, poor masks, second
+            masks, predictions on the background, missed objects.
     """
     check_measuring("eval", suppression_iou, max_detections)
     if (checkpoint is None) == (results is None):
@@ -103,6 +106,7 @@ def command(
         tile=tile,
         overlap=overlap,
         max_detections=max_detections,
+        errors=errors,
         progress=progress,
     )
     shown = {"auto": None, "on": True, "off": False}

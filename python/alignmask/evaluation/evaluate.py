@@ -35,6 +35,7 @@ from alignmask.evaluation.duplicates import (
     rival_pairs,
     suppress_duplicates,
 )
+from alignmask.evaluation.errors import FOUND, ErrorSplit, error_split, error_table
 from alignmask.evaluation.matches import match
 from alignmask.evaluation.metrics import (
     OFFICIAL_LIMIT,
@@ -102,6 +103,8 @@ class Evaluation:
     """A row for each class, of the default score mode."""
     confusion: Confusion | None = None
     """Which classes are taken for which, in the default score mode."""
+    errors: ErrorSplit | None = None
+    """AP50 lost to each kind of error, in the default score mode, if it was asked for."""
 
     @property
     def AP(self) -> float:
@@ -133,6 +136,7 @@ class Evaluation:
             "calibration": self.calibration,
             "classes": [row.as_dict() for row in self.classes],
             "confusion": None if self.confusion is None else self.confusion.as_dict(),
+            "errors": None if self.errors is None else self.errors.as_dict(),
         }
 
     def table(self, per_class: bool | None = None) -> Group:
@@ -162,6 +166,8 @@ class Evaluation:
             tables.append(self.class_table())
         if self.confusion is not None and 1 < len(self.classes) <= FEW:
             tables.append(self.confusion.table())
+        if self.errors is not None:
+            tables.append(error_table({"": self.errors}))
         return Group(*tables)
 
     def class_table(self) -> Table:
@@ -182,6 +188,7 @@ def evaluate_file(
     suppression: Suppression = "off",
     suppression_iou: float = DUPLICATE_IOU,
     max_detections: int = OFFICIAL_LIMIT,
+    errors: bool = False,
 ) -> Evaluation:
     """Everything that `Evaluation` has, of a results file of any model; arguments as in
     `evaluate_results`.
@@ -189,12 +196,13 @@ def evaluate_file(
     Args:
         suppression, suppression_iou: Non-maximum suppression within each class, before anything is
             measured.
+        errors: Split the lost AP by kind of error, too.
     """
     ground_truth = load_ground_truth(annotations)
     checked = load_results(results, ground_truth, ignore_unknown)
     return _measure(
         ground_truth, {"score": checked}, "score", engine, suppression, suppression_iou,
-        max_detections,
+        max_detections, errors,
     )  # fmt: skip
 
 
@@ -206,6 +214,7 @@ def _measure(
     suppression: Suppression,
     suppression_iou: float,
     max_detections: int,
+    errors: bool = False,
 ) -> Evaluation:
     """Of the same predictions under the scores of several modes."""
     metrics, alignment, counted = {}, {}, {}
@@ -243,6 +252,7 @@ def _measure(
         images_over_limit=over_limit(ground_truth, kept[default], max_detections),
         classes=class_rows(ground_truth, metrics[default], of_class),
         confusion=confusion(ground_truth, kept[default], matches[CONFUSION_IOU]),
+        errors=error_split(ground_truth, kept[default], matches[FOUND]) if errors else None,
     )
 
 
@@ -260,6 +270,7 @@ def evaluate_model(
     suppression_iou: float = DUPLICATE_IOU,
     tiles: Tiles | None = None,
     max_detections: int = OFFICIAL_LIMIT,
+    errors: bool = False,
 ) -> Evaluation:
     """Run `model.predict` over a data set and measure the predictions against the annotation file,
     in all score modes.
@@ -282,6 +293,7 @@ def evaluate_model(
         tiles: Predict tile by tile; `batch_size` is the number of tiles then. None resizes each
             image as a whole.
         max_detections: As in `evaluate_results`.
+        errors: Split the lost AP by kind of error, too.
     """
     rank, world = _rank_and_world()
     shard = range(rank, len(dataset), world)
@@ -291,8 +303,9 @@ def evaluate_model(
 
     def assess() -> Evaluation:
         return _assess(
-            model, dataset, predictions, out, engine, suppression, suppression_iou, max_detections
-        )
+            model, dataset, predictions, out, engine, suppression, suppression_iou, max_detections,
+            errors,
+        )  # fmt: skip
 
     if world > 1:
         from accelerate.utils import broadcast_object_list, gather_object
@@ -312,6 +325,7 @@ def _assess(
     suppression: Suppression = "off",
     suppression_iou: float = DUPLICATE_IOU,
     max_detections: int = OFFICIAL_LIMIT,
+    errors: bool = False,
 ) -> Evaluation:
     predictions = in_order(predictions)
     entries = entries_of(predictions)
@@ -326,7 +340,7 @@ def _assess(
         scored[mode] = replace(results, entries=rescored)
     evaluation = _measure(
         ground_truth, scored, model.config.score, engine, suppression, suppression_iou,
-        max_detections,
+        max_detections, errors,
     )  # fmt: skip
     if out is not None:
         write_json(out / "results.json", entries)
