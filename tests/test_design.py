@@ -77,7 +77,7 @@ FLOORS = (
     {"pictures", "training"},
     {"analysis", "ablation", "predictor"},
     {"_arguments"},
-    {"_verbs"},
+    {"_verbs", "_calibrating"},
     {"alignmask"},  # the package itself: names alone
     {"commands"},
     {"cli"},

@@ -131,9 +131,9 @@ def test_shares_are_colours(tmp_path: Path) -> None:
     """The cell of a class that is always found is as dark as can be, an empty one is white."""
     Path(tmp_path / "a").mkdir()
     colours = []
-    for counts in ([[5, 0], [0, 0]], [[0, 5], [0, 0]]):
+    for counts in (((5, 0), (0, 0)), ((0, 5), (0, 0))):
         path = tmp_path / "a" / "c.png"
-        confusion_picture(Confusion(("cat",), np.array(counts), 0.5, 0.5), path)
+        confusion_picture(Confusion(("cat",), counts, 0.5, 0.5), path)
         pixels_HWC = np.asarray(Image.open(path).convert("RGB")).astype(int)
         dark = np.argwhere((pixels_HWC == (8, 48, 107)).all(axis=-1))
         colours.append(dark.mean(axis=0))

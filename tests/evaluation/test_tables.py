@@ -59,4 +59,4 @@ def test_class_table_is_sorted_with_unmeasured_ones_last(tmp_path: Path) -> None
     ]
     values = [float(row[1]) for row in rows[:2]]
     assert values == sorted(values, reverse=True)
-    assert rows[2] == ["emu", "-", "-", "-", "0", "0", "-"]
+    assert rows[2] == ["emu", "-", "-", "-", "0", "0", "-", "-", "-"]

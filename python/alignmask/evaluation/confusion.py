@@ -40,12 +40,17 @@ class Confusion:
 
     names: tuple[str, ...]
     """The classes."""
-    counts_CC: np.ndarray
-    """int64 [C + 1, C + 1]: row: the class of the object, column: that of the prediction; the last
+    counts: tuple[tuple[int, ...], ...]
+    """C + 1 rows, the classes of the objects, of C + 1 columns, those of the predictions; the last
     ones stand for nothing."""
     iou: float
     score: float
     """Predictions with a lower score are left out."""
+
+    @property
+    def counts_CC(self) -> np.ndarray:
+        """int64 [C + 1, C + 1]"""
+        return np.array(self.counts)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -55,14 +60,14 @@ class Confusion:
             "rows": "objects",
             "columns": "predictions",
             "names": [*self.names, NOTHING],
-            "counts": self.counts_CC.tolist(),
+            "counts": [list(row) for row in self.counts],
         }
 
     def table(self) -> Table:
         """For few classes: the matrix itself."""
         title = f"objects (lines) found as (columns), score >= {self.score:g}, IoU >= {self.iou:g}"
         table = number_table(title, *self.names, NOTHING, first="")
-        for name, counts in zip((*self.names, NOTHING), self.counts_CC.tolist(), strict=True):
+        for name, counts in zip((*self.names, NOTHING), self.counts, strict=True):
             table.add_row(name, *map(str, counts))
         return table
 
@@ -112,4 +117,4 @@ def confusion(
         if not annotation["iscrowd"] and annotation["id"] not in taken:
             counts_CC[class_of[annotation["category_id"]], classes] += 1
     names = tuple(unique_names(ground_truth.categories).values())
-    return Confusion(names, counts_CC, matches.threshold, score)
+    return Confusion(names, tuple(map(tuple, counts_CC.tolist())), matches.threshold, score)

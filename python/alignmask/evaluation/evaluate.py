@@ -23,6 +23,7 @@ from alignmask.evaluation.alignment import (
     score_iou_pairs,
     statistics,
 )
+from alignmask.evaluation.best_f1 import F1_IOU, BestF1, best_thresholds
 from alignmask.evaluation.calibration import calibration_table, measure
 from alignmask.evaluation.confusion import CONFUSION_IOU, FEW, Confusion, confusion
 from alignmask.evaluation.duplicates import (
@@ -45,6 +46,7 @@ from alignmask.evaluation.metrics import (
     limit_note,
     numbers_table,
     over_limit,
+    percent,
     with_limit,
 )
 from alignmask.evaluation.per_class import FEW_CLASSES, ClassRow, class_rows, class_table
@@ -105,6 +107,9 @@ class Evaluation:
     """Which classes are taken for which, in the default score mode."""
     errors: ErrorSplit | None = None
     """AP50 lost to each kind of error, in the default score mode, if it was asked for."""
+    best_f1: BestF1 | None = None
+    """The threshold for all classes together with the largest F1, in the default score mode; those
+    of the classes are in `classes`."""
 
     @property
     def AP(self) -> float:
@@ -136,6 +141,7 @@ class Evaluation:
             "calibration": self.calibration,
             "classes": [row.as_dict() for row in self.classes],
             "confusion": None if self.confusion is None else self.confusion.as_dict(),
+            "best_f1": None if self.best_f1 is None else self.best_f1.as_dict(),
             "errors": None if self.errors is None else self.errors.as_dict(),
         }
 
@@ -162,6 +168,15 @@ class Evaluation:
             tables.append(duplicates_table(self.duplicates))
         if self.calibration:
             tables.append(calibration_table({"": self.calibration}))
+        if self.best_f1 is not None and self.best_f1.threshold is not None:
+            best, several = self.best_f1, len(self.classes) > 1
+            what = "For all classes together, F1" if several else "F1"
+            tables.append(
+                Text(
+                    f"{what} (IoU 0.5) is largest from a score of {best.threshold:.3f} on: "
+                    f"{percent(best.f1)} %.\n"
+                )
+            )
         if per_class or (per_class is None and len(self.classes) <= FEW_CLASSES):
             tables.append(self.class_table())
         if self.confusion is not None and 1 < len(self.classes) <= FEW:
@@ -237,6 +252,7 @@ def _measure(
         if mode == default:
             of_class = count_by_class(pairs, rivals_P2)
     matches = match(ground_truth, kept[default])
+    thresholds = best_thresholds(matches[F1_IOU])
     return Evaluation(
         metrics=metrics,
         alignment=alignment,
@@ -250,8 +266,9 @@ def _measure(
         suppression_iou=suppression_iou,
         max_detections=max_detections,
         images_over_limit=over_limit(ground_truth, kept[default], max_detections),
-        classes=class_rows(ground_truth, metrics[default], of_class),
+        classes=class_rows(ground_truth, metrics[default], of_class, thresholds),
         confusion=confusion(ground_truth, kept[default], matches[CONFUSION_IOU]),
+        best_f1=thresholds.pooled,
         errors=error_split(ground_truth, kept[default], matches[FOUND]) if errors else None,
     )
 

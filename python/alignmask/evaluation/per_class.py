@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignmask._files import replacing
+from alignmask.evaluation.best_f1 import Thresholds
 from alignmask.evaluation.duplicates import Duplicates
 from alignmask.evaluation.metrics import CocoMetrics, headings, percent, unique_names
 from alignmask.evaluation.results_file import GroundTruth
@@ -40,6 +41,9 @@ class ClassRow:
     """Predictions with a score of 0.5 or more."""
     duplicates: float | None
     """The share of those that are second masks of an object; None without any."""
+    F1: float
+    threshold: float | None
+    """The largest F1 at an IoU of 0.5, and the score from which on predictions are then kept."""
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -50,13 +54,17 @@ COLUMNS = [entry.name for entry in fields(ClassRow)]
 
 
 def class_rows(
-    ground_truth: GroundTruth, metrics: CocoMetrics, duplicates: Mapping[int, Duplicates]
+    ground_truth: GroundTruth,
+    metrics: CocoMetrics,
+    duplicates: Mapping[int, Duplicates],
+    thresholds: Thresholds,
 ) -> tuple[ClassRow, ...]:
     """A row for every category, in the order of their ids."""
     instances = Counter(a["category_id"] for a in ground_truth.annotations if not a["iscrowd"])
     rows = []
     for category_id, name in unique_names(ground_truth.categories).items():
         shown = duplicates.get(category_id, Duplicates(0, 0))
+        best = thresholds.by_class.get(str(category_id))
         rows.append(
             ClassRow(
                 name=name,
@@ -67,6 +75,8 @@ def class_rows(
                 AR=metrics.per_category_AR[name],
                 shown=shown.predictions,
                 duplicates=shown.share,
+                F1=-1.0 if best is None else best.f1,
+                threshold=None if best is None else best.threshold,
             )
         )
     return tuple(rows)
@@ -76,8 +86,9 @@ def class_table(rows: Sequence[ClassRow], metrics: CocoMetrics, title: str) -> T
     """A line for each class, the best AP first; classes without ground truth last."""
     recall = headings([metrics])[8]
     table = number_table(
-        title, "AP", "AP50", recall, "instances", "shown", "second masks", first="class"
-    )
+        title, "AP", "AP50", recall, "instances", "shown", "second masks", "best F1", "from score on",
+        first="class",
+    )  # fmt: skip
     for row in sorted(rows, key=lambda row: -row.AP):
         table.add_row(
             row.name,
@@ -85,6 +96,8 @@ def class_table(rows: Sequence[ClassRow], metrics: CocoMetrics, title: str) -> T
             str(row.instances),
             str(row.shown),
             "-" if row.duplicates is None else percent(row.duplicates),
+            percent(row.F1),
+            "-" if row.threshold is None else f"{row.threshold:.3f}",
         )
     return table
 
