@@ -83,6 +83,12 @@ def test_predictions_have_a_quality_and_can_be_trusted(
     assert found.quality.tolist() == pytest.approx(expected.tolist(), abs=1e-6)
     assert found.scores_N.tolist() == plain.scores_N.tolist()
     assert trusted.scores_N.tolist() == found.scores_N[:3].tolist()
+    assert found.trusted.tolist() == [n < 3 for n in range(len(found))]
+    tiles = predictor.predict_in_tiles(image, 64)
+    assert tiles.trusted_N.tolist() == tiles.dense().trusted.tolist()
+    drawn = predictor.draw(image, found, threshold=0)
+    found.trusted_N = None
+    assert drawn.tobytes() != predictor.draw(image, found, threshold=0).tobytes()
     assert trusted.quality_N.tolist() == found.quality_N[:3].tolist()
     assert alignmask_("predict", run, image, "--trusted", "--threshold", 0, "--out", "p") == 0
     written = json.loads(Path("p/predictions.json").read_text())
