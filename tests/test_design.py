@@ -79,7 +79,7 @@ FLOORS = (
     {"training"},
     {"analysis", "ablation", "predictor"},
     {"_arguments"},
-    {"_verbs"},
+    {"_verbs", "_calibrating"},
     {"alignmask"},  # the package itself: names alone
     {"commands"},
     {"cli"},

@@ -48,13 +48,19 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint.save(folder / "runs" / "mine", config, tiny.model().state_dict(), meta)
     Image.new("RGB", (96, 64), (90, 140, 60)).save(folder / "photo.jpg")
     square = {"image_id": 1, "category_id": 1, "segmentation": [[10, 10, 40, 10, 40, 40, 10, 40]]}
-    images = [{"id": 1, "file_name": "photo.jpg", "width": 96, "height": 64}]
-    truth = [{**square, "id": 1, "iscrowd": 0, "area": 900, "bbox": [10, 10, 30, 30]}]
+    images = [{"id": n, "file_name": name, "width": 96, "height": 64}
+              for n, name in ((1, "photo.jpg"), (2, "other.jpg"))]  # fmt: skip
+    truth = [
+        {**square, "image_id": n, "id": n, "iscrowd": 0, "area": 900, "bbox": [10, 10, 30, 30]}
+        for n in (1, 2)
+    ]
     categories = [{"id": 1, "name": "square"}]
     (folder / "instances.json").write_text(
         json.dumps({"images": images, "annotations": truth, "categories": categories})
     )
-    (folder / "results.json").write_text(json.dumps([{**square, "score": 0.9}]))
+    (folder / "results.json").write_text(
+        json.dumps([{**square, "image_id": n, "score": 0.9} for n in (1, 2)])
+    )
     return folder
 
 

@@ -6,6 +6,7 @@ import ast
 import doctest
 import importlib
 import inspect
+import json
 import os
 import re
 import statistics
@@ -19,14 +20,15 @@ from typing import Any
 import pytest
 
 import alignmask
+from alignmask.evaluation.calibrators import read_calibration
 from alignmask.pretrained.write import write_mask2former
 from tests import tiny
 from tests.commands.terminal import photo
 from tests.model import peers
 
-NAMES = """load train evaluate analyze export draw from_mask2former from_huggingface Config Instances Predictor recipes ops
-__version__""".split()  # noqa: SIM905
-VERBS = NAMES[:8]
+NAMES = """load train evaluate analyze calibrate export draw from_mask2former from_huggingface Config Instances Predictor
+recipes ops __version__""".split()  # noqa: SIM905
+VERBS = NAMES[:9]
 
 
 # -- names
@@ -172,7 +174,11 @@ def test_evaluate_takes_models_and_results(inside: Path) -> None:
     assert alignmask.evaluate("runs/shapes", workers=0, **data) == own
     results = alignmask.evaluate("own/results.json", annotations=data["annotations"], out="again")
     assert results.metrics["score"] == own.metrics[own.default]
-    assert {path.name for path in Path("again").iterdir()} == {"evaluation.json"}
+    assert {path.name for path in Path("again").iterdir()} == {
+        "evaluation.json",
+        "per_class.csv",
+        "confusion.png",
+    }
     for arguments, message in (
         ({}, "give annotations"),
         ({"annotations": data["annotations"], "images": data["images"]}, "without them"),
@@ -183,6 +189,37 @@ def test_evaluate_takes_models_and_results(inside: Path) -> None:
         alignmask.evaluate(predictor, images=data["images"])
     with pytest.raises(FileNotFoundError, match="checkpoint runs/nothing: no such"):
         alignmask.evaluate("runs/nothing")
+
+
+def test_calibrate_takes_models_and_results(inside: Path, tmp_path: Path) -> None:
+    predictor = alignmask.load("runs/shapes")
+    data = {"annotations": "shapes/instances_val.json", "images": "shapes/val"}
+    options: dict[str, Any] = {"workers": 0, "resamples": 0, "method": "linear"}
+    own = alignmask.calibrate(predictor, **options)
+    assert own.file is None
+    assert predictor.calibration == own.calibration
+    assert own.calibration.fit.score == predictor.config.model.score
+    stored = alignmask.calibrate("runs/shapes", out=tmp_path / "c.json", **data, **options)
+    assert stored.calibration == own.calibration
+    assert read_calibration(tmp_path / "c.json") == own.calibration
+    entries = json.loads(Path("runs/shapes/results.json").read_text())
+    given = [
+        alignmask.calibrate(results, annotations=data["annotations"], **options)
+        for results in ("runs/shapes/results.json", Path("runs/shapes/results.json"), entries)
+    ]
+    assert given[0].calibration == given[1].calibration == given[2].calibration
+    assert given[0].calibration.pooled == own.calibration.pooled
+    for arguments, message in (
+        ({"precision": 1.0}, "precision: expected more than 0 and less than 1, got 1"),
+        ({"confidence": 0.0}, "confidence: expected more"),
+        ({"iou": 0.0}, "iou: expected more than 0"),
+        ({"fewest": 0}, "fewest of 1 or more"),
+        ({"annotations": data["annotations"]}, "both images and annotations, or neither"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            alignmask.calibrate(predictor, **arguments)
+    with pytest.raises(ValueError, match="of results, give annotations, and no images"):
+        alignmask.calibrate(entries)
 
 
 def test_analyze_takes_loaded_models_and_leaves_them_as_they_are(inside: Path) -> None:
@@ -276,13 +313,14 @@ predictor.draw("photo.jpg").save("drawn.png")
 alignmask.draw("photo.jpg", predictor.predict("photo.jpg"), predictor.class_names).save("drawn.png")
 ap: float = alignmask.evaluate(predictor).AP
 page: Path = alignmask.analyze([run, "results.json"], annotations="val.json", images="val")["page"]
+expected: float | None = alignmask.calibrate(predictor).after["LaECE0"].value
 share: float | None = alignmask.export(predictor, "model.onnx", format="onnx")
 theirs: Predictor = alignmask.from_mask2former("model_final.pkl")
 names: list[str] = alignmask.from_huggingface("folder").class_names
 x = torch.ones(1, 4, 1, 8)
 out: torch.Tensor = ops.ms_deform_attn(x, [(2, 2)], torch.rand(1, 1, 1, 1, 1, 2), torch.ones(1, 1, 1, 1, 1))
 version: str = alignmask.__version__
-print(best(predictor, [Path("photo.jpg")]), ap, page, share, theirs, names, out, version)
+print(best(predictor, [Path("photo.jpg")]), ap, page, expected, share, theirs, names, out, version)
 '''
 
 

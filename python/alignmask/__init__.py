@@ -20,6 +20,7 @@ from alignmask._version import __version__
 
 if TYPE_CHECKING:
     from alignmask import ops, recipes
+    from alignmask._calibrating import calibrate
     from alignmask._verbs import analyze, draw, evaluate, export, train
     from alignmask.config import Config
     from alignmask.model import Instances
@@ -31,6 +32,7 @@ __all__ = [
     "Predictor",
     "__version__",
     "analyze",
+    "calibrate",
     "draw",
     "evaluate",
     "export",
@@ -47,6 +49,7 @@ _HOMES = {
     "Instances": "model",
     "Predictor": "predictor",
     "analyze": "_verbs",
+    "calibrate": "_calibrating",
     "draw": "_verbs",
     "evaluate": "_verbs",
     "export": "_verbs",

@@ -31,11 +31,15 @@ from alignmask.data.images import ImageLike, to_pixels
 from alignmask.evaluation.duplicates import DUPLICATE_IOU, suppress_duplicates
 from alignmask.evaluation.evaluate import Evaluation, evaluate_file, evaluate_model
 from alignmask.evaluation.metrics import OFFICIAL_LIMIT, Engine, check_limit
+from alignmask.evaluation.per_class import FILE as PER_CLASS_FILE
+from alignmask.evaluation.per_class import check_csv, write_csv
 from alignmask.evaluation.predictions import Tiles
 from alignmask.evaluation.results_file import Results, load_ground_truth, load_results
 from alignmask.exporting.export import SUFFIX, Format, export_model
 from alignmask.model import Instances
 from alignmask.model.suppression import Suppression
+from alignmask.pictures.confusion import FILE as CONFUSION_FILE
+from alignmask.pictures.confusion import check_picture, confusion_picture
 from alignmask.pictures.drawing import Drawable, draw_instances
 from alignmask.predictor import Predictor
 
@@ -90,6 +94,7 @@ def evaluate(
     tile: int | None = None,
     overlap: float = 0.2,
     max_detections: int = OFFICIAL_LIMIT,
+    errors: bool = False,
     progress: Progress = quiet,
 ) -> Evaluation:
     """Measure COCO mask AP and how well scores follow mask quality, of a model or of any model's
@@ -101,8 +106,8 @@ def evaluate(
         annotations: The COCO annotation file to measure against. Results need it; a model is
             otherwise evaluated on the validation data of its own run.
         images: Folder of the images that `annotations` lists. Only a model needs it.
-        out: Folder to write evaluation.json to, and a model's predictions as results.json; None
-            writes nothing.
+        out: Folder to write evaluation.json, per_class.csv and confusion.png to, and a model's
+            predictions as results.json; None writes nothing.
         device: Where a checkpoint is loaded to. A loaded model stays where it is.
         batch_size: Images per forward pass.
         workers: Data-loading processes; 0 loads in this process.
@@ -119,6 +124,7 @@ def evaluate(
         overlap: Least share of a side that neighbouring tiles have in common.
         max_detections: Predictions of a class that count in an image for AP, the best-scored ones;
             at least 10. Only with 100 is AP the official one.
+        errors: Also find out how much AP each kind of error costs (TIDE's split).
         progress: Shows how far the evaluation is.
 
     Returns:
@@ -140,6 +146,9 @@ def evaluate(
         True
     """
     check_limit(max_detections)  # before the long work
+    if out is not None:
+        check_csv(Path(out) / PER_CLASS_FILE)
+        check_picture(Path(out) / CONFUSION_FILE)
     if not isinstance(model_or_results, Predictor) and are_results(model_or_results):
         if annotations is None:
             raise ValueError(
@@ -157,20 +166,31 @@ def evaluate(
         )
         evaluation = evaluate_file(
             str(annotations), results, engine, ignore_unknown=ignore_unknown, suppression=suppression,
-            suppression_iou=suppression_iou, max_detections=max_detections,
+            suppression_iou=suppression_iou, max_detections=max_detections, errors=errors,
         )  # fmt: skip
         if out is not None:
             write_json(Path(out) / "evaluation.json", evaluation.as_dict(), indent=2)
+            _write_beside(evaluation, Path(out))
         return evaluation
     predictor = as_predictor(model_or_results, device)
     dataset = evaluation_data(predictor, images, annotations)
     with progress("evaluating") as advance:
-        return evaluate_model(
+        evaluation = evaluate_model(
             predictor.model, dataset, device=predictor.model.device, batch_size=batch_size, workers=workers,
             out=None if out is None else Path(out), progress=advance, engine=engine,
             suppression=suppression, suppression_iou=suppression_iou, max_detections=max_detections,
-            tiles=None if tile is None else Tiles(tile, overlap),
+            tiles=None if tile is None else Tiles(tile, overlap), errors=errors,
         )  # fmt: skip
+    if out is not None:
+        _write_beside(evaluation, Path(out))
+    return evaluation
+
+
+def _write_beside(evaluation: Evaluation, out: Path) -> None:
+    """What is written beside evaluation.json: tables and pictures of what it has."""
+    write_csv(out / PER_CLASS_FILE, evaluation.classes)
+    if evaluation.confusion is not None:
+        confusion_picture(evaluation.confusion, out / CONFUSION_FILE)
 
 
 def analyze(

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import Mask2FormerForUniversalSegmentation
 
 ShownSuppression = Literal["off", "hard"]
+Threshold = float | Literal["best-f1"]
 SUPPRESSION_IOU = 0.5
 Found = TypeVar("Found", Instances, SparseInstances)
 
@@ -74,7 +75,7 @@ class Predictor:
         self,
         image: ImageLike,
         *,
-        threshold: float = 0.0,
+        threshold: Threshold = 0.0,
         suppression: ShownSuppression = "off",
         trusted: bool = False,
     ) -> Instances:
@@ -84,22 +85,28 @@ class Predictor:
             image: A path, a PIL image, a uint8 array [H, W, 3] (or [H, W], or [H, W, 4]), or a
                 uint8 tensor [3, H, W]. Colours are RGB; alpha is dropped. Files and PIL images are
                 turned upright by their EXIF orientation, unless `config.data.exif` is "ignore".
-            threshold: Instances with a lower score are left out.
+            threshold: Instances with a lower score are left out; "best-f1": than that of their
+                class with which `alignmask calibrate` found the largest F1.
             suppression: "hard" leaves out second masks: of two instances of one class whose IoU is
                 above 0.5, the worse-scored one. Small models often find an object twice.
-            trusted: Return only the instances that the guarantee of the calibration covers.
+            trusted: Return only the instances that the guarantee of the calibration covers. It is
+                of predictions with the suppression that the calibration was made with
+                (`calibration.fit.suppression`), which must be the same here.
 
         Returns:
             The instances, best first, on the CPU; masks and boxes are at the image's own size.
-            Those of a calibrated model have `quality`, the IoU to expect.
+            Those of a calibrated model have `quality`, the IoU to expect; it, too, is of
+            predictions with the calibration's suppression. Where a guarantee holds, `trusted` says
+            which instances it covers.
 
         Raises:
             ImageError: The image file cannot be read. (ImageError is a ValueError.)
             ValueError: The image has another shape or another type of numbers; or trusted instances
-                are asked for, and there is no guarantee.
+                are asked for, and there is no guarantee, or one of other predictions; or there are
+                no thresholds.
             TypeError: The argument is not an image.
         """
-        self._check(suppression, trusted)
+        self._check(threshold, suppression, trusted)
         sample = image_alone(self._pixels(image), _name(image))
         batch = collate([self._transform(sample)]).to(self.model.device)
         return self._selected(self.model.predict(batch)[0].cpu(), threshold, suppression, trusted)
@@ -110,7 +117,7 @@ class Predictor:
         tile: int = 512,
         *,
         overlap: float = 0.2,
-        threshold: float = 0.0,
+        threshold: Threshold = 0.0,
         suppression: ShownSuppression = "off",
         trusted: bool = False,
         batch_size: int = 1,
@@ -141,32 +148,49 @@ class Predictor:
             ImageError, ValueError, TypeError: As `predict`; ValueError also for tiles that cannot
                 be.
         """
-        self._check(suppression, trusted)
+        self._check(threshold, suppression, trusted)
         found = predict_in_tiles(
             self.model, self._pixels(image), self._transform, tile=tile, overlap=overlap,
             batch_size=batch_size, name=_name(image),
         )  # fmt: skip
         return self._selected(found, threshold, suppression, trusted)
 
-    def _check(self, suppression: ShownSuppression, trusted: bool) -> None:
+    def _check(self, threshold: Threshold, suppression: ShownSuppression, trusted: bool) -> None:
         if suppression not in get_args(ShownSuppression):
             raise ValueError(f"predict: suppression: expected off or hard, got {suppression!r}")
-        if trusted and suppression != "off":
+        if isinstance(threshold, str) and threshold != "best-f1":
+            raise ValueError(f"predict: threshold: expected a number or best-f1, got {threshold!r}")
+        if threshold == "best-f1" and (self.calibration is None or not self.calibration.best_f1):
             raise ValueError(
-                "predict: the guarantee is of predictions without suppression: leave it off"
+                "predict: the thresholds of the best F1 are not known: run `alignmask calibrate RUN`"
             )
-        if trusted and (self.calibration is None or not self.calibration.guarantees):
+        if not trusted:
+            return
+        if self.calibration is None or not self.calibration.guarantees:
             raise ValueError(
                 "predict: nothing is known to be trusted: run `alignmask calibrate RUN --precision "
                 "0.9`"
             )
+        if (made_with := self.calibration.fit.suppression) != suppression:
+            raise ValueError(
+                f"predict: the guarantee is of predictions with suppression {made_with}, and these "
+                f"are to have {suppression}: "
+                + (
+                    "run `alignmask calibrate` with --suppression off or hard"
+                    if made_with == "soft"
+                    else f"predict with {made_with}, or calibrate with {suppression}"
+                )
+            )
 
     def _selected(
-        self, found: Found, threshold: float, suppression: ShownSuppression, trusted: bool
+        self, found: Found, threshold: Threshold, suppression: ShownSuppression, trusted: bool
     ) -> Found:
-        """With the expected IoU of a calibrated model, without what was not asked for."""
-        if threshold > 0:
-            found = found[found.scores_N >= threshold]
+        """With what the calibration says of each, without what was not asked for."""
+        # The lowest score first, which leaves the ranks of all others as they are: a guarantee is
+        # of the best ones of an image, and a threshold of each class would take some from between.
+        lowest = self._thresholds(found).min(initial=1.0) if threshold == "best-f1" else threshold
+        if lowest > 0:
+            found = found[found.scores_N.double() >= lowest]
         if suppression == "hard":  # what scores less than the threshold suppresses nothing above it
             rles = found.rles if isinstance(found, SparseInstances) else encode(found.masks_NHW)
             kept_N = without_second_masks(
@@ -174,17 +198,26 @@ class Predictor:
                 SUPPRESSION_IOU,
             )  # fmt: skip
             found = found[torch.from_numpy(kept_N)]
-        if self.calibration is not None:
-            score_N, category_N = (
-                found.scores_N.double().numpy(),
-                np.array(self.category_ids)[found.labels_N.numpy()],
-            )
-            found.quality_N = torch.from_numpy(
-                self.calibration.quality(score_N, category_N)
-            ).float()
-            if trusted:
-                found = found[torch.from_numpy(self.calibration.trusted(score_N, category_N))]
+        if self.calibration is None:
+            return found
+        score_N, category_N = found.scores_N.double().numpy(), self._categories(found)
+        found.quality_N = torch.from_numpy(self.calibration.quality(score_N, category_N)).float()
+        if self.calibration.guarantees and self.calibration.fit.suppression == suppression:
+            found.trusted_N = torch.from_numpy(self.calibration.trusted(score_N, category_N))
+        if threshold == "best-f1":
+            found = found[torch.from_numpy(score_N >= self._thresholds(found))]
+        if trusted and found.trusted_N is not None:
+            found = found[found.trusted_N]
         return found
+
+    def _categories(self, found: Found) -> np.ndarray:
+        return np.array(self.category_ids)[found.labels_N.numpy()]
+
+    def _thresholds(self, found: Found) -> np.ndarray:
+        """float64 [N]: of the best F1, for each instance."""
+        assert self.calibration is not None  # _check
+        assert self.calibration.best_f1 is not None
+        return self.calibration.best_f1.of(self._categories(found))
 
     def draw(
         self,

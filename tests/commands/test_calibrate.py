@@ -83,10 +83,92 @@ def test_predictions_have_a_quality_and_can_be_trusted(
     assert found.quality.tolist() == pytest.approx(expected.tolist(), abs=1e-6)
     assert found.scores_N.tolist() == plain.scores_N.tolist()
     assert trusted.scores_N.tolist() == found.scores_N[:3].tolist()
+    assert found.trusted.tolist() == [n < 3 for n in range(len(found))]
+    tiles = predictor.predict_in_tiles(image, 64)
+    assert tiles.trusted_N.tolist() == tiles.dense().trusted.tolist()
+    drawn = predictor.draw(image, found, threshold=0)
+    found.trusted_N = None
+    assert drawn.tobytes() != predictor.draw(image, found, threshold=0).tobytes()
     assert trusted.quality_N.tolist() == found.quality_N[:3].tolist()
     assert alignmask_("predict", run, image, "--trusted", "--threshold", 0, "--out", "p") == 0
     written = json.loads(Path("p/predictions.json").read_text())
     assert [entry["quality"] for entry in written] == found.quality_N[:3].tolist()
+
+
+def calibrated(run: Path, change: dict) -> None:
+    """A calibration with some of its values changed."""
+    path = checkpoint.resolve(run) / checkpoint.CALIBRATION
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps(data | change))
+
+
+def best(threshold: float | None) -> dict:
+    return {"threshold": threshold, "f1": 0.5, "precision": 0.5, "recall": 0.5}
+
+
+def test_each_class_is_shown_from_its_own_threshold_on(
+    run: Path, workshop: Path, alignmask_: Terminal
+) -> None:
+    image = min((workshop / "shapes" / "val").iterdir())
+    plain = alignmask.load(run)
+    with pytest.raises(ValueError, match="not known: run `alignmask calibrate RUN`"):
+        plain.predict(image, threshold="best-f1")
+    with pytest.raises(ValueError, match="expected a number or best-f1, got 'best'"):
+        plain.predict(image, threshold="best")  # type: ignore[arg-type]
+    assert alignmask_("calibrate", run, "--workers", 0, "--resamples", 0, "--precision", 0.9) == 0
+    found = plain.predict(image)
+    scores, labels = found.scores_N.double(), found.labels_N
+    first, middle, fifth = int(labels[0]), float(scores[len(scores) // 2]), float(scores[4])
+    own = {str(plain.category_ids[first]): best(float(scores[0]) + 0.01)}
+    calibrated(run, {"best_f1": {"pooled": best(middle), "by_class": own}})
+    guarantee = json.loads((checkpoint.resolve(run) / checkpoint.CALIBRATION).read_text())[
+        "guarantees"
+    ][0]
+    calibrated(run, {"guarantees": [{**guarantee, "threshold": fifth, "most_per_image": 3}]})
+    predictor = alignmask.load(run)
+    expected = [n for n in range(len(scores)) if scores[n] >= middle and labels[n] != first]
+    assert 0 < len(expected) < len(scores)
+    kept = predictor.predict(image, threshold="best-f1")
+    assert kept.scores_N.tolist() == found.scores_N[expected].tolist()
+    # The guarantee is of the best three of the image, shown or not.
+    assert kept.trusted.tolist() == [n < 3 for n in expected]
+    assert alignmask_("predict", run, image, "--threshold", "best-f1", "--suppression", "off") == 0
+    written = json.loads(Path("predictions/predictions.json").read_text())
+    assert [entry["score"] for entry in written] == kept.scores_N.tolist()
+    assert "from the threshold of the best F1 of each class on" in alignmask_.out
+    assert alignmask_("predict", run, image, "--threshold", "best") == 2
+    calibrated(run, {"best_f1": None})
+    assert "not known: run `alignmask calibrate" in alignmask_.complaint(
+        "predict", run, image, "--threshold", "best-f1", "--suppression", "off"
+    )
+
+
+def test_what_a_calibration_is_of(run: Path, workshop: Path, alignmask_: Terminal) -> None:
+    """Its suppression is stored; a guarantee is of nothing else, and the quality says so."""
+    image = min((workshop / "shapes" / "val").iterdir())
+    command = ("calibrate", run, "--workers", 0, "--resamples", 0, "--precision", 0.9)
+    for made_with, other in (("off", "hard"), ("hard", "off")):
+        assert alignmask_(*command, "--suppression", made_with) == 0
+        predictor = alignmask.load(run)
+        assert predictor.calibration.fit.suppression == made_with
+        assert predictor.predict(image, suppression=made_with).trusted is not None
+        assert predictor.predict(image, suppression=other).trusted is None
+        message = f"predict: the guarantee is of predictions with suppression {made_with}, and these are to have {other}"
+        with pytest.raises(ValueError, match=message):
+            predictor.predict(image, suppression=other, trusted=True)
+        assert message in alignmask_.complaint(
+            "predict", run, image, "--trusted", "--suppression", other
+        )
+        assert alignmask_("predict", run, image, "--trusted") == 0
+        assert "quality, and" not in alignmask_.err
+        for suppression in (made_with, other):
+            assert alignmask_("predict", run, image, "--suppression", suppression) == 0
+            said = f"suppression {made_with}; these have {suppression}" in alignmask_.err
+            assert said == (suppression == other)
+    assert alignmask_(*command, "--suppression", "soft") == 0
+    assert "run `alignmask calibrate` with --suppression off or hard" in alignmask_.complaint(
+        "predict", run, image, "--trusted"
+    )
 
 
 def test_a_calibration_of_another_score_is_refused(run: Path, alignmask_: Terminal) -> None:

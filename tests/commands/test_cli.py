@@ -36,7 +36,7 @@ HELP = {
         "--dry-run",
         "--no-resume",
     ),
-    "eval": ("CHECKPOINT", "--results FILE", "--annotations FILE", "--per-category"),
+    "eval": ("CHECKPOINT", "--results FILE", "--annotations FILE", "--per-class"),
     "analyze": (
         "CHECKPOINT|RESULTS",
         "--annotations FILE",

@@ -37,7 +37,8 @@ def test_eval_of_a_checkpoint_repeats_the_runs_own(
             2,
             "--out",
             tmp_path / "new",
-            "--per-category",
+            "--per-class",
+            "on",
         )
         == 0
     )
@@ -74,8 +75,15 @@ def test_eval_of_a_results_file(alignmask_: Terminal, tmp_path: Path) -> None:
     written = json.loads((tmp_path / "evaluation.json").read_text())
     metrics = written["modes"]["score"]["metrics"]
     assert numbers(alignmask_.out, "score 2 %")[0] == "10"
+    dogs = sum(a["category_id"] == 11 for a in world.annotations)
+    assert numbers(alignmask_.out, "dog")[3] == str(dogs)
+    assert (tmp_path / "per_class.csv").is_file()
     assert numbers(alignmask_.out.split("APl")[1], "score")[0] == f"{100 * metrics['AP']:.1f}"
     assert max(map(len, alignmask_.out.splitlines())) <= 80
+    command = ("eval", "--results", results, "--annotations", annotations)
+    assert alignmask_(*command, "--per-class", "off", "--errors") == 0
+    assert "lost to each kind of error" in alignmask_.out
+    assert "per class" not in alignmask_.out
 
 
 def test_what_does_not_fit_is_listed_or_left_out(alignmask_: Terminal, tmp_path: Path) -> None:

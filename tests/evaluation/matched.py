@@ -29,6 +29,7 @@ def made(
         threshold=threshold,
         scores_N=scores_N,
         iou_N=np.array(ious, float),
+        truth_N=np.where(np.array(ious) > 0, np.arange(1, len(scores) + 1), 0),
         image_N=image_N,
         class_N=class_N,
         rank_N=rank_within(image_N, scores_N),

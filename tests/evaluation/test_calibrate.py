@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from alignmask.evaluation.best_f1 import best_thresholds, f1_at
 from alignmask.evaluation.calibrate import COMPARED, Report, calibrate
 from alignmask.evaluation.calibration import measure
 from alignmask.evaluation.calibrators import fit_calibration, split_images
@@ -83,6 +84,7 @@ def test_fitted_on_one_half_and_reported_on_the_other(
         "held_out_images": 20,
         "fewest": 45,
         "score": "file",
+        "suppression": "off",
     }
     half, held_out = (
         match(ground_truth, results),
@@ -125,6 +127,42 @@ def test_the_guarantee_is_tested_on_what_the_thresholds_were_not_chosen_on(
     ]
     assert report.calibration.guarantees == expected
     assert any(guarantee.threshold is not None for guarantee in expected)
+
+
+def test_thresholds_are_of_one_half_and_shown_on_the_other(
+    report: Report, loaded: tuple[GroundTruth, Results]
+) -> None:
+    ours, others = split_images(list(loaded[0].sizes), seed=3)
+    half = match(*loaded, (0.5,))[0.5]
+    assert report.calibration.best_f1 == best_thresholds(half.subset(ours))
+    other, own = half.subset(others), report.calibration.best_f1.by_class
+    kept = right = 0
+    for score, iou, c in zip(other.scores_N, other.iou_N, other.class_N, strict=True):
+        if score >= own[str(other.category_ids[c])].threshold:
+            kept += 1
+            right += iou > 0
+    objects = len(others) * 4
+    assert report.f1["best"] == pytest.approx(2 * right / (kept + objects))
+    assert report.f1["from 0.5 on"] == f1_at(other, 0.5)
+    assert report.f1["best"] != report.f1["from 0.5 on"]
+    assert report.as_dict()["f1"] == report.f1
+    sentence, *guarantees = report.sentences()
+    assert f"{report.f1['best']:.3f} with the best thresholds of the classes" in sentence
+    assert ["of class cell" in guarantees[0], "of class dot" in guarantees[1]] == [True, True]
+
+
+def test_second_masks_are_suppressed_before(loaded: tuple[GroundTruth, Results]) -> None:
+    """With every mask there twice, under half its score: without the second ones all is as if they
+    had never been there."""
+    ground_truth, results = loaded
+    second = [{**entry, "score": entry["score"] / 2} for entry in results.entries]
+    doubled = replace(results, entries=[*results.entries, *second])
+    plain = calibrate(ground_truth, results, resamples=0).calibration
+    hard = calibrate(ground_truth, doubled, resamples=0, suppression="hard").calibration
+    assert hard.fit.suppression == "hard"
+    assert replace(hard, fit=plain.fit) == plain
+    off = calibrate(ground_truth, doubled, resamples=0).calibration
+    assert off.pooled != plain.pooled
 
 
 def test_other_halves_and_no_intervals(report: Report, loaded: tuple[GroundTruth, Results]) -> None:

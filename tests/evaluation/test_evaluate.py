@@ -50,6 +50,12 @@ def assert_official(
         name: official_numbers(annotations, results, i)[0] for i, name in categories.items()
     }
     assert metrics.per_category == pytest.approx(expected, rel=0, abs=ROUNDING)
+    for found, number in ((metrics.per_category_AP50, 1), (metrics.per_category_AR, 8)):
+        of_class = {
+            name: official_numbers(annotations, results, i)[number]
+            for i, name in categories.items()
+        }
+        assert found == pytest.approx(of_class, rel=0, abs=ROUNDING)
 
 
 @settings(

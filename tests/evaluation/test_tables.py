@@ -49,14 +49,14 @@ def test_tables_show_every_number_within_80_columns(tmp_path: Path) -> None:
     assert "score" not in single[1] + single[2]
 
 
-def test_category_table_is_sorted_with_unmeasured_ones_last(tmp_path: Path) -> None:
+def test_class_table_is_sorted_with_unmeasured_ones_last(tmp_path: Path) -> None:
     world = replace(small_world(), categories={3: "cat", 11: "dog", 12: "emu"})
     result = evaluate_file(*write(world, tmp_path))
     rows = [
         line.split()
-        for line in printed(result.category_table())
+        for line in printed(result.class_table())
         if line.split()[:1] in (["cat"], ["dog"], ["emu"])
     ]
-    values = [float(value) for _, value in rows[:2]]
+    values = [float(row[1]) for row in rows[:2]]
     assert values == sorted(values, reverse=True)
-    assert rows[2] == ["emu", "-"]
+    assert rows[2] == ["emu", "-", "-", "-", "0", "0", "-", "-", "-"]

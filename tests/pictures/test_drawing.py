@@ -124,6 +124,30 @@ def test_names_and_scores_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
     assert texts(monkeypatch, GREY, found(masks), ["cell"]) == []
 
 
+def test_trusted_instances_are_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check mark before the name; the contours of the others are dashed, half of it outline."""
+    masks = [box_mask(SIZE, 2, 2, 38, 26), box_mask(SIZE, 2, 32, 38, 56)]
+    instances = found(masks, [0.5, 0.9], [0, 1])
+    plain = draw_instances(GREY, instances, ["cat", "dog"], min_side=1, labels=False)
+    instances.trusted_N = np.array([True, False])
+    picture = draw_instances(GREY, instances, ["cat", "dog"], min_side=1, labels=False)
+    words = [text for text, *_ in texts(monkeypatch, GREY, instances, ["cat", "dog"])]
+    assert words == ["dog 0.90", "✓ cat 0.50"]
+    best, second = np.array(colour(0)), np.array(colour(1))  # by score: the dog comes first
+    pixels_HWC, solid_HWC = np.asarray(picture), np.asarray(plain)
+    edge = masks[1] & (solid_HWC == best).all(axis=2)
+    dashes = (pixels_HWC[edge] == best).all(axis=1)
+    assert 0.35 < dashes.mean() < 0.65
+    for side in (pixels_HWC[2, 32:56], pixels_HWC[2:38, 32]):  # along every side
+        drawn = (side == best).all(axis=1)
+        assert 2 <= (np.diff(drawn.astype(int)) != 0).sum()
+    np.testing.assert_array_equal(pixels_HWC[masks[0]], solid_HWC[masks[0]])
+    assert (pixels_HWC[2, 2:26] == second).all()
+    assert [t for t, *_ in texts(monkeypatch, GREY, instances, ["cell"] * 2, threshold=0.6)] == [
+        "cell 0.90"
+    ]
+
+
 def test_a_text_stands_where_the_instance_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Above its highest pixel, though its box begins far to the left."""
     mask_HW = box_mask(SIZE, 30, 0, 40, 60) | box_mask(SIZE, 20, 30, 30, 34)

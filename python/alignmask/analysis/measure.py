@@ -20,6 +20,7 @@ from alignmask.evaluation.alignment import (
 )
 from alignmask.evaluation.calibration import measure
 from alignmask.evaluation.duplicates import Duplicates, count_duplicates, rival_pairs
+from alignmask.evaluation.errors import FOUND, ErrorSplit, error_split
 from alignmask.evaluation.matches import match
 from alignmask.evaluation.metrics import (
     OFFICIAL_LIMIT,
@@ -52,6 +53,8 @@ class ModelAnalysis:
     ones."""
     calibration: dict[str, float | None]
     """The score as a forecast: `alignmask.evaluation.calibration.measure`."""
+    errors: ErrorSplit
+    """AP50 lost to each kind of error."""
     images_over_limit: dict[str, int]
     """As in `alignmask.evaluation.evaluate.Evaluation`."""
 
@@ -69,6 +72,7 @@ class ModelAnalysis:
             "alignment": self.alignment.as_dict(),
             "duplicates": {name: entry.as_dict() for name, entry in self.duplicates.items()},
             "calibration": self.calibration,
+            "errors": self.errors.as_dict(),
             "inversions": [
                 {**asdict(inversion), **self._both(inversion)} for inversion in self.inversions
             ],
@@ -113,6 +117,7 @@ def analyze_model(
         ]
         return measured(replace(results, entries=entries))
 
+    matches = match(ground_truth, results)
     return ModelAnalysis(
         name=name,
         results=results,
@@ -123,6 +128,7 @@ def analyze_model(
         alignment=statistics(pairs),
         inversions=worst_inversions(pairs, inversions),
         duplicates=count_duplicates(pairs, rival_pairs(results)),
-        calibration=measure(match(ground_truth, results)),
+        calibration=measure(matches),
+        errors=error_split(ground_truth, results, matches[FOUND]),
         images_over_limit=over_limit(ground_truth, results, max_detections),
     )

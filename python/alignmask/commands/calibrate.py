@@ -8,17 +8,12 @@ from typing import Annotated
 import tyro
 
 import alignmask
-from alignmask import checkpoint as checkpoints
-from alignmask._arguments import evaluation_data
+from alignmask._calibrating import is_results_file
 from alignmask._printing import console
 from alignmask.commands._console import choose_device, progress
 from alignmask.commands._options import File, Flag, Folder, flowing
-from alignmask.evaluation.calibrate import calibrate
-from alignmask.evaluation.calibrators import FEWEST, Method, check_replaceable, write_calibration
-from alignmask.evaluation.matches import ANY_OVERLAP
-from alignmask.evaluation.predictions import predict_dataset
-from alignmask.evaluation.results_file import GroundTruth, Results, load_ground_truth, load_results
-from alignmask.pictures.reliability import groups, reliability_diagram
+from alignmask.evaluation.calibrators import FEWEST, Method
+from alignmask.model.suppression import Suppression
 
 
 def main(arguments: list[str]) -> int:
@@ -38,6 +33,7 @@ def command(
     confidence: float = 0.95,
     per_class: Flag = False,
     fewest: int = FEWEST,
+    suppression: Suppression = "off",
     seed: int = 0,
     resamples: int = 500,
     out: Annotated[Path | None, File] = None,
@@ -57,8 +53,9 @@ def command(
 
     The calibration is fitted on one half of the images and shown on the other half. It is stored
     beside the checkpoint as calibration.json: from then on, predictions have `quality`, the
-    expected IoU, beside the score. With --precision it also looks for the lowest score from which
-    on so large a share of the predictions is good, with a guarantee; then `alignmask predict
+    expected IoU, beside the score, and `alignmask predict --threshold best-f1` keeps those from
+    the best threshold of each class on. With --precision it also looks for the lowest score from
+    which on so large a share of the predictions is good, with a guarantee; then `alignmask predict
     --trusted` keeps only those.
 
     Args:
@@ -75,6 +72,9 @@ def command(
         confidence: The guarantee holds with this probability over the choice of the images.
         per_class: Look for a guarantee for every class by itself.
         fewest: Classes with fewer predictions to fit on share one calibration.
+        suppression: What is done to second masks of one object before anything is fitted: off
+            leaves them, hard removes them, soft lowers their scores. Quality, thresholds and
+            guarantees are of predictions with the same suppression.
         seed: Seed of the split into halves and of the bootstrap.
         resamples: Number of bootstrap resamples of the images for the intervals; 0 for none.
         out: File to write the calibration to; by default calibration.json of the checkpoint. Of a
@@ -99,66 +99,39 @@ def command(
         raise ValueError(f"calibrate: --iou: expected more than 0 and at most 1, got {iou:g}")
     if resamples < 0 or fewest < 1:
         raise ValueError("calibrate: expected --resamples of 0 or more and --fewest of 1 or more")
-    score = "file"
-    if (
-        model.is_file()
-        and model.suffix == ".json"
-        and model.name not in (checkpoints.CONFIG, checkpoints.META)
-    ):
+    if is_results_file(model):
         if annotations is None or images is not None:
             raise ValueError("calibrate RESULTS: give --annotations FILE, and no --images")
-        ground_truth = load_ground_truth(annotations)
-        results = load_results(model, ground_truth, ignore_unknown)
-    else:
-        if (annotations is None) != (images is None):
-            raise ValueError(
-                "calibrate CHECKPOINT: give --images and --annotations, or neither of them"
-            )
-        folder = checkpoints.resolve(model)
-        out = out or folder / checkpoints.CALIBRATION
-        check_replaceable(out)  # before the long work
-        ground_truth, results, score = _predict(
-            folder, annotations, images, device, batch_size, workers
+    elif (annotations is None) != (images is None):
+        raise ValueError(
+            "calibrate CHECKPOINT: give --images and --annotations, or neither of them"
         )
-    report = calibrate(
-        ground_truth, results, method, precision=precision, iou=iou, confidence=confidence, per_class=per_class,
-        fewest=fewest, seed=seed, resamples=resamples, score=score,
-    )  # fmt: skip
+    report = alignmask.calibrate(
+        model,
+        annotations=annotations,
+        images=images,
+        method=method,
+        precision=precision,
+        iou=iou,
+        confidence=confidence,
+        per_class=per_class,
+        fewest=fewest,
+        suppression=suppression,
+        seed=seed,
+        resamples=resamples,
+        out=out,
+        diagram=diagram,
+        device=choose_device(device),
+        batch_size=batch_size,
+        workers=workers,
+        ignore_unknown=ignore_unknown,
+        progress=progress,
+    )
     console().print(report.table())
-    for guarantee in report.calibration.guarantees:
-        category_id = guarantee.category_id
-        print(
-            guarantee.describe(
-                None if category_id is None else ground_truth.categories[category_id]
-            )
-        )
-    if out is not None:
-        write_calibration(out, report.calibration)
-        print(f"calibration: {out}")
+    for sentence in report.sentences():
+        print(sentence)
+    if report.file is not None:
+        print(f"calibration: {report.file}")
     if diagram is not None:
-        held_out = groups(
-            report.held_out[ANY_OVERLAP], ground_truth.categories, classes=True, sizes=True
-        )
-        reliability_diagram(held_out, diagram)
         print(f"reliability: {diagram}")
     return 0
-
-
-def _predict(
-    folder: Path,
-    annotations: Path | None,
-    images: Path | None,
-    device: str,
-    batch_size: int,
-    workers: int,
-) -> tuple[GroundTruth, Results, str]:
-    """Ground truth, predictions, and how the model scores."""
-    predictor = alignmask.load(folder, device=choose_device(device))
-    dataset = evaluation_data(predictor, images, annotations)
-    with progress("predicting") as advance:
-        entries = predict_dataset(
-            predictor.model, dataset, device=predictor.model.device, batch_size=batch_size, workers=workers,
-            progress=advance,
-        )  # fmt: skip
-    ground_truth = load_ground_truth(dataset.annotations).subset(dataset.image_ids)
-    return ground_truth, load_results(entries, ground_truth), predictor.config.model.score

@@ -35,13 +35,14 @@ def command(
     batch_size: int = 1,
     workers: int = 2,
     engine: Literal["hotcoco", "pycocotools"] = "hotcoco",
-    per_category: Flag = False,
+    per_class: Literal["auto", "on", "off"] = "auto",
     ignore_unknown: Flag = False,
     suppression: Suppression = "off",
     suppression_iou: float = DUPLICATE_IOU,
     tile: int | None = None,
     overlap: float = 0.2,
     max_detections: int = OFFICIAL_LIMIT,
+    errors: Flag = False,
 ) -> int:
     """Measure COCO mask AP and alignment statistics (Table 2 of the paper).
 
@@ -56,13 +57,15 @@ def command(
         results: COCO results file: a JSON list with image_id, category_id, segmentation, score.
         annotations: COCO annotation file.
         data_images: Folder of the images that the annotation file lists.
-        out: Folder to write evaluation.json to, and a checkpoint's predictions as results.json.
+        out: Folder to write evaluation.json, per_class.csv and confusion.png to, and a checkpoint's
+            predictions as results.json.
         device: Where the model runs: cpu, cuda, cuda:1, ...; auto chooses a GPU if there is one.
         batch_size: Images per forward pass.
         workers: Number of data-loading processes.
         engine: What computes AP: pycocotools is the official tool; hotcoco gives the same numbers
             faster.
-        per_category: Also print the AP of every category.
+        per_class: Whether a line for each class is printed; auto prints them for at most 20
+            classes.
         ignore_unknown: Leave out results that have no score, or whose image or category is unknown,
             instead of refusing the file.
         suppression: What happens to second masks of one object, before anything is measured: off
@@ -74,6 +77,8 @@ def command(
         overlap: Least share of a side that neighbouring tiles have in common.
         max_detections: Predictions of a class that count in an image for AP, the best-scored ones.
             Only with 100 is AP the official one; more objects than that need more.
+        errors: Also print how much AP each kind of error costs: wrong classes, poor masks, second
+            masks, predictions on the background, missed objects.
     """
     check_measuring("eval", suppression_iou, max_detections)
     if (checkpoint is None) == (results is None):
@@ -101,10 +106,9 @@ def command(
         tile=tile,
         overlap=overlap,
         max_detections=max_detections,
+        errors=errors,
         progress=progress,
     )
-    terminal = console()
-    terminal.print(evaluation.table())
-    if per_category:
-        terminal.print(evaluation.category_table())
+    shown = {"auto": None, "on": True, "off": False}
+    console().print(evaluation.table(shown[per_class]))
     return 0

@@ -30,6 +30,7 @@ from alignmask.predicting.outputs import (
     write_geojson,
     write_labels,
 )
+from alignmask.predictor import ShownSuppression
 
 
 def main(arguments: list[str]) -> int:
@@ -49,7 +50,9 @@ def command(
     format: Annotated[
         tuple[Format, ...], tyro.conf.arg(metavar="{overlay,coco,labels,geojson} ...")
     ] = ("overlay", "coco"),
-    threshold: float = SHOWN_SCORE,
+    threshold: Annotated[
+        float | Literal["best-f1"], tyro.conf.arg(metavar="SCORE|best-f1")
+    ] = SHOWN_SCORE,
     suppression: Literal["off", "hard"] | None = None,
     trusted: Flag = False,
     tile: int | None = None,
@@ -78,10 +81,11 @@ def command(
             predictions.json. labels: 16-bit label maps, NAME_labels.png; 0 is background, 1 the
             best instance, which lies on top of the others. geojson: outlines with class and score,
             for QuPath and others, NAME.geojson.
-        threshold: Predictions with a lower score are neither drawn nor written.
+        threshold: Predictions with a lower score are neither drawn nor written. best-f1: each class
+            has its own threshold, at which `alignmask calibrate` found the largest F1.
         suppression: hard leaves out second masks: of two instances of one class whose IoU is above
-            0.5, the worse-scored one. off keeps them. By default it is hard, except with --trusted,
-            whose guarantee is of predictions without suppression.
+            0.5, the worse-scored one. off keeps them. By default it is hard; with --trusted, it is
+            what the guarantee was made with.
         trusted: Keep only what the guarantee of `alignmask calibrate --precision` covers.
         tile: Predict in tiles of this side, in pixels, and merge what they show: for large images,
             or more instances than the model has queries. Tiles should show objects at about the
@@ -90,10 +94,8 @@ def command(
         batch_size: Tiles per forward pass.
         device: Where the model runs: cpu, cuda, cuda:1, ...; auto chooses a GPU if there is one.
     """
-    if not 0 <= threshold <= 1:
+    if isinstance(threshold, float) and not 0 <= threshold <= 1:
         raise ValueError(f"predict: --threshold: expected 0 to 1, got {threshold}")
-    if suppression is None:
-        suppression = "off" if trusted else "hard"
     if not format:
         raise ValueError("predict: --format: expected at least one")
     found = find_images(images, out, recursive=recursive)
@@ -106,6 +108,7 @@ def command(
     for sentence in found.left_out():
         note(sentence)
     predictor = alignmask.load(checkpoint, device=choose_device(device))
+    suppression = _suppression(predictor, suppression, trusted)
     for folder in {output.parent for output in outputs}:
         folder.mkdir(parents=True, exist_ok=True)
     data = predictor.config.data
@@ -147,7 +150,11 @@ def command(
         )
         note(f"{files_have} several pictures, of which the first was used: {several[0]}{more}")
     read = counted(len(files) - len(unreadable), "image")
-    scored = f"with a score of {threshold:g} or more (--threshold)"
+    scored = (
+        "from the threshold of the best F1 of each class on"
+        if threshold == "best-f1"
+        else f"with a score of {threshold:g} or more (--threshold)"
+    )
     *most, last = (words for kind, words in WRITTEN.items() if kind in format)
     written = f"{', '.join(most)} and {last}" if most else last
     print(f"{counted(instances, 'instance')} {scored} in {read}: {written} in {out}")
@@ -163,6 +170,22 @@ WRITTEN: dict[Format, str] = {
     "coco": COCO_FILE,
 }
 """The formats, as the last line names them."""
+
+
+def _suppression(
+    predictor: alignmask.Predictor, asked: ShownSuppression | None, trusted: bool
+) -> ShownSuppression:
+    """What was asked for, or the default. Says so if the calibration is of other predictions."""
+    calibration = predictor.calibration
+    made_with = "off" if calibration is None else calibration.fit.suppression
+    chosen: ShownSuppression = asked or ("off" if trusted and made_with == "off" else "hard")
+    if calibration is not None and made_with != chosen and not trusted:
+        note(
+            f"quality, and the thresholds of the best F1, are of predictions with suppression "
+            f"{made_with}; these have {chosen}: `alignmask calibrate --suppression {chosen}` makes "
+            "them agree"
+        )
+    return chosen
 
 
 def _write(

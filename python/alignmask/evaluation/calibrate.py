@@ -8,7 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from alignmask._printing import counted
+from alignmask.config import SHOWN_SCORE
+from alignmask.evaluation.best_f1 import F1_IOU, best_thresholds, f1_at
 from alignmask.evaluation.bootstrap import Estimate, Measure, intervals, paired_intervals
 from alignmask.evaluation.calibration import measure
 from alignmask.evaluation.calibrators import (
@@ -19,10 +23,12 @@ from alignmask.evaluation.calibrators import (
     fit_calibration,
     split_images,
 )
+from alignmask.evaluation.duplicates import suppress_duplicates
 from alignmask.evaluation.guarantee import find_guarantee
 from alignmask.evaluation.matches import ANY_OVERLAP, Matches, match, match_one
 from alignmask.evaluation.results_file import GroundTruth, Results
 from alignmask.evaluation.tables import number_table
+from alignmask.model.suppression import Suppression
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,6 +47,11 @@ class Report:
     before: dict[str, Estimate]
     after: dict[str, Estimate]
     difference: dict[str, Estimate]
+    f1: dict[str, float | None]
+    """F1 on the held-out images: with the "best" threshold of each class, and "from 0.5 on"."""
+    categories: Mapping[int, str]
+    file: Path | None = None
+    """Where the calibration was written to."""
 
     def table(self) -> Table:
         """Before, after, and the difference, with intervals over images."""
@@ -62,7 +73,21 @@ class Report:
         return {
             column: {name: estimates[name].as_dict() for name in COMPARED}
             for column, estimates in columns.items()
-        }
+        } | {"f1": self.f1}
+
+    def sentences(self) -> list[str]:
+        """What the table does not show: thresholds and guarantees, in words."""
+        said = []
+        best, plain = self.f1["best"], self.f1["from 0.5 on"]
+        if best is not None and plain is not None:
+            said.append(
+                f"F1 on these images: {best:.3f} with the best thresholds of the classes, "
+                f"{plain:.3f} at {SHOWN_SCORE:g}"
+            )
+        for guarantee in self.calibration.guarantees:
+            one = guarantee.category_id
+            said.append(guarantee.describe(None if one is None else self.categories[one]))
+        return said
 
 
 def calibrate(
@@ -78,6 +103,7 @@ def calibrate(
     seed: int = 0,
     resamples: int = 500,
     score: str = "file",
+    suppression: Suppression = "off",
 ) -> Report:
     """Fits a calibration on one half of the images and measures it on the other.
 
@@ -88,11 +114,13 @@ def calibrate(
         fewest: A class with fewer predictions to fit on takes the map of all classes together.
         seed: Of the split and of the bootstrap.
         score: What kind of score it is, to be stored.
+        suppression: What is done to second masks before anything is fitted and tested.
     Raises:
         ValueError: Fewer than 2 images, no prediction, or scores outside 0..1.
     """
     if not 0 < iou <= 1:
         raise ValueError(f"calibrate: iou: expected more than 0 and at most 1, got {iou:g}")
+    results = suppress_duplicates(results, suppression)
     ours, others = split_images(list(ground_truth.sizes), seed)
     matches = match(ground_truth, results)
     fit = Fit(
@@ -103,8 +131,12 @@ def calibrate(
         held_out_images=len(others),
         fewest=fewest,
         score=score,
+        suppression=suppression,
     )
     calibration = fit_calibration(matches[ANY_OVERLAP].subset(ours), method, fit, fewest)
+    thresholds = best_thresholds(matches[F1_IOU].subset(ours))
+    if thresholds.pooled.threshold is not None:
+        calibration = replace(calibration, best_f1=thresholds)
     if precision is not None:
         right = matches[iou] if iou in matches else match_one(ground_truth, results, iou)
         chosen, tested = right.subset(ours), right.subset(others)
@@ -123,7 +155,7 @@ def calibrate(
     def measured(found: Mapping[float, Matches]) -> Measure:
         return lambda weight_I: measure(found, weight_I)
 
-    images = len(others)
+    images, half = len(others), before[F1_IOU]
     return Report(
         calibration=calibration,
         held_out=before,
@@ -132,6 +164,13 @@ def calibrate(
         difference=paired_intervals(
             measured(before), measured(after), images, resamples=resamples, seed=seed
         ),
+        f1={
+            "best": None
+            if calibration.best_f1 is None
+            else f1_at(half, calibration.best_f1.of(np.array(half.category_ids)[half.class_N])),
+            "from 0.5 on": f1_at(half, SHOWN_SCORE),
+        },
+        categories=ground_truth.categories,
     )
 
 

@@ -26,8 +26,10 @@ import numpy as np
 from scipy.optimize import isotonic_regression, minimize
 
 from alignmask._files import write_json
+from alignmask.evaluation.best_f1 import Thresholds
 from alignmask.evaluation.guarantee import Guarantee, trusted
 from alignmask.evaluation.matches import Matches
+from alignmask.model.suppression import Suppression
 
 Method = Literal["isotonic", "linear", "platt", "temperature"]
 FEWEST = 50
@@ -73,6 +75,8 @@ class Fit:
     fewest: int
     score: str
     """What kind of score was fitted: the score mode of the model, or "file"."""
+    suppression: Suppression = "off"
+    """What was done to second masks before anything was fitted, tested or counted."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,8 @@ class Calibration:
     """By category id, as text (JSON has no other keys)."""
     fit: Fit
     guarantees: list[Guarantee] = field(default_factory=list)
+    best_f1: Thresholds | None = None
+    """The thresholds with the largest F1 on the images that were fitted on."""
     made_by: str = MADE_BY
 
     def quality(self, scores_N: np.ndarray, category_N: np.ndarray) -> np.ndarray:

@@ -88,6 +88,17 @@ def count_duplicates(pairs: ScoreIoU, rivals_P2: np.ndarray) -> dict[str, Duplic
     }
 
 
+def count_by_class(pairs: ScoreIoU, rivals_P2: np.ndarray) -> dict[int, Duplicates]:
+    """Duplicates among the predictions that are shown by default, by category id."""
+    duplicate_N = duplicates(pairs.scores_N, rivals_P2)
+    shown_N = pairs.scores_N >= SHOWN_SCORE
+    return {
+        int(category_id): Duplicates(int(mine_N.sum()), int(duplicate_N[mine_N].sum()))
+        for category_id in np.unique(pairs.category_ids_N[shown_N])
+        for mine_N in [shown_N & (pairs.category_ids_N == category_id)]
+    }
+
+
 def duplicates_table(
     counted: Mapping[str, Mapping[str, Duplicates]], column: str = "score"
 ) -> Table:

@@ -23,27 +23,33 @@ from alignmask.evaluation.alignment import (
     score_iou_pairs,
     statistics,
 )
+from alignmask.evaluation.best_f1 import F1_IOU, BestF1, best_thresholds
 from alignmask.evaluation.calibration import calibration_table, measure
+from alignmask.evaluation.confusion import CONFUSION_IOU, FEW, Confusion, confusion
 from alignmask.evaluation.duplicates import (
     DUPLICATE_IOU,
     REMOVED,
     Duplicates,
+    count_by_class,
     count_duplicates,
     duplicates_table,
     rival_pairs,
     suppress_duplicates,
 )
+from alignmask.evaluation.errors import FOUND, ErrorSplit, error_split, error_table
 from alignmask.evaluation.matches import match
 from alignmask.evaluation.metrics import (
     OFFICIAL_LIMIT,
     CocoMetrics,
     Engine,
-    category_table,
     evaluate_results,
     limit_note,
     numbers_table,
     over_limit,
+    percent,
+    with_limit,
 )
+from alignmask.evaluation.per_class import FEW_CLASSES, ClassRow, class_rows, class_table
 from alignmask.evaluation.predictions import (
     ImagePredictions,
     Tiles,
@@ -95,6 +101,15 @@ class Evaluation:
     images_over_limit: dict[str, int] = field(default_factory=dict)
     """Images with more "objects" of a category than that, and with more "predictions" of one (in
     the default score mode). Both limit AP."""
+    classes: tuple[ClassRow, ...] = ()
+    """A row for each class, of the default score mode."""
+    confusion: Confusion | None = None
+    """Which classes are taken for which, in the default score mode."""
+    errors: ErrorSplit | None = None
+    """AP50 lost to each kind of error, in the default score mode, if it was asked for."""
+    best_f1: BestF1 | None = None
+    """The threshold for all classes together with the largest F1, in the default score mode; those
+    of the classes are in `classes`."""
 
     @property
     def AP(self) -> float:
@@ -124,10 +139,18 @@ class Evaluation:
                 for mode, metrics in self.metrics.items()
             },
             "calibration": self.calibration,
+            "classes": [row.as_dict() for row in self.classes],
+            "confusion": None if self.confusion is None else self.confusion.as_dict(),
+            "best_f1": None if self.best_f1 is None else self.best_f1.as_dict(),
+            "errors": None if self.errors is None else self.errors.as_dict(),
         }
 
-    def table(self) -> Group:
-        """AP and alignment statistics, as a rich renderable."""
+    def table(self, per_class: bool | None = None) -> Group:
+        """Everything that was measured, as a rich renderable.
+
+        Args:
+            per_class: Whether a line for each class is shown; None: if there are at most 20.
+        """
         from rich.console import Group
         from rich.text import Text
 
@@ -145,13 +168,30 @@ class Evaluation:
             tables.append(duplicates_table(self.duplicates))
         if self.calibration:
             tables.append(calibration_table({"": self.calibration}))
+        if self.best_f1 is not None and self.best_f1.threshold is not None:
+            best, several = self.best_f1, len(self.classes) > 1
+            what = "For all classes together, F1" if several else "F1"
+            tables.append(
+                Text(
+                    f"{what} (IoU 0.5) is largest from a score of {best.threshold:.3f} on: "
+                    f"{percent(best.f1)} %.\n"
+                )
+            )
+        if per_class or (per_class is None and len(self.classes) <= FEW_CLASSES):
+            tables.append(self.class_table())
+        if self.confusion is not None and 1 < len(self.classes) <= FEW:
+            tables.append(self.confusion.table())
+        if self.errors is not None:
+            tables.append(error_table({"": self.errors}))
         return Group(*tables)
 
-    def category_table(self) -> Table:
-        """AP per category of the default score mode, best first; categories without ground truth
-        last."""
-        title = f"mask AP (%) per category, score {self.default}"
-        return category_table(self.metrics[self.default], title)
+    def class_table(self) -> Table:
+        """A line for each class in the default score mode, best AP first; classes without ground
+        truth last."""
+        metrics = self.metrics[self.default]
+        mode = "" if self.default == "score" else f", score {self.default}"
+        title = with_limit(f"per class (%){mode}", [metrics])
+        return class_table(self.classes, metrics, title)
 
 
 def evaluate_file(
@@ -163,6 +203,7 @@ def evaluate_file(
     suppression: Suppression = "off",
     suppression_iou: float = DUPLICATE_IOU,
     max_detections: int = OFFICIAL_LIMIT,
+    errors: bool = False,
 ) -> Evaluation:
     """Everything that `Evaluation` has, of a results file of any model; arguments as in
     `evaluate_results`.
@@ -170,12 +211,13 @@ def evaluate_file(
     Args:
         suppression, suppression_iou: Non-maximum suppression within each class, before anything is
             measured.
+        errors: Split the lost AP by kind of error, too.
     """
     ground_truth = load_ground_truth(annotations)
     checked = load_results(results, ground_truth, ignore_unknown)
     return _measure(
         ground_truth, {"score": checked}, "score", engine, suppression, suppression_iou,
-        max_detections,
+        max_detections, errors,
     )  # fmt: skip
 
 
@@ -187,9 +229,11 @@ def _measure(
     suppression: Suppression,
     suppression_iou: float,
     max_detections: int,
+    errors: bool = False,
 ) -> Evaluation:
     """Of the same predictions under the scores of several modes."""
     metrics, alignment, counted = {}, {}, {}
+    of_class: dict[int, Duplicates] = {}
     pairs, rivals_P2 = None, None
     kept = {
         mode: suppress_duplicates(scored, suppression, suppression_iou)
@@ -205,6 +249,10 @@ def _measure(
         )
         alignment[mode] = statistics(pairs)
         counted[mode] = count_duplicates(pairs, rivals_P2)
+        if mode == default:
+            of_class = count_by_class(pairs, rivals_P2)
+    matches = match(ground_truth, kept[default])
+    thresholds = best_thresholds(matches[F1_IOU])
     return Evaluation(
         metrics=metrics,
         alignment=alignment,
@@ -213,11 +261,15 @@ def _measure(
         predictions=len(kept[default].entries),
         left_out=kept[default].ignored,
         duplicates=counted,
-        calibration=measure(match(ground_truth, kept[default])),
+        calibration=measure(matches),
         suppression=suppression,
         suppression_iou=suppression_iou,
         max_detections=max_detections,
         images_over_limit=over_limit(ground_truth, kept[default], max_detections),
+        classes=class_rows(ground_truth, metrics[default], of_class, thresholds),
+        confusion=confusion(ground_truth, kept[default], matches[CONFUSION_IOU]),
+        best_f1=thresholds.pooled,
+        errors=error_split(ground_truth, kept[default], matches[FOUND]) if errors else None,
     )
 
 
@@ -235,6 +287,7 @@ def evaluate_model(
     suppression_iou: float = DUPLICATE_IOU,
     tiles: Tiles | None = None,
     max_detections: int = OFFICIAL_LIMIT,
+    errors: bool = False,
 ) -> Evaluation:
     """Run `model.predict` over a data set and measure the predictions against the annotation file,
     in all score modes.
@@ -257,6 +310,7 @@ def evaluate_model(
         tiles: Predict tile by tile; `batch_size` is the number of tiles then. None resizes each
             image as a whole.
         max_detections: As in `evaluate_results`.
+        errors: Split the lost AP by kind of error, too.
     """
     rank, world = _rank_and_world()
     shard = range(rank, len(dataset), world)
@@ -266,8 +320,9 @@ def evaluate_model(
 
     def assess() -> Evaluation:
         return _assess(
-            model, dataset, predictions, out, engine, suppression, suppression_iou, max_detections
-        )
+            model, dataset, predictions, out, engine, suppression, suppression_iou, max_detections,
+            errors,
+        )  # fmt: skip
 
     if world > 1:
         from accelerate.utils import broadcast_object_list, gather_object
@@ -287,6 +342,7 @@ def _assess(
     suppression: Suppression = "off",
     suppression_iou: float = DUPLICATE_IOU,
     max_detections: int = OFFICIAL_LIMIT,
+    errors: bool = False,
 ) -> Evaluation:
     predictions = in_order(predictions)
     entries = entries_of(predictions)
@@ -301,7 +357,7 @@ def _assess(
         scored[mode] = replace(results, entries=rescored)
     evaluation = _measure(
         ground_truth, scored, model.config.score, engine, suppression, suppression_iou,
-        max_detections,
+        max_detections, errors,
     )  # fmt: skip
     if out is not None:
         write_json(out / "results.json", entries)

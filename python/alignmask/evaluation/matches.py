@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from alignmask.evaluation.alignment import rank_within
+from alignmask.evaluation.alignment import NO_TRUTH, rank_within
 from alignmask.evaluation.metrics import official_tool
 from alignmask.evaluation.results_file import (
     AnnotationsLike,
@@ -46,6 +46,8 @@ class Matches:
     scores_N: np.ndarray
     iou_N: np.ndarray
     """IoU with the matched ground truth; 0 for a prediction without one."""
+    truth_N: np.ndarray
+    """Id (`GroundTruth.annotations`) of that ground truth; NO_TRUTH without one."""
     image_N: np.ndarray
     class_N: np.ndarray
     """Indices into `image_ids` and `category_ids`."""
@@ -88,6 +90,7 @@ class Matches:
         columns = (
             "scores_N",
             "iou_N",
+            "truth_N",
             "image_N",
             "class_N",
             "area_N",
@@ -147,6 +150,7 @@ def match(
         np.zeros((len(thresholds), count)),
         np.zeros((len(thresholds), count), bool),
     )
+    truth_TN = np.full((len(thresholds), count), NO_TRUTH)
     area_N, ranked_N = np.zeros(count), np.zeros(count, bool)
     for found in tool.evalImgs:
         if found is None or not found["dtIds"]:
@@ -158,7 +162,10 @@ def match(
         iou_DG = np.asarray(tool.ious[place]).reshape(len(position_D), -1)
         column = {truth["id"]: g for g, truth in enumerate(tool._gts[place])}
         for t, d in zip(*np.nonzero(found["dtMatches"]), strict=True):
-            iou_TN[t, position_D[d]] = iou_DG[d, column[int(found["dtMatches"][t, d])]]
+            truth = int(found["dtMatches"][t, d])
+            if not found["dtIgnore"][t, d]:
+                truth_TN[t, position_D[d]] = truth
+                iou_TN[t, position_D[d]] = iou_DG[d, column[truth]]
     for number, entry in tool.cocoDt.anns.items():
         area_N[number - 1] = entry["area"]
 
@@ -183,6 +190,7 @@ def match(
         threshold: Matches(
             threshold=threshold,
             iou_N=iou_N,
+            truth_N=truth_N,
             truths_IC=truths_IC,
             image_ids=image_ids,
             category_ids=category_ids,
@@ -192,7 +200,9 @@ def match(
             },
             **whole,
         ).select(ranked_N & ~ignored_N)
-        for threshold, iou_N, ignored_N in zip(thresholds, iou_TN, ignored_TN, strict=True)
+        for threshold, iou_N, truth_N, ignored_N in zip(
+            thresholds, iou_TN, truth_TN, ignored_TN, strict=True
+        )
     }
 
 

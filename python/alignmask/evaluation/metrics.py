@@ -61,6 +61,9 @@ class CocoMetrics:
     ARl: float
     per_category: dict[str, float] = field(default_factory=dict)
     """AP by category name; categories that share a name have their id added."""
+    per_category_AP50: dict[str, float] = field(default_factory=dict)
+    per_category_AR: dict[str, float] = field(default_factory=dict)
+    """Likewise AP50, and the average recall at `max_detections`."""
     max_detections: int = OFFICIAL_LIMIT
 
     def numbers(self) -> dict[str, float]:
@@ -101,20 +104,6 @@ def numbers_table(metrics: dict[str, CocoMetrics], title: str) -> Table:
     for name, row in metrics.items():
         numbers = (percent(value) for value in row.numbers().values())
         table.add_row(*([name] if named else []), *numbers)
-    return table
-
-
-def category_table(metrics: CocoMetrics, title: str) -> Table:
-    """AP per category, best first; categories without ground truth last."""
-    from rich.cells import cell_len
-
-    from alignmask._printing import PlainTable
-
-    title = with_limit(title, [metrics])
-    table = PlainTable("category", title=title, min_width=cell_len(title))
-    table.add_column("AP", justify="right")
-    for name, value in sorted(metrics.per_category.items(), key=lambda item: -item[1]):
-        table.add_row(name, percent(value))
     return table
 
 
@@ -174,7 +163,9 @@ def evaluate_results(
     precision_TRKAM, recall_TKAM = _ENGINES[engine](ground_truth, checked, max_detections)
     return CocoMetrics(
         **dict(zip(NUMBERS, _summary(precision_TRKAM, recall_TKAM), strict=True)),
-        per_category=_per_category(ground_truth.categories, precision_TRKAM),
+        per_category=_per_category(ground_truth.categories, precision_TRKAM[..., 0, -1]),
+        per_category_AP50=_per_category(ground_truth.categories, precision_TRKAM[:1, ..., 0, -1]),
+        per_category_AR=_per_category(ground_truth.categories, recall_TKAM[..., 0, -1]),
         max_detections=max_detections,
     )
 
@@ -223,15 +214,19 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if values.size else -1.0
 
 
-def _per_category(categories: dict[int, str], precision_TRKAM: np.ndarray) -> dict[str, float]:
-    """AP of each category: thresholds T, recalls R, categories K; all areas (A = 0), the highest
-    limit (M = last)."""
+def _per_category(categories: dict[int, str], values_K: np.ndarray) -> dict[str, float]:
+    """The mean of some values of each category, which are along the last axis."""
+    names = unique_names(categories).values()
+    return {name: _mean(values_K[..., k]) for k, name in enumerate(names)}
+
+
+def unique_names(categories: Mapping[int, str]) -> dict[int, str]:
+    """Category names by id; those that several share have their id added."""
     repeated = Counter(categories.values())
-    result = {}
-    for k, (category_id, name) in enumerate(categories.items()):
-        unique = name if repeated[name] == 1 else f"{name} ({category_id})"
-        result[unique] = _mean(precision_TRKAM[:, :, k, 0, -1])
-    return result
+    return {
+        category_id: name if repeated[name] == 1 else f"{name} ({category_id})"
+        for category_id, name in categories.items()
+    }
 
 
 def _run_hotcoco(

@@ -45,6 +45,9 @@ class Instances:
     quality_N: Tensor | None = None
     """float32 in [0, 1]: the expected IoU, if the model is calibrated (`alignmask calibrate`). A
     forecast, with equal values for different scores; the order is that of the scores."""
+    trusted_N: Tensor | None = None
+    """bool: which ones the guarantee of the calibration covers; None if there is no guarantee, or
+    if it is of predictions with another suppression of second masks."""
 
     def __repr__(self) -> str:
         height, width = self.masks_NHW.shape[1:]
@@ -100,6 +103,10 @@ class Instances:
     @property
     def quality(self) -> Tensor | None:
         return self.quality_N
+
+    @property
+    def trusted(self) -> Tensor | None:
+        return self.trusted_N
 
 
 def class_scores(logits: Tensor, config: ModelConfig) -> Tensor:

@@ -305,6 +305,7 @@ class SparseInstances:
     size: Size
     """Height and width of the image."""
     quality_N: Tensor | None = None
+    trusted_N: Tensor | None = None
 
     def __repr__(self) -> str:
         best = f", scores {self.scores_N[0]:.2f} to {self.scores_N[-1]:.2f}" if len(self) else ""
@@ -337,6 +338,7 @@ class SparseInstances:
             self.class_scores_N,
             self.mask_scores_N,
             self.quality_N,
+            self.trusted_N,
         )
 
 

@@ -15,15 +15,17 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from alignmask.pictures.fonts import Lettering, lettering
+from alignmask.pictures.fonts import SCORE, Lettering, lettering
 
+TRUSTED = "✓"
+"""Stands before the names of instances that a guarantee covers."""
 TRUTH, PREDICTION, OVERLAP = (235, 35, 35), (20, 200, 60), (255, 225, 0)
 """The paper's colours (Fig. 1): red, green, yellow."""
 
 
 class Drawable(Protocol):
-    """What can be drawn: predictions (`alignmask.Instances`), which have `scores_N`, and samples,
-    which do not."""
+    """What can be drawn: predictions (`alignmask.Instances`), which have `scores_N` and may have
+    `trusted_N`, and samples, which do not."""
 
     @property
     def masks_NHW(self) -> Any: ...
@@ -43,6 +45,9 @@ def draw_instances(
     opacity: float = 0.45,
 ) -> Image.Image:
     """Draw masks, contours, class names and scores over an image.
+
+    Where it is known which instances are trusted, those have a check mark before their names, and
+    the contours of all others are dashed.
 
     Args:
         image_HWC: uint8 RGB, at the size of the masks. The arrays of `instances` may be torch
@@ -75,10 +80,13 @@ def draw_instances(
             f"draw_instances: labels must be 0 .. {len(class_names) - 1}, got "
             f"{sorted(set(labels_N))}"
         )
+    order = np.arange(len(labels_N))
     if scores_N is not None:
         order = np.argsort(-scores_N, kind="stable")
         order = order[scores_N[order] >= threshold]
         masks_NHW, labels_N, scores_N = masks_NHW[order], labels_N[order], scores_N[order]
+    known = getattr(instances, "trusted_N", None)
+    trusted_N = np.ones(len(masks_NHW), bool) if known is None else np.asarray(known)[order]
 
     height, width = image_HWC.shape[:2]
     factor = max(1, -(-min_side // max(height, width)))
@@ -100,17 +108,21 @@ def draw_instances(
                 np.array(colour(n)),
                 opacity,
                 thickness,
+                dashed=not trusted_N[n],
             )
     picture = Image.fromarray(canvas_HWC.round().astype(np.uint8))
     if labels:
-        classes = lettering(class_names) if len(class_names) > 1 else [Lettering("")]
+        mark = "" if known is None else TRUSTED
+        classes = (
+            lettering(class_names, beside=SCORE + mark) if len(class_names) > 1 else [Lettering("")]
+        )
         names = [classes[label] for label in labels_N]
         scores = (
             [f"{score:.2f}" for score in scores_N] if scores_N is not None else [""] * len(names)
         )
         texts = [
-            replace(name, text=f"{name.text} {score}".strip())
-            for name, score in zip(names, scores, strict=True)
+            replace(name, text=f"{mark if trusted else ''} {name.text} {score}".strip())
+            for name, score, trusted in zip(names, scores, trusted_N, strict=True)
         ]
         _write_labels(
             picture,
@@ -188,6 +200,7 @@ def _paint(
     colour_C: np.ndarray,
     opacity: float,
     thickness: int,
+    dashed: bool,
 ) -> None:
     """Fills and outlines one mask in the enlarged image, in place. It covers what was painted there
     before, because a mixture of two colours would not be that of any instance."""
@@ -196,6 +209,9 @@ def _paint(
     inside, core = (array[thickness:-thickness, thickness:-thickness] for array in (inside, core))
     enlarged = tuple(slice(side.start * factor, side.stop * factor) for side in window)
     part_HWC = canvas_HWC[enlarged]
+    if dashed:  # a chequered outline: in most directions a line crosses fields of both kinds
+        y_H1, x_1W = np.ogrid[: inside.shape[0], : inside.shape[1]]
+        core |= inside & ((x_1W // (4 * thickness) + y_H1 // (4 * thickness)) % 2 == 1)
     part_HWC[core] = (1 - opacity) * original_HWC[enlarged][core] + opacity * colour_C
     part_HWC[inside & ~core] = colour_C
 
