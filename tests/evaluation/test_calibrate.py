@@ -66,7 +66,7 @@ def test_defaults_are_what_the_documentation_says() -> None:
     }
     assert defaults | {"fewest": 0} == {
         "method": "isotonic", "precision": None, "iou": 0.75, "confidence": 0.95, "per_class": False, "fewest": 0, "seed": 0,
-        "resamples": 500, "score": "file",
+        "resamples": 500, "score": "file", "suppression": "off",
     }  # fmt: skip
 
 
