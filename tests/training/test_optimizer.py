@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from alignmask.config import BackboneConfig, SwinConfig, TrainConfig
 from alignmask.model import AlignMask
+from alignmask.model.stages import Stages
 from alignmask.training.optimizer import build_optimizer, describe_rates
 from tests import tiny
 from tests.covers import covers
@@ -154,6 +156,15 @@ def test_frozen_stages_are_not_trained() -> None:
     assert rates(model, CONFIG) == {"layer3": {0.125}, "layer4": {0.125}, "others": {0.5}}
     model.backbone.freeze(4)
     assert rates(model, CONFIG) == {"others": {0.5}}
+
+
+def test_stages_that_are_one_layer_each() -> None:
+    body = nn.Sequential(*(nn.Linear(1, 1) for _ in range(6)))
+    body.feature_info = SimpleNamespace(module_name=lambda: ["0", "1", "2", "3", "4"])
+    stages = Stages(body, "toy")
+    found = [stages.of_parameter(f"{n}.weight") for n in range(6)]
+    assert found == [1, 1, 2, 3, 4, 4]  # what comes after the last map belongs to the last stage
+    assert stages.up_to(2) == [body[0], body[1], body[2]]
 
 
 def test_a_backbone_without_stages_of_its_own_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 
 from alignmask._printing import counted
 from alignmask.config import Config, TrainConfig
@@ -61,4 +62,17 @@ def check_data(config: Config, data: CocoDataset, val_data: CocoDataset) -> None
             f"{config.data.train_annotations} has {counted(found, 'category', 'categories')}, but model.num_classes is "
             f"{expected}: "
             f"pass --model.num-classes {found}"
+        )
+
+
+def describe_data(config: Config, data: CocoDataset, val_data: CocoDataset) -> Iterator[str]:
+    """Sentences for the log."""
+    yield f"training data: {data.describe()}"
+    yield f"validation data: {val_data.describe()}"
+    queries, instances = config.model.query_decoder.queries, data.instances_per_image
+    if crowded := int((instances > queries).sum()):
+        yield (
+            f"{crowded} of {len(instances)} training images have more instances (up to "
+            f"{int(instances.max())}) than the model has queries ({queries}): it cannot find "
+            "all of them. Raise --model.query-decoder.queries, or cut the images into tiles"
         )

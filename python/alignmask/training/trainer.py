@@ -31,11 +31,11 @@ from alignmask.evaluation.evaluate import Evaluation, evaluate_model
 from alignmask.loss import Criterion
 from alignmask.model import build_model
 from alignmask.pretrained.read import LoadReport, initialise
-from alignmask.training import precision
+from alignmask.training import non_finite, precision
 from alignmask.training.batches import MicroBatches, seed_of, training_batches
 from alignmask.training.best import Judge
 from alignmask.training.callbacks import Callback
-from alignmask.training.checks import check_data, check_settings
+from alignmask.training.checks import check_data, check_settings, describe_data
 from alignmask.training.clock import Clock
 from alignmask.training.log import METRICS, Log, last_evaluation
 from alignmask.training.optimizer import build_optimizer, describe_rates, learning_rate_factor
@@ -226,18 +226,23 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * learning_rate_factor(t, self.step, progress)
         values: dict[str, torch.Tensor] = {}
-        with self.precision.applied():
-            for _ in range(t.accumulate):
-                batch = next(batches).to(accelerator.device, non_blocking=True)
-                with accelerator.accumulate(self.model):
-                    losses = self._losses(batch)
-                    accelerator.backward(losses["loss"])
-                    if accelerator.sync_gradients:
-                        values["grad_norm"] = self._clip(batch)
-                    self.optimizer.step()
-                    self.optimizer.zero_grad()
-                for name, value in losses.items():
-                    values[name] = values.get(name, 0) + value.detach() / t.accumulate
+        taken: list[Batch] = []
+        try:
+            with self.precision.applied():
+                for _ in range(t.accumulate):
+                    taken.append(next(batches))
+                    batch = taken[-1].to(accelerator.device, non_blocking=True)
+                    with accelerator.accumulate(self.model):
+                        losses = self._losses(batch)
+                        accelerator.backward(losses["loss"])
+                        if accelerator.sync_gradients:
+                            values["grad_norm"] = self._clip()
+                        self.optimizer.step()
+                        self.optimizer.zero_grad()
+                    for name, value in losses.items():
+                        values[name] = values.get(name, 0) + value.detach() / t.accumulate
+        except FloatingPointError as error:
+            raise FloatingPointError(self._not_finite(str(error), taken)) from error
         if self.ema is not None:
             self.ema.update(accelerator.unwrap_model(self.model), step=self.step)
         return values
@@ -247,17 +252,14 @@ class Trainer:
         finite."""
         with self.accelerator.autocast():
             prediction = self.model(batch)
-        try:
-            losses = self.criterion(prediction, batch)
-        except FloatingPointError as error:  # of the matching costs
-            raise FloatingPointError(self._not_finite(str(error), batch)) from error
+        losses = self.criterion(prediction, batch)
         loss, parts = losses.total(self.config.loss), losses.summary()
         if not torch.isfinite(loss):
             listed = ", ".join(f"{name} {value.item():.4g}" for name, value in parts.items())
-            raise FloatingPointError(self._not_finite(f"loss is not finite ({listed})", batch))
+            raise FloatingPointError(f"loss is not finite ({listed})")
         return {"loss": loss, **parts}
 
-    def _clip(self, batch: Batch) -> torch.Tensor:
+    def _clip(self) -> torch.Tensor:
         """Limits the gradient's norm, which is returned as it was. Raises FloatingPointError if it
         is not finite."""
         norm = self.accelerator.clip_grad_norm_(
@@ -266,9 +268,7 @@ class Trainer:
         # Such a step would make the weights NaN. (fp16's loss scaling skips the step instead, and
         # halves the scale.)
         if self.accelerator.scaler is None and not torch.isfinite(norm):
-            raise FloatingPointError(
-                self._not_finite(f"gradient is not finite (norm {norm:g})", batch)
-            )
+            raise FloatingPointError(f"gradient is not finite (norm {norm:g})")
         return norm
 
     # -- evaluation
@@ -330,15 +330,11 @@ class Trainer:
     def save(self) -> None:
         """Write a full checkpoint of this iteration. The main process writes; the others wait."""
         if self.accelerator.is_main_process:
-            scaler = self.accelerator.scaler
             self.folder.save(
                 self._meta(),
                 self.accelerator.unwrap_model(self.model).state_dict(),
                 ema=self.ema.module.state_dict() if self.ema is not None else None,
-                state={
-                    "optimizer": self.optimizer.state_dict(),
-                    "scaler": scaler.state_dict() if scaler is not None else None,
-                },
+                state=self._state(),
             )
         self.last_saved = self.step
         self.accelerator.wait_for_everyone()
@@ -368,6 +364,13 @@ class Trainer:
         self.optimizer.load_state_dict(state)
         for group, (rate, decay) in zip(self.optimizer.param_groups, configured, strict=True):
             group["initial_lr"], group["weight_decay"] = rate, decay
+
+    def _state(self) -> dict[str, Any]:
+        scaler = self.accelerator.scaler
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
 
     def _meta(self) -> dict[str, Any]:
         return {
@@ -402,10 +405,25 @@ class Trainer:
             self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device)) > 0
         )
 
-    def _not_finite(self, what: str, batch: Batch) -> str:
-        kept = self.folder.latest() or "none yet"
+    def _not_finite(self, what: str, batches: list[Batch]) -> str:
+        """What ends the run, in words. The step is kept, to be repeated."""
+        good = self.folder.latest() or "none yet"
+        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        folder = non_finite.free_folder(self.run_dir, self.step, process, processes)
+        meta = {
+            **self._meta(),
+            "error": what,
+            "seed": seed_of(self.config.train.seed, self.step, process),
+        }
+        weights = self.accelerator.unwrap_model(self.model).state_dict()
+        try:
+            non_finite.write(folder, self.config, weights, self._state(), meta, batches)
+            kept = f"the step is kept: `alignmask replay {folder}` repeats it"
+        except OSError as error:
+            kept = f"the step could not be kept: {error}"
         return (
-            f"iteration {self.step}: {what}; images {batch.image_ids}; last good checkpoint: {kept}"
+            f"iteration {self.step}: {what}; images {batches[-1].image_ids}; last good checkpoint: "
+            f"{good}; {kept}"
         )
 
     def introduction(self) -> Iterator[str]:
@@ -423,16 +441,7 @@ class Trainer:
             f"run {self.run_dir} {start}; {parameters / 1e6:.1f} M parameters on "
             f"{self.accelerator.device}, {self.precision}"
         )
-        yield f"training data: {self.train_data.describe()}"
-        yield f"validation data: {self.val_data.describe()}"
-        queries = config.model.query_decoder.queries
-        instances = self.train_data.instances_per_image
-        if crowded := int((instances > queries).sum()):
-            yield (
-                f"{crowded} of {len(instances)} training images have more instances (up to "
-                f"{int(instances.max())}) than the model has queries ({queries}): it cannot find "
-                "all of them. Raise --model.query-decoder.queries, or cut the images into tiles"
-            )
+        yield from describe_data(config, self.train_data, self.val_data)
         yield from describe_rates(config.train)
         if self.initial_weights is not None:
             yield f"weights of {config.train.init_from}: {self.initial_weights}"
