@@ -95,6 +95,7 @@ def evaluate(
     overlap: float = 0.2,
     max_detections: int = OFFICIAL_LIMIT,
     errors: bool = False,
+    intervals: bool = False,
     progress: Progress = quiet,
 ) -> Evaluation:
     """Measure COCO mask AP and how well scores follow mask quality, of a model or of any model's
@@ -125,6 +126,7 @@ def evaluate(
         max_detections: Predictions of a class that count in an image for AP, the best-scored ones;
             at least 10. Only with 100 is AP the official one.
         errors: Also find out how much AP each kind of error costs (TIDE's split).
+        intervals: Also find 95 % intervals of AP over images, by a bootstrap.
         progress: Shows how far the evaluation is.
 
     Returns:
@@ -167,6 +169,7 @@ def evaluate(
         evaluation = evaluate_file(
             str(annotations), results, engine, ignore_unknown=ignore_unknown, suppression=suppression,
             suppression_iou=suppression_iou, max_detections=max_detections, errors=errors,
+            intervals=intervals,
         )  # fmt: skip
         if out is not None:
             write_json(Path(out) / "evaluation.json", evaluation.as_dict(), indent=2)
@@ -179,7 +182,7 @@ def evaluate(
             predictor.model, dataset, device=predictor.model.device, batch_size=batch_size, workers=workers,
             out=None if out is None else Path(out), progress=advance, engine=engine,
             suppression=suppression, suppression_iou=suppression_iou, max_detections=max_detections,
-            tiles=None if tile is None else Tiles(tile, overlap), errors=errors,
+            tiles=None if tile is None else Tiles(tile, overlap), errors=errors, intervals=intervals,
         )  # fmt: skip
     if out is not None:
         _write_beside(evaluation, Path(out))

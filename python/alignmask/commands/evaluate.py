@@ -43,6 +43,7 @@ def command(
     overlap: float = 0.2,
     max_detections: int = OFFICIAL_LIMIT,
     errors: Flag = False,
+    intervals: Flag = False,
 ) -> int:
     """Measure COCO mask AP and alignment statistics (Table 2 of the paper).
 
@@ -79,6 +80,7 @@ def command(
             Only with 100 is AP the official one; more objects than that need more.
         errors: Also print how much AP each kind of error costs: wrong classes, poor masks, second
             masks, predictions on the background, missed objects.
+        intervals: Also print how certain AP is: its 95 % interval over images, by a bootstrap.
     """
     check_measuring("eval", suppression_iou, max_detections)
     if (checkpoint is None) == (results is None):
@@ -107,6 +109,7 @@ def command(
         overlap=overlap,
         max_detections=max_detections,
         errors=errors,
+        intervals=intervals,
         progress=progress,
     )
     shown = {"auto": None, "on": True, "off": False}

@@ -28,6 +28,14 @@ class Estimate:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def percent(self) -> str:
+        """In percent, with one decimal."""
+        if self.value is None:
+            return "-"
+        if self.low is None or self.high is None:
+            return f"{100 * self.value:.1f}"
+        return f"{100 * self.value:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
     def __str__(self) -> str:
         if self.value is None:
             return "-"

@@ -17,13 +17,16 @@ import torch
 from alignmask._files import write_json
 from alignmask._printing import counted
 from alignmask.config import SCORE_MODES
+from alignmask.evaluation import bootstrap
 from alignmask.evaluation.alignment import (
     AlignmentStatistics,
     alignment_table,
     score_iou_pairs,
     statistics,
 )
+from alignmask.evaluation.average_precision import AveragePrecision
 from alignmask.evaluation.best_f1 import F1_IOU, BestF1, best_thresholds
+from alignmask.evaluation.bootstrap import Estimate
 from alignmask.evaluation.calibration import calibration_table, measure
 from alignmask.evaluation.confusion import CONFUSION_IOU, FEW, Confusion, confusion
 from alignmask.evaluation.duplicates import (
@@ -107,6 +110,9 @@ class Evaluation:
     """Which classes are taken for which, in the default score mode."""
     errors: ErrorSplit | None = None
     """AP50 lost to each kind of error, in the default score mode, if it was asked for."""
+    intervals: dict[str, Estimate] = field(default_factory=dict)
+    """AP and AP50 of the default score mode with their 95 % intervals over images, if they were
+    asked for."""
     best_f1: BestF1 | None = None
     """The threshold for all classes together with the largest F1, in the default score mode; those
     of the classes are in `classes`."""
@@ -141,6 +147,7 @@ class Evaluation:
             "calibration": self.calibration,
             "classes": [row.as_dict() for row in self.classes],
             "confusion": None if self.confusion is None else self.confusion.as_dict(),
+            "intervals": {name: entry.as_dict() for name, entry in self.intervals.items()},
             "best_f1": None if self.best_f1 is None else self.best_f1.as_dict(),
             "errors": None if self.errors is None else self.errors.as_dict(),
         }
@@ -163,6 +170,8 @@ class Evaluation:
         tables: list[RenderableType] = [numbers_table(self.metrics, title)]
         if note := limit_note(self.images_over_limit, self.max_detections):
             tables.append(Text(f"{note}\n"))
+        if self.intervals:
+            tables.append(Text(f"{interval_note(self.intervals)}\n"))
         tables.append(alignment_table(self.alignment))
         if self.duplicates:
             tables.append(duplicates_table(self.duplicates))
@@ -204,6 +213,7 @@ def evaluate_file(
     suppression_iou: float = DUPLICATE_IOU,
     max_detections: int = OFFICIAL_LIMIT,
     errors: bool = False,
+    intervals: bool = False,
 ) -> Evaluation:
     """Everything that `Evaluation` has, of a results file of any model; arguments as in
     `evaluate_results`.
@@ -212,12 +222,13 @@ def evaluate_file(
         suppression, suppression_iou: Non-maximum suppression within each class, before anything is
             measured.
         errors: Split the lost AP by kind of error, too.
+        intervals: Also find intervals of AP over images.
     """
     ground_truth = load_ground_truth(annotations)
     checked = load_results(results, ground_truth, ignore_unknown)
     return _measure(
         ground_truth, {"score": checked}, "score", engine, suppression, suppression_iou,
-        max_detections, errors,
+        max_detections, errors, intervals,
     )  # fmt: skip
 
 
@@ -230,6 +241,7 @@ def _measure(
     suppression_iou: float,
     max_detections: int,
     errors: bool = False,
+    intervals: bool = False,
 ) -> Evaluation:
     """Of the same predictions under the scores of several modes."""
     metrics, alignment, counted = {}, {}, {}
@@ -268,9 +280,23 @@ def _measure(
         images_over_limit=over_limit(ground_truth, kept[default], max_detections),
         classes=class_rows(ground_truth, metrics[default], of_class, thresholds),
         confusion=confusion(ground_truth, kept[default], matches[CONFUSION_IOU]),
+        intervals=_intervals(ground_truth, kept[default], max_detections) if intervals else {},
         best_f1=thresholds.pooled,
         errors=error_split(ground_truth, kept[default], matches[FOUND]) if errors else None,
     )
+
+
+def _intervals(
+    ground_truth: GroundTruth, results: Results, max_detections: int
+) -> dict[str, Estimate]:
+    measured = AveragePrecision(ground_truth, results, max_detections)
+    return bootstrap.intervals(measured, len(ground_truth.sizes))
+
+
+def interval_note(intervals: Mapping[str, Estimate]) -> str:
+    """A sentence of the intervals of AP, in percent."""
+    parts = [f"{name} {entry.percent()}" for name, entry in intervals.items()]
+    return f"With 95 % intervals over images: {', '.join(parts)}"
 
 
 def evaluate_model(
@@ -288,6 +314,7 @@ def evaluate_model(
     tiles: Tiles | None = None,
     max_detections: int = OFFICIAL_LIMIT,
     errors: bool = False,
+    intervals: bool = False,
 ) -> Evaluation:
     """Run `model.predict` over a data set and measure the predictions against the annotation file,
     in all score modes.
@@ -311,6 +338,7 @@ def evaluate_model(
             image as a whole.
         max_detections: As in `evaluate_results`.
         errors: Split the lost AP by kind of error, too.
+        intervals: Also find intervals of AP over images.
     """
     rank, world = _rank_and_world()
     shard = range(rank, len(dataset), world)
@@ -321,7 +349,7 @@ def evaluate_model(
     def assess() -> Evaluation:
         return _assess(
             model, dataset, predictions, out, engine, suppression, suppression_iou, max_detections,
-            errors,
+            errors, intervals,
         )  # fmt: skip
 
     if world > 1:
@@ -343,6 +371,7 @@ def _assess(
     suppression_iou: float = DUPLICATE_IOU,
     max_detections: int = OFFICIAL_LIMIT,
     errors: bool = False,
+    intervals: bool = False,
 ) -> Evaluation:
     predictions = in_order(predictions)
     entries = entries_of(predictions)
@@ -357,7 +386,7 @@ def _assess(
         scored[mode] = replace(results, entries=rescored)
     evaluation = _measure(
         ground_truth, scored, model.config.score, engine, suppression, suppression_iou,
-        max_detections, errors,
+        max_detections, errors, intervals,
     )  # fmt: skip
     if out is not None:
         write_json(out / "results.json", entries)

@@ -123,6 +123,7 @@ def match(
     thresholds: Sequence[float] = (ANY_OVERLAP, 0.5, 0.75),
     *,
     ignore_unknown: bool = False,
+    per_class: int = PER_CLASS,
 ) -> Mapping[float, Matches]:
     """Matches predictions to ground truth, with the official COCO tool: area range "all".
 
@@ -133,6 +134,7 @@ def match(
         annotations, results, ignore_unknown: As `alignmask.evaluation.metrics.evaluate_results`
             takes them.
         thresholds: IoU thresholds; each is matched by itself.
+        per_class: Predictions of a class in an image that are matched, the best-scored ones.
     Returns:
         The matches at each threshold.
     """
@@ -141,7 +143,7 @@ def match(
     tool = official_tool(ground_truth, checked)
     tool.params.iouThrs = np.maximum(thresholds, np.finfo(np.float64).tiny)
     tool.params.areaRng, tool.params.areaRngLbl = [[0, 1e10]], ["all"]
-    tool.params.maxDets = [PER_CLASS]
+    tool.params.maxDets = [per_class]
     with contextlib.redirect_stdout(io.StringIO()):
         tool.evaluate()
 
@@ -196,7 +198,7 @@ def match(
             category_ids=category_ids,
             left_out={
                 "in a crowd region": int(ignored_N.sum()),
-                f"after the best {PER_CLASS}": beyond,
+                f"after the best {per_class}": beyond,
             },
             **whole,
         ).select(ranked_N & ~ignored_N)
