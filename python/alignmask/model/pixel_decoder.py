@@ -158,8 +158,8 @@ class PixelDecoder(nn.Module):
         )
         detailed = self.lateral(stride4) + upsampled
         if self.place is not None:
-            height, width = stride4.shape[2:]
-            detailed = detailed + self.place(place_waves(height, width, device)[None])
+            h, w = stride4.shape[2:]
+            detailed = detailed + self.place(place_waves(h, w, device)[None])
         fused = self.fuse(detailed)
         # Pooling and sampling read all channels of a pixel, so the map must be channels-last.
         # GroupNorm on a GPU returns another layout.
