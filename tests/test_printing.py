@@ -77,8 +77,9 @@ def evaluation(files: tuple[Path, Path]) -> Evaluation:
 
 
 TABLES: dict[str, tuple[Callable[[Evaluation], Any], int]] = {
-    "evaluation": (lambda e: e.table(), 4),
-    "categories": (lambda e: e.category_table(), 4),
+    "evaluation": (lambda e: e.table(), 4 + 4 + 6),  # with classes and confusion
+    "classes": (lambda e: e.class_table(), 4),
+    "confusion": (lambda e: e.confusion.table(), 6),
     "numbers": (lambda e: numbers_table(e.metrics, HOSTILE), 2),
     "metrics": (lambda e: e.metrics[HOSTILE].table(HOSTILE), 1),
     "alignment": (lambda e: alignment_table(e.alignment), 2),

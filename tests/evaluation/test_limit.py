@@ -133,8 +133,8 @@ def test_the_limit_is_told(files: tuple[Path, Path]) -> None:
     assert "limits AP" not in said
     assert "AR1000" in said
     assert "AR100 " not in said
-    title = printed(higher.category_table())[0]
-    assert title.endswith("score score; at most 1000 a class and image")
+    title = printed(higher.class_table())[0]
+    assert title == "per class (%); at most 1000 a class and image"
 
 
 def test_what_counts_as_more(tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """What the same run prints to a file and to a terminal of 200 columns."""
     folder = tmp_path_factory.mktemp("outputs")
     root = str(Path(talkative.__file__).parents[2])
-    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "TERM": "xterm"}
+    size = {"TERM": "xterm", "COLUMNS": "200", "LINES": "50"}
+    environment = {**os.environ, **size, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 200, 0, 0))
     with (folder / "log").open("w") as file:
