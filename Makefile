@@ -14,7 +14,7 @@ native := CMakeLists.txt $(wildcard cmake/*.cmake core/*/* core/*/*/* bindings/*
 cpp := $(wildcard $(foreach ending,h cpp cuh cu,core/*/*.$(ending) core/*/*/*.$(ending) bindings/*.$(ending) tests/native/*.$(ending) \
          tests/sanitize/*.$(ending) tests/simt/*.$(ending)))
 
-.PHONY: help setup simt sanitize sanitize-simt demo test test-all lint format bench native-test cuda-check roofline test-gpu gpu-report mutate docs clean
+.PHONY: help setup simt sanitize sanitize-simt demo test test-all lint format bench native-test cuda-check roofline test-gpu gpu-report mutate matrix docs clean
 
 help:  ## List what make can do
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -54,6 +54,9 @@ test-all: simt  ## Run the tests, the slow ones too
 
 mutate: simt  ## Plant faults at random and see whether a test notices (an hour); SAMPLE=200 SEED=1 ONLY=python/alignmask/loss
 	@$(bin)/python -m tests.mutate.mutate $(foreach option,SAMPLE SEED ONLY WORKERS,$(if $($(option)),--$(shell echo $(option) | tr A-Z a-z) $($(option))))
+
+matrix: simt  ## Run the op suite under other versions of torch, each in an environment of its own; TORCH="2.4.1 2.9.1"
+	@$(bin)/python -m tests.matrix $(TORCH) $(if $(PIP_ARGS),--pip=$(PIP_ARGS)) $(ARGS)
 
 native-test: setup  ## Build the core alone and run its C++ test
 	@$(bin)/cmake -S . -B build/native -G Ninja -DPython_EXECUTABLE=$(abspath $(bin)/python) -DCMAKE_MAKE_PROGRAM=$(abspath $(bin)/ninja)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from harness import Result, Row, environment, line, quartiles, write
 
-from alignmask.config import without_pretrained
+from alignmask.config_files import without_pretrained
 from alignmask.exporting.export import SUFFIX, Segmenter, agreement, export_model, open_file
 from alignmask.model import build_model
 from alignmask.recipes import RECIPES

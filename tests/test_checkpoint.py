@@ -13,7 +13,7 @@ import torch
 
 import alignmask
 from alignmask import checkpoint, recipes
-from alignmask.config import config_from_dict, config_to_dict
+from alignmask.config_files import config_from_dict, config_to_dict
 from tests import tiny
 
 

@@ -70,11 +70,13 @@ def relative(path: Path) -> str:
 
 FLOORS = (
     {"_extras", "_files", "_printing", "_version", "config", "safe_load"},
-    {"ops", "recipes", "checkpoint"},
+    {"ops", "recipes", "config_files"},
+    {"checkpoint"},
     {"data", "integrations"},
     {"model"},
     {"curation", "loss", "pretrained", "exporting", "evaluation", "predicting"},
-    {"pictures", "training"},
+    {"pictures"},
+    {"training"},
     {"analysis", "ablation", "predictor"},
     {"_arguments"},
     {"_verbs", "_calibrating"},

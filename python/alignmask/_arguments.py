@@ -14,7 +14,7 @@ import torch
 
 from alignmask._printing import counted
 from alignmask.analysis.compare import unique_names
-from alignmask.checkpoint import load_config, resolve
+from alignmask.checkpoint import load_config, released, resolve
 from alignmask.config import DataConfig, ScoreMode
 from alignmask.data import CocoDataset, evaluation_transform, val_dataset
 from alignmask.evaluation.results_file import Results
@@ -62,7 +62,7 @@ def named_models(
         raise ValueError("analyze: name at least one checkpoint or results file")
     paths = [model for model in given if isinstance(model, Path)]
     for path in paths:
-        if not path.exists():
+        if not path.exists() and str(path) not in released():
             raise FileNotFoundError(f"{path}: no such file or folder")
     if isinstance(models, Mapping):
         return dict(zip(models, given, strict=True))
@@ -102,6 +102,11 @@ def common_data(
         for name, model in trained.items()
     }
     first, *others = own
+    for name, data in own.items():
+        if data.shapes is None and data.val_annotations is None:
+            raise ValueError(
+                f"analyze: {name} comes without its validation data: give annotations and images"
+            )
     for name in others:
         if _validation_settings(own[name]) != _validation_settings(own[first]):
             raise ValueError(
@@ -128,6 +133,11 @@ def evaluation_data(
     """
     data = predictor.config.data
     if images is None and annotations is None:
+        if data.shapes is None and data.val_annotations is None:
+            raise ValueError(
+                f"evaluate: {predictor.config.name} comes without its validation data: give images "
+                "and annotations"
+            )
         dataset = val_dataset(data, masks=False)
     elif images is None or annotations is None:
         raise ValueError("evaluate: give both images and annotations, or neither of them")

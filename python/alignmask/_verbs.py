@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -44,14 +44,19 @@ from alignmask.pictures.confusion import check_picture, confusion_picture
 from alignmask.pictures.drawing import Drawable, draw_instances
 from alignmask.predictor import Predictor
 
+if TYPE_CHECKING:
+    from alignmask.training.callbacks import Callback
 
-def train(config: Config, *, resume: bool = True) -> Path:
+
+def train(config: Config, *, resume: bool = True, callbacks: Sequence[Callback] = ()) -> Path:
     """Train a model, evaluate it on the validation data now and then, and keep the best checkpoint.
 
     Args:
         config: All settings of the run; see `alignmask.recipes` for complete ones to start from.
         resume: Continue an existing run of the same name from its newest checkpoint. If False, an
             existing run's folder is renamed, and training starts anew.
+        callbacks: Told of every iteration, evaluation and checkpoint
+            (`alignmask.training.callbacks.Callback`).
 
     Returns:
         The run's folder, `config.out / config.name`. `alignmask.load` reads it.
@@ -68,9 +73,10 @@ def train(config: Config, *, resume: bool = True) -> Path:
         >>> str(run)
         'runs/shapes'
     """
+    from alignmask.training.sheets import Sheets
     from alignmask.training.trainer import train as train_run
 
-    return train_run(config, resume)
+    return train_run(config, resume, [Sheets(), *callbacks])
 
 
 def evaluate(

@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alignmask._files import write_json
-from alignmask.config import Config, config_from_dict, config_to_dict
+from alignmask.config import Config
+from alignmask.config_files import config_from_dict, config_to_dict
 from alignmask.safe_load import read_pickled
 
 MODEL, EMA, STATE, CONFIG, META = (
@@ -31,6 +32,8 @@ MODEL, EMA, STATE, CONFIG, META = (
     "meta.json",
 )
 CALIBRATION = "calibration.json"
+RELEASED = Path(__file__).parent / "released"
+"""Checkpoints that come with the package, each in a folder of its name."""
 
 
 def save(
@@ -107,14 +110,24 @@ def prune(run: Path, keep: int) -> None:
         shutil.rmtree(folder)
 
 
+def released() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(file.parent.name for file in RELEASED.glob(f"*/{MODEL}"))
+
+
 def resolve(path: Path) -> Path:
-    """The checkpoint that `path` names: a checkpoint's folder, a file in it, or a run (its best
-    one, otherwise its newest).
+    """The checkpoint that `path` names: a checkpoint's folder, a file in it, a run (its best one,
+    otherwise its newest), or a model that comes with the package, if nothing else has that name.
 
     Raises FileNotFoundError for anything else, and ValueError for a Hugging Face folder.
     """
     if not path.exists():
-        raise FileNotFoundError(f"checkpoint {path}: no such file or folder")
+        if str(path) in released():
+            return RELEASED / path
+        raise FileNotFoundError(
+            f"checkpoint {path}: no such file or folder, and no model of the package "
+            f"({', '.join(released())})"
+        )
     foreign = (
         f"To convert weights of Mask2Former or Hugging Face into one: alignmask convert {path} DIR"
     )

@@ -30,6 +30,7 @@ COMMANDS = {
     "convert": "convert weights from and to Mask2Former's own code and Hugging Face",
     "demo": "train a small model on built-in synthetic images in minutes, evaluate it, draw pictures",
     "export": "write a checkpoint as a torch.export program or as ONNX",
+    "replay": "repeat a training step whose loss was not finite, and say where that began",
     "flops": "count parameters and multiply-adds of a recipe's model",
     "info": "show versions, build, processor, GPUs, and what each op runs on",
 }

@@ -6,12 +6,9 @@ The text below a setting is what `--help` says about it.
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 Classification = Literal["softmax", "focal", "quality_focal"]
 ScoreMode = Literal["class", "class*mask", "class^0.5*mask"]
@@ -78,6 +75,10 @@ class PixelDecoderConfig:
     """Number of sampling points of the deformable attention, for each head and each stride."""
     ffn_width: int = 1024
     """Hidden channels of the feed-forward network in each encoder layer."""
+    place: bool = False
+    """Tell pixels their place in the image: the pixel embedding is computed from sine waves along
+    both sides, too. Objects that look alike are told apart much sooner, as by CoordConv in SOLO.
+    The paper and Mask2Former do not have this."""
 
 
 @dataclass(frozen=True)
@@ -304,8 +305,17 @@ class TrainConfig:
     learning_rate: float = 1e-4
     """Learning rate of AdamW after the warm-up and before the schedule reduces it; the backbone has
     a rate of its own."""
+    scale_learning_rate_from: int | None = None
+    """Batch size for which `learning_rate` was chosen. The rate in use is then `learning_rate`
+    times `batch_size` divided by this. None uses `learning_rate` for every batch size."""
     backbone_multiplier: float = 0.1
     """Learning rate of the backbone, as a multiple of `learning_rate`."""
+    layer_decay: float = 1.0
+    """Factor by which the backbone's learning rate shrinks from each of its four stages to the one
+    before. 1 leaves it the same in all of them."""
+    freeze_backbone: int = 0
+    """Number of the backbone's four stages, from the input on, that are not trained: weights and
+    statistics stay as they are. Stage 1 reaches to the feature map of stride 4."""
     weight_decay: float = 0.05
     """Weight decay of AdamW. Normalisation layers, embeddings and position tables are exempt."""
     schedule: Literal["step", "cosine"] = "step"
@@ -333,10 +343,21 @@ class TrainConfig:
     points."""
     evaluate_every: int = 5_000
     """Number of iterations between evaluations."""
+    best_by: str = "AP"
+    """Metric whose highest value makes the best checkpoint, by the score `model.score`. AP, AP50,
+    AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm or ARl; or, of the most confident tenth of the
+    predictions, pcc, spearman or mean_iou followed by _same_class or _any_class."""
+    patience: int | None = None
+    """Number of evaluations in a row without a better value of `best_by` after which the run ends.
+    None lets it go on to the last iteration."""
     checkpoint_every: int = 5_000
     """Number of iterations between checkpoints."""
     log_every: int = 20
     """Number of iterations between log lines."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Where losses, AP and pictures go besides the run's folder, by way of Accelerate: tensorboard,
+    wandb, mlflow, comet_ml, clearml, aim, dvclive, swanlab or trackio, or several of them. None
+    named switches all off."""
     keep_checkpoints: int = 2
     """Number of most recent checkpoints to keep, in addition to the best one."""
     max_minutes: float | None = None
@@ -357,94 +378,3 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-
-
-# -- reading and comparing
-# --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class RemovedField:
-    """A setting of earlier versions. It can be read where it has the default, which is what the
-    code does today."""
-
-    default: Any
-    last_commit: str
-    """The last commit whose code has the setting."""
-
-
-REMOVED_FIELDS = {
-    "model.aligned_queries.outline_share": RemovedField(0.0, "70a9a1b"),
-    "model.aligned_queries.noised_sets": RemovedField(0, "70a9a1b"),
-    "model.aligned_queries.noise": RemovedField(0.3, "70a9a1b"),
-}
-
-
-def config_to_dict(config: Config) -> dict[str, Any]:
-    """Plain JSON values; `config_from_dict` reads them back."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
-
-
-def config_from_dict(values: dict[str, Any], source: str = "config") -> Config:
-    """Raises ValueError that names `source` and the field for an unknown field, a missing value or
-    a wrong type."""
-    import dacite
-
-    try:
-        known = _without_removed(values, source)
-        return dacite.from_dict(Config, known, dacite.Config(cast=[Path, tuple], strict=True))
-    except dacite.DaciteError as error:
-        raise ValueError(f"{source}: {error}") from error
-
-
-def _without_removed(values: dict[str, Any], source: str, prefix: str = "") -> dict[str, Any]:
-    kept: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        removed = REMOVED_FIELDS.get(name)
-        if removed is None:
-            kept[key] = (
-                _without_removed(value, source, f"{name}.") if isinstance(value, dict) else value
-            )
-        elif value != removed.default:
-            raise ValueError(
-                f"{source}: {name} = {value} is not supported any more; commit "
-                f"{removed.last_commit} is the last that has it"
-            )
-    return kept
-
-
-@dataclass(frozen=True)
-class Change:
-    """A setting in which two configs differ."""
-
-    name: str
-    old: Any
-    new: Any
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.old} -> {self.new}"
-
-
-def changed_fields(old: Config, new: Config, may_differ: Collection[str] = ()) -> list[Change]:
-    """The settings in which two configs differ, other than those named in `may_differ`."""
-    return [change for change in _changes(old, new, "") if change.name not in may_differ]
-
-
-def _changes(old: Any, new: Any, name: str) -> Iterator[Change]:
-    if dataclasses.is_dataclass(old) and type(old) is type(new):
-        for inner in dataclasses.fields(old):
-            yield from _changes(
-                getattr(old, inner.name),
-                getattr(new, inner.name),
-                f"{name}.{inner.name}".lstrip("."),
-            )
-    elif old != new:
-        yield Change(name, old, new)
-
-
-def without_pretrained(config: Config) -> Config:
-    """The same config, but with random initial weights in the backbone, for a model whose weights
-    come from elsewhere."""
-    backbone = dataclasses.replace(config.model.backbone, pretrained=False)
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, backbone=backbone))

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from alignmask import checkpoint as checkpoints
-from alignmask.config import SHOWN_SCORE, Config, ModelConfig, without_pretrained
+from alignmask.config import SHOWN_SCORE, Config, ModelConfig
+from alignmask.config_files import without_pretrained
 from alignmask.data import collate, evaluation_transform
 from alignmask.data.batch import image_alone
 from alignmask.data.images import ImageLike, to_pixels

@@ -20,14 +20,8 @@ from alignmask.ablation import runs
 from alignmask.ablation.claims import Claims
 from alignmask.ablation.grids import COMPARISON, GRIDS
 from alignmask.ablation.runs import Cell, cells, state, work
-from alignmask.config import (
-    Config,
-    DataConfig,
-    LossConfig,
-    ShapesConfig,
-    TrainConfig,
-    changed_fields,
-)
+from alignmask.config import Config, DataConfig, LossConfig, ShapesConfig, TrainConfig
+from alignmask.config_files import changed_fields
 from alignmask.data import resolve_paths
 from alignmask.training.signals import Stopped
 from alignmask.training.trainer import Trainer

@@ -27,7 +27,7 @@ from alignmask.data import (
 )
 from alignmask.evaluation import predictions
 from alignmask.predictor import Predictor
-from alignmask.training import trainer
+from alignmask.training import batches, trainer
 from tests import tiny
 from tests.covers import covers
 from tests.data.coco_files import annotation, box_polygon, image_record, write_coco
@@ -276,7 +276,7 @@ def test_training_and_evaluation_load_in_so_many_processes(
 
         return make
 
-    monkeypatch.setattr(trainer, "DataLoader", loader("trainer"))
+    monkeypatch.setattr(batches, "DataLoader", loader("trainer"))
     monkeypatch.setattr(predictions, "DataLoader", loader("evaluation"))
     small = ShapesConfig(tmp_path / "shapes", 2, 2, 64, max_instances=2)
     data = DataConfig(shapes=small, crop=64, eval_short_side=64, eval_max_side=64, workers=workers)

@@ -41,6 +41,20 @@ def test_a_paired_difference_is_more_certain_than_two_models_apart() -> None:
     assert (found.value, found.low, found.high) == pytest.approx((1, 1, 1))
 
 
+def test_the_level_of_a_paired_difference() -> None:
+    """Of a normal distribution, half lies within 0.674 standard deviations, 95 % within 1.96."""
+    values_I = np.random.default_rng(4).normal(0, 1, 200)
+    half, most = (
+        paired_intervals(
+            lambda _: {"mean": 0.0}, mean_of(values_I), 200, level=level, resamples=2000
+        )["mean"]
+        for level in (0.5, 0.95)
+    )
+    error = values_I.std() / 200**0.5
+    assert half.high - half.low == pytest.approx(2 * 0.674 * error, rel=0.15)
+    assert most.high - most.low == pytest.approx(2 * 1.96 * error, rel=0.15)
+
+
 def test_what_is_not_defined() -> None:
     def measure(weight_I: np.ndarray | None) -> dict[str, float | None]:
         return {"never": None, "at times": 1.0 if weight_I is None or weight_I[0] else None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -55,6 +56,18 @@ def report(loaded: tuple[GroundTruth, Results]) -> Report:
         seed=3,
         resamples=50,
     )
+
+
+def test_defaults_are_what_the_documentation_says() -> None:
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(calibrate).parameters.items()
+        if parameter.default is not parameter.empty
+    }
+    assert defaults | {"fewest": 0} == {
+        "method": "isotonic", "precision": None, "iou": 0.75, "confidence": 0.95, "per_class": False, "fewest": 0, "seed": 0,
+        "resamples": 500, "score": "file", "suppression": "off",
+    }  # fmt: skip
 
 
 def test_fitted_on_one_half_and_reported_on_the_other(

@@ -283,6 +283,12 @@ def test_reliability_diagram() -> None:
     assert reliability(of_class(matches, 7)).predictions == [*[0] * 24, 2]
 
 
+def test_reliability_of_low_scores_has_all_bins() -> None:
+    diagram = reliability(made([0.05], [0.5], [0], [0], [[1]]))
+    assert diagram.predictions == [0, 1, *[0] * 23]
+    assert diagram.mean_iou == [None, 0.5, *[None] * 23]
+
+
 def test_sizes_are_those_of_the_predicted_masks() -> None:
     matches = made([0.1] * 4, [0.0] * 4, [0] * 4, [0] * 4, [[1]])
     matches = replace(matches, area_N=np.array([1024, 1025, 9216, 9217]))

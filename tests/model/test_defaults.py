@@ -23,7 +23,14 @@ def test_model() -> None:
         },
         # SEM_SEG_HEAD: CONVS_DIM 256, TRANSFORMER_ENC_LAYERS 6; MSDeformAttn: 8 heads, 4 points,
         # feed-forward 1024.
-        "pixel_decoder": {"width": 256, "layers": 6, "heads": 8, "points": 4, "ffn_width": 1024},
+        "pixel_decoder": {
+            "width": 256,
+            "layers": 6,
+            "heads": 8,
+            "points": 4,
+            "ffn_width": 1024,
+            "place": False,  # ours
+        },
         # MASK_FORMER: NUM_OBJECT_QUERIES 100, DEC_LAYERS 10 (outputs), NHEADS 8, DIM_FEEDFORWARD
         # 2048.
         "query_decoder": {"queries": 100, "layers": 9, "heads": 8, "ffn_width": 2048},

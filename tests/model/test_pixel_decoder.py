@@ -6,8 +6,11 @@ S tokens of all levels, E channels, D channels of a head, h x w a map's size.
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -74,11 +77,26 @@ def group_norm(layer: nn.GroupNorm, x_Ehw: Tensor) -> Tensor:
     return F.group_norm(x_Ehw[None], 32, layer.weight, layer.bias)[0]
 
 
+def waves_16_24() -> Tensor:
+    """What a map of 16 x 24 pixels is told about its places, one pixel at a time."""
+    waves = np.empty((20, 16, 24), np.float32)
+    for y, x in np.ndindex(16, 24):
+        down, right = (y + 0.5) / 16, (x + 0.5) / 24
+        column = []
+        for part in (down, right):
+            for wave in (math.sin, math.cos):
+                column += [wave(2 * math.pi * periods * part) for periods in (0.5, 1, 2, 4, 8)]
+        waves[:, y, x] = column
+    return torch.from_numpy(waves)
+
+
 @covers("model.pixel_decoder.width", "model.pixel_decoder.layers", "model.pixel_decoder.heads")
 @covers("model.pixel_decoder.points", "model.pixel_decoder.ffn_width")
+@covers("model.pixel_decoder.place")
+@pytest.mark.parametrize("place", [False, True])
 @torch.no_grad()
-def test_levels_and_pixel_embedding_equal_the_plain_form() -> None:
-    decoder = PixelDecoder(CONFIG, CHANNELS)
+def test_levels_and_pixel_embedding_equal_the_plain_form(place: bool) -> None:
+    decoder = PixelDecoder(replace(CONFIG, place=place), CHANNELS)
     peers.scatter(decoder)
     for layer in decoder.layers:
         layer.attention.offsets.bias.normal_(std=2.0)  # points of all heads elsewhere, some outside
@@ -110,7 +128,11 @@ def test_levels_and_pixel_embedding_equal_the_plain_form() -> None:
             levels[2][None], size=(16, 24), mode="bilinear", align_corners=False
         )[0]
         lateral = group_norm(decoder.lateral[1], F.conv2d(maps[0][b], decoder.lateral[0].weight))
-        fused = F.conv2d((lateral + up_Ehw)[None], decoder.fuse[0].weight, padding=1)[0]
+        detailed = lateral + up_Ehw
+        if place:
+            waves = torch.einsum("ec,chw->ehw", decoder.place.weight[:, :, 0, 0], waves_16_24())
+            detailed = detailed + waves + decoder.place.bias[:, None, None]
+        fused = F.conv2d(detailed[None], decoder.fuse[0].weight, padding=1)[0]
         fused = group_norm(decoder.fuse[1], fused).clamp(min=0)
         embedding = torch.einsum("ec,chw->ehw", decoder.embed.weight[:, :, 0, 0], fused)
         embedding = embedding + decoder.embed.bias[:, None, None]
@@ -148,3 +170,17 @@ def test_reference_points_stay_exact_under_autocast(monkeypatch: pytest.MonkeyPa
     centres = torch.tensor([((x + 0.5) / 12, (y + 0.5) / 8) for y in range(8) for x in range(12)])
     for level in range(3):
         torch.testing.assert_close(reference_BSL2[1, -96:, level], centres, rtol=1e-6, atol=0)
+
+
+@torch.no_grad()
+def test_objects_that_look_alike_differ_by_their_place() -> None:
+    """Of an image that repeats every 32 pixels, places 32 pixels apart look the same but for the
+    borders."""
+    maps = [torch.randn(1, c, 1, 1).expand(-1, -1, 256 // s, 256 // s) for c, s in zip(
+        CHANNELS, (4, 8, 16, 32), strict=True
+    )]  # fmt: skip
+    for place in (False, True):
+        torch.manual_seed(0)
+        embedding_EHW = PixelDecoder(replace(CONFIG, place=place), CHANNELS)(maps).embedding_BEHW[0]
+        difference = (embedding_EHW[:, 28, 28] - embedding_EHW[:, 36, 36]).norm()
+        assert (difference > 0.1 * embedding_EHW[:, 28, 28].norm()) == place

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as mask_utils
 
-from alignmask.model.suppression import iou_within_classes, suppress
+from alignmask.model.suppression import iou_within_classes, suppress, without_second_masks
 
 SCORES = st.sampled_from([0.0, 0.25, 0.5, 0.5, 0.75, 1.0])
 OVERLAPS = st.sampled_from([0.0, 0.3, 0.5, 0.50001, 0.7, 1.0])
@@ -87,3 +87,16 @@ def test_ious_are_counted_in_pixels(seed: int) -> None:
 
 def test_no_prediction_has_no_pairs() -> None:
     assert iou_within_classes([], np.zeros(0, int)).shape == (0, 0)
+
+
+def test_a_small_mask_inside_a_large_one_is_no_second_mask() -> None:
+    """All of it is covered, but the IoU is 0.2, whichever has the higher score."""
+    large_HW, small_HW = np.zeros((2, 10, 10), np.uint8)
+    large_HW[:] = small_HW[:2] = 1
+    rles = [mask_utils.encode(np.asfortranarray(mask_HW)) for mask_HW in (large_HW, small_HW)]
+    boxes_N4 = np.array([[0, 0, 10, 10], [0, 0, 10, 2]])
+
+    for scores in ([0.9, 0.8], [0.8, 0.9]):
+        arguments = (np.array(scores), np.zeros(2), rles, boxes_N4)
+        assert without_second_masks(*arguments, 0.2).all()
+        assert without_second_masks(*arguments, 0.19).tolist() == [s == 0.9 for s in scores]

@@ -127,6 +127,10 @@ def test_what_a_border_cuts_is_said() -> None:
     assert not one(rectangle(0, 59), LEFT, SIZE).cut  # the image's own border
     assert one(rectangle(0, 20), RIGHT, SIZE).cut
     assert not one(rectangle(1, 60), RIGHT, SIZE).cut
+    # An image that is one pixel larger than a tile.
+    second = Window(1, 1, 40, 60)
+    assert one(rectangle(0, 20), second, (41, 61)).cut
+    assert one(np.roll(rectangle(5, 20), -10, axis=0), second, (41, 61)).cut
     tall = np.zeros((40, 60), bool)
     tall[:, 5:9] = True
     assert not one(tall, LEFT, SIZE).cut

@@ -36,6 +36,7 @@ SOURCES = (
     "python/alignmask/data/transforms.py",
     "python/alignmask/checkpoint.py",
     "python/alignmask/config.py",
+    "python/alignmask/config_files.py",
     "python/alignmask/ops/*.py",
     "python/alignmask/ops/reference/*.py",
     "core/*/formula.h",

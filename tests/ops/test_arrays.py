@@ -118,12 +118,15 @@ def test_any_strides_and_read_only_memory(op: str) -> None:
         flip = (slice(None, None, -1),) * array.ndim
         return np.ascontiguousarray(array[flip])[flip]
 
+    def first_axis_backwards(array: Any) -> Any:
+        return np.ascontiguousarray(array[::-1])[::-1]
+
     def read_only(array: Any) -> Any:
         array = array.copy()
         array.flags.writeable = False
         return array
 
-    for layout in (backwards, np.asfortranarray, read_only):
+    for layout in (backwards, first_axis_backwards, np.asfortranarray, read_only):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             found = as_tuple(call(*(layout(tensor.numpy()) for tensor in tensors)))

@@ -201,6 +201,19 @@ def test_strides_do_not_matter(implementation: str) -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_gradient_has_the_layout_of_the_features(
+    implementation: str, layout: torch.memory_format
+) -> None:
+    if implementation == "reference":
+        pytest.skip("plain torch chooses the layout of its gradients")
+    features, masks, owner, points = case()
+    features = features.contiguous(memory_format=layout).requires_grad_()
+    pooled, _ = ops.masked_point_pool(features, masks, owner, points)
+    (gradient,) = torch.autograd.grad(pooled.sum(), features)
+    assert gradient.stride() == features.stride()
+
+
 def test_repeats_bit_by_bit(implementation: str) -> None:
     arguments = case()
     for a, b in zip(

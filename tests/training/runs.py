@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from alignmask import checkpoint
 from alignmask.config import Config, DataConfig, LossConfig, TrainConfig
 from alignmask.data import Batch
 from alignmask.evaluation.evaluate import Evaluation
+from alignmask.training.callbacks import Callback
 from alignmask.training.trainer import Trainer
 from tests import tiny
 
@@ -110,8 +111,10 @@ class Step:
 class RecordingTrainer(Trainer):
     """Notes what each iteration starts from, hands to the optimizer, and ends with."""
 
-    def __init__(self, config: Config, resume: bool = True) -> None:
-        super().__init__(config, resume)
+    def __init__(
+        self, config: Config, resume: bool = True, callbacks: Sequence[Callback] = ()
+    ) -> None:
+        super().__init__(config, resume, callbacks)
         self.steps: list[Step] = []
         self.saved: list[int] = []
         self.evaluated: list[int] = []

@@ -50,7 +50,6 @@ def test_the_backbone_starts_from_imagenet_unless_the_run_has_other_weights(
 def test_a_run_matches_the_classes_of_its_data(
     shapes: DataConfig,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     first = config(shapes, tmp_path, "first")
     names = Trainer(first).train_data.class_names
@@ -60,10 +59,8 @@ def test_a_run_matches_the_classes_of_its_data(
     after = head(trainer.accelerator.unwrap_model(trainer.model))
     assert after[[0, 1, 2, 3, 5], 0].tolist() == [6, 5, 4, 3, 1]
     assert after[4, -1] == pytest.approx(-4.595, abs=1e-3)  # of a new head: probability 0.01
-    with Log(trainer.run_dir, 0, 1) as trainer.log:
-        trainer._say_hello()
+    said = "\n".join(trainer.introduction())
     taken = [name for name in names if name != names[4]]
-    said = capsys.readouterr().err
     assert f"weights of {source}: classes taken by name: 5 ({', '.join(taken)})" in said
     assert f"classes that start anew: 1 ({names[4]})" in said
 
@@ -79,7 +76,9 @@ def test_a_finished_run_says_so(
 ) -> None:
     done = config(shapes, tmp_path, iterations=1)
     run = train(done)
-    assert "is finished" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "is finished" not in said
+    assert "mask AP (%), " in said
     train(done)
     words = f"run {run} is finished: 1 iteration; raise --train.{{}} to go on; "
     assert words.format("iterations") in capsys.readouterr().err

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from alignmask import load
 from alignmask.checkpoint import load_config
-from alignmask.config import REMOVED_FIELDS, DataConfig, config_from_dict, config_to_dict
+from alignmask.config import DataConfig
+from alignmask.config_files import REMOVED_FIELDS, config_from_dict, config_to_dict
 from alignmask.data import val_dataset
 from alignmask.evaluation.evaluate import evaluate_model
 from alignmask.training.trainer import Trainer, train
@@ -145,7 +146,7 @@ def test_an_old_run_predicts_and_is_evaluated(old_run: Path) -> None:
 def test_an_old_run_is_continued(old_run: Path) -> None:
     config = load_config(old_run)
     trainer = Trainer(config)
-    assert (trainer.step, trainer.elapsed, trainer.best) == (
+    assert (trainer.step, trainer.elapsed, trainer.judge.best) == (
         4,
         pytest.approx(2.0788, abs=1e-4),
         0.0,

@@ -20,7 +20,8 @@ import torch
 from accelerate import Accelerator
 
 from alignmask import checkpoint
-from alignmask.config import Config, DataConfig, changed_fields
+from alignmask.config import Config, DataConfig
+from alignmask.config_files import changed_fields
 from alignmask.data import resolve_paths
 from alignmask.recipes import shapes_tiny
 from alignmask.training import dry_run as dry_run_module
@@ -34,7 +35,7 @@ from tests.training.runs import RecordingTrainer, assert_equal, config, lines
 # Neither changes what is learned.
 MAY_DIFFER = {"data.workers", "model.score"}
 # All others of this section may: a longer run, another learning rate.
-MUST_STAY = {"train.seed", "train.init_from"}
+MUST_STAY = {"train.seed", "train.init_from", "train.freeze_backbone", "train.layer_decay"}
 
 
 def with_one_change(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -69,7 +70,7 @@ def test_a_continued_run_has_the_configuration_of_before(
     assert refused >= MUST_STAY
     assert {name for name in refused if name.startswith("train.")} == MUST_STAY
     assert accepted >= MAY_DIFFER
-    assert len(accepted) == 19
+    assert len(accepted) == 23
     assert len(refused) > 60
 
 
@@ -265,6 +266,14 @@ def test_a_batch_that_does_not_fit_is_not_tried(
             dry_run(settings, steps=1)
         assert "step" not in capsys.readouterr().out
     assert tried == [1, 2]
+
+
+def test_processes_that_share_a_machine_are_not_probed(
+    shapes: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dry_run_module, "_peak_of_a_step", pytest.fail)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert dry_run_module._check_memory(config(shapes, tmp_path, batch_size=8)) == ""
 
 
 def test_a_run_with_a_time_limit_says_how_far_it_gets(

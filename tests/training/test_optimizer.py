@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
+import pytest
 import torch
 from torch import nn
 
 from alignmask.config import BackboneConfig, SwinConfig, TrainConfig
-from alignmask.training.optimizer import build_optimizer
+from alignmask.model import AlignMask
+from alignmask.model.stages import Stages
+from alignmask.training.optimizer import build_optimizer, describe_rates
 from tests import tiny
 from tests.covers import covers
 
+SWIN = BackboneConfig(
+    "swin_tiny_patch4_window7_224",
+    SwinConfig(32, (1, 1, 1, 1), (1, 1, 2, 2), 4),
+    pretrained=False,
+)
 CONFIG = TrainConfig(learning_rate=0.5, backbone_multiplier=0.25, weight_decay=0.3)
 
 
-def settings(model: nn.Module) -> dict[str, tuple[float, float, float]]:
+def settings(
+    model: nn.Module, config: TrainConfig = CONFIG
+) -> dict[str, tuple[float, float, float]]:
     """Parameter -> rate, initial rate and decay."""
-    optimizer = build_optimizer(model, CONFIG)  # type: ignore[arg-type]
+    optimizer = build_optimizer(model, config)  # type: ignore[arg-type]
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = [
         (names[id(parameter)], (group["lr"], group["initial_lr"], group["weight_decay"]))
@@ -63,12 +74,7 @@ def test_every_kind_of_parameter() -> None:
 
 def test_groups_of_a_whole_model() -> None:
     """A Swin Transformer and everything that can be switched on: names by hand."""
-    swin = BackboneConfig(
-        "swin_tiny_patch4_window7_224",
-        SwinConfig(32, (1, 1, 1, 1), (1, 1, 2, 2), 4),
-        pretrained=False,
-    )
-    model = tiny.model(backbone=swin, aligned_queries=replace(tiny.ALIGNED, learned_position=True))
+    model = tiny.model(backbone=SWIN, aligned_queries=replace(tiny.ALIGNED, learned_position=True))
     found = settings(model)
     assert found.keys() == {
         name for name, parameter in model.named_parameters() if parameter.requires_grad
@@ -102,3 +108,88 @@ def test_adamws_own_numbers() -> None:
             False,
             False,
         )
+
+
+def rates(model: AlignMask, config: TrainConfig) -> dict[str, set[float]]:
+    """The rates of each part of the backbone, by the first name, and of all other parts."""
+    found: dict[str, set[float]] = {}
+    for name, (rate, initial, _) in settings(model, config).items():
+        assert rate == initial
+        part = name.removeprefix("backbone.body.").split(".")[0]
+        found.setdefault(part if name.startswith("backbone.body.") else "others", set()).add(rate)
+        if name.startswith("backbone.norms."):
+            found.setdefault("norms", set()).add(rate)
+    return found
+
+
+@covers("train.layer_decay")
+def test_each_stage_learns_slower_than_the_next() -> None:
+    """Half as fast: 0.5 x 0.25 in the last one. The stem belongs to the first."""
+    config = replace(CONFIG, layer_decay=0.5)
+    assert rates(tiny.model(), config) == {
+        "conv1": {1 / 64}, "layer1": {1 / 64}, "layer2": {1 / 32}, "layer3": {1 / 16},
+        "layer4": {1 / 8}, "others": {0.5},
+    }  # fmt: skip
+    lite0 = BackboneConfig("tf_efficientnet_lite0", pretrained=False, freeze_norm=False)
+    model = tiny.model(backbone=lite0)
+    found = {
+        ".".join(name.split(".")[2:4]): rate
+        for name, (rate, _, _) in settings(model, config).items()
+        if name.startswith("backbone.body.")
+    }
+    assert found == {
+        "conv_stem.weight": 1 / 64, "bn1.weight": 1 / 64, "bn1.bias": 1 / 64, "blocks.0": 1 / 64,
+        "blocks.1": 1 / 64, "blocks.2": 1 / 32, "blocks.3": 1 / 16, "blocks.4": 1 / 16,
+        "blocks.5": 1 / 8, "blocks.6": 1 / 8,
+    }  # fmt: skip
+    # The norms on a Swin Transformer's maps are new.
+    assert rates(tiny.model(backbone=SWIN), config) == {
+        "patch_embed": {1 / 64}, "layers_0": {1 / 64}, "layers_1": {1 / 32}, "layers_2": {1 / 16},
+        "layers_3": {1 / 8}, "norms": {1 / 8}, "others": {0.5, 1 / 8},
+    }  # fmt: skip
+
+
+@covers("train.freeze_backbone")
+def test_frozen_stages_are_not_trained() -> None:
+    model = tiny.model()
+    model.backbone.freeze(2)
+    assert rates(model, CONFIG) == {"layer3": {0.125}, "layer4": {0.125}, "others": {0.5}}
+    model.backbone.freeze(4)
+    assert rates(model, CONFIG) == {"others": {0.5}}
+
+
+def test_stages_that_are_one_layer_each() -> None:
+    body = nn.Sequential(*(nn.Linear(1, 1) for _ in range(6)))
+    body.feature_info = SimpleNamespace(module_name=lambda: ["0", "1", "2", "3", "4"])
+    stages = Stages(body, "toy")
+    found = [stages.of_parameter(f"{n}.weight") for n in range(6)]
+    assert found == [1, 1, 2, 3, 4, 4]  # what comes after the last map belongs to the last stage
+    assert stages.up_to(2) == [body[0], body[1], body[2]]
+
+
+def test_a_backbone_without_stages_of_its_own_is_refused() -> None:
+    """HRNet computes all resolutions side by side."""
+    model = tiny.model(backbone=BackboneConfig("hrnet_w18_small", pretrained=False))
+    assert build_optimizer(model, CONFIG)
+    model.backbone.freeze(0)
+    with pytest.raises(ValueError, match="hrnet_w18_small: its stages cannot be told apart"):
+        build_optimizer(model, replace(CONFIG, layer_decay=0.9))
+    with pytest.raises(ValueError, match="hrnet_w18_small: its stages cannot be told apart"):
+        model.backbone.freeze(1)
+
+
+@covers("train.scale_learning_rate_from", "train.batch_size")
+def test_the_rate_follows_the_batch_if_asked_to() -> None:
+    """Chosen for 16 images, used with 4: a quarter."""
+    config = replace(CONFIG, batch_size=4, scale_learning_rate_from=16)
+    model = tiny.model()
+    assert {rate for rate, *_ in settings(model, config).values()} == {0.125, 0.03125}
+    unasked = replace(CONFIG, batch_size=4)
+    assert {rate for rate, *_ in settings(model, unasked).values()} == {0.5, 0.125}
+    assert list(describe_rates(unasked)) == []
+    every = replace(config, layer_decay=0.5, freeze_backbone=1)
+    assert list(describe_rates(every)) == [
+        "learning rate 0.125 for batches of 4: that of batches of 16 is 0.5",
+        "learning rates of the backbone's stages: 0.00390625, 0.0078125, 0.015625, 0.03125",
+        "not trained: stages 1 to 1 of the backbone's 4",
+    ]

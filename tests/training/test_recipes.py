@@ -22,9 +22,8 @@ from alignmask.config import (
     LossConfig,
     ModelConfig,
     TrainConfig,
-    config_from_dict,
-    config_to_dict,
 )
+from alignmask.config_files import config_from_dict, config_to_dict
 from alignmask.recipes import RECIPES
 from alignmask.training.optimizer import learning_rate_factor
 from tests.training.runs import TRAIN
@@ -44,6 +43,7 @@ MASK2FORMER: dict[str, Any] = {
     "model.pixel_decoder.heads": 8,
     "model.pixel_decoder.points": 4,
     "model.pixel_decoder.ffn_width": 1024,
+    "model.pixel_decoder.place": False,
     "model.query_decoder.queries": 100,
     # DEC_LAYERS: 10, of which one is the loss before the first layer.
     "model.query_decoder.layers": 9,
@@ -116,6 +116,12 @@ OURS: dict[str, Any] = {
     "train.milestones": [0.888889, 0.962961],  # see test_the_rate_drops_in_the_published_iterations
     "train.precision": "auto",  # AMP there, too
     "train.seed": 0,
+    "train.best_by": "AP",
+    "train.patience": None,
+    "train.scale_learning_rate_from": None,
+    "train.layer_decay": 1.0,
+    "train.freeze_backbone": 0,
+    "train.trackers": ["tensorboard"],
     "train.log_every": 20,
     "train.keep_checkpoints": 2,
 }
@@ -184,6 +190,7 @@ SMALL: dict[str, Any] = {
     "model.backbone.mean": [127.0, 127.0, 127.0],
     "model.backbone.std": [128.0, 128.0, 128.0],
     "model.pixel_decoder.layers": 2,
+    "model.pixel_decoder.place": False,
     "model.query_decoder.layers": 3,
     "model.aligned_queries.point_sets": 3,
     "data.workers": 0,
@@ -252,7 +259,8 @@ MEASURED: dict[str, dict[str, Any]] = {
     "nuclei_small": {
         **widths(128, 100, 4096, 1024), **files(None), **sides(256, 256, 512), "data.scale": [0.7, 1.5],
         "data.vertical_flip": 0.5, "data.color_jitter": 0.2, "model.num_classes": 1, "model.backbone.freeze_norm": True,
-        **training(4000, 2, 6e-4, 0.1, 100, 2000, 500, 50),
+        **training(4000, 2, 6e-4, 0.1, 100, 2000, 500, 50), "model.pixel_decoder.place": True,
+        "loss.class_weight": 8.0, "loss.weigh_negatives": False,
     },
     "nuclei_tiles": {
         **widths(64, 40, 1024, 512), **files("data/nuclei_tiles"), **sides(160, 160, 160), "data.scale": [0.75, 1.33],

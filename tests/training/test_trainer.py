@@ -392,7 +392,7 @@ def test_the_best_checkpoint_survives_a_resume(shapes: DataConfig, tmp_path: Pat
     meta["metrics"][settings.model.score]["AP"] = 0.9
     (run / "best" / "meta.json").write_text(json.dumps(meta))
     trainer = Trainer(settings)
-    assert trainer.best == 0.9
+    assert trainer.judge.best == 0.9
     trainer.run()
     assert checkpoint.load_meta(run / "best") == meta
 
@@ -406,11 +406,14 @@ def test_a_run_may_go_on_with_another_score(shapes: DataConfig, tmp_path: Path) 
     meta = {**checkpoint.load_meta(run / "best"), "metrics": metrics}
     (run / "best" / "meta.json").write_text(json.dumps(meta))
     settings = config(shapes, tmp_path)
-    assert Trainer(replace(settings, model=replace(settings.model, score="class"))).best == 0.7
+    assert (
+        Trainer(replace(settings, model=replace(settings.model, score="class"))).judge.best == 0.7
+    )
     del metrics["class"]  # as if written before there was that score
     (run / "best" / "meta.json").write_text(json.dumps(meta))
     assert (
-        Trainer(replace(settings, model=replace(settings.model, score="class"))).best == -math.inf
+        Trainer(replace(settings, model=replace(settings.model, score="class"))).judge.best
+        == -math.inf
     )
 
 

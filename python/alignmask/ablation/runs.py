@@ -23,7 +23,8 @@ from alignmask import checkpoint
 from alignmask._files import replacing, write_json
 from alignmask.ablation.claims import Claim, Claims
 from alignmask.ablation.grids import Grid, Variant
-from alignmask.config import Config, changed_fields
+from alignmask.config import Config
+from alignmask.config_files import changed_fields
 from alignmask.training.signals import Stopped
 from alignmask.training.trainer import Trainer
 

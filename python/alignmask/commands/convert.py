@@ -13,7 +13,7 @@ from alignmask import checkpoint
 from alignmask._files import must_be_new
 from alignmask._printing import counted
 from alignmask.commands._options import flowing
-from alignmask.config import without_pretrained
+from alignmask.config_files import without_pretrained
 from alignmask.data.coco_json import read_coco
 from alignmask.pretrained.read import LoadReport, Source, initialise_from, read
 from alignmask.pretrained.read import classes as class_list

@@ -18,6 +18,7 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
 from alignmask.config import BackboneConfig
+from alignmask.model.stages import Stages
 from alignmask.safe_load import read_tensors
 
 STRIDES = (4, 8, 16, 32)
@@ -32,7 +33,8 @@ class Backbone(nn.Module):
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
-        self.freeze_norm = config.freeze_norm
+        self.name, self.freeze_norm = config.name, config.freeze_norm
+        self.frozen: list[nn.Module] = []
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
@@ -81,7 +83,21 @@ class Backbone(nn.Module):
         if self.freeze_norm:
             for module in _batch_norms(self.body):
                 module.eval()
+        for module in self.frozen:
+            module.eval()
         return self
+
+    def stages(self) -> Stages:
+        """Its stages. Raises ValueError if they cannot be told apart."""
+        return Stages(self.body, self.name)
+
+    def freeze(self, stages: int) -> None:
+        """Keep the first stages as they are: their weights, and in training their statistics and
+        paths, too."""
+        self.frozen = self.stages().up_to(stages) if stages else []
+        for module in self.frozen:
+            module.requires_grad_(False)
+            module.eval()
 
 
 class SwinBlock(SwinTransformerBlock):

@@ -34,6 +34,24 @@ def sine_position(
     return torch.cat((y, x), dim=2).flatten(0, 1)
 
 
+PERIODS = (0.5, 1, 2, 4, 8)
+
+
+def place_waves(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
+    """-> [4 * len(PERIODS), height, width]: sine and cosine of the pixels' y and x, with so many
+    periods in an image."""
+    periods_P = torch.tensor(PERIODS, device=device)
+
+    def encode(size: int) -> Tensor:
+        centre = (torch.arange(size, device=device, dtype=torch.float32) + 0.5) / size
+        angle_PS = 2 * math.pi * periods_P[:, None] * centre
+        return torch.cat((angle_PS.sin(), angle_PS.cos()))
+
+    y = encode(height)[:, :, None].expand(-1, height, width)
+    x = encode(width)[:, None].expand(-1, height, width)
+    return torch.cat((y, x))
+
+
 def mlp(width_in: int, width_hidden: int, width_out: int, hidden_layers: int = 2) -> nn.Sequential:
     """A multi-layer perceptron with ReLU and `hidden_layers` hidden layers."""
     widths = [width_in] + [width_hidden] * hidden_layers

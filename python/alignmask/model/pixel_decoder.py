@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from alignmask import ops
 from alignmask.config import PixelDecoderConfig
-from alignmask.model.layers import check_heads, feed_forward, sine_position
+from alignmask.model.layers import PERIODS, check_heads, feed_forward, place_waves, sine_position
 
 Shapes = list[tuple[int, int]]
 
@@ -116,6 +116,7 @@ class PixelDecoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(config, len(coarse)) for _ in range(config.layers))
         lateral = nn.Conv2d(stride4, width, 1, bias=False)
         self.lateral = nn.Sequential(lateral, nn.GroupNorm(32, width))
+        self.place = nn.Conv2d(4 * len(PERIODS), width, 1) if config.place else None
         self.fuse = nn.Sequential(
             nn.Conv2d(width, width, 3, padding=1, bias=False),
             nn.GroupNorm(32, width),
@@ -155,7 +156,11 @@ class PixelDecoder(nn.Module):
         upsampled = F.interpolate(
             levels[-1], size=stride4.shape[2:], mode="bilinear", align_corners=False
         )
-        fused = self.fuse(self.lateral(stride4) + upsampled)
+        detailed = self.lateral(stride4) + upsampled
+        if self.place is not None:
+            h, w = stride4.shape[2:]
+            detailed = detailed + self.place(place_waves(h, w, device)[None])
+        fused = self.fuse(detailed)
         # Pooling and sampling read all channels of a pixel, so the map must be channels-last.
         # GroupNorm on a GPU returns another layout.
         return PixelFeatures(

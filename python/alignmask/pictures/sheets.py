@@ -26,7 +26,7 @@ from alignmask.pictures.drawing import Drawable, draw_instances
 from alignmask.pictures.fonts import font
 
 if TYPE_CHECKING:
-    from alignmask.data import CocoDataset
+    from alignmask.data import CocoDataset, Sample
 
 
 @dataclass(frozen=True)
@@ -99,13 +99,20 @@ def samples_sheet(
 ) -> None:
     """Write one picture of randomly chosen images with their ground truth."""
     chosen = sorted(random.Random(seed).sample(range(len(dataset)), min(images, len(dataset))))
-    columns = min(4, len(chosen))
-    gap, rows = 6, -(-len(chosen) // columns)
+    samples = [dataset.load(index) for index in chosen]
+    grid_sheet(samples, dataset.class_names, out_png, cell=cell)
+
+
+def grid_sheet(
+    samples: Sequence[Sample], class_names: Sequence[str], out_png: Path, *, cell: int = 320
+) -> None:
+    """Write one picture of several samples with their instances, four in a row."""
+    columns = min(4, len(samples))
+    gap, rows = 6, -(-len(samples) // columns)
     sheet = Image.new("RGB", (columns * (cell + gap) + gap, rows * (cell + gap) + gap), "white")
-    for place, index in enumerate(chosen):
-        sample = dataset.load(index)
+    for place, sample in enumerate(samples):
         image_HWC = sample.image_CHW.permute(1, 2, 0).numpy()
-        picture = draw_instances(image_HWC, sample, dataset.class_names, min_side=cell)
+        picture = draw_instances(image_HWC, sample, class_names, min_side=cell)
         picture.thumbnail((cell, cell), Image.Resampling.LANCZOS)
         row, column = divmod(place, columns)
         x = gap + column * (cell + gap) + (cell - picture.width) // 2

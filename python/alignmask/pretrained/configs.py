@@ -369,6 +369,8 @@ def not_mask2former(model: ModelConfig) -> list[str]:
         faults.append(f"pixel_decoder.points is {model.pixel_decoder.points}, not {POINTS}")
     if model.pixel_decoder.heads != model.query_decoder.heads:
         faults.append("pixel_decoder.heads and query_decoder.heads differ")
+    if model.pixel_decoder.place:
+        faults.append("pixel_decoder.place tells pixels their place")
     return faults
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from alignmask import checkpoint
-from alignmask.config import Config, ModelConfig, without_pretrained
+from alignmask.config import Config, ModelConfig
+from alignmask.config_files import without_pretrained
 from alignmask.data.coco_classes import COCO_CLASSES
 from alignmask.model.alignmask import AlignMask, build_model
 from alignmask.pretrained import configs, names

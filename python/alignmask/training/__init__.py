@@ -1,4 +1,4 @@
-"""Training: trainer, optimizer, precision, log, signals, dry_run."""
+"""Training: trainer, callbacks, optimizer, precision, log, signals, dry_run."""
 
 from alignmask._extras import require_train
 

@@ -17,7 +17,8 @@ import psutil
 import torch
 
 from alignmask._printing import console, counted
-from alignmask.config import Config, without_pretrained
+from alignmask.config import Config
+from alignmask.config_files import without_pretrained
 from alignmask.training.trainer import Trainer
 
 SPARE = 0.9

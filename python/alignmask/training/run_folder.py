@@ -1,8 +1,8 @@
 """The folder of a run: how it is begun, continued and filled.
 
 config.json (the resolved configuration), checkpoints/step_NNNNNNN (the newest ones), best (the
-checkpoint with the highest AP), evaluation.json and results.json (of the last evaluation),
-metrics.jsonl and tensorboard (the log).
+checkpoint with the highest AP, or another metric), evaluation.json and results.json (of the last
+evaluation), metrics.jsonl and tensorboard (the log).
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from alignmask import checkpoint as checkpoints
-from alignmask.config import Config, ScoreMode, changed_fields
+from alignmask.config import Config
+from alignmask.config_files import changed_fields
+from alignmask.training.best import value_of
 
 MAY_DIFFER = (
     "name", "out",
     "model.score", "data.workers",
     "train.iterations", "train.batch_size", "train.accumulate",
-    "train.learning_rate", "train.backbone_multiplier", "train.weight_decay",
+    "train.learning_rate", "train.scale_learning_rate_from", "train.backbone_multiplier", "train.weight_decay",
     "train.schedule", "train.milestones", "train.warmup", "train.clip", "train.precision", "train.ema",
+    "train.best_by", "train.patience", "train.trackers",
     "train.evaluate_every", "train.checkpoint_every", "train.log_every", "train.keep_checkpoints", "train.max_minutes",
 )  # fmt: skip
 """Settings that may change when a run is continued. All others must be those with which it
@@ -95,6 +98,10 @@ class RunFolder:
                     "by name"
                 )
 
+    def checkpoint(self, step: int) -> Path:
+        """The folder of the checkpoint of an iteration."""
+        return self.path / "checkpoints" / f"step_{step:07d}"
+
     def latest(self) -> Path | None:
         """The newest checkpoint."""
         return checkpoints.latest(self.path)
@@ -107,21 +114,27 @@ class RunFolder:
         state: dict[str, Any],
     ) -> None:
         """Write the checkpoint of iteration meta["step"], and remove the oldest ones."""
-        folder = self.path / "checkpoints" / f"step_{meta['step']:07d}"
-        checkpoints.save(folder, self.config, weights, meta, ema, state)
+        checkpoints.save(self.checkpoint(meta["step"]), self.config, weights, meta, ema, state)
         checkpoints.prune(self.path, self.config.train.keep_checkpoints)
 
     def save_best(
-        self, meta: dict[str, Any], weights: dict[str, Tensor], metrics: dict[str, Any]
+        self, meta: dict[str, Any], weights: dict[str, Tensor], modes: dict[str, Any]
     ) -> None:
-        checkpoints.save(self.best, self.config, weights, {**meta, "metrics": metrics})
+        """modes: What the evaluation has by every score, as JSON."""
+        numbers = {
+            part: {score: mode[part] for score, mode in modes.items()}
+            for part in ("metrics", "alignment")
+        }
+        checkpoints.save(self.best, self.config, weights, {**meta, **numbers})
 
-    def best_ap(self, score: ScoreMode) -> float:
-        """AP of the best checkpoint by this score; minus infinity if there is none, or if it was
-        not measured by this score."""
+    def best_value(self) -> float:
+        """The value of `train.best_by` that the best checkpoint has by `model.score`; minus
+        infinity if there is none, or if it was not measured by this score."""
         if not self.best.exists():
             return -math.inf
-        return checkpoints.load_meta(self.best)["metrics"].get(score, {"AP": -math.inf})["AP"]
+        meta, score = checkpoints.load_meta(self.best), self.config.model.score
+        mode = {part: meta.get(part, {}).get(score, {}) for part in ("metrics", "alignment")}
+        return value_of({score: mode}, score, self.config.train.best_by)
 
     def is_evaluated(self) -> bool:
         return (self.path / "evaluation.json").exists()

@@ -11,60 +11,60 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from timm.utils import ModelEmaV3
-from torch.utils.data import DataLoader
 
 from alignmask import checkpoint as checkpoints
 from alignmask._printing import counted
-from alignmask.config import Config, without_pretrained
-from alignmask.data import (
-    Batch,
-    CocoDataset,
-    TrainingStream,
-    collate,
-    leave_signals_to_the_main_process,
-    resolve_paths,
-    train_dataset,
-    val_dataset,
-)
+from alignmask.config import Config
+from alignmask.config_files import without_pretrained
+from alignmask.data import Batch, resolve_paths, train_dataset, val_dataset
 from alignmask.evaluation.evaluate import Evaluation, evaluate_model
-from alignmask.evaluation.results_file import load_ground_truth
 from alignmask.loss import Criterion
 from alignmask.model import build_model
 from alignmask.pretrained.read import LoadReport, initialise
-from alignmask.training import precision
+from alignmask.training import non_finite, precision
+from alignmask.training.batches import MicroBatches, seed_of, training_batches
+from alignmask.training.best import Judge
+from alignmask.training.callbacks import Callback
+from alignmask.training.checks import check_data, check_settings, describe_data
 from alignmask.training.clock import Clock
-from alignmask.training.log import Log, Window, last_evaluation
-from alignmask.training.optimizer import build_optimizer, learning_rate_factor
+from alignmask.training.log import METRICS, Log, last_evaluation
+from alignmask.training.optimizer import build_optimizer, describe_rates, learning_rate_factor
 from alignmask.training.run_folder import RunFolder
 from alignmask.training.signals import Stopped, StopSignals
+from alignmask.training.trackers import Trackers
 
 
-def train(config: Config, resume: bool = True) -> Path:
+def train(config: Config, resume: bool = True, callbacks: Sequence[Callback] = ()) -> Path:
     """Train, evaluate, keep the best checkpoint; returns the run's folder.
 
     An existing run of the same name is continued from its newest checkpoint; with `resume=False`
     its folder is renamed instead. Raises FloatingPointError if a loss is not finite, ValueError if
     config and data disagree, Stopped after Ctrl-C.
     """
-    return Trainer(config, resume).run()
+    return Trainer(config, resume, callbacks).run()
 
 
 class Trainer:
     """One run. Read `run`, then `iterations` and `train_step`."""
 
-    def __init__(self, config: Config, resume: bool = True) -> None:
+    def __init__(
+        self, config: Config, resume: bool = True, callbacks: Sequence[Callback] = ()
+    ) -> None:
         t = config.train
+        check_settings(t)
+        self.callbacks = callbacks
+        self.listeners: list[Callback] = []
+        """The log and the callbacks, while the run goes on."""
         self.config = config = dataclasses.replace(config, data=resolve_paths(config.data))
         self.folder = RunFolder(config)
         # An earlier run of this process may have had another precision.
@@ -100,6 +100,7 @@ class Trainer:
         self.initial_weights: LoadReport | None = None
         if t.init_from is not None and checkpoint is None:
             self.initial_weights = initialise(model, t.init_from, self.train_data.class_names)
+        model.backbone.freeze(t.freeze_backbone)
         self.criterion = Criterion(config.model, config.loss)
         optimizer = build_optimizer(model, t)
         self.ema = ModelEmaV3(model, decay=t.ema, use_warmup=True) if t.ema else None
@@ -112,8 +113,9 @@ class Trainer:
 
         self.step = 0
         """Number of finished iterations."""
-        self.best = -math.inf
-        """Highest AP so far."""
+        self.judge = Judge(config)
+        self.exhausted = False
+        """Whether `train.patience` is at an end."""
         self.last_saved: int | None = None
         self.last_evaluated: int | None = None
         self.clock = Clock(t.max_minutes, self.accelerator)
@@ -130,31 +132,28 @@ class Trainer:
         """Seconds of training, of all processes that have worked on this run one after another."""
         return self.clock.elapsed
 
+    @property
+    def remaining(self) -> float:
+        """Seconds of training that `train.max_minutes` leaves."""
+        return math.inf if self.clock.limit is None else self.clock.limit - self.elapsed
+
     # -- the run
     # ----------------------------------------------------------------------------------------------
 
     def run(self) -> Path:
-        t, main = self.config.train, self.accelerator.is_main_process
-        with self.signals, Log(self.run_dir, self.step, t.iterations, main) as self.log:
-            self._say_hello()
+        main = self.accelerator.is_main_process
+        trackers = (
+            Trackers(self.accelerator, self.config, self.run_dir, self.step) if main else None
+        )
+        self.log = Log(self.run_dir, self.step, self.config.train.iterations, main, trackers)
+        with self.signals, self.log, self._listening():
+            self._recall_evaluations()
+            for text in self.introduction():
+                self.say(text)
             self._make_up_for_a_missed_evaluation()
-            window = Window()
-            for values in self.iterations():
-                window.add(values)
-                self.log.advance(self.step)
-                if self.step % t.log_every == 0 or self.step == t.iterations:
-                    self.log.metrics(
-                        self.step, window.means(lr=self.optimizer.param_groups[-1]["lr"])
-                    )
-                if self._any(self.signals.requested):
-                    self.save()
-                    raise Stopped(
-                        f"stopped after iteration {self.step}; the same command continues the run"
-                    )
-                if self.step % t.checkpoint_every == 0:
-                    self.save()
-                if self.step % t.evaluate_every == 0:
-                    self.evaluate()
+            self._train()
+            if self.exhausted:
+                self.say(f"iteration {self.step} is the last: {self.judge}")
             if self.last_saved != self.step:
                 self.save()
             pending = self.last_evaluated != self.step or not self.folder.is_evaluated()
@@ -162,18 +161,60 @@ class Trainer:
                 self.evaluate()
         return self.run_dir
 
+    def _train(self) -> None:
+        """All iterations, with the checkpoints and evaluations between them."""
+        t = self.config.train
+        for values in self.iterations():
+            self._tell("on_step", self.step, values)
+            if self._any(self.signals.requested):
+                self.save()
+                raise Stopped(
+                    f"stopped after iteration {self.step}; the same command continues the run"
+                )
+            if self.step % t.checkpoint_every == 0:
+                self.save()
+            if self.step % t.evaluate_every == 0:
+                self.evaluate()
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """The log and the callbacks hear of what happens in this context, of its end in any
+        case."""
+        self.listeners = [self.log, *self.callbacks]
+        try:
+            self._tell("on_start")
+            yield
+        finally:
+            listeners, self.listeners = self.listeners, []
+            for listener in reversed(listeners):
+                listener.on_end(self)
+
+    def say(self, text: Any) -> None:
+        """Print a line above the progress bar, on the main process."""
+        self.log.say(text)
+
+    def picture(self, tag: str, file: Path) -> None:
+        """Hand a PNG to the trackers, on the main process."""
+        self.log.picture(tag, file, self.step)
+
+    def _tell(self, event: str, *what: Any) -> None:
+        for listener in self.listeners:
+            getattr(listener, event)(self, *what)
+
     def iterations(self) -> Iterator[dict[str, torch.Tensor]]:
         """Train to the last iteration or to the time limit. After each iteration, yields its values
         for the log."""
         batches = self.batches()
-        while not self._is_finished():
+        while not self.is_finished:
             with self.clock.counting():
                 values = self.train_step(batches)
                 self.step += 1
             yield values
 
-    def _is_finished(self) -> bool:
-        return self.step >= self.config.train.iterations or self.clock.share >= 1
+    @property
+    def is_finished(self) -> bool:
+        over = self.step >= self.config.train.iterations or self.clock.share >= 1
+        return over or self.exhausted
 
     def train_step(self, batches: Iterator[Batch]) -> dict[str, torch.Tensor]:
         """One optimizer step: forward, matching and losses, backward, clipping, update, moving
@@ -185,18 +226,23 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * learning_rate_factor(t, self.step, progress)
         values: dict[str, torch.Tensor] = {}
-        with self.precision.applied():
-            for _ in range(t.accumulate):
-                batch = next(batches).to(accelerator.device, non_blocking=True)
-                with accelerator.accumulate(self.model):
-                    losses = self._losses(batch)
-                    accelerator.backward(losses["loss"])
-                    if accelerator.sync_gradients:
-                        values["grad_norm"] = self._clip(batch)
-                    self.optimizer.step()
-                    self.optimizer.zero_grad()
-                for name, value in losses.items():
-                    values[name] = values.get(name, 0) + value.detach() / t.accumulate
+        taken: list[Batch] = []
+        try:
+            with self.precision.applied():
+                for _ in range(t.accumulate):
+                    taken.append(next(batches))
+                    batch = taken[-1].to(accelerator.device, non_blocking=True)
+                    with accelerator.accumulate(self.model):
+                        losses = self._losses(batch)
+                        accelerator.backward(losses["loss"])
+                        if accelerator.sync_gradients:
+                            values["grad_norm"] = self._clip()
+                        self.optimizer.step()
+                        self.optimizer.zero_grad()
+                    for name, value in losses.items():
+                        values[name] = values.get(name, 0) + value.detach() / t.accumulate
+        except FloatingPointError as error:
+            raise FloatingPointError(self._not_finite(str(error), taken)) from error
         if self.ema is not None:
             self.ema.update(accelerator.unwrap_model(self.model), step=self.step)
         return values
@@ -206,17 +252,14 @@ class Trainer:
         finite."""
         with self.accelerator.autocast():
             prediction = self.model(batch)
-        try:
-            losses = self.criterion(prediction, batch)
-        except FloatingPointError as error:  # of the matching costs
-            raise FloatingPointError(self._not_finite(str(error), batch)) from error
+        losses = self.criterion(prediction, batch)
         loss, parts = losses.total(self.config.loss), losses.summary()
         if not torch.isfinite(loss):
             listed = ", ".join(f"{name} {value.item():.4g}" for name, value in parts.items())
-            raise FloatingPointError(self._not_finite(f"loss is not finite ({listed})", batch))
+            raise FloatingPointError(f"loss is not finite ({listed})")
         return {"loss": loss, **parts}
 
-    def _clip(self, batch: Batch) -> torch.Tensor:
+    def _clip(self) -> torch.Tensor:
         """Limits the gradient's norm, which is returned as it was. Raises FloatingPointError if it
         is not finite."""
         norm = self.accelerator.clip_grad_norm_(
@@ -225,9 +268,7 @@ class Trainer:
         # Such a step would make the weights NaN. (fp16's loss scaling skips the step instead, and
         # halves the scale.)
         if self.accelerator.scaler is None and not torch.isfinite(norm):
-            raise FloatingPointError(
-                self._not_finite(f"gradient is not finite (norm {norm:g})", batch)
-            )
+            raise FloatingPointError(f"gradient is not finite (norm {norm:g})")
         return norm
 
     # -- evaluation
@@ -239,7 +280,7 @@ class Trainer:
         weights = (
             self.ema.module if self.ema is not None else self.accelerator.unwrap_model(self.model)
         )
-        self.log.say(f"evaluating on {counted(len(self.val_data), 'image')} ...")
+        self.say(f"evaluating on {counted(len(self.val_data), 'image')} ...")
         weights.eval()
         if (
             self.accelerator.num_processes > 1
@@ -250,24 +291,33 @@ class Trainer:
             weights, self.val_data, device=self.accelerator.device, batch_size=self.micro_batch,
             workers=self.config.data.workers, out=self.run_dir,
         )  # fmt: skip
-        metrics = {mode: m.as_dict() for mode, m in result.metrics.items()}
-        ap = metrics[self.config.model.score]["AP"]
-        self.log.say(result.table())
-        if ap > self.best and self.accelerator.is_main_process:
-            self.folder.save_best(self._meta(), weights.state_dict(), metrics)
-        self.best = max(self.best, ap)
+        modes = result.as_dict()["modes"]
+        self.say(result.table())
+        better = self.judge.is_better(modes) or not self.folder.best.exists()
+        if better and self.accelerator.is_main_process:
+            self.folder.save_best(self._meta(), weights.state_dict(), modes)
+        self._lose_patience()
         # This comes last: a resumed run does not repeat an evaluation that is in the log.
-        self.log.evaluation(
-            self.step, result.as_dict(), {f"AP_{mode}": m["AP"] for mode, m in metrics.items()}
-        )
+        self._tell("on_evaluation", self.step, result)
         self.last_evaluated = self.step
         return result
+
+    def _recall_evaluations(self) -> None:
+        """What the log of a continued run says of its evaluations. Only the main process has to
+        have the folder."""
+        if self.accelerator.is_main_process:
+            self.last_evaluated = last_evaluation(self.run_dir)
+            self.judge.recall(self.run_dir / METRICS)
+        self._lose_patience()
+
+    def _lose_patience(self) -> None:
+        main = self.accelerator.is_main_process
+        self.exhausted = self._any(main and self.judge.has_seen_enough)
 
     def _make_up_for_a_missed_evaluation(self) -> None:
         """A run may have been killed between a checkpoint and the evaluation of the same
         iteration."""
         t, main = self.config.train, self.accelerator.is_main_process
-        self.last_evaluated = last_evaluation(self.run_dir) if main else None
         missed = (
             self.step > 0 and self.step % t.evaluate_every == 0 and self.last_evaluated != self.step
         )
@@ -280,18 +330,15 @@ class Trainer:
     def save(self) -> None:
         """Write a full checkpoint of this iteration. The main process writes; the others wait."""
         if self.accelerator.is_main_process:
-            scaler = self.accelerator.scaler
             self.folder.save(
                 self._meta(),
                 self.accelerator.unwrap_model(self.model).state_dict(),
                 ema=self.ema.module.state_dict() if self.ema is not None else None,
-                state={
-                    "optimizer": self.optimizer.state_dict(),
-                    "scaler": scaler.state_dict() if scaler is not None else None,
-                },
+                state=self._state(),
             )
         self.last_saved = self.step
         self.accelerator.wait_for_everyone()
+        self._tell("on_checkpoint", self.step, self.folder.checkpoint(self.step))
 
     def load(self, checkpoint: Path) -> None:
         """Continue from a full checkpoint."""
@@ -306,7 +353,7 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = self.last_saved = meta["step"]
         self.clock.elapsed = meta["train_seconds"]
-        self.best = self.folder.best_ap(self.config.model.score)
+        self.judge.best = self.folder.best_value()
 
     def _load_optimizer(self, state: dict[str, Any]) -> None:
         """Moments and counters come from the checkpoint; learning rates and weight decays are those
@@ -317,6 +364,13 @@ class Trainer:
         self.optimizer.load_state_dict(state)
         for group, (rate, decay) in zip(self.optimizer.param_groups, configured, strict=True):
             group["initial_lr"], group["weight_decay"] = rate, decay
+
+    def _state(self) -> dict[str, Any]:
+        scaler = self.accelerator.scaler
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
 
     def _meta(self) -> dict[str, Any]:
         return {
@@ -335,25 +389,12 @@ class Trainer:
     def batches(self) -> Iterator[Batch]:
         """This process's micro-batches from the current iteration on."""
         t, a = self.config.train, self.accelerator
-        stream = TrainingStream(self.train_data, t.iterations * t.batch_size, t.seed)
-        micro_batches = [
-            range(
-                first := (m * a.num_processes + a.process_index) * self.micro_batch,
-                first + self.micro_batch,
-            )
-            for m in range(self.step * t.accumulate, t.iterations * t.accumulate)
-        ]
-        workers = self.config.data.workers
-        return iter(
-            DataLoader(
-                stream,
-                batch_sampler=micro_batches,  # type: ignore[arg-type]
-                collate_fn=collate,
-                num_workers=workers,
-                worker_init_fn=leave_signals_to_the_main_process,
-                pin_memory=a.device.type == "cuda",
-                persistent_workers=workers > 0,
-            )
+        positions = MicroBatches(
+            self.step * t.accumulate, t.iterations * t.accumulate, self.micro_batch,
+            a.process_index, a.num_processes,
+        )  # fmt: skip
+        return training_batches(
+            self.train_data, t, positions, self.config.data.workers, a.device.type == "cuda"
         )
 
     def _any(self, flag: bool) -> bool:
@@ -364,68 +405,43 @@ class Trainer:
             self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device)) > 0
         )
 
-    def _not_finite(self, what: str, batch: Batch) -> str:
-        kept = self.folder.latest() or "none yet"
+    def _not_finite(self, what: str, batches: list[Batch]) -> str:
+        """What ends the run, in words. The step is kept, to be repeated."""
+        good = self.folder.latest() or "none yet"
+        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        folder = non_finite.free_folder(self.run_dir, self.step, process, processes)
+        meta = {
+            **self._meta(),
+            "error": what,
+            "seed": seed_of(self.config.train.seed, self.step, process),
+        }
+        weights = self.accelerator.unwrap_model(self.model).state_dict()
+        try:
+            non_finite.write(folder, self.config, weights, self._state(), meta, batches)
+            kept = f"the step is kept: `alignmask replay {folder}` repeats it"
+        except OSError as error:
+            kept = f"the step could not be kept: {error}"
         return (
-            f"iteration {self.step}: {what}; images {batch.image_ids}; last good checkpoint: {kept}"
+            f"iteration {self.step}: {what}; images {batches[-1].image_ids}; last good checkpoint: "
+            f"{good}; {kept}"
         )
 
-    def _say_hello(self) -> None:
+    def introduction(self) -> Iterator[str]:
+        """What the log says at the start of a run."""
+        config = self.config
         parameters = sum(p.numel() for p in self.model.parameters())
         start = f"continues at iteration {self.step}" if self.step else "starts"
-        if self.step and self._is_finished():
-            limit = "iterations" if self.step >= self.config.train.iterations else "max-minutes"
+        if self.step and self.is_finished:
+            limit = "iterations" if self.step >= config.train.iterations else "max-minutes"
+            limit = "patience" if self.exhausted else limit
             start = (
                 f"is finished: {counted(self.step, 'iteration')}; raise --train.{limit} to go on"
             )
-        self.log.say(
+        yield (
             f"run {self.run_dir} {start}; {parameters / 1e6:.1f} M parameters on "
-            f"{self.accelerator.device}, "
-            f"{self.precision}"
+            f"{self.accelerator.device}, {self.precision}"
         )
-        self.log.say(f"training data: {self.train_data.describe()}")
-        self.log.say(f"validation data: {self.val_data.describe()}")
-        queries = self.config.model.query_decoder.queries
-        instances = self.train_data.instances_per_image
-        if crowded := int((instances > queries).sum()):
-            self.log.say(
-                f"{crowded} of {len(instances)} training images have more instances (up to "
-                f"{int(instances.max())}) than the model has queries ({queries}): it cannot find "
-                "all of them. Raise --model.query-decoder.queries, or cut the images into tiles"
-            )
+        yield from describe_data(config, self.train_data, self.val_data)
+        yield from describe_rates(config.train)
         if self.initial_weights is not None:
-            self.log.say(f"weights of {self.config.train.init_from}: {self.initial_weights}")
-
-
-def seed_of(*numbers: int) -> int:
-    """One seed from several numbers. Seeds of neighbouring numbers are unrelated."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
-def check_data(config: Config, data: CocoDataset, val_data: CocoDataset) -> None:
-    """Raises ValueError for everything that training or its evaluation would stumble over later:
-    nothing to train on, categories that differ, as many of them as the model has no classes for,
-    faults of the validation annotations beyond `val_limit`."""
-    data.require_instances()
-    if not val_data.instances_per_image.any():
-        warnings.warn(
-            f"{val_data.annotations}: none of the {len(val_data)} validation images has an "
-            "instance: there will be no AP, and no best checkpoint",
-            stacklevel=2,
-        )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the data set has said the same
-        load_ground_truth(val_data.annotations)
-    if data.class_names != val_data.class_names:
-        raise ValueError(
-            f"{config.data.val_annotations} must have the categories of "
-            f"{config.data.train_annotations}, in the same order "
-            f"of their ids: {val_data.class_names} are not {data.class_names}"
-        )
-    found, expected = len(data.class_names), config.model.num_classes
-    if found != expected:
-        raise ValueError(
-            f"{config.data.train_annotations} has {counted(found, 'category', 'categories')}, but model.num_classes is "
-            f"{expected}: "
-            f"pass --model.num-classes {found}"
-        )
+            yield f"weights of {config.train.init_from}: {self.initial_weights}"

@@ -1,0 +1,78 @@
+"""Before the first iteration: whether configuration and data fit each other."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+from alignmask._printing import counted
+from alignmask.config import Config, TrainConfig
+from alignmask.data import CocoDataset
+from alignmask.evaluation.results_file import load_ground_truth
+from alignmask.model.stages import STAGES
+from alignmask.training.best import check_metric
+from alignmask.training.trackers import check_trackers
+
+
+def check_settings(t: TrainConfig) -> None:
+    """Raises ValueError for settings of the training that can be seen to be wrong without data, and
+    ImportError for a tracker whose package is missing."""
+    check_metric(t.best_by)
+    if t.patience is not None and t.patience < 1:
+        raise ValueError(f"train.patience: expected 1 or more, or None, got {t.patience}")
+    if t.scale_learning_rate_from is not None and t.scale_learning_rate_from < 1:
+        raise ValueError(
+            "train.scale_learning_rate_from: expected a batch size, or None, got "
+            f"{t.scale_learning_rate_from}"
+        )
+    if not 0 <= t.freeze_backbone <= STAGES:
+        raise ValueError(
+            f"train.freeze_backbone: expected 0 to {STAGES} stages, got {t.freeze_backbone}"
+        )
+    if not 0 < t.layer_decay <= 1:
+        raise ValueError(
+            f"train.layer_decay: expected more than 0 and at most 1, got {t.layer_decay:g}"
+        )
+    check_trackers(t.trackers)
+
+
+def check_data(config: Config, data: CocoDataset, val_data: CocoDataset) -> None:
+    """Raises ValueError for everything that training or its evaluation would stumble over later:
+    nothing to train on, categories that differ, as many of them as the model has no classes for,
+    faults of the validation annotations beyond `val_limit`."""
+    data.require_instances()
+    if not val_data.instances_per_image.any():
+        warnings.warn(
+            f"{val_data.annotations}: none of the {len(val_data)} validation images has an "
+            "instance: there will be no AP, and no best checkpoint",
+            stacklevel=2,
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the data set has said the same
+        load_ground_truth(val_data.annotations)
+    if data.class_names != val_data.class_names:
+        raise ValueError(
+            f"{config.data.val_annotations} must have the categories of "
+            f"{config.data.train_annotations}, in the same order "
+            f"of their ids: {val_data.class_names} are not {data.class_names}"
+        )
+    found, expected = len(data.class_names), config.model.num_classes
+    if found != expected:
+        raise ValueError(
+            f"{config.data.train_annotations} has {counted(found, 'category', 'categories')}, but model.num_classes is "
+            f"{expected}: "
+            f"pass --model.num-classes {found}"
+        )
+
+
+def describe_data(config: Config, data: CocoDataset, val_data: CocoDataset) -> Iterator[str]:
+    """Sentences for the log."""
+    yield f"training data: {data.describe()}"
+    yield f"validation data: {val_data.describe()}"
+    queries, instances = config.model.query_decoder.queries, data.instances_per_image
+    if crowded := int((instances > queries).sum()):
+        yield (
+            f"{crowded} of {len(instances)} training images have more instances (up to "
+            f"{int(instances.max())}) than the model has queries ({queries}): it cannot find "
+            "all of them. Raise --model.query-decoder.queries, or cut the images into tiles"
+        )
