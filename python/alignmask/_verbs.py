@@ -25,6 +25,7 @@ from alignmask._arguments import (
 from alignmask._extras import require_analyze
 from alignmask._files import write_json
 from alignmask.analysis.compare import slug, write_analysis
+from alignmask.analysis.differences import RESAMPLES, with_differences
 from alignmask.analysis.measure import ModelAnalysis, analyze_model
 from alignmask.config import SHOWN_SCORE, Config, ScoreMode
 from alignmask.data.images import ImageLike, to_pixels
@@ -212,6 +213,7 @@ def analyze(
     suppression: Suppression = "off",
     suppression_iou: float = DUPLICATE_IOU,
     max_detections: int = OFFICIAL_LIMIT,
+    resamples: int = RESAMPLES,
     progress: Progress = quiet,
     measured: Callable[[Sequence[ModelAnalysis]], None] | None = None,
 ) -> dict[str, Path]:
@@ -239,6 +241,8 @@ def analyze(
         suppression: As in `evaluate`, for all models alike.
         suppression_iou: As in `evaluate`.
         max_detections: As in `evaluate`, for all models alike.
+        resamples: Number of bootstrap resamples of the images, for the intervals of the
+            differences to the first model; 0 for none.
         progress: Shows how far predicting and writing are.
         measured: Called with what was measured before the page is written, which takes longer.
 
@@ -263,6 +267,8 @@ def analyze(
         raise ValueError(f"analyze: fraction: expected more than 0 and at most 1, got {fraction:g}")
     if inversions < 0:
         raise ValueError(f"analyze: inversions: expected 0 or more, got {inversions}")
+    if resamples < 0:
+        raise ValueError(f"analyze: resamples: expected 0 or more, got {resamples}")
     named = named_models(models)
     dataset = common_data(named, annotations, images)
     ground_truth = load_ground_truth(str(annotations) if dataset is None else dataset.annotations)
@@ -294,6 +300,7 @@ def analyze(
                 name, ground_truth, results, inversions=inversions, max_detections=max_detections
             )
         )
+    analyses = with_differences(analyses, len(ground_truth.sizes), resamples)
     if measured is not None:
         measured(analyses)
     with progress("writing the page") as advance:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from alignmask.analysis.differences import with_differences
 from alignmask.analysis.html_page import write_page
 from alignmask.analysis.measure import ModelAnalysis, analyze_model
 from alignmask.data import CocoDataset
@@ -54,7 +55,7 @@ def analyses(
         models.append(
             analyze_model(name, ground_truth, load_results(entries, ground_truth), inversions=2)
         )
-    return models, ground_truth
+    return with_differences(models, len(ground_truth.sizes), 20), ground_truth
 
 
 def pictured(world: World, folder: Path) -> CocoDataset:

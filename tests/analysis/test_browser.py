@@ -206,6 +206,30 @@ def test_plots_zoom_together(browser: Browser) -> None:
     assert browser.value("models[1].figure.y_range.end") == 1.02
 
 
+@pytest.mark.parametrize("width", [1280, 800])
+def test_it_fits(browser: Browser, width: int) -> None:
+    """Nothing is wider than the window: tables scroll in their boxes. Two plots stand side by side,
+    and the picture of the clicked prediction is seen."""
+    usual = browser.driver.get_window_size()
+    browser.driver.set_window_size(width, 900)
+    try:
+        browser.until(f"innerWidth === {width}")
+        assert browser.value("document.documentElement.scrollWidth <= innerWidth")
+        boxes = "[...document.querySelectorAll('.box')]"
+        assert browser.value(f"{boxes}.some((box) => box.scrollWidth > box.clientWidth)")
+        tops = "['target-0', 'target-1'].map((id) => document.getElementById(id).getBoundingClientRect().top)"
+        first, second = browser.value(tops)
+        assert first == second
+        browser.run("scrollTo(0, 0); models[0].source.selected.indices = [3]")
+        browser.shows(0, 3)
+        edges = (
+            "const { top, bottom } = document.getElementById('picture').getBoundingClientRect();"
+        )
+        assert browser.run(f"{edges} return top >= -1 && bottom <= innerHeight + 1")
+    finally:
+        browser.driver.set_window_size(usual["width"], usual["height"])
+
+
 def test_nothing_in_a_name_runs(chromium: Browser, tmp_path: Path) -> None:
     world = square_world()
     world.categories = dict(zip(world.categories, NASTY, strict=True))

@@ -17,6 +17,8 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from alignmask.analysis import html_page as page_module
+from alignmask.analysis import page_album
+from alignmask.analysis.differences import verdict
 from alignmask.analysis.html_page import write_page
 from alignmask.data import CocoError
 from alignmask.evaluation.alignment import top_predictions
@@ -103,6 +105,29 @@ def test_tables_hold_the_numbers_at_full_precision(tmp_path: Path) -> None:
     assert "" in values  # a dash: AP of large objects, of which there are none
 
 
+def test_tables_of_errors_second_masks_calibration_and_differences(tmp_path: Path) -> None:
+    models, _ = analyses(square_world(), tmp_path, ("first", "half"))
+    parsed = Parsed(page(square_world(), tmp_path, ("first", "half")).read_text(encoding="utf-8"))
+    values = [attributes.get("data-value") for attributes, _ in parsed.of("td")]
+    for model in models:
+        numbers = [
+            100 * model.errors.lost["localisation"],
+            float(model.errors.counts["background"]),
+        ]
+        numbers += [model.calibration["LaECE0"], model.calibration["AUROC50"]]
+        numbers += [float(model.duplicates["top 10 %"].predictions)]
+        assert {repr(number) for number in numbers} <= set(values)
+    ids = [attributes.get("id") for attributes, _ in parsed.of("table")]
+    assert {"differences", "errors", "duplicates", "calibration"} <= set(ids)
+    bold = [text for attributes, text in parsed.of("td") if attributes.get("class") == "clear"]
+    assert bold == [models[1].difference["LaECE0"].signed()]
+    assert verdict(models) in [
+        text for attributes, text in parsed.of("p") if attributes.get("id") == "verdict"
+    ]
+    alone = Parsed(page(square_world(), tmp_path).read_text(encoding="utf-8"))
+    assert "differences" not in [attributes.get("id") for attributes, _ in alone.of("table")]
+
+
 def test_scores_that_are_no_probabilities_are_within_the_axis(tmp_path: Path) -> None:
     world = square_world()
     world.predict(100, 1, box_mask((60, 80), 0, 0, 5, 5), 12.0)
@@ -154,11 +179,11 @@ def noisy_page(folder: Path) -> list[dict]:
 def test_pictures_get_smaller_to_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = noisy_page(tmp_path)
     total = sum(len(picture["jpeg"]) for picture in whole)
-    monkeypatch.setattr(page_module, "PICTURE_BYTES", total // 2)
+    monkeypatch.setattr(page_album, "PICTURE_BYTES", total // 2)
     smaller = noisy_page(tmp_path)
     assert all(picture["jpeg"] for picture in smaller)
     assert sum(len(picture["jpeg"]) for picture in smaller) <= total // 2
-    monkeypatch.setattr(page_module, "PICTURE_BYTES", total // 12)  # not even the smallest ones fit
+    monkeypatch.setattr(page_album, "PICTURE_BYTES", total // 12)  # not even the smallest ones fit
     fewest = noisy_page(tmp_path)
     assert sum(len(picture["jpeg"]) for picture in fewest) <= total // 12
     assert fewest[0]["jpeg"]
@@ -176,7 +201,7 @@ def test_masks_get_coarser_to_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     whole = noisy_page(tmp_path)
     assert whole[0]["size"] == [200, 300]
-    monkeypatch.setattr(page_module, "MASK_BYTES", 2 * size(whole) // 5)
+    monkeypatch.setattr(page_album, "MASK_BYTES", 2 * size(whole) // 5)
     coarse = noisy_page(tmp_path)
     assert coarse[0]["size"] == [67, 100]  # every third pixel: every second would not be enough
     assert size(coarse) <= 2 * size(whole) // 5
@@ -199,7 +224,9 @@ def test_masks_of_large_images_are_coarser(tmp_path: Path) -> None:
 def test_names_are_text(tmp_path: Path) -> None:
     world = square_world()
     world.categories = dict(zip(world.categories, NASTY, strict=True))
-    text = page(world, tmp_path, NASTY, images=False).read_text(encoding="utf-8")
+    folder = tmp_path / NASTY[0]  # the page names the annotation file
+    folder.mkdir()
+    text = page(world, folder, NASTY, images=False).read_text(encoding="utf-8")
     parsed = Parsed(text)
     plain = page(square_world(), tmp_path, ("a", "b", "c"), images=False).read_text(
         encoding="utf-8"
@@ -210,6 +237,9 @@ def test_names_are_text(tmp_path: Path) -> None:
     assert set(NASTY) <= {text for _, text in parsed.of("option")}
     assert set(NASTY) <= {text for _, text in parsed.of("td")}
     assert set(NASTY) <= {text for _, text in parsed.of("figcaption")}
+    assert any(NASTY[0] in text for _, text in parsed.of("code"))
+    heading = f"Differences to {NASTY[0]}, with 95 % intervals"
+    assert heading in [text for _, text in parsed.of("h2")]
 
 
 def test_only_the_pages_own_scripts_may_run(tmp_path: Path) -> None:

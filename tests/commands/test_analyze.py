@@ -86,6 +86,27 @@ def test_of_results_without_images(alignmask_: Terminal, tmp_path: Path) -> None
     }
 
 
+def test_models_have_the_names_that_the_user_gives(alignmask_: Terminal, tmp_path: Path) -> None:
+    annotations, results = write(small_world(), tmp_path)
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(small_world().results[:3]))
+    arguments = ("analyze", results, other, "--annotations", annotations, "--inversions", 0)
+    assert alignmask_(*arguments, "--names", "before", "after", "--resamples", 9) == 0
+    models = json.loads(Path("analysis/analysis.json").read_text())["models"]
+    assert [model["name"] for model in models] == ["before", "after"]
+    assert models[0]["difference_to_the_first"] == {}
+    assert models[1]["difference_to_the_first"]["AP"]["low"] is not None
+    assert "differences to before" in alignmask_.out
+    assert '<p id="verdict">Compared with before, after ' in page(Path("analysis"))
+    assert alignmask_(*arguments, "--resamples", 0) == 0
+    models = json.loads(Path("analysis/analysis.json").read_text())["models"]
+    assert models[1]["difference_to_the_first"]["AP"]["low"] is None
+    for names in (("before",), ("same", "same")):
+        message = "--names: expected 2 different names, one for each model"
+        assert message in alignmask_.complaint(*arguments, "--names", *names)
+    assert "--resamples: expected 0 or more" in alignmask_.complaint(*arguments, "--resamples", -1)
+
+
 def page(folder: Path) -> str:
     return (folder / "report.html").read_text(encoding="utf-8")
 

@@ -16,6 +16,7 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 from alignmask._files import write_json
+from alignmask.analysis.differences import PERCENT
 from alignmask.analysis.inversions import Panel, inversion_sheet
 from alignmask.analysis.measure import ModelAnalysis
 from alignmask.evaluation.alignment import (
@@ -157,6 +158,15 @@ def analysis_table(models: Sequence[ModelAnalysis]) -> Group:
                 values += [top.mean_score, getattr(top, f"mean_iou_{kind}")]
                 shown = ["-" if value is None else f"{value:.3f}" for value in values]
                 table.add_row(model.name, f"{100 * top.fraction:g} %", str(top.predictions), *shown)
+    if len(models) > 1:
+        title = f"differences to {models[0].name}, with 95 % intervals over images"
+        table = number_table(title, "measure", "difference", first="model")
+        for model in models[1:]:
+            for name, entry in model.difference.items():
+                percents = name in PERCENT
+                shown = entry.signed_percent() if percents else entry.signed()
+                table.add_row(model.name, f"{name} (%)" if percents else name, shown)
+        tables.append(table)
     tables.append(duplicates_table({model.name: model.duplicates for model in models}, "model"))
     tables.append(calibration_table({model.name: model.calibration for model in models}, "model"))
     return Group(*tables)

@@ -5,7 +5,7 @@ Shapes: N predictions.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,11 @@ from alignmask.evaluation.alignment import (
     score_iou_pairs,
     statistics,
 )
+from alignmask.evaluation.bootstrap import Estimate, Measure
 from alignmask.evaluation.calibration import measure
 from alignmask.evaluation.duplicates import Duplicates, count_duplicates, rival_pairs
 from alignmask.evaluation.errors import FOUND, ErrorSplit, error_split
-from alignmask.evaluation.matches import match
+from alignmask.evaluation.matches import ANY_OVERLAP, match
 from alignmask.evaluation.metrics import (
     OFFICIAL_LIMIT,
     CocoMetrics,
@@ -29,6 +30,7 @@ from alignmask.evaluation.metrics import (
     evaluate_results,
     over_limit,
 )
+from alignmask.evaluation.resampled import compared_measures
 from alignmask.evaluation.results_file import GroundTruth, Results
 
 
@@ -55,8 +57,13 @@ class ModelAnalysis:
     """The score as a forecast: `alignmask.evaluation.calibration.measure`."""
     errors: ErrorSplit
     """AP50 lost to each kind of error."""
+    compared: Measure = field(repr=False)
+    """The measures that models are compared by, for weights of the images."""
     images_over_limit: dict[str, int]
     """As in `alignmask.evaluation.evaluate.Evaluation`."""
+    difference: dict[str, Estimate] = field(default_factory=dict)
+    """Of each measure: this model's minus the first model's, with an interval over images; empty
+    for the first one."""
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -73,6 +80,9 @@ class ModelAnalysis:
             "duplicates": {name: entry.as_dict() for name, entry in self.duplicates.items()},
             "calibration": self.calibration,
             "errors": self.errors.as_dict(),
+            "difference_to_the_first": {
+                name: entry.as_dict() for name, entry in self.difference.items()
+            },
             "inversions": [
                 {**asdict(inversion), **self._both(inversion)} for inversion in self.inversions
             ],
@@ -117,7 +127,7 @@ def analyze_model(
         ]
         return measured(replace(results, entries=entries))
 
-    matches = match(ground_truth, results)
+    matches, rivals_P2 = match(ground_truth, results), rival_pairs(results)
     return ModelAnalysis(
         name=name,
         results=results,
@@ -127,7 +137,10 @@ def analyze_model(
         oracle=ranked(oracle_scores(pairs)),
         alignment=statistics(pairs),
         inversions=worst_inversions(pairs, inversions),
-        duplicates=count_duplicates(pairs, rival_pairs(results)),
+        duplicates=count_duplicates(pairs, rivals_P2),
+        compared=compared_measures(
+            ground_truth, results, pairs, rivals_P2, matches[ANY_OVERLAP], max_detections
+        ),
         calibration=measure(matches),
         errors=error_split(ground_truth, results, matches[FOUND]),
         images_over_limit=over_limit(ground_truth, results, max_detections),

@@ -12,6 +12,7 @@ from alignmask._arguments import are_results
 from alignmask._extras import require_analyze
 from alignmask._printing import console
 from alignmask.analysis.compare import analysis_table
+from alignmask.analysis.differences import RESAMPLES
 from alignmask.commands._console import choose_device, progress
 from alignmask.commands._options import File, Flag, Folder, check_measuring, flowing
 from alignmask.config import ScoreMode
@@ -44,6 +45,8 @@ def command(
     suppression: Suppression = "off",
     suppression_iou: float = DUPLICATE_IOU,
     max_detections: int = OFFICIAL_LIMIT,
+    resamples: int = RESAMPLES,
+    names: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = (),
 ) -> int:
     """Show how well scores follow mask quality (Table 2, Fig. 1 and 4 of the paper), for several
     models side by side.
@@ -81,6 +84,9 @@ def command(
             worse-scored is such a mask.
         max_detections: Predictions of a class that count in an image for AP, the best-scored ones.
             Only with 100 is AP the official one; more objects than that need more.
+        resamples: Number of bootstrap resamples of the images, for the intervals of the differences
+            to the first model; 0 for none.
+        names: A name for each model, in their order; by default what their paths differ in.
     """
     require_analyze("alignmask analyze")
     check_measuring("analyze", suppression_iou, max_detections)
@@ -90,6 +96,13 @@ def command(
         )
     if inversions < 0:
         raise ValueError(f"analyze: --inversions: expected 0 or more, got {inversions}")
+    if resamples < 0:
+        raise ValueError(f"analyze: --resamples: expected 0 or more, got {resamples}")
+    if names and len(set(names)) != len(models):
+        raise ValueError(
+            f"analyze: --names: expected {len(models)} different names, one for each model, got "
+            f"{', '.join(names)}"
+        )
     results = [path for path in models if are_results(path)]
     if annotations is None and (images is not None or results):
         raise ValueError(
@@ -101,7 +114,7 @@ def command(
             "DIR, too"
         )
     files = alignmask.analyze(
-        models,
+        dict(zip(names, models, strict=True)) if names else models,
         annotations=annotations,
         images=images,
         out=out,
@@ -115,6 +128,7 @@ def command(
         suppression=suppression,
         suppression_iou=suppression_iou,
         max_detections=max_detections,
+        resamples=resamples,
         progress=progress,
         measured=lambda analyses: console().print(analysis_table(analyses)),
     )

@@ -28,6 +28,26 @@ class Estimate:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether a difference is certain: its interval is all above or all below 0."""
+        return self.low is not None and self.high is not None and self.low * self.high > 0
+
+    def signed(self) -> str:
+        """A difference, with its sign."""
+        return self._signed(1, 3)
+
+    def signed_percent(self) -> str:
+        """Likewise, of percentages: in points."""
+        return self._signed(100, 1)
+
+    def _signed(self, factor: float, digits: int) -> str:
+        if self.value is None:
+            return "-"
+        ends = [end for end in (self.low, self.high) if end is not None]
+        value, *shown = (f"{factor * number:+.{digits}f}" for number in (self.value, *ends))
+        return f"{value} [{', '.join(shown)}]" if shown else value
+
     def percent(self) -> str:
         """In percent, with one decimal."""
         if self.value is None:

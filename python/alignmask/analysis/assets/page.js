@@ -1,5 +1,5 @@
 "use strict";
-// What the page does. Its data are in the blocks that analysis/page.py writes: "report", and a "plot-<n>" for each
+// What the page does. Its data are in the blocks that analysis/html_page.py writes: "report", and a "plot-<n>" for each
 // model and a "picture-<n>" for each image, which are read only when they are shown.
 // Everything that comes from a file's name or a category goes into the page as text, never as HTML.
 
@@ -149,6 +149,7 @@ async function paint(picture, truths, mask) {
   context.globalAlpha = Number($("opacity").value);
   context.imageSmoothingEnabled = false;
   context.drawImage(masks, 0, 0, canvas.width, canvas.height);
+  canvas.scrollIntoView({ block: "nearest" }); // in a narrow window it is below the plots
   canvas.dataset.shown = `${mine.model.number}-${mine.point}`;
 }
 
