@@ -164,8 +164,8 @@ def analysis_table(models: Sequence[ModelAnalysis]) -> Group:
         for model in models[1:]:
             for name, entry in model.difference.items():
                 percents = name in PERCENT
-                shown = entry.signed_percent() if percents else entry.signed()
-                table.add_row(model.name, f"{name} (%)" if percents else name, shown)
+                text = entry.signed_percent() if percents else entry.signed()
+                table.add_row(model.name, f"{name} (%)" if percents else name, text)
         tables.append(table)
     tables.append(duplicates_table({model.name: model.duplicates for model in models}, "model"))
     tables.append(calibration_table({model.name: model.calibration for model in models}, "model"))
