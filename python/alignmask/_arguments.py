@@ -103,10 +103,7 @@ def common_data(
     }
     first, *others = own
     for name, data in own.items():
-        if data.shapes is None and data.val_annotations is None:
-            raise ValueError(
-                f"analyze: {name} comes without its validation data: give annotations and images"
-            )
+        _require_own_data("analyze", name, data)
     for name in others:
         if _validation_settings(own[name]) != _validation_settings(own[first]):
             raise ValueError(
@@ -114,6 +111,14 @@ def common_data(
                 "images"
             )
     return val_dataset(own[first], masks=False)
+
+
+def _require_own_data(verb: str, name: str, data: DataConfig) -> None:
+    """Raises ValueError for a model that comes with the package."""
+    if data.shapes is None and data.val_annotations is None:
+        raise ValueError(
+            f"{verb}: {name} comes without its validation data: give images and annotations"
+        )
 
 
 def _validation_settings(data: DataConfig) -> tuple[object, ...]:
@@ -133,11 +138,7 @@ def evaluation_data(
     """
     data = predictor.config.data
     if images is None and annotations is None:
-        if data.shapes is None and data.val_annotations is None:
-            raise ValueError(
-                f"evaluate: {predictor.config.name} comes without its validation data: give images "
-                "and annotations"
-            )
+        _require_own_data("evaluate", predictor.config.name, data)
         dataset = val_dataset(data, masks=False)
     elif images is None or annotations is None:
         raise ValueError("evaluate: give both images and annotations, or neither of them")

@@ -17,7 +17,7 @@ from alignmask._arguments import (
     evaluation_data,
     quiet,
 )
-from alignmask.evaluation.calibrate import Report
+from alignmask.evaluation.calibrate import Report, check_iou
 from alignmask.evaluation.calibrate import calibrate as fit_and_report
 from alignmask.evaluation.calibrators import FEWEST, Method, check_replaceable, write_calibration
 from alignmask.evaluation.matches import ANY_OVERLAP
@@ -106,8 +106,7 @@ def calibrate(
             raise ValueError(
                 f"calibrate: {name}: expected more than 0 and less than 1, got {share:g}"
             )
-    if not 0 < iou <= 1:
-        raise ValueError(f"calibrate: iou: expected more than 0 and at most 1, got {iou:g}")
+    check_iou(iou)  # before the long work
     if resamples < 0 or fewest < 1:
         raise ValueError("calibrate: expected resamples of 0 or more and fewest of 1 or more")
     path = None if out is None else Path(out)

@@ -182,7 +182,7 @@ def test_a_polygon_of_the_first_pixel_is_in_pixels(tmp_path):
     shares = annotation(1, segmentation=box_polygon(0.2, 0.2, 0.9, 1))
     others = [annotation(n, segmentation=rle(MASK)) for n in (2, 3)]
     path = write_coco(tmp_path, annotations=[shares, *others])[1]
-    assert len(read_coco(path).annotations) == 3  # one polygon among RLEs is no majority
+    assert len(read_coco(path).annotations) == 3  # one polygon among RLEs is not a majority
 
 
 @pytest.mark.parametrize("bad", range(3))

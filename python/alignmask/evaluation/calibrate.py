@@ -90,6 +90,12 @@ class Report:
         return said
 
 
+def check_iou(iou: float) -> None:
+    """Raises ValueError for an IoU that no prediction or every prediction has."""
+    if not 0 < iou <= 1:
+        raise ValueError(f"calibrate: iou: expected more than 0 and at most 1, got {iou:g}")
+
+
 def calibrate(
     ground_truth: GroundTruth,
     results: Results,
@@ -118,8 +124,7 @@ def calibrate(
     Raises:
         ValueError: Fewer than 2 images, no prediction, or scores outside 0..1.
     """
-    if not 0 < iou <= 1:
-        raise ValueError(f"calibrate: iou: expected more than 0 and at most 1, got {iou:g}")
+    check_iou(iou)
     results = suppress_duplicates(results, suppression)
     ours, others = split_images(list(ground_truth.sizes), seed)
     matches = match(ground_truth, results)

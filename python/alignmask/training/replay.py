@@ -76,7 +76,7 @@ class Replay:
 def replay(folder: Path, device: torch.device | str = "cpu") -> Replay:
     """Repeat the step in a folder that a training has left (`non_finite_step_N`).
 
-    Raises FileNotFoundError if it is no such folder.
+    Raises FileNotFoundError if it is not such a folder.
     """
     batches = read_batches(folder)
     config, meta = checkpoints.load_config(folder), checkpoints.load_meta(folder)
