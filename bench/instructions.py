@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import pickle
 import re
 import subprocess
@@ -108,21 +107,40 @@ def replay(core: str, calls: str, instruction_set: str, times: int) -> None:
 
 
 def executed(core: str, calls: Path, instruction_set: str, times: int) -> int:
-    command = [
-        "valgrind",
-        "--tool=callgrind",
-        "--callgrind-out-file=/dev/null",
-        sys.executable,
-        __file__,
-    ]
-    command += ["--replay", core, str(calls), instruction_set, str(times)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"PYTHONHASHSEED": "0"}
-    )
-    found = re.search(r"Collected : (\d+)", done.stderr)
-    if done.returncode or found is None:
-        raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
-    return int(found[1])
+    """Instructions of the compiled module's own code.
+
+    Those of the interpreter around it differ by millions from run to run.
+    """
+    with tempfile.NamedTemporaryFile(suffix=".callgrind") as profile:
+        command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={profile.name}"]
+        command += [sys.executable, __file__, "--replay", core, str(calls)]
+        command += [instruction_set, str(times)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
+        return instructions_of(Path(core).name, Path(profile.name).read_text())
+
+
+def instructions_of(module: str, profile: str) -> int:
+    """Sum of a file's lines in Callgrind's profile, without what those lines call.
+
+    The format: https://valgrind.org/docs/manual/cl-format.html
+    """
+    names: dict[str, str] = {}  # a file is named once, and is a number from then on
+    total, inside, inclusive = 0, False, False
+    for line in profile.splitlines():
+        if named := re.fullmatch(r"c?ob=(\(\d+\))(?: (.*))?", line):
+            name = names.setdefault(named[1], named[2] or "")
+            if line.startswith("ob="):
+                inside = Path(name).name == module
+        elif line.startswith("calls="):
+            inclusive = True
+        elif re.match(r"[-+*\d]", line):
+            total += int(line.split()[-1]) if inside and not inclusive else 0
+            inclusive = False
+    if not total:
+        raise SystemExit(f"the profile has no instruction of {module}")
+    return total
 
 
 def count() -> dict[str, dict[str, int]]:

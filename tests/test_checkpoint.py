@@ -98,6 +98,7 @@ def test_loading_executes_no_code(tmp_path: Path) -> None:
             return (os.mkdir, (str(tmp_path / "executed"),))
 
     save(tmp_path / "c", state={})
+    (tmp_path / "c" / "checksums.json").unlink()  # they are no protection against malice
     (tmp_path / "c" / "state.pt").write_bytes(pickle.dumps(Evil()))
     with pytest.raises(pickle.UnpicklingError):
         checkpoint.load_state(tmp_path / "c")
@@ -133,6 +134,9 @@ def test_bad_checkpoints_are_named(tmp_path: Path) -> None:
     )
     save(tmp_path / "c")
     (tmp_path / "c" / "model.safetensors").write_bytes(b"truncated")
+    with pytest.raises(checkpoint.DamagedCheckpoint, match=r"model\.safetensors is damaged"):
+        checkpoint.load_weights(tmp_path / "c")
+    (tmp_path / "c" / "checksums.json").unlink()
     with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
         checkpoint.load_weights(tmp_path / "c")
     (tmp_path / "c" / "config.json").write_text("{")

@@ -2,11 +2,13 @@
 
 A checkpoint is a folder: model.safetensors (weights), ema.safetensors (their moving average, if
 there is one), state.pt (optimizer and loss scale), config.json (all settings of the run), meta.json
-(step, classes, metrics).
+(step, classes, metrics), checksums.json (SHA-256 of the tensors' files; older checkpoints have
+none).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -31,6 +33,7 @@ MODEL, EMA, STATE, CONFIG, META = (
     "config.json",
     "meta.json",
 )
+CHECKSUMS = "checksums.json"
 CALIBRATION = "calibration.json"
 RELEASED = Path(__file__).parent / "released"
 """Checkpoints that come with the package, each in a folder of its name."""
@@ -60,6 +63,8 @@ def save(
                 torch.save(state, temporary / STATE)
         except (SafetensorError, RuntimeError) as error:  # both are raised for a full disk
             raise OSError(f"checkpoint {folder}: cannot be written: {error}") from error
+        checksums = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
+        write_json(temporary / CHECKSUMS, checksums, indent=2)
         write_json(temporary / CONFIG, config_to_dict(config), indent=2)
         write_json(temporary / META, meta, indent=2)
         for file in temporary.iterdir():
@@ -96,6 +101,57 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class DamagedCheckpoint(ValueError):
+    """A file of a checkpoint is not what was written."""
+
+
+def check(folder: Path) -> None:
+    """Raises ValueError or FileNotFoundError that names a file which is missing, not what `save`
+    wrote, or no JSON.
+
+    Of checkpoints that older versions wrote, without checksums, only the JSON files are checked.
+    """
+    for name in _checksums(folder):
+        _check_file(folder / name)
+    load_config(folder)
+    load_meta(folder)
+
+
+def _check_file(path: Path) -> None:
+    expected = _checksums(path.parent).get(path.name)
+    if expected is None:
+        return
+    if not path.is_file():
+        raise DamagedCheckpoint(f"checkpoint {path.parent}: {path.name} is missing")
+    if _sha256(path) != expected:
+        raise DamagedCheckpoint(
+            f"checkpoint file {path} is damaged: it is not what was written, by {CHECKSUMS}. Take "
+            "another checkpoint, or copy this one again. If the file was changed on purpose, "
+            f"remove {CHECKSUMS}"
+        )
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    path = folder / CHECKSUMS
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DamagedCheckpoint(f"checkpoint file {path} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise DamagedCheckpoint(f"checkpoint file {path} is damaged: no JSON object")
+    return found
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def latest(run: Path) -> Path | None:
@@ -160,16 +216,17 @@ def load_meta(folder: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise FileNotFoundError(f"checkpoint {path.parent}: {path.name} is missing") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # of JSON or of UTF-8
         raise ValueError(f"checkpoint file {path} is not JSON: {error}") from error
 
 
 def load_weights(folder: Path, ema: bool = True) -> dict[str, Tensor]:
     """The moving average if `ema` and there is one, otherwise the trained weights."""
     path = folder / EMA if ema and (folder / EMA).is_file() else folder / MODEL
+    _check_file(path)
     try:
         return load_file(path)
     except Exception as error:  # safetensors' own error type carries no path
@@ -182,6 +239,7 @@ def load_state(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"checkpoint {folder}: {STATE} is missing, so training cannot be resumed from it"
         )
+    _check_file(path)
     return read_pickled(path)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from alignmask import checkpoint as checkpoints
 from alignmask.config import Config
 from alignmask.config_files import changed_fields
 from alignmask.training.best import value_of
+from alignmask.training.run_lock import hold
 
 MAY_DIFFER = (
     "name", "out",
@@ -48,11 +50,17 @@ class RunFolder:
         """Prepare the folder. Returns the checkpoint to continue from, None for a new run.
 
         An existing folder that is not continued is renamed: nothing of an older run is ever
-        deleted. Raises ValueError if settings of the run to continue differ that are not in
-        MAY_DIFFER, or its classes.
+        deleted. A damaged checkpoint is renamed as well, and the one before it taken. Raises
+        ValueError if settings of the run to continue differ that are not in MAY_DIFFER, or its
+        classes, or if all its checkpoints are damaged; RunInUse if another process trains it.
 
         classes: The data's class_names and category_ids, as the meta file of a checkpoint has them.
         """
+        if accelerator.is_main_process and self.path.exists():
+            hold(self.path)
+            if resume:
+                self._set_damaged_aside()
+        accelerator.wait_for_everyone()
         newest = self.latest() if resume else None
         if newest is not None:
             self._check_settings(newest)
@@ -62,15 +70,34 @@ class RunFolder:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             self.path.mkdir(parents=True, exist_ok=True)
+            hold(self.path)
             checkpoints.write_config(self.path, self.config)
         return newest
 
+    def _set_damaged_aside(self) -> None:
+        """Rename checkpoints that are damaged and newer than the newest sound one."""
+        damaged: list[Path] = []
+        for folder in sorted((self.path / "checkpoints").glob("step_*"), reverse=True):
+            try:
+                checkpoints.check(folder)
+                break
+            except (ValueError, FileNotFoundError) as error:
+                warnings.warn(str(error), stacklevel=2)
+                damaged.append(folder)
+        else:
+            if damaged:
+                raise ValueError(
+                    f"run {self.path}: all {len(damaged)} checkpoints are damaged, so it cannot be "
+                    "continued; --no-resume starts it anew (the old folder is renamed)"
+                )
+        for folder in damaged:
+            aside = _free(folder.with_name(f"damaged_{folder.name}"))
+            folder.rename(aside)
+            warnings.warn(f"{folder} is now {aside.name}; an older one is used", stacklevel=2)
+
     def _free_name(self) -> Path:
-        """The run's name with the time; with a number, too, if an older run has that."""
-        name = f"{self.path.name}.{time.strftime('%Y%m%d-%H%M%S')}"
-        numbers = (f"{name}_{number}" for number in itertools.count(2))
-        names = map(self.path.with_name, itertools.chain([name], numbers))
-        return next(path for path in names if not path.exists())
+        """The run's name with the time."""
+        return _free(self.path.with_name(f"{self.path.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
 
     def _check_settings(self, checkpoint: Path) -> None:
         changed = changed_fields(
@@ -138,6 +165,12 @@ class RunFolder:
 
     def is_evaluated(self) -> bool:
         return (self.path / "evaluation.json").exists()
+
+
+def _free(path: Path) -> Path:
+    """The path, with a number if there is something at it."""
+    numbered = (path.with_name(f"{path.name}_{number}") for number in itertools.count(2))
+    return next(each for each in itertools.chain([path], numbered) if not each.exists())
 
 
 def _difference(key: str, before: list[Any], now: list[Any]) -> str:
