@@ -74,6 +74,43 @@ def test_a_kill_between_the_renames_leaves_a_usable_run(
     assert checkpoint.load_weights(checkpoint.resolve(tmp_path))["w"][0] == 1.0
 
 
+def test_what_kills_left_behind_is_removed_and_the_best_put_back(tmp_path: Path) -> None:
+    steps = tmp_path / "checkpoints"
+    save(tmp_path / "best", 1.0)
+    save(steps / "step_0000003", 3.0)
+    (tmp_path / "best").rename(tmp_path / ".best.old")
+    for left in (".step_0000003.x8d_k2", ".step_0000002.old"):
+        save(steps / left)
+    save(tmp_path / ".best.a1b2")
+    (tmp_path / ".config.json.q_2.part.json").touch()
+    (tmp_path / ".mine").touch()
+    checkpoint.tidy(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".mine", "best", "checkpoints"]
+    assert [p.name for p in steps.iterdir()] == ["step_0000003"]
+    assert checkpoint.load_weights(tmp_path / "best")["w"][0] == 1.0
+
+    save(tmp_path / ".best.old", 2.0)  # the new one is there, so the old one goes
+    checkpoint.tidy(tmp_path)
+    assert checkpoint.load_weights(tmp_path / "best")["w"][0] == 1.0
+    assert not (tmp_path / ".best.old").exists()
+
+
+def test_a_kill_while_an_old_checkpoint_is_removed_leaves_no_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        save(tmp_path / "checkpoints" / f"step_{step:07d}")
+
+    def killed(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("alignmask.checkpoint.shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.prune(tmp_path, 1)
+    assert [p.name for p in (tmp_path / "checkpoints").glob("step_*")] == ["step_0000002"]
+
+
 def test_latest_and_prune(tmp_path: Path) -> None:
     assert checkpoint.latest(tmp_path) is None
     for step in (5, 10, 100):

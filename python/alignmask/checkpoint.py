@@ -35,6 +35,8 @@ MODEL, EMA, STATE, CONFIG, META = (
 )
 CHECKSUMS = "checksums.json"
 CALIBRATION = "calibration.json"
+_OLD = ".old"
+"""What the name of a checkpoint ends with that is about to be removed."""
 RELEASED = Path(__file__).parent / "released"
 """Checkpoints that come with the package, each in a folder of its name."""
 
@@ -84,7 +86,7 @@ def _replace(new: Path, folder: Path) -> None:
     if not folder.exists():
         os.rename(new, folder)
         return
-    aside = folder.with_name(f".{folder.name}.old")
+    aside = folder.with_name(f".{folder.name}{_OLD}")
     shutil.rmtree(aside, ignore_errors=True)
     os.rename(folder, aside)
     os.rename(new, folder)
@@ -163,7 +165,23 @@ def latest(run: Path) -> Path | None:
 def prune(run: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints."""
     for folder in sorted((run / "checkpoints").glob("step_*"))[: -max(keep, 1)]:
-        shutil.rmtree(folder)
+        # Killed while it removes files, it would leave half a checkpoint behind.
+        hidden = folder.rename(folder.with_name(f".{folder.name}{_OLD}"))
+        shutil.rmtree(hidden)
+
+
+def tidy(run: Path) -> None:
+    """Remove what killed processes left half written or half removed in a run that no process
+    trains, and put back a checkpoint that was about to be replaced."""
+    for left in [*run.glob(".best.*"), *run.glob("checkpoints/.step_*"), *run.glob(".*.part*")]:
+        name = left.name.removeprefix(".")
+        whole = left.with_name(name.removesuffix(_OLD))
+        if name == f"best{_OLD}" and not whole.exists():
+            left.rename(whole)
+        elif left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
 
 
 def released() -> list[str]:
@@ -193,7 +211,7 @@ def resolve(path: Path) -> Path:
     candidates = (
         [path.parent]
         if path.is_file()
-        else [path, best if best.exists() else path / ".best.old", latest(path)]
+        else [path, best if best.exists() else path / f".best{_OLD}", latest(path)]
     )
     for candidate in candidates:
         if candidate is None or not (candidate / MODEL).is_file():

@@ -31,6 +31,7 @@ COMMANDS = {
     "demo": "train a small model on built-in synthetic images in minutes, evaluate it, draw pictures",
     "export": "write a checkpoint as a torch.export program or as ONNX",
     "replay": "repeat a training step whose loss was not finite, and say where that began",
+    "reproduce": "train a run again from its folder, and say where it differs first",
     "flops": "count parameters and multiply-adds of a recipe's model",
     "info": "show versions, build, processor, GPUs, and what each op runs on",
 }

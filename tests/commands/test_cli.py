@@ -71,6 +71,7 @@ HELP = {
     "convert": ("SRC", "DST", "--to", "--annotations FILE"),
     "demo": ("--minutes", "--out DIR"),
     "export": ("CHECKPOINT", "--format {torch,onnx}", "--out FILE"),
+    "reproduce": ("RUN", "RUN-reproduced"),
     "replay": ("FOLDER", "--device DEVICE", "non_finite_step_N"),
     "flops": ("RECIPE", "--size H W", "--aligned-queries"),
     "info": ("usage: alignmask info",),

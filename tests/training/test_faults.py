@@ -156,3 +156,12 @@ def test_a_flipped_bit_anywhere_in_a_tensor_file_is_an_error_that_names_it(
         with pytest.raises(checkpoint.DamagedCheckpoint, match=f"{name} is damaged"):
             checkpoint.load_state(folder)
         alignmask.load(folder)  # prediction does not need it
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_change_nothing() -> None:
+    """`python -m tests.training.kills` does it as often as one likes; the log has 200."""
+    command = [sys.executable, "-m", "tests.training.kills", "--kills", "5"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "5 kills" in done.stdout

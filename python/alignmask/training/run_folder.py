@@ -2,7 +2,8 @@
 
 config.json (the resolved configuration), checkpoints/step_NNNNNNN (the newest ones), best (the
 checkpoint with the highest AP, or another metric), evaluation.json and results.json (of the last
-evaluation), metrics.jsonl and tensorboard (the log).
+evaluation), metrics.jsonl and tensorboard (the log), environment.jsonl (versions, machine and data
+of every start).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from alignmask import checkpoint as checkpoints
 from alignmask.config import Config
 from alignmask.config_files import changed_fields
 from alignmask.training.best import value_of
+from alignmask.training.environment import append, environment
 from alignmask.training.run_lock import hold
 
 MAY_DIFFER = (
@@ -58,6 +60,7 @@ class RunFolder:
         """
         if accelerator.is_main_process and self.path.exists():
             hold(self.path)
+            checkpoints.tidy(self.path)
             if resume:
                 self._set_damaged_aside()
         accelerator.wait_for_everyone()
@@ -73,6 +76,11 @@ class RunFolder:
             hold(self.path)
             checkpoints.write_config(self.path, self.config)
         return newest
+
+    def note_start(self, step: int, accelerator: Accelerator) -> None:
+        """Write down with what the run is begun or continued at an iteration."""
+        if accelerator.is_main_process:
+            append(self.path, step, environment(self.config.data, accelerator.device))
 
     def _set_damaged_aside(self) -> None:
         """Rename checkpoints that are damaged and newer than the newest sound one."""

@@ -150,6 +150,7 @@ class Trainer:
             self._recall_evaluations()
             for text in self.introduction():
                 self.say(text)
+            self.folder.note_start(self.step, self.accelerator)
             self._make_up_for_a_missed_evaluation()
             self._train()
             if self.exhausted:
