@@ -52,3 +52,43 @@ def test_scripts_run(op: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "reference x " in done.stdout
+
+
+PROFILE = """\
+positions: line
+events: Ir
+
+ob=(1) /usr/bin/python3
+fl=(1) ???
+fn=(1) eval
+0 1000
+cob=(2) /there/_core.so
+cfn=(2) forward
+calls=2 0
+* 77
++1 30
+
+ob=(2)
+fn=(2)
+0 40
+cob=(3) /lib/libc.so.6
+cfn=(3) memcpy
+calls=1 0
+* 500
+-3 2
+
+fn=(3)
+ob=(3)
+0 500
+ob=(2)
+fn=(4) other
+5 7
+"""
+
+
+def test_instructions_are_those_of_the_module_alone() -> None:
+    """Neither the interpreter's, nor what the module calls."""
+    instructions = bench_module("instructions")
+    assert instructions.instructions_of("_core.so", PROFILE) == 40 + 2 + 7
+    with pytest.raises(SystemExit, match=r"no instruction of _other\.so"):
+        instructions.instructions_of("_other.so", PROFILE)
