@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from alignmask.data.faults import Faults
+from alignmask.data.faults import Faults, brief
 from alignmask.data.file_names import find_files
 
 
@@ -60,6 +60,23 @@ def test_other_spellings_are_counted(tmp_path):
     _, text, faults = find(tmp_path, "a.png", "im\\b.png", "im\\c.png")
     assert not faults
     assert text == ("2 file names of 3 found in another spelling, the first 'im\\\\b.png' as b.png")
+
+
+def test_nothing_outside_of_the_folder_is_read(tmp_path, monkeypatch):
+    """Whatever an annotation file from elsewhere says. Links are the user's own."""
+    root = tmp_path / "photos"
+    touch(tmp_path, "secret.png", "photos/a.png", "photos/sub/c.png", "photos2/b.png")
+    (root / "link.png").symlink_to(tmp_path / "secret.png")
+    outside = [str(tmp_path / "secret.png"), "../secret.png", "sub/../../photos2/b.png"]
+    inside = [str(root / "a.png"), "../photos/a.png", "link.png"]
+    _, _, faults = find(root, *outside)
+    kind = "whose file is not in the folder of the images"
+    assert faults.places == {kind: [f"image {n}: {brief(name)}" for n, name in enumerate(outside)]}
+    monkeypatch.chdir(root)
+    for folder in (root, Path("."), Path("../photos"), root / "sub" / ".."):
+        for name in inside:
+            assert not find(folder, name)[2]
+        assert find(folder, outside[0])[2]
 
 
 def test_two_images_do_not_share_a_file(tmp_path):

@@ -22,7 +22,8 @@ def find_files(
 
     A name is taken as it is; if there is no such file, backslashes become slashes, and folders at
     its front, which exports of annotation tools add, are left out one after the other. Characters
-    may be written as in a URL (%20), and accents in either way Unicode knows.
+    may be written as in a URL (%20), and accents in either way Unicode knows. Whatever a name says,
+    no file outside of the folder is taken, unless a symbolic link in it leads there.
 
     Args:
         folder: What the names are relative to.
@@ -36,6 +37,10 @@ def find_files(
     found, renamed, owner, missing = [], [], defaultdict(list), 0
     for name, image in zip(names, where, strict=True):
         file = next(filter(None, map(listing.find, _spellings(name))), None)
+        if file is None and not listing.holds(name):
+            faults.add("whose file is not in the folder of the images", f"{image}: {brief(name)}")
+            found.append(name)
+            continue
         if file is None:
             faults.add(
                 "whose file does not exist",
@@ -77,17 +82,22 @@ class _Listing:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.prefix = os.path.join(os.path.abspath(root), "")
         self.folders: dict[Path, dict[str, str]] = {}
 
     def find(self, name: str) -> str | None:
         """The name as the file system writes it, or None."""
-        if not name or "\0" in name:
+        if not name or "\0" in name or not self.holds(name):
             return None
         path = self.root / name
         file = self._files(path.parent).get(_plain(path.name))
         if file is not None:
             return name if file == path.name else str(PurePosixPath(name).with_name(file))
         return name if path.is_file() else None  # of a folder that may be entered but not listed
+
+    def holds(self, name: str) -> bool:
+        """Whether the name, absolute or with "..", stays within the folder."""
+        return os.path.join(os.path.abspath(self.root / name), "").startswith(self.prefix)
 
     def advice(self, name: str) -> str:
         """Files that may be meant."""
