@@ -30,6 +30,10 @@ from alignmask.data.faults import (
 from alignmask.data.masks import are_normalised, parse_segmentation
 
 
+MAX_PIXELS = 2**31 - 1
+"""Of an image: pycocotools counts the pixels of masks in 32 bits."""
+
+
 class AnnotationRecord(NamedTuple):
     id: int
     image_id: int
@@ -176,6 +180,11 @@ class _Reader:
             if not all(type(side) is int and side > 0 for side in (height, width)):
                 self.faults.add(
                     "whose height and width are not positive integers",
+                    f"{where}: height {brief(height)}, width {brief(width)}",
+                )
+            elif height * width > MAX_PIXELS:
+                self.faults.add(
+                    f"of more than {MAX_PIXELS:,} pixels, which masks cannot count",
                     f"{where}: height {brief(height)}, width {brief(width)}",
                 )
             elif name is None or self._is(str, name, f"{where}: file_name"):

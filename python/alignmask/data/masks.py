@@ -44,7 +44,8 @@ def parse_segmentation(segmentation: Any, size: Size) -> tuple[Segmentation, int
         )
     counts = segmentation["counts"]
     if isinstance(counts, str) and counts:
-        return counts.encode("utf-8"), 0
+        # Whatever is not ASCII becomes bytes that no count has.
+        return counts.encode("utf-8", "surrogatepass"), 0
     if not isinstance(counts, list) or not all(
         type(count) is int and count >= 0 for count in counts
     ):
