@@ -119,7 +119,7 @@ def test_every_option_has_a_text(
     options = [
         number for number, line in enumerate(lines) if re.match(r"--[a-z][a-z-]*( |$)", line)
     ]
-    assert options or command in ("info", "ablate", "train", "data")
+    assert options or command in ("info", "ablate", "train", "data", "reproduce")
     for number in options:
         text = re.split(r" {2,}", lines[number])[1:] or [lines[number + 1]]
         if not lines[number].startswith(("--name ", "--out PATH")):

@@ -184,7 +184,7 @@ def test_checkpoints_can_be_read_by_others(recorded: RecordingTrainer) -> None:
     assert stat.S_IMODE(folder.stat().st_mode) == 0o755
     assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o644}
     assert {file.name for file in folder.iterdir()} == {
-        "model.safetensors", "ema.safetensors", "state.pt", "config.json", "meta.json"
+        "model.safetensors", "ema.safetensors", "state.pt", "config.json", "meta.json", "checksums.json"
     }  # fmt: skip
 
 

@@ -29,7 +29,6 @@ from alignmask.data.faults import (
 )
 from alignmask.data.masks import are_normalised, parse_segmentation
 
-
 MAX_PIXELS = 2**31 - 1
 """Of an image: pycocotools counts the pixels of masks in 32 bits."""
 

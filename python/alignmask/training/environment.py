@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-import alignmask
+from alignmask._version import __version__
 from alignmask.config import DataConfig
 from alignmask.ops import implementation
 
@@ -27,7 +27,7 @@ def environment(data: DataConfig, device: torch.device) -> dict[str, Any]:
     """Versions, machine, and the SHA-256 of both annotation files. Image files are not read."""
     gpu = device.type == "cuda"
     return {
-        "alignmask": alignmask.__version__,
+        "alignmask": __version__,
         "commit": _commit(),
         "python": platform.python_version(),
         **{name: _version(name) for name in PACKAGES},
