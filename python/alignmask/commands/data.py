@@ -59,8 +59,8 @@ def check(
     or evaluation would refuse a file.
 
     Args:
-        annotations: COCO JSON files. Several, such as those for training and validation, are also
-            searched for images that they share.
+        annotations: COCO JSON files, or folders of YOLO labels. Several, such as those for training
+            and validation, are also searched for images that they share.
         images: Folder of the images; every one is decoded. Without it, the annotations alone are
             checked.
         fix: Write a mended copy of the annotation file to this file, where there is one way to
@@ -106,7 +106,7 @@ def stats(
     """Show how many instances there are per image and class, and how large they are.
 
     Args:
-        annotations: COCO JSON file.
+        annotations: COCO JSON file, or a folder of YOLO labels.
         images: Folder of the images, for the picture.
         picture: Write a picture of randomly chosen images with their masks to this PNG file.
         queries: Images with more instances than this are counted: a model finds at most as many
@@ -145,7 +145,7 @@ def split(
     both.
 
     Args:
-        annotations: COCO JSON file.
+        annotations: COCO JSON file, or a folder of YOLO labels.
         out: Folder for instances_train.json and instances_val.json.
         share: Share of the images that are for validation.
         seed: Another seed gives another split.
@@ -174,7 +174,7 @@ def tile(
     model can find.
 
     Args:
-        annotations: COCO JSON file.
+        annotations: COCO JSON file, or a folder of YOLO labels.
         images: Folder of the images.
         out: Folder to write images/ and instances.json to. It must not exist yet.
         tile: Side of the tiles, in pixels.

@@ -52,10 +52,12 @@ def read_yolo(folder: Path, images: Path | None = None) -> Draft:
         images = _swapped(folder, "labels", "images")
     labels = _by_stem(folder, {".txt"})
     labels.pop("classes", None)
-    if not labels:
+    parts = [str(place) for place in sorted(folder.glob("*/labels")) if place.is_dir()]
+    if parts or not labels:
+        what = "several folders of labels" if parts else "a folder without label files (*.txt)"
         raise CocoError(
-            f"{folder}: a folder without label files (*.txt): expected a COCO JSON file, or a "
-            f"folder of YOLO labels{_parts_of(folder)}"
+            f"{folder}: {what}: expected a COCO JSON file, or a folder of YOLO labels"
+            + (f": name one of {', '.join(parts)}" if parts else "")
         )
     names = class_names(folder)
     draft = Draft(names)
@@ -202,17 +204,6 @@ def _has_names(path: Path) -> bool:
         return "names" in _load(path)
     except CocoError:
         return False
-
-
-def _parts_of(folder: Path) -> str:
-    """What to name instead of the folder of a whole data set."""
-    labels = sorted(
-        str(place)
-        for pattern in ("*/labels", "labels/*")
-        for place in folder.glob(pattern)
-        if place.is_dir()
-    )
-    return f": name one of {', '.join(labels)}" if labels else ""
 
 
 def _swapped(folder: Path, old: str, new: str) -> Path:
