@@ -121,7 +121,8 @@ def load_ground_truth(annotations: Path | str | GroundTruth) -> GroundTruth:
     if isinstance(annotations, GroundTruth):
         return annotations
     path = Path(annotations).resolve()
-    return _load_ground_truth(path, path.stat().st_mtime_ns if path.exists() else 0)
+    files = path.rglob("*.txt") if path.is_dir() else [path] if path.exists() else []
+    return _load_ground_truth(path, max((file.stat().st_mtime_ns for file in files), default=0))
 
 
 @lru_cache(maxsize=4)
