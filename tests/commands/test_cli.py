@@ -106,6 +106,31 @@ def test_help(alignmask_: Terminal, command: str) -> None:
         assert ugly not in alignmask_.out, ugly
 
 
+def test_the_settings_that_one_needs_come_first(alignmask_: Terminal) -> None:
+    """Ten, on a line each, before all others, among which each of them is again."""
+    for command in (["train"], ["train", "nuclei_small"]):
+        assert alignmask_(*command, "--help") == 0
+        head, options = alignmask_.out.split(" options ", maxsplit=1)
+        named = re.findall(r"^ +(--\S+).* {2,}\S", head, re.MULTILINE)
+        assert named == [option.split()[0] for option in train_command.MOST_NEEDED]
+        assert len(named) == 10
+        if len(command) > 1:
+            assert all(re.search(rf"{name}\b", options) for name in named)
+
+
+@pytest.mark.parametrize("command", ["train", "train nuclei_small"])
+def test_help_on_training_needs_no_torch(command: str) -> None:
+    """Which takes seconds to import."""
+    code = f"""
+import sys
+from alignmask.cli import main
+assert main({[*command.split(), "--help"]}) == 0
+assert not {{"torch", "scipy", "matplotlib"}} & sys.modules.keys()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("command", HELP)
 def test_every_option_has_a_text(
     alignmask_: Terminal, monkeypatch: pytest.MonkeyPatch, command: str
