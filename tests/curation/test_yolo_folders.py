@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,29 @@ def test_every_tool_has_the_same_door(tmp_path: Path) -> None:
         assert cut_into_tiles(labels, images, tmp_path / "tiles", tile=32)[1] == 1
     truth = load_ground_truth(labels.parent.with_name("valid") / "labels")
     assert [entry["area"] for entry in truth.annotations] == [96]
+
+
+def test_images_may_be_elsewhere(tmp_path: Path) -> None:
+    """Where they are named."""
+    labels = roboflow(tmp_path / "data") / "train" / "labels"
+    labels.with_name("images").rename(tmp_path / "pictures")
+    with pytest.warns(UserWarning, match="1 without a polygon"):
+        dataset = CocoDataset(tmp_path / "pictures", labels)
+    assert dataset.instances_per_image.tolist() == [1, 0]
+    with pytest.warns(UserWarning, match="1 annotation left out"):
+        assert len(load_ground_truth(labels, tmp_path / "pictures").annotations) == 1
+    assert not check(labels, tmp_path / "pictures").faults
+    with pytest.raises(CocoError, match=r"images: no images for the labels in .*labels"):
+        read_coco(labels)
+
+
+def test_an_edited_label_file_is_read_again(tmp_path: Path) -> None:
+    """What is kept in memory is of the files, not of the folder, whose time stays the same."""
+    labels = roboflow(tmp_path / "data") / "valid" / "labels"
+    assert len(load_ground_truth(labels).annotations) == 1
+    (labels / "c.txt").write_text(2 * SQUARE)
+    os.utime(labels / "c.txt", (2e9, 2e9))
+    assert len(load_ground_truth(labels).annotations) == 2
 
 
 def test_faults_have_files_and_lines(tmp_path: Path) -> None:
