@@ -208,3 +208,31 @@ def test_second_masks_are_left_out_on_request(predictor: Predictor, expected: In
     assert_same(tiled.dense(), found)
     with pytest.raises(ValueError, match="expected off or hard, got 'soft'"):
         predictor.predict(RGB_HWC, suppression="soft")  # type: ignore[arg-type]
+
+
+def test_a_list_is_predicted_as_its_images_are(predictor: Predictor) -> None:
+    """Of mixed sizes, in the order of the list, whatever the size of a batch."""
+    rng = np.random.default_rng(3)
+    sizes = [SIZE, SIZE, (64, 40), SIZE, SIZE, SIZE]
+    images = [rng.integers(0, 256, (*size, 3)).astype(np.uint8) for size in sizes]
+    single = [predictor.predict(image, threshold=0.01) for image in images]
+    assert max(map(len, single)) > 1
+    predict, sizes_seen = predictor.model.predict, []
+
+    def counted(batch: Any) -> Any:
+        sizes_seen.append(batch.batch_size)
+        return predict(batch)
+
+    predictor.model.predict = counted  # type: ignore[method-assign]
+    try:
+        together = predictor.predict(images, threshold=0.01, batch_size=2)
+    finally:
+        del predictor.model.predict
+    assert sizes_seen == [2, 1, 2, 1]
+    for found, expected in zip(together, single, strict=True):
+        assert torch.allclose(found.scores, expected.scores, atol=1e-5)  # other sums are rounded
+        assert torch.equal(found.masks, expected.masks)
+        assert torch.equal(found.labels, expected.labels)
+    assert predictor.predict([]) == []
+    with pytest.raises(ValueError, match="batch_size: expected 1 or more, got 0"):
+        predictor.predict(images, batch_size=0)

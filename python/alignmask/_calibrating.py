@@ -134,7 +134,9 @@ def calibrate(
                 predictor.model, dataset, device=predictor.model.device, batch_size=batch_size, workers=workers,
                 progress=advance,
             )  # fmt: skip
-        ground_truth = load_ground_truth(dataset.annotations).subset(dataset.image_ids)
+        ground_truth = load_ground_truth(dataset.annotations, dataset.images).subset(
+            dataset.image_ids
+        )
         results = load_results(entries, ground_truth)
     report = fit_and_report(
         ground_truth, results, method, precision=precision, iou=iou, confidence=confidence, per_class=per_class,

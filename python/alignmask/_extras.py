@@ -54,6 +54,12 @@ def require_supervision(feature: str) -> None:
     _require(feature, ("supervision",), "supervision")
 
 
+def require_video(feature: str) -> None:
+    """Check that the package of the extra `[video]`, which adds to `[train]`, is installed; see
+    `require_train`."""
+    _require(feature, ("av",), "video")
+
+
 def _require(feature: str, modules: tuple[str, ...], extra: str) -> None:
     if missing := _missing(modules):
         raise ImportError(

@@ -271,7 +271,11 @@ def analyze(
         raise ValueError(f"analyze: resamples: expected 0 or more, got {resamples}")
     named = named_models(models)
     dataset = common_data(named, annotations, images)
-    ground_truth = load_ground_truth(str(annotations) if dataset is None else dataset.annotations)
+    ground_truth = (
+        load_ground_truth(str(annotations))
+        if dataset is None
+        else load_ground_truth(dataset.annotations, dataset.images)
+    )
     if dataset is not None:
         ground_truth = ground_truth.subset(dataset.image_ids)
     out, analyses = Path(out), []

@@ -195,12 +195,12 @@ class DataConfig:
     train_images: Path | None = None
     """Folder of the training images."""
     train_annotations: Path | None = None
-    """COCO JSON file of the training images."""
+    """COCO JSON file of the training images, or a folder of YOLO labels."""
     val_images: Path | None = None
     """Folder of the validation images."""
     val_annotations: Path | None = None
-    """COCO JSON file of the validation images. It must have the same categories as the training
-    images' file."""
+    """COCO JSON file of the validation images, or a folder of YOLO labels. It must have the same
+    categories as the training images' file."""
     shapes: ShapesConfig | None = None
     """Settings of the synthetic data set. None uses the four paths above instead."""
     exif: Literal["auto", "apply", "ignore"] = "auto"

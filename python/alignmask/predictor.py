@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, overload
 
 import numpy as np
 import torch
@@ -71,6 +72,7 @@ class Predictor:
         classes = f"{count} classes" if count != 1 else "1 class"
         return f"Predictor({self.config.name!r}, {self.config.model.backbone.name}, {classes}, {self.model.device})"
 
+    @overload
     def predict(
         self,
         image: ImageLike,
@@ -78,13 +80,36 @@ class Predictor:
         threshold: Threshold = 0.0,
         suppression: ShownSuppression = "off",
         trusted: bool = False,
-    ) -> Instances:
-        """Find the instances in one image, which is resized as a whole.
+        batch_size: int = 1,
+    ) -> Instances: ...
+
+    @overload
+    def predict(
+        self,
+        image: list[Any] | tuple[Any, ...],
+        *,
+        threshold: Threshold = 0.0,
+        suppression: ShownSuppression = "off",
+        trusted: bool = False,
+        batch_size: int = 1,
+    ) -> list[Instances]: ...
+
+    def predict(
+        self,
+        image: ImageLike | list[Any] | tuple[Any, ...],
+        *,
+        threshold: Threshold = 0.0,
+        suppression: ShownSuppression = "off",
+        trusted: bool = False,
+        batch_size: int = 1,
+    ) -> Instances | list[Instances]:
+        """Find the instances in one image, which is resized as a whole, or in each of several.
 
         Args:
             image: A path, a PIL image, a uint8 array [H, W, 3] (or [H, W], or [H, W, 4]), or a
                 uint8 tensor [3, H, W]. Colours are RGB; alpha is dropped. Files and PIL images are
-                turned upright by their EXIF orientation, unless `config.data.exif` is "ignore".
+                turned upright by their EXIF orientation, unless `config.data.exif` is "ignore". Or
+                a list of such images.
             threshold: Instances with a lower score are left out; "best-f1": than that of their
                 class with which `alignmask calibrate` found the largest F1.
             suppression: "hard" leaves out second masks: of two instances of one class whose IoU is
@@ -92,9 +117,13 @@ class Predictor:
             trusted: Return only the instances that the guarantee of the calibration covers. It is
                 of predictions with the suppression that the calibration was made with
                 (`calibration.fit.suppression`), which must be the same here.
+            batch_size: Of a list, images of one size that follow each other are predicted together,
+                at most so many per forward pass. The results are those of single images, but sums
+                are rounded in another order: scores may differ in the seventh digit.
 
         Returns:
-            The instances, best first, on the CPU; masks and boxes are at the image's own size.
+            The instances, best first, on the CPU; of a list of images, a list of them. Masks and
+            boxes are at the image's own size.
             Those of a calibrated model have `quality`, the IoU to expect; it, too, is of
             predictions with the calibration's suppression. Where a guarantee holds, `trusted` says
             which instances it covers.
@@ -107,9 +136,19 @@ class Predictor:
             TypeError: The argument is not an image.
         """
         self._check(threshold, suppression, trusted)
-        sample = image_alone(self._pixels(image), _name(image))
-        batch = collate([self._transform(sample)]).to(self.model.device)
-        return self._selected(self.model.predict(batch)[0].cpu(), threshold, suppression, trusted)
+        if batch_size < 1:
+            raise ValueError(f"predict: batch_size: expected 1 or more, got {batch_size}")
+        several = isinstance(image, (list, tuple))
+        samples = (image_alone(self._pixels(each), _name(each)) for each in
+                   (image if isinstance(image, (list, tuple)) else [image]))  # fmt: skip
+        found = []
+        for _, alike in itertools.groupby(samples, lambda sample: sample.size):
+            while some := [self._transform(s) for s in itertools.islice(alike, batch_size)]:
+                predicted = self.model.predict(collate(some).to(self.model.device))
+                found += [
+                    self._selected(one.cpu(), threshold, suppression, trusted) for one in predicted
+                ]
+        return found if several else found[0]
 
     def predict_in_tiles(
         self,

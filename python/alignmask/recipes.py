@@ -139,6 +139,23 @@ def nuclei_small() -> Config:
     )  # fmt: skip
 
 
+def nuclei_many() -> Config:
+    """Up to 300 small objects of one class in an image, by 300 queries; otherwise as nuclei_small.
+    Not measured yet."""
+    small = nuclei_small()
+    assert small.model.aligned_queries is not None
+    return replace(
+        small,
+        name="nuclei_many",
+        model=replace(
+            small.model,
+            query_decoder=replace(small.model.query_decoder, queries=300),
+            aligned_queries=replace(small.model.aligned_queries, count=300),
+            detections=300,
+        ),
+    )
+
+
 def nuclei_tiles() -> Config:
     """Nuclei in tiles of 128 x 128, a few minutes per run: for comparisons on real images
     (docs/log.md)."""
@@ -178,6 +195,6 @@ RECIPES = {
     recipe.__name__: recipe
     for recipe in (
         r50_50ep, r50_12ep, swin_s_50ep, swin_b_50ep, mask2former_r50_50ep, shapes_tiny, shapes_small, nuclei_small,
-        nuclei_tiles, coco_subset_small,
+        nuclei_many, nuclei_tiles, coco_subset_small,
     )
 }  # fmt: skip

@@ -67,7 +67,12 @@ HELP = {
     "data tile": ("ANNOTATIONS", "--images DIR", "--out DIR", "--tile", "--stride"),
     "data from-yolo": ("DIR", "--out FILE", "--images DIR"),
     "data to-yolo": ("ANNOTATIONS", "--out DIR"),
-    "data from-cvat": ("XML", "--out FILE"),
+    "data from-labelme": ("DIR", "--out FILE", "--images DIR", "--classes NAME", "--extract DIR"),
+    "data to-labelme": ("ANNOTATIONS", "--out DIR", "--images DIR"),
+    "data from-voc": ("DIR", "--out FILE", "--split", "--images DIR", "--classes NAME"),
+    "data to-voc": ("ANNOTATIONS", "--out DIR", "--split", "--images DIR"),
+    "data from-cvat": ("XML", "--out FILE", "--classes NAME"),
+    "data to-cvat": ("ANNOTATIONS", "--out FILE"),
     "convert": ("SRC", "DST", "--to", "--annotations FILE"),
     "demo": ("--minutes", "--out DIR"),
     "export": ("CHECKPOINT", "--format {torch,onnx}", "--out FILE"),
@@ -100,6 +105,31 @@ def test_help(alignmask_: Terminal, command: str) -> None:
         assert words in alignmask_.out, words
     for ugly in ("NoneType", "MISSING", "Annotated", "<function", "object at 0x"):
         assert ugly not in alignmask_.out, ugly
+
+
+def test_the_settings_that_one_needs_come_first(alignmask_: Terminal) -> None:
+    """Ten, on a line each, before all others, among which each of them is again."""
+    for command in (["train"], ["train", "nuclei_small"]):
+        assert alignmask_(*command, "--help") == 0
+        head, options = alignmask_.out.split(" options ", maxsplit=1)
+        named = re.findall(r"^ +(--\S+).* {2,}\S", head, re.MULTILINE)
+        assert named == [option.split()[0] for option in train_command.MOST_NEEDED]
+        assert len(named) == 10
+        if len(command) > 1:
+            assert all(re.search(rf"{name}\b", options) for name in named)
+
+
+@pytest.mark.parametrize("command", ["train", "train nuclei_small"])
+def test_help_on_training_needs_no_torch(command: str) -> None:
+    """Which takes seconds to import."""
+    code = f"""
+import sys
+from alignmask.cli import main
+assert main({[*command.split(), "--help"]}) == 0
+assert not {{"torch", "scipy", "matplotlib"}} & sys.modules.keys()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("command", HELP)

@@ -118,6 +118,35 @@ def test_ctrl_c_in_training_saves_and_exits_with_130(
     assert checkpoint.latest(tmp_path / "run").name == "step_0000001"
 
 
+def test_a_folder_of_yolo_labels_is_enough(
+    workshop: Path, alignmask_: Terminal, tmp_path: Path
+) -> None:
+    """Trained on and evaluated on without a conversion: the same images as those of the COCO
+    files from which it was made. (Its instances are not quite: holes are filled.)"""
+    shapes, root = workshop / "shapes", tmp_path / "yolo"
+    for split in ("train", "val"):
+        annotations = shapes / f"instances_{split}.json"
+        assert alignmask_("data", "to-yolo", annotations, "--out", tmp_path / split) == 0
+        (root / split).mkdir(parents=True)
+        (tmp_path / split / "labels").rename(root / split / "labels")
+        (root / split / "images").symlink_to(shapes / split)
+    names = (tmp_path / "train" / "data.yaml").read_text().partition("\n")[2]
+    (root / "data.yaml").write_text(f"train: ../train/images\nval: ../val/images\n{names}")
+    arguments = train_arguments(tmp_path / "runs", "--dataset", str(root), iterations=1)
+    assert alignmask_(*arguments) == 0
+    assert f"training: {root / 'train' / 'labels'}" in alignmask_.out
+    run = tmp_path / "runs" / "run"
+    assert alignmask_("eval", run, "--workers", 0, "--out", tmp_path / "own") == 0
+    options = ("--data-images", shapes / "val", "--annotations", shapes / "instances_val.json")
+    assert alignmask_("eval", run, "--workers", 0, "--out", tmp_path / "coco", *options) == 0
+    own, coco = (
+        json.loads((tmp_path / name / "results.json").read_text()) for name in ("own", "coco")
+    )
+    assert len(own) > 1
+    assert [e["segmentation"] for e in own] == [e["segmentation"] for e in coco]
+    assert [entry["category_id"] for entry in own] == [entry["category_id"] for entry in coco]
+
+
 def test_a_folder_is_enough(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> None:
     """The paths and the number of classes are found, and said."""
     arguments = ["--dataset", workshop / "shapes", "--model.num-classes", "3", "--dry-run"]

@@ -95,10 +95,12 @@ def test_images_that_are_nowhere(tmp_path: Path) -> None:
         find_data_set(tmp_path / "nowhere")
 
 
-def test_yolo_is_recognised(tmp_path: Path) -> None:
-    (tmp_path / "data.yaml").touch()
-    with pytest.raises(CocoError, match="a YOLO data set"):
-        find_data_set(tmp_path)
+def test_cocos_files_come_before_yolos(tmp_path: Path) -> None:
+    """Of a folder with both, such as one that was converted."""
+    for file, image in LAYOUTS["this toolkit"]:
+        write(tmp_path, file, image)
+    (tmp_path / "data.yaml").write_text("names: [a]\ntrain: x\nval: y\n")
+    assert find_data_set(tmp_path).train_annotations == tmp_path / "instances_train.json"
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from alignmask.curation.yolo import read_yolo, write_yolo
+from alignmask.curation.yolo import convert_yolo, write_yolo
 from alignmask.data import CocoError
 from alignmask.data.coco_json import read_coco
 from tests.data.coco_files import annotation, image_record, rle, write_coco
+
+BOXES = "annotations without a mask left out (boxes, fewer than 3 points)"
 
 
 def test_there_and_back(tmp_path: Path) -> None:
@@ -29,7 +31,7 @@ def test_there_and_back(tmp_path: Path) -> None:
     out = tmp_path / "yolo"
     assert write_yolo(path, out) == {"instances": 6, "images": 3}
     back = tmp_path / "back.json"
-    assert read_yolo(out / "labels", back, images) == {"images": 3, "instances": 6}
+    assert convert_yolo(out / "labels", back, images) == {"images": 3, "instances": 6}
     first, second = read_coco(path), read_coco(back)
     assert list(second.categories.values()) == ["a", "b: 'x'"] == list(first.categories.values())
 
@@ -57,7 +59,7 @@ def test_what_the_format_cannot_say_is_counted(tmp_path: Path) -> None:
         "instances": 2, "holes filled": 1, "parts made instances of their own": 1,
         "crowds left out": 1, "empty masks left out": 1, "images": 1,
     }  # fmt: skip
-    read_yolo(tmp_path / "yolo" / "labels", tmp_path / "back.json", images)
+    convert_yolo(tmp_path / "yolo" / "labels", tmp_path / "back.json", images)
     areas = sorted(a.pixels for a in read_coco(tmp_path / "back.json").annotations)
     assert areas == [9, 16, 64]
     with pytest.raises(FileExistsError, match="nothing is overwritten"):
@@ -79,9 +81,9 @@ def test_a_folder_of_images_and_labels(tmp_path: Path, names: str) -> None:
     folder = layout(tmp_path, lines, names)
     (folder / "images" / "2.png").write_bytes((folder / "images" / "1.png").read_bytes())
     (folder / "images" / "notes.md").touch()
-    counts = read_yolo(folder, folder / "out.json")
+    counts = convert_yolo(folder, folder / "out.json")
     assert counts == {
-        "images": 2, "images without a label file": 1, "boxes without a mask left out": 1,
+        "images": 2, "images without a label file": 1, BOXES: 1,
         "instances": 1,
     }  # fmt: skip
     file = read_coco(folder / "out.json")
@@ -98,7 +100,7 @@ def test_faults_are_counted_with_their_lines(tmp_path: Path) -> None:
     folder = layout(tmp_path, lines)
     (folder / "labels" / "5.txt").touch()
     with pytest.raises(CocoError) as caught:
-        read_yolo(folder, folder / "out.json")
+        convert_yolo(folder, folder / "out.json")
     text = str(caught.value)
     for number, kind in enumerate(
         ["lines that are not", "of a class that has", "with an odd", "with coordinates outside"], 1
@@ -112,17 +114,17 @@ def test_faults_are_counted_with_their_lines(tmp_path: Path) -> None:
 def test_without_names_or_images(tmp_path: Path) -> None:
     folder = layout(tmp_path, "", "names: 5\n")
     with pytest.raises(CocoError, match=r"data.yaml: names: expected a list"):
-        read_yolo(folder, folder / "out.json")
+        convert_yolo(folder, folder / "out.json")
     (folder / "data.yaml").write_text("nc: 2\n")
     with pytest.raises(CocoError, match="expected YAML with `names`"):
-        read_yolo(folder, folder / "out.json")
+        convert_yolo(folder, folder / "out.json")
     (folder / "data.yaml").unlink()
     with pytest.raises(CocoError, match=r"no data.yaml or classes.txt"):
-        read_yolo(folder, folder / "out.json")
+        convert_yolo(folder, folder / "out.json")
     (folder / "classes.txt").write_text("cell\n")
     (folder / "images" / "1.png").unlink()
     with pytest.raises(CocoError, match="no images for the labels"):
-        read_yolo(folder, folder / "out.json")
+        convert_yolo(folder, folder / "out.json")
 
 
 def test_details_of_folders(tmp_path: Path) -> None:
@@ -133,10 +135,10 @@ def test_details_of_folders(tmp_path: Path) -> None:
     (folder / "data.yaml").unlink()
     (folder / "classes.txt").write_text("cell\ndust")
     (folder / "images" / "._1.png").write_text("not an image")
-    read_yolo(folder / "labels", folder / "out.json")
+    convert_yolo(folder / "labels", folder / "out.json")
     file = read_coco(folder / "out.json")
     assert list(file.categories.values()) == ["cell", "dust"]
     assert len(file.annotations) == 1
     (folder / "images" / "1.jpg").write_bytes((folder / "images" / "1.png").read_bytes())
     with pytest.raises(CocoError, match=r"1 images of one name\n.*1.jpg and .*1.png"):
-        read_yolo(folder / "labels", folder / "again.json")
+        convert_yolo(folder / "labels", folder / "again.json")

@@ -10,12 +10,16 @@ from pathlib import Path
 import pytest
 
 from alignmask import config as settings
+from alignmask import recipes
 from alignmask.config import DataConfig, ModelConfig
+from alignmask.data import CocoDataset
 from alignmask.model import AlignMask, build_model
 from alignmask.training import trainer
+from alignmask.training.checks import describe_data
 from alignmask.training.log import Log
 from alignmask.training.trainer import Trainer, train
 from tests import tiny
+from tests.data.coco_files import annotation, image_record, write_coco
 from tests.pretrained.heads import head, saved, with_rows
 from tests.training.runs import config
 
@@ -120,3 +124,16 @@ def test_settings_cannot_be_changed_in_place() -> None:
     classes = [value for value in vars(settings).values() if dataclasses.is_dataclass(value)]
     assert len(classes) >= 10
     assert all(value.__dataclass_params__.frozen for value in classes)
+
+
+def test_images_with_more_instances_than_queries_are_counted(tmp_path: Path) -> None:
+    """In one of the sentences of the start; as many as there are queries is no more."""
+    small = recipes.nuclei_small()
+    instances = [annotation(n, 1 + n // 101) for n in range(101 + 100)]  # 101 of one image, 100
+    images, path = write_coco(tmp_path, [image_record(1), image_record(2)], instances)
+    data = CocoDataset(images, path)
+    *_, sentence = describe_data(small, data, data)
+    assert sentence.startswith(
+        "1 of 2 training images have more instances (up to 101) than the model has queries (100)"
+    )
+    assert len(list(describe_data(recipes.nuclei_many(), data, data))) == 2

@@ -15,6 +15,9 @@ FOUND_FAULTS = 1
 """Exit code of a check that found something."""
 
 Annotations = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ANNOTATIONS")]
+Classes = Annotated[
+    tuple[str, ...] | None, tyro.conf.arg(metavar="NAME ...", help_behavior_hint="")
+]
 
 
 def main(arguments: list[str]) -> int:
@@ -26,7 +29,12 @@ def main(arguments: list[str]) -> int:
             "tile": tile,
             "from-yolo": from_yolo,
             "to-yolo": to_yolo,
+            "from-labelme": from_labelme,
+            "to-labelme": to_labelme,
+            "from-voc": from_voc,
+            "to-voc": to_voc,
             "from-cvat": from_cvat,
+            "to-cvat": to_cvat,
         },
         prog="alignmask data",
         description="Check, mend, describe, split, tile and convert data sets.",
@@ -51,8 +59,8 @@ def check(
     or evaluation would refuse a file.
 
     Args:
-        annotations: COCO JSON files. Several, such as those for training and validation, are also
-            searched for images that they share.
+        annotations: COCO JSON files, or folders of YOLO labels. Several, such as those for training
+            and validation, are also searched for images that they share.
         images: Folder of the images; every one is decoded. Without it, the annotations alone are
             checked.
         fix: Write a mended copy of the annotation file to this file, where there is one way to
@@ -98,7 +106,7 @@ def stats(
     """Show how many instances there are per image and class, and how large they are.
 
     Args:
-        annotations: COCO JSON file.
+        annotations: COCO JSON file, or a folder of YOLO labels.
         images: Folder of the images, for the picture.
         picture: Write a picture of randomly chosen images with their masks to this PNG file.
         queries: Images with more instances than this are counted: a model finds at most as many
@@ -137,7 +145,7 @@ def split(
     both.
 
     Args:
-        annotations: COCO JSON file.
+        annotations: COCO JSON file, or a folder of YOLO labels.
         out: Folder for instances_train.json and instances_val.json.
         share: Share of the images that are for validation.
         seed: Another seed gives another split.
@@ -166,7 +174,7 @@ def tile(
     model can find.
 
     Args:
-        annotations: COCO JSON file.
+        annotations: COCO JSON file, or a folder of YOLO labels.
         images: Folder of the images.
         out: Folder to write images/ and instances.json to. It must not exist yet.
         tile: Side of the tiles, in pixels.
@@ -200,9 +208,9 @@ def from_yolo(
         out: The JSON file to write. It must not exist yet.
         images: Folder of the images. By default it is the one beside the labels.
     """
-    from alignmask.curation.yolo import read_yolo
+    from alignmask.curation.yolo import convert_yolo
 
-    print(f"{out}: {_listed(read_yolo(labels, out, images))}")
+    print(f"{out}: {_listed(convert_yolo(labels, out, images))}")
     return 0
 
 
@@ -221,34 +229,133 @@ def to_yolo(annotations: Annotations, out: Annotated[Path, tyro.conf.arg(metavar
 
 
 @flowing
+def from_labelme(
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")],
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE")],
+    images: Annotated[Path | None, Folder] = None,
+    classes: Classes = None,
+    extract: Annotated[Path | None, Folder] = None,
+) -> int:
+    """Convert LabelMe's JSON files to a COCO JSON file. Polygons, rectangles, circles and masks are
+    read; lines and points are left out and counted. Shapes with the same label and the same
+    group_id are one instance.
+
+    Args:
+        folder: Folder of the JSON files; its subfolders are searched, too.
+        out: The JSON file to write. It must not exist yet.
+        images: Folder of the images. By default it is that of the JSON files.
+        classes: Names of the classes, in order. By default they are all labels, sorted.
+        extract: Write the images that are embedded in the JSON files to this new folder. It is then
+            the folder of the images.
+    """
+    from alignmask.curation.labelme import convert_labelme
+
+    counts = convert_labelme(folder, out, images, classes=classes, extract=extract)
+    print(f"{out}: {_listed(counts)}; images in {extract or images or folder}")
+    return 0
+
+
+@flowing
+def to_labelme(
+    annotations: Annotations,
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")],
+    images: Annotated[Path | None, Folder] = None,
+) -> int:
+    """Convert a COCO JSON file to LabelMe's JSON files, one for each image.
+
+    Args:
+        annotations: COCO JSON file.
+        out: Folder for the JSON files. It must not exist yet.
+        images: Folder of the images. The JSON files then say where it is, so that LabelMe opens
+            them.
+    """
+    from alignmask.curation.labelme import write_labelme
+
+    print(f"{out}: {_listed(write_labelme(annotations, out, images))}")
+    return 0
+
+
+@flowing
+def from_voc(
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")],
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE")],
+    split: str | None = None,
+    images: Annotated[Path | None, Folder] = None,
+    classes: Classes = None,
+) -> int:
+    """Convert the instance masks of a Pascal VOC folder to a COCO JSON file.
+
+    Args:
+        folder: The folder of SegmentationObject and SegmentationClass.
+        out: The JSON file to write. It must not exist yet.
+        split: Read the images that ImageSets/Segmentation/SPLIT.txt names, for example train. By
+            default every mask is read.
+        images: Folder of the images. By default it is JPEGImages in the folder.
+        classes: Names of classes 1, 2, ... By default they are those of labelmap.txt or
+            class_names.txt; without such a file, those of Pascal VOC.
+    """
+    from alignmask.curation.voc import convert_voc
+
+    counts = convert_voc(folder, out, split=split, images=images, classes=classes)
+    print(f"{out}: {_listed(counts)}; images in {images or folder / 'JPEGImages'}")
+    return 0
+
+
+@flowing
+def to_voc(
+    annotations: Annotations,
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")],
+    split: str = "train",
+    images: Annotated[Path | None, Folder] = None,
+) -> int:
+    """Convert a COCO JSON file to Pascal VOC's instance masks. Where instances overlap, the smaller
+    one lies on top; crowds become void.
+
+    Args:
+        annotations: COCO JSON file.
+        out: Folder to write. It must not exist yet.
+        split: The list of the images is ImageSets/Segmentation/SPLIT.txt.
+        images: Copy the images of this folder to JPEGImages.
+    """
+    from alignmask.curation.voc import write_voc
+
+    print(f"{out}: {_listed(write_voc(annotations, out, split=split, images=images))}")
+    return 0
+
+
+@flowing
 def from_cvat(
     xml: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="XML")],
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")],
+    classes: Classes = None,
 ) -> int:
-    """Convert a "CVAT for images" XML file to a COCO JSON file. Polygons are kept; boxes, which
-    have no mask, are left out and counted, and other shapes with a warning.
+    """Convert a "CVAT for images" XML file to a COCO JSON file. Polygons, ellipses and masks are
+    read; boxes and other shapes, which have no mask, are left out and counted. Shapes with the same
+    label in one group are one instance.
 
     Args:
         xml: The file that CVAT exported.
         out: The JSON file to write. It must not exist yet.
+        classes: Names of the classes, in order. By default they are the labels that the file lists.
     """
-    from hotcoco import COCO
+    from alignmask.curation.cvat import convert_cvat
 
-    from alignmask._files import must_be_new, write_json
+    print(f"{out}: {_listed(convert_cvat(xml, out, classes=classes))}")
+    return 0
 
-    must_be_new(out, "data")
-    if not xml.is_file():
-        raise FileNotFoundError(f"{xml}: no such file")
-    content = COCO.from_cvat(str(xml)).dataset
-    if not content["images"]:
-        raise ValueError(f'{xml}: no image in it: expected a "CVAT for images" XML file')
-    masks = [a for a in content["annotations"] if a.get("segmentation")]
-    boxes = len(content["annotations"]) - len(masks)
-    write_json(out, {**content, "annotations": masks})
-    print(
-        f"{out}: {len(content['images'])} images, {len(masks)} annotations; {boxes} boxes left out, "
-        f"which have no mask; `alignmask data check {out}` looks for faults"
-    )
+
+@flowing
+def to_cvat(annotations: Annotations, out: Annotated[Path, tyro.conf.arg(metavar="FILE")]) -> int:
+    """Convert a COCO JSON file to a "CVAT for images" XML file: polygons stay polygons, masks
+    become masks.
+
+    Args:
+        annotations: COCO JSON file.
+        out: The XML file to write. It must not exist yet.
+    """
+    from alignmask.curation.cvat import write_cvat
+
+    print(f"{out}: {_listed(write_cvat(annotations, out))}")
     return 0
 
 

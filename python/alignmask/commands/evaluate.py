@@ -56,7 +56,7 @@ def command(
     Args:
         checkpoint: A checkpoint, or a run's folder (its best checkpoint is used).
         results: COCO results file: a JSON list with image_id, category_id, segmentation, score.
-        annotations: COCO annotation file.
+        annotations: COCO annotation file, or a folder of YOLO labels.
         data_images: Folder of the images that the annotation file lists.
         out: Folder to write evaluation.json, per_class.csv and confusion.png to, and a checkpoint's
             predictions as results.json.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ import alignmask
 from alignmask._files import write_json
 from alignmask._printing import counted
 from alignmask.commands._console import choose_device, complain, note, progress
+from alignmask.commands._films import Predict, are_films, outputs_of, predict_film
 from alignmask.commands._options import Flag, flowing
 from alignmask.config import SHOWN_SCORE
 from alignmask.data import ImageError, read_image
@@ -43,7 +45,7 @@ def command(
     images: Annotated[
         tuple[Path, ...],
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="IMAGE|DIR ...", help_behavior_hint="(required)"),
+        tyro.conf.arg(metavar="IMAGE|DIR|FILM ...", help_behavior_hint="(required)"),
     ],
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("predictions"),
     recursive: Flag = False,
@@ -73,7 +75,8 @@ def command(
     Args:
         checkpoint: A checkpoint, or a run's folder (its best checkpoint is used).
         images: Image files, and folders of image files. Of a file with several pictures, the first
-            is used.
+            is used. Or films: each becomes a film with the masks (overlay), NAME.mp4, and a file
+            with one line of JSON for each frame (coco), NAME.jsonl.
         out: Folder to write to.
         recursive: Search subfolders of the folders, except for --out. Outputs are written to
             subfolders of the same names.
@@ -91,32 +94,57 @@ def command(
             or more instances than the model has queries. Tiles should show objects at about the
             size that they had in training.
         overlap: Least share of a side that neighbouring tiles have in common.
-        batch_size: Tiles per forward pass.
+        batch_size: Images of equal size per forward pass, or frames of a film; with --tile, tiles.
         device: Where the model runs: cpu, cuda, cuda:1, ...; auto chooses a GPU if there is one.
     """
     if isinstance(threshold, float) and not 0 <= threshold <= 1:
         raise ValueError(f"predict: --threshold: expected 0 to 1, got {threshold}")
+    if batch_size < 1:
+        raise ValueError(f"predict: --batch-size: expected 1 or more, got {batch_size}")
     if not format:
         raise ValueError("predict: --format: expected at least one")
-    found = find_images(images, out, recursive=recursive)
-    files = [file.path for file in found.files]
-    names, ids = output_names([file.relative for file in found.files], format), image_ids(files)
-    outputs = [out / name for each in names for name in each.values()]
-    if "coco" in format:
-        outputs.append(out / COCO_FILE)
+    films = are_films(images, format)
+    if films:
+        made = outputs_of(images, out, format)
+        outputs, files, left_out = [path for each in made for path in each.values()], [*images], []
+    else:
+        found = find_images(images, out, recursive=recursive)
+        files, left_out = [file.path for file in found.files], found.left_out()
+        names, ids = output_names([file.relative for file in found.files], format), image_ids(files)
+        outputs = [out / name for each in names for name in each.values()]
+        if "coco" in format:
+            outputs.append(out / COCO_FILE)
     refuse_to_overwrite(outputs, files)
-    for sentence in found.left_out():
+    for sentence in left_out:
         note(sentence)
     predictor = alignmask.load(checkpoint, device=choose_device(device))
     suppression = _suppression(predictor, suppression, trusted)
+
+    def predict(images: list[Tensor]) -> Sequence[Instances | SparseInstances]:
+        if tile is None:
+            return predictor.predict(
+                images, threshold=threshold, suppression=suppression, trusted=trusted,
+                batch_size=batch_size,
+            )  # fmt: skip
+        return [
+            predictor.predict_in_tiles(
+                image_CHW, tile, overlap=overlap, threshold=threshold, suppression=suppression,
+                trusted=trusted, batch_size=batch_size,
+            )
+            for image_CHW in images
+        ]  # fmt: skip
+
     for folder in {output.parent for output in outputs}:
         folder.mkdir(parents=True, exist_ok=True)
+    if films:
+        return _predict_films(predictor, files, made, predict, batch_size, threshold)
     data = predictor.config.data
     entries: list[dict[str, Any]] = []
     unreadable: list[str] = []
     several: list[Path] = []
     instances = 0
-    with progress("predicting") as advance:
+
+    def read() -> Iterator[tuple[int, Path, Tensor]]:
         for position, file in enumerate(files):
             advance(position, len(files))
             try:
@@ -126,21 +154,20 @@ def command(
                 continue
             if has_several_pictures(file):
                 several.append(file)
-            predicted: Instances | SparseInstances
-            if tile is None:
-                predicted = predictor.predict(
-                    image_CHW, threshold=threshold, suppression=suppression, trusted=trusted
-                )
-            else:
-                predicted = predictor.predict_in_tiles(
-                    image_CHW, tile, overlap=overlap, threshold=threshold,
-                    suppression=suppression, trusted=trusted,
-                    batch_size=batch_size,
-                )  # fmt: skip
-            instances += len(predicted)
-            _write(predictor, file, image_CHW, predicted, names[position], out)
-            if "coco" in format:
-                entries += _coco_entries(predicted, file, ids[position], predictor.category_ids)
+            yield position, file, image_CHW
+
+    with progress("predicting") as advance:
+        for _, alike in itertools.groupby(read(), lambda entry: entry[2].shape):
+            while some := list(itertools.islice(alike, batch_size if tile is None else 1)):
+                for (position, file, image_CHW), predicted in zip(
+                    some, predict([image_CHW for *_, image_CHW in some]), strict=True
+                ):
+                    instances += len(predicted)
+                    _write(predictor, file, image_CHW, predicted, names[position], out)
+                    if "coco" in format:
+                        entries += _coco_entries(
+                            predicted, file, ids[position], predictor.category_ids
+                        )
         advance(len(files), len(files))
     if "coco" in format:
         write_json(out / COCO_FILE, entries)
@@ -149,17 +176,48 @@ def command(
             ("1 file has", "") if len(several) == 1 else (f"{len(several)} files have", ", ...")
         )
         note(f"{files_have} several pictures, of which the first was used: {several[0]}{more}")
-    read = counted(len(files) - len(unreadable), "image")
-    scored = (
+    images_read = counted(len(files) - len(unreadable), "image")
+    *most, last = (words for kind, words in WRITTEN.items() if kind in format)
+    written = f"{', '.join(most)} and {last}" if most else last
+    print(
+        f"{counted(instances, 'instance')} {_scored(threshold)} in {images_read}: {written} in {out}"
+    )
+    if len(unreadable) > 1:
+        unreadable.insert(0, f"{len(unreadable)} images could not be read:")
+    return complain("\n".join(unreadable)) if unreadable else 0
+
+
+def _scored(threshold: float | str) -> str:
+    return (
         "from the threshold of the best F1 of each class on"
         if threshold == "best-f1"
         else f"with a score of {threshold:g} or more (--threshold)"
     )
-    *most, last = (words for kind, words in WRITTEN.items() if kind in format)
-    written = f"{', '.join(most)} and {last}" if most else last
-    print(f"{counted(instances, 'instance')} {scored} in {read}: {written} in {out}")
-    if len(unreadable) > 1:
-        unreadable.insert(0, f"{len(unreadable)} images could not be read:")
+
+
+def _predict_films(
+    predictor: alignmask.Predictor,
+    files: Sequence[Path],
+    outputs: Sequence[dict[str, Path]],
+    predict: Predict,
+    batch_size: int,
+    threshold: float | str,
+) -> int:
+    """The last part of the command, for films; returns the exit code."""
+    unreadable: list[str] = []
+    for file, made in zip(files, outputs, strict=True):
+        try:
+            with progress(f"predicting on {file.name}") as advance:
+                frames, instances = predict_film(
+                    predictor, file, made, predict, batch_size, advance
+                )
+        except ValueError as error:  # the others are worth having
+            unreadable.append(str(error))
+            continue
+        print(
+            f"{file}: {counted(instances, 'instance')} {_scored(threshold)} in "
+            f"{counted(frames, 'frame')}: {' and '.join(map(str, made.values()))}"
+        )
     return complain("\n".join(unreadable)) if unreadable else 0
 
 

@@ -18,7 +18,25 @@ from alignmask.recipes import RECIPES
 
 DESCRIPTION = """Train a model with the settings of a recipe, or continue a stopped run of the same name.
 `alignmask train RECIPE --help` lists all settings with the recipe's values.
-Several GPUs: torchrun --nproc-per-node 8 -m alignmask.cli train RECIPE ..."""
+Several GPUs: torchrun --nproc-per-node 8 -m alignmask.cli train RECIPE ...
+"""
+
+MOST_NEEDED = {
+    "--dataset DIR": "Your data; or name four paths, --data.train-images and so on.",
+    "--name NAME": "The run is written to runs/NAME.",
+    "--train.init-from PATH": "Weights to start from: a run, a checkpoint, or nuclei.",
+    "--train.iterations N": "How long to train.",
+    "--train.max-minutes N": "The same in minutes; None sets no limit.",
+    "--train.batch-size N": "Images per step; --train.accumulate takes them in parts.",
+    "--train.learning-rate X": "Belongs to a batch size.",
+    "--data.crop N": "Side of the training crops, in pixels.",
+    "--data.eval-short-side N": "Size of images in evaluation; and --data.eval-max-side.",
+    "--dry-run": "Check the data and try three steps first.",
+}
+"""The settings that a first run on one's own data needs, as `--help` shows them before all."""
+_NEEDED = "The ten settings that most runs need:\n" + "\n".join(
+    f"  {option:<26}{text}" for option, text in MOST_NEEDED.items()
+)
 
 Part = Literal["model.aligned-queries", "data.shapes"]
 
@@ -30,7 +48,7 @@ def main(arguments: list[str]) -> int:
     return tyro.extras.subcommand_cli_from_dict(
         {name: _command(recipe) for name, recipe in RECIPES.items()},
         prog="alignmask train",
-        description=DESCRIPTION,
+        description=f"{DESCRIPTION}\n{_NEEDED}",
         args=arguments,
         # Optional parts are options like all others, not subcommands.
         config=(tyro.conf.AvoidSubcommands,),
@@ -49,7 +67,10 @@ def _command(recipe: Callable[[], Config]) -> Callable[..., int]:
             config = with_data(config, dataset)
         return run(switch_off(config, without), dry=dry_run, resume=not no_resume)
 
+    needed = _NEEDED.replace("\n", "\n    ")
     command.__doc__ = f"""{recipe.__doc__}
+
+    {needed}
 
     Args:
         config: The settings of the run.

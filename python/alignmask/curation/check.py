@@ -80,7 +80,7 @@ def check(
     Raises:
         CocoError: The file cannot be read as a COCO file at all.
     """
-    file, faults = inspect_coco(annotations)
+    file, faults = inspect_coco(annotations, images)
     notes = Faults(NOTES)
     _look_at_annotations(file, faults, notes)
     report = Report(annotations, _summary(file), faults, notes)
@@ -116,7 +116,7 @@ def _look_at_annotations(file: CocoFile, faults: Faults, notes: Faults) -> None:
     classes: Counter[int] = Counter()
     seen: dict[tuple[int, int, bytes], int] = {}
     for annotation in file.annotations:
-        where = f"annotation id {annotation.id}, image id {annotation.image_id}"
+        where = file.where(annotation)
         if not annotation.is_instance:
             notes.add(CROWD if annotation.crowd else ZERO_AREA, where)
             continue
@@ -125,7 +125,7 @@ def _look_at_annotations(file: CocoFile, faults: Faults, notes: Faults) -> None:
         key = (annotation.image_id, annotation.category_id, annotation.counts)
         first = seen.setdefault(key, annotation.id)
         if first != annotation.id:
-            notes.add(SAME_MASK, f"{where}: as annotation id {first}")
+            notes.add(SAME_MASK, f"{where}: as {file.places.get(first, f'annotation id {first}')}")
     for image_id, count in instances.items():
         if count == 0 or count > 100:
             kind = CROWDED if count else NO_INSTANCES

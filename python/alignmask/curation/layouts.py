@@ -12,6 +12,7 @@ from alignmask._printing import counted
 from alignmask.data.coco_json import read_coco_json
 from alignmask.data.faults import CocoError, Faults
 from alignmask.data.file_names import find_files
+from alignmask.data.yolo import find_yaml, names_of, read_splits
 
 SPLITS = {"train": "train(ing)?", "val": "val(id(ation)?)?"}
 """Split -> what files and folders for it are called."""
@@ -35,7 +36,8 @@ class DataSet(NamedTuple):
 
 def find_data_set(folder: Path) -> DataSet:
     """The data set in a folder: COCO JSON files there or up to two folders below, whose names, or
-    whose folders' names, say "train" and "val".
+    whose folders' names, say "train" and "val"; or, if there are none, the YOLO labels of which its
+    data.yaml says where they are. The YAML file itself may be named, too.
 
     That is the layout of COCO (annotations/instances_train2017.json, train2017/), of Roboflow's
     exports (train/_annotations.coco.json beside the images, valid/), and of this toolkit
@@ -45,6 +47,8 @@ def find_data_set(folder: Path) -> DataSet:
         CocoError: There is not exactly one file for each split, or images are not found; the
             message lists what was looked at.
     """
+    if folder.is_file() and folder.suffix.lower() in (".yaml", ".yml"):
+        return _of_yaml(folder)
     if not folder.is_dir():
         raise CocoError(f"{folder}: no such folder")
     files = sorted(
@@ -59,6 +63,8 @@ def find_data_set(folder: Path) -> DataSet:
             found[split].append((file, read_coco_json(file)))
         except CocoError:
             continue  # captions, keypoints, results, and what is no JSON
+    if not any(found.values()) and (yaml := find_yaml(folder)):
+        return _of_yaml(yaml)
     for split, candidates in found.items():
         if len(candidates) > 1:  # COCO has the same images with keypoints
             named = [entry for entry in candidates if "instances" in entry[0].stem.lower()]
@@ -67,7 +73,7 @@ def find_data_set(folder: Path) -> DataSet:
             which = ", ".join(str(file.relative_to(folder)) for file, _ in candidates)
             raise CocoError(
                 f"{folder}: expected one COCO annotation file with {split!r} in its name, found "
-                f"{which or 'none'}{_hint(folder, files)}. Name the four paths: "
+                f"{which or 'none'}. Name the four paths: "
                 "--data.train-images, --data.train-annotations, --data.val-images, "
                 "--data.val-annotations"
             )
@@ -135,7 +141,19 @@ def _named_for(base: Path, split: str) -> Iterator[Path]:
                 yield place
 
 
-def _hint(folder: Path, files: list[Path]) -> str:
-    if any(folder.glob("*.yaml")) and not files:
-        return " (a YOLO data set? `alignmask data from-yolo` converts it)"
-    return ""
+def _of_yaml(path: Path) -> DataSet:
+    """The data set that a data.yaml of YOLO describes."""
+    splits, names = read_splits(path), names_of(path)
+    for split, part in splits.items():
+        if split != "test" and not part.labels.is_dir():
+            raise CocoError(
+                f"{path}: {split}: the images are in {part.images}, but their labels are not in "
+                f"{part.labels}: no such folder"
+            )
+    if missing := [split for split in ("train", "val") if split not in splits]:
+        raise CocoError(
+            f"{path}: expected the folders of `train` and `val`, {' and '.join(missing)} is not "
+            "there. `alignmask data split` makes two parts of one"
+        )
+    train, val = splits["train"], splits["val"]
+    return DataSet(train.images, train.labels, val.images, val.labels, names)

@@ -32,7 +32,7 @@ def mend(annotations: Path, out: Path, images: Path | None = None) -> Counter[st
         CocoError: The file cannot be read as a COCO file at all.
     """
     must_be_new(out, "data check")
-    content = read_coco_json(annotations)
+    content = read_coco_json(annotations, images)
     changes: Counter[str] = Counter()
     records = [record for record in content["annotations"] if isinstance(record, dict)]
     for record in records:

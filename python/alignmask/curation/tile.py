@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from alignmask._files import must_be_new, write_json
+from alignmask._files import must_be_new, new_folder, write_json
 from alignmask.data.coco_json import CocoFile, fault, read_coco
 from alignmask.data.faults import Faults
 from alignmask.data.file_names import find_files
@@ -60,7 +58,7 @@ def cut_into_tiles(
             f"data tile: expected 0 < stride <= tile, got stride {stride}, tile {tile}"
         )
     must_be_new(out, "data tile")
-    file, faults = read_coco(annotations), Faults()
+    file, faults = read_coco(annotations, images=images), Faults()
     file.warn_left_out()
     records = list(file.images.values())
     names, _ = find_files(
@@ -70,21 +68,13 @@ def cut_into_tiles(
         faults,
     )
     faults.raise_if_any(str(annotations), f"images in {images}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Whole or not at all.
-    part = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
+    with new_folder(out) as part:
         (part / "images").mkdir()
         world = _cut(
             file, [images / name for name in names], part / "images",
             (tile, stride, smallest), (exif, sample_range), progress,
         )  # fmt: skip
         write_json(part / "instances.json", world)
-        part.chmod(0o755)
-        part.rename(out)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
     return len(world["images"]), sum(not piece["iscrowd"] for piece in world["annotations"])
 
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 import itertools
 import json
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from pycocotools import mask as coco_mask
 
 from alignmask._printing import counted
 from alignmask.data import rle
+from alignmask.data.draft import Draft
 from alignmask.data.faults import (
     BAD_AREA,
     CAUSES,
@@ -28,6 +29,7 @@ from alignmask.data.faults import (
     some,
 )
 from alignmask.data.masks import are_normalised, parse_segmentation
+from alignmask.data.yolo import read_yolo
 
 MAX_PIXELS = 2**31 - 1
 """Of an image: pycocotools counts the pixels of masks in 32 bits."""
@@ -76,6 +78,14 @@ class CocoFile:
     """Which annotations were left out because no polygon of 3 points or more is there."""
     short_polygons: int
     """Polygons of fewer than 3 points that were left out of annotations that have others."""
+    places: Mapping[int, str] = field(default_factory=dict)
+    """Where an annotation is, by its id, if it was read from another form than COCO's."""
+
+    def where(self, annotation: AnnotationRecord) -> str:
+        """How to name an annotation to the user."""
+        return self.places.get(
+            annotation.id, f"annotation id {annotation.id}, image id {annotation.image_id}"
+        )
 
     def warn_left_out(self, stacklevel: int = 2) -> None:
         """One warning for all annotations that have no mask, if there are any."""
@@ -102,11 +112,30 @@ def fault(
     return CocoError(f"{', '.join(where)}: {text}")
 
 
-def read_coco_json(path: str | Path) -> dict[str, Any]:
-    """Parse a COCO JSON file; `images`, `annotations` and `categories` are checked to be lists.
+def read_coco_json(path: str | Path, images: Path | None = None) -> dict[str, Any]:
+    """Parse a COCO JSON file; `images`, `annotations` and `categories` are checked to be lists. A
+    folder of YOLO labels becomes what such a file would have.
+
+    Args:
+        images: The images of a folder of labels; by default those of the folder `images` in place
+            of `labels`.
 
     Raises CocoError, with line and column for malformed JSON.
     """
+    content, faults, _ = _content(Path(path), images)
+    faults.raise_if_any(str(path), "YOLO labels")
+    return content
+
+
+def _content(path: Path, images: Path | None) -> tuple[dict[str, Any], Faults, dict[int, str]]:
+    """What the file or folder has, its faults so far, and where it has the annotations."""
+    if path.is_dir():
+        draft = read_yolo(path, images)
+        return draft.content(), draft.faults, draft.places
+    return _parse_json(path), Faults(), {}
+
+
+def _parse_json(path: Path) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8-sig") as file:
             content = json.load(file)
@@ -126,41 +155,55 @@ def read_coco_json(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def read_coco(path: str | Path, limit: int | None = None) -> CocoFile:
-    """Read a COCO annotation file, check all of it, and make every mask a compressed RLE.
+def read_coco(path: str | Path, limit: int | None = None, images: Path | None = None) -> CocoFile:
+    """Read a COCO annotation file, or a folder of YOLO labels, check all of it, and make every mask
+    a compressed RLE.
 
     Args:
         limit: Number of images to keep, from the start of the list, with their annotations; None
             keeps all. Masks of the others are not looked at.
+        images: As in `read_coco_json`.
 
     Raises:
         CocoError: The file cannot be read, lists no images or no categories, or has faults: one
             message counts them by kind, and names the first few by their ids.
     """
-    reader = _Reader(Path(path), read_coco_json(path))
+    return _read(_Reader(Path(path), *_content(Path(path), images)), limit)
+
+
+def read_draft(path: Path, draft: Draft) -> CocoFile:
+    """As `read_coco`, of what was read from another form in the file or folder `path`."""
+    return _read(_Reader(path, draft.content(), draft.faults, draft.places), None)
+
+
+def _read(reader: _Reader, limit: int | None) -> CocoFile:
+    path = str(reader.path)
     categories, images = reader.categories(), reader.images()
-    reader.faults.raise_if_any(str(path), "images and categories")
+    if not reader.places:  # faults of another form are told together with those of its masks
+        reader.faults.raise_if_any(path, "images and categories")
     for what, found in (("images", images), ("categories", categories)):
-        if not found:
+        if not found and not reader.faults:
             raise fault(path, f"it lists no {what}")
     file = reader.annotations(categories, images, limit)
-    reader.faults.raise_if_any(str(path), f"of {counted(file.listed, 'annotation')}")
+    reader.faults.raise_if_any(path, f"of {counted(file.listed, 'annotation')}")
     return file
 
 
-def inspect_coco(path: str | Path) -> tuple[CocoFile, Faults]:
+def inspect_coco(path: str | Path, images: Path | None = None) -> tuple[CocoFile, Faults]:
     """What `read_coco` would return if the records with faults were not there, and the faults.
     Raises CocoError if the file is no COCO file."""
-    reader = _Reader(Path(path), read_coco_json(path))
-    categories, images = reader.categories(), reader.images()
-    return reader.annotations(categories, images, None), reader.faults
+    reader = _Reader(Path(path), *_content(Path(path), images))
+    categories, records = reader.categories(), reader.images()
+    return reader.annotations(categories, records, None), reader.faults
 
 
 class _Reader:
     """Collects the faults of a file. The records returned are of those without."""
 
-    def __init__(self, path: Path, content: dict[str, Any]) -> None:
-        self.path, self.content, self.faults = path, content, Faults()
+    def __init__(
+        self, path: Path, content: dict[str, Any], faults: Faults, places: dict[int, str]
+    ) -> None:
+        self.path, self.content, self.faults, self.places = path, content, faults, places
 
     def categories(self) -> dict[int, str]:
         names: dict[int, str] = {}
@@ -204,7 +247,8 @@ class _Reader:
         for where, annotation in self._identified("annotations"):
             image_id: Any = annotation.get("image_id")
             category_id: Any = annotation.get("category_id")
-            where = f"{where}, image id {brief(image_id)}"
+            if annotation["id"] not in self.places:
+                where = f"{where}, image id {brief(image_id)}"
             if not _is_key(image_id, images):
                 self.faults.add("of an image that is not listed", where)
                 continue
@@ -255,8 +299,9 @@ class _Reader:
         if 2 * len(normalised) > masks:
             self.faults.places[NORMALISED] = normalised
         return CocoFile(
-            self.path, kept, categories, records, listed, without_polygon, short_polygons
-        )
+            self.path, kept, categories, records, listed, without_polygon, short_polygons,
+            self.places,
+        )  # fmt: skip
 
     def _identified(self, section: str) -> Iterable[tuple[str, dict[str, Any]]]:
         """The records of a section that have an id of their own, and how to name them."""
@@ -276,7 +321,8 @@ class _Reader:
                 )
             else:
                 seen.add(record["id"])
-                yield f"{what} id {record['id']}", record
+                place = self.places.get(record["id"]) if section == "annotations" else None
+                yield place or f"{what} id {record['id']}", record
 
     def _is(self, kind: type, value: Any, where: str) -> bool:
         if type(value) is kind:

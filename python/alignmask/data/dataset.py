@@ -64,7 +64,7 @@ class CocoDataset(Dataset[Sample]):
     Args:
         images: Folder that the JSON's `file_name`s are relative to (`find_files` says what else is
             tried).
-        annotations: The JSON file.
+        annotations: The JSON file, or a folder of YOLO labels.
         transform: Is applied to every sample.
         limit: Number of images to keep, from the start of the JSON's list; None keeps all.
         masks: False gives samples without instances (prediction needs none, and decoding them takes
@@ -98,7 +98,7 @@ class CocoDataset(Dataset[Sample]):
         self.images, self.annotations = Path(images), Path(annotations)
         self.transform, self.masks = transform, masks
         self.exif, self.sample_range = exif, sample_range
-        file = read_coco(self.annotations, limit)
+        file = read_coco(self.annotations, limit, self.images)
         self.category_ids = list(file.categories)
         """COCO's category id of every label."""
         self.class_names = list(file.categories.values())
@@ -221,8 +221,7 @@ class CocoDataset(Dataset[Sample]):
         for annotation in file.annotations:
             if not annotation.is_instance:
                 reason = CROWD if annotation.crowd else ZERO_AREA
-                where = f"annotation id {annotation.id}, image id {annotation.image_id}"
-                places.setdefault(reason, []).append(where)
+                places.setdefault(reason, []).append(file.where(annotation))
             else:
                 image = stored[annotation.image_id]
                 image.labels.append(labels[annotation.category_id])

@@ -375,7 +375,7 @@ def _assess(
 ) -> Evaluation:
     predictions = in_order(predictions)
     entries = entries_of(predictions)
-    ground_truth = load_ground_truth(dataset.annotations).subset(dataset.image_ids)
+    ground_truth = load_ground_truth(dataset.annotations, dataset.images).subset(dataset.image_ids)
     results = load_results(entries, ground_truth)
     scored: dict[str, Results] = {}
     for mode in SCORE_MODES:

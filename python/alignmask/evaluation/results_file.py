@@ -111,8 +111,13 @@ def group_by_image(entries: Iterable[dict[str, Any]]) -> dict[int, list[dict[str
     return groups
 
 
-def load_ground_truth(annotations: Path | str | GroundTruth) -> GroundTruth:
+def load_ground_truth(
+    annotations: Path | str | GroundTruth, images: Path | None = None
+) -> GroundTruth:
     """Read a COCO annotation file (the last few are kept in memory, by path and modification time).
+
+    Args:
+        images: Of a folder of YOLO labels, as in `read_coco`.
 
     Raises:
         CocoError: As `read_coco`, which reads the file for training, too. Annotations without a
@@ -121,12 +126,14 @@ def load_ground_truth(annotations: Path | str | GroundTruth) -> GroundTruth:
     if isinstance(annotations, GroundTruth):
         return annotations
     path = Path(annotations).resolve()
-    return _load_ground_truth(path, path.stat().st_mtime_ns if path.exists() else 0)
+    files = path.rglob("*.txt") if path.is_dir() else [path] if path.exists() else []
+    modified = max((file.stat().st_mtime_ns for file in files), default=0)
+    return _load_ground_truth(path, images if path.is_dir() else None, modified)
 
 
 @lru_cache(maxsize=4)
-def _load_ground_truth(path: Path, _modified: int) -> GroundTruth:
-    file = read_coco(path)
+def _load_ground_truth(path: Path, images: Path | None, _modified: int) -> GroundTruth:
+    file = read_coco(path, images=images)
     file.warn_left_out(stacklevel=3)
     sizes = {image.id: (image.height, image.width) for image in file.images.values()}
     annotations: list[dict[str, Any]] = []

@@ -28,7 +28,7 @@ def run_pictures(
     Returns:
         The files that were written, by what they show.
     """
-    ground_truth = load_ground_truth(dataset.annotations)
+    ground_truth = load_ground_truth(dataset.annotations, dataset.images)
     results = load_results(run / "results.json", ground_truth)
     pictures = {
         "predictions beside ground truth": out / "predictions.png",

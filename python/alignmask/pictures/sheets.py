@@ -138,7 +138,8 @@ def results_sheet(
         images: Number of images to show; those with ground truth are preferred.
         options: Further arguments of `truth_sheet`.
     """
-    by_image = group_by_image(load_results(results, load_ground_truth(dataset.annotations)).entries)
+    ground_truth = load_ground_truth(dataset.annotations, dataset.images)
+    by_image = group_by_image(load_results(results, ground_truth).entries)
     label_of = {category_id: label for label, category_id in enumerate(dataset.category_ids)}
     samples = [
         dataset.load(int(i))

@@ -18,6 +18,7 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from alignmask._files import replacing, write_json
 from alignmask.data.outlines import outlines
+from alignmask.predicting.video import film_made_here
 
 if TYPE_CHECKING:
     from alignmask.model import Instances
@@ -104,7 +105,9 @@ def made_here(path: Path) -> bool:
         if path.suffix == ENDINGS["geojson"]:
             collection = json.loads(path.read_bytes())
             return isinstance(collection, dict) and collection.get("generator") == MARK
-    except (OSError, ValueError, SyntaxError, RecursionError):
+        if path.suffix in (".jsonl", ".mp4"):
+            return film_made_here(path, MARK)
+    except (OSError, ValueError, SyntaxError, RecursionError, ImportError):
         pass  # a damaged file, a folder, another kind of file
     return False
 

@@ -49,7 +49,7 @@ def check_data(config: Config, data: CocoDataset, val_data: CocoDataset) -> None
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the data set has said the same
-        load_ground_truth(val_data.annotations)
+        load_ground_truth(val_data.annotations, val_data.images)
     if data.class_names != val_data.class_names:
         raise ValueError(
             f"{config.data.val_annotations} must have the categories of "
