@@ -122,6 +122,22 @@ def test_what_cannot_be_repeated_is_refused(copied: Path, tmp_path: Path) -> Non
         reproduce(copied)
 
 
+def test_a_folder_of_labels_is_known_by_names_and_contents(tmp_path: Path) -> None:
+    def noted() -> str:
+        data = DataConfig(train_annotations=tmp_path)
+        return environments.environment(data, torch.device("cpu"))["train_annotations"]
+
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a.txt").write_text("0 0.5")
+    seen = [noted()]
+    (tmp_path / "deep" / "a.txt").write_text("0 0.6")
+    seen.append(noted())
+    (tmp_path / "deep" / "a.txt").rename(tmp_path / "deep" / "b.txt")
+    seen.append(noted())
+    assert len(set(seen)) == 3
+    assert noted() == seen[-1]
+
+
 def test_a_package_that_is_not_in_a_checkout_has_no_commit(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -85,10 +85,16 @@ def _processor() -> str:
 
 
 def _sha256(path: Path | None) -> str | None:
+    """Of a file; of a folder of labels, of the names and contents of all files in it."""
     if path is None:
         return None
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if not file.is_file():
+            continue
+        if file != path:
+            digest.update(f"{file.relative_to(path)}\n{file.stat().st_size}\n".encode())
+        with file.open("rb") as content:
+            while block := content.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
