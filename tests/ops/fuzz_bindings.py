@@ -39,6 +39,28 @@ FUNCTIONS: dict[str, tuple[str, dict[str, str], str]] = {
         {"iou": "GQ", "predictions": "BQhw", "targets": "Ghw", "owner": "G"},
         "threshold threads",
     ),
+    "mask_points_forward": (
+        "sampled targets points",
+        {
+            "sampled": "RK",
+            "targets": "RK",
+            "points": "RK2",
+            "logits": "RHW",
+            "masks": "Ghw",
+            "index": "R",
+        },
+        "seed candidates kept threads",
+    ),
+    "mask_points_backward": (
+        "grad_logits",
+        {"grad_logits": "RHW", "grad_sampled": "RK", "points": "RK2"},
+        "threads deterministic",
+    ),
+    "mask_points_backward_workspace": (
+        "grad_logits",
+        {"grad_logits": "RHW", "grad_sampled": "RK", "points": "RK2"},
+        "deterministic",
+    ),
     "masked_point_pool_forward": (
         "pooled weight",
         {
@@ -230,18 +252,19 @@ def tensor(
 ) -> Holder | Any:
     shape = [int(letter) if letter.isdigit() else sizes[letter] for letter in letters]
     fill: Callable[[Rng, Any], None] = numbers
-    if name in ("weight", "iou", "grad_logits") and (output or name == "weight"):
+    if name in ("weight", "iou") and (output or name == "weight"):
+        dtype = WIDER[dtype]
+    elif (name == "grad_logits" and len(letters) == 2) or (
+        letters in ("RK", "RK2") and name in ("targets", "points")
+    ):
         dtype = WIDER[dtype]
     elif name in ("points", "locations", "weights", "reference", "iou"):
         dtype = dtype if rng.random() < 0.5 else WIDER[dtype]
-    if name in ("owner", "label"):
+    if name in ("owner", "label", "index"):
         dtype = pick(rng, "int64", "int32")
-        fill = (
-            integers(0, min(sizes["B"], 2**31 - 1))
-            if name == "owner"
-            else integers(-1, min(sizes["C"], 2**31 - 1))
-        )
-    elif name in ("masks", "targets"):
+        low, letter = {"owner": (0, "B"), "label": (-1, "C"), "index": (0, "G")}[name]
+        fill = integers(low, min(sizes[letter], 2**31 - 1))
+    elif name in ("masks", "targets") and not output:
         dtype, fill = pick(rng, "bool", "uint8"), masks
     if max(shape, default=0) > 2**20:
         kind = np.dtype("uint16" if dtype == "bfloat16" else dtype)
@@ -294,6 +317,9 @@ def arguments(rng: Rng, function: str) -> tuple[dict[str, Any], list[Holder]]:
             "level_shapes": lambda: [size for level in levels for size in level],
             "gamma": lambda: pick(rng, 2.0, 1.0, 1.5, 3, 1e300),
             "theta": lambda: pick(rng, 0.5, 0.0, 0.9),
+            "seed": lambda: pick(rng, 0, 7, -1, 2**63 - 1, -(2**63)),
+            "candidates": lambda: pick(rng, 1, 9, 33, 1000),
+            "kept": lambda: pick(rng, 0, 0, 0, 1, 1, 5),
             "name": lambda: pick(rng, *_core.cpu_instruction_sets()),
         }[name]()
     return given, holders

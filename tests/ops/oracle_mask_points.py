@@ -80,7 +80,7 @@ def sample(maps: Array, index: Array, points: Array, grad: Array) -> tuple[Array
     return found, gradient
 
 
-class Points(NamedTuple):
+class Choice(NamedTuple):
     candidates: Array
     """[R, M + K - kept, 2]; those from M on are the fresh points."""
     distances: Array
@@ -89,12 +89,30 @@ class Points(NamedTuple):
     """[R, kept]: indices of the nearest to 0, ascending; of equals, the first."""
 
 
-def mask_points(
+def choose(
     logits: Array, points: int, seed: int, oversample: float = 3.0, importance: float = 0.75
-) -> Points:
+) -> Choice:
     rows, count, kept = len(logits), int(points * oversample), int(points * importance)
     candidates = _candidates(rows, count + points - kept, seed % 2**64)
     nothing = np.zeros((rows, count))
     values, _ = sample(logits, np.arange(rows), candidates[:, :count].copy(), nothing)
     nearest = np.argsort(np.abs(values), axis=1, kind="stable")[:, :kept]
-    return Points(candidates, np.abs(values), np.sort(nearest, axis=1))
+    return Choice(candidates, np.abs(values), np.sort(nearest, axis=1))
+
+
+def mask_points(
+    logits: Array,
+    masks: Array,
+    index: Array,
+    points: int,
+    seed: int,
+    oversample: float = 3.0,
+    importance: float = 0.75,
+) -> tuple[Array, Array, Array]:
+    """logits and targets at the points, and these."""
+    choice = choose(logits, points, seed, oversample, importance)
+    chosen = np.take_along_axis(choice.candidates, choice.chosen[..., None], 1)
+    where = np.concatenate([chosen, choice.candidates[:, choice.distances.shape[1] :]], 1)
+    nothing = np.zeros(where.shape[:2])
+    found, _ = sample(logits, np.arange(len(logits)), where, nothing)
+    return found, sample(masks != 0, index, where, nothing)[0], where

@@ -60,7 +60,7 @@ def check(arguments: Arguments, oversample: float = 3.0, importance: float = 0.7
     assert not targets.requires_grad
     assert not points.requires_grad
 
-    expected = oracles.mask_points(array(logits), K, seed, oversample, importance)
+    expected = oracle_mask_points.choose(array(logits), K, seed, oversample, importance)
     kept, M = expected.chosen.shape[1], expected.distances.shape[1]
     chosen = indices(points, expected.candidates)
     assert np.array_equal(chosen[:, kept:], np.arange(M, M + K - kept)[None].repeat(R, 0))
@@ -171,7 +171,7 @@ def test_the_first_of_equals_are_chosen(implementation: str, values: tuple[int, 
     masks, index = torch.ones(1, 2, 2, dtype=torch.bool), torch.zeros(4, dtype=torch.long)
     for points, oversample, importance in ((300, 3.0, 0.75), (300, 1.0, 1.0), (9, 40.0, 0.5)):
         _, _, found = ops.mask_points(logits, masks, index, points, 5, oversample, importance)
-        expected = oracles.mask_points(logits.numpy(), points, 5, oversample, importance)
+        expected = oracle_mask_points.choose(logits.numpy(), points, 5, oversample, importance)
         assert np.array_equal(
             indices(found, expected.candidates)[:, : expected.chosen.shape[1]], expected.chosen
         )
@@ -187,7 +187,7 @@ def test_of_a_constant_map_the_first_candidates_are_taken(
     logits = torch.full((2, 6, 5), value, dtype=dtype)
     masks, index = torch.ones(1, 2, 2, dtype=torch.bool), torch.zeros(2, dtype=torch.long)
     found, _, points = ops.mask_points(logits, masks, index, 400, 9)
-    expected = oracles.mask_points(array(logits), 400, 9)
+    expected = oracle_mask_points.choose(array(logits), 400, 9)
     chosen = indices(points, expected.candidates)[:, :300]
     if value == 0:
         assert (chosen == np.arange(300)).all()
@@ -211,7 +211,7 @@ def test_nan_is_farther_than_infinity(implementation: str) -> None:
     finite = found.isfinite()
     assert targets.isfinite().all()
     assert torch.equal(finite, points[..., 0] * 8 - 0.5 < 3)
-    expected = oracles.mask_points(np.ones((1, 8, 8)), 200, 3, 2.0, 1.0)
+    expected = oracle_mask_points.choose(np.ones((1, 8, 8)), 200, 3, 2.0, 1.0)
     all_finite = (expected.candidates[0, :, 0] * 8 - 0.5 < 3).sum()
     assert finite.sum() == min(all_finite, 200)
 
