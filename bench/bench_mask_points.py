@@ -1,5 +1,5 @@
-"""mask_points as a training step calls it: 100 rows with a mask loss, 12544 points each out of three
-times as many candidates, logits at a quarter of the images' 512 or 1024 pixels."""
+"""mask_points as a training step calls it: 100 rows with a mask loss, 12544 points each,
+three times as many candidates, logits at a quarter of the images' 512 or 1024 pixels."""
 
 from __future__ import annotations
 

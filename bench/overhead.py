@@ -95,9 +95,7 @@ def calls() -> dict[str, Call]:
             lambda x, *rest: ops.mask_points(x, *rest, 1, 0)[0],
             (pixel, instance, image),
             1,
-            lambda: _core.mask_points_forward(
-                *sampled, pixel, instance, image, 0, 3, 0, 1
-            ),
+            lambda: _core.mask_points_forward(*sampled, pixel, instance, image, 0, 3, 0, 1),
         ),
         "quality_focal_loss": Call(
             ops.quality_focal_loss,

@@ -26,8 +26,8 @@ struct MaskPointsArgs {
 
   TensorView logits;  ///< forward: [R, H, W]  float16, bfloat16, float32 or float64; any strides,
                       ///< as all below
-  TensorView masks;  ///< forward: [G, h, w]  bool or uint8
-  TensorView index;  ///< forward: [R]        int64 or int32, in [0, G)
+  TensorView masks;   ///< forward: [G, h, w]  bool or uint8
+  TensorView index;   ///< forward: [R]        int64 or int32, in [0, G)
 
   std::int64_t seed = 0;
   int candidates = 0;  ///< M

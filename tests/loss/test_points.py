@@ -41,7 +41,9 @@ def test_samples_are_those_of_the_op_and_their_seed_is_torchs() -> None:
     again = [uncertain_samples(logits, masks, index, 50, 2.0, 0.6) for _ in range(2)]
     torch.manual_seed(4)
     for (x, t), (same_x, same_t) in zip(found, again, strict=True):
-        expected = ops.mask_points(logits, masks, index, 50, int(torch.randint(2**63 - 1, ())), 2.0, 0.6)
+        expected = ops.mask_points(
+            logits, masks, index, 50, int(torch.randint(2**63 - 1, ())), 2.0, 0.6
+        )
         for a, b, c in ((x, same_x, expected[0]), (t, same_t, expected[1])):
             assert torch.equal(a, b)
             assert torch.equal(a, c)

@@ -258,9 +258,7 @@ def test_losses_and_gradients_are_the_same(backbone: str, monkeypatch: pytest.Mo
     )
     monkeypatch.setattr(criterion, "match", lambda *_, **__: ours_matching_LG)
     given = torch.stack([points.of(output, image, query) for image, output, query in rows])
-    monkeypatch.setattr(
-        criterion, "uncertain_samples", lambda *rows: samples_at(given, *rows[:3])
-    )
+    monkeypatch.setattr(criterion, "uncertain_samples", lambda *rows: samples_at(given, *rows[:3]))
     losses = Criterion(model.config, config)(prediction, batch)
     for name, ours_L in (
         ("loss_cross_entropy", losses.objects.classification_L),

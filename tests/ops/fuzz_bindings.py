@@ -252,11 +252,9 @@ def tensor(
 ) -> Holder | Any:
     shape = [int(letter) if letter.isdigit() else sizes[letter] for letter in letters]
     fill: Callable[[Rng, Any], None] = numbers
-    if name in ("weight", "iou") and (output or name == "weight"):
-        dtype = WIDER[dtype]
-    elif (name == "grad_logits" and len(letters) == 2) or (
-        letters in ("RK", "RK2") and name in ("targets", "points")
-    ):
+    of_mask_points = letters in ("RK", "RK2") and name in ("targets", "points")
+    of_a_loss = name == "grad_logits" and letters == "RC"
+    if of_mask_points or of_a_loss or name == "weight" or (name == "iou" and output):
         dtype = WIDER[dtype]
     elif name in ("points", "locations", "weights", "reference", "iou"):
         dtype = dtype if rng.random() < 0.5 else WIDER[dtype]

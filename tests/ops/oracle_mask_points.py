@@ -17,8 +17,8 @@ Array = np.ndarray[Any, Any]
 
 @numba.njit(cache=True)
 def philox(counter: Array, key: Array) -> Array:
-    """Philox4x32-10 (Salmon, Moraes, Dror, Shaw: Parallel Random Numbers: As Easy as 1, 2, 3), words
-    of 32 bits as uint64."""
+    """Philox4x32-10 (Salmon, Moraes, Dror, Shaw: Parallel Random Numbers: As Easy as 1, 2, 3); its
+    words as uint64."""
     low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
     x, k = counter.copy(), key.copy()
     for step in range(10):
@@ -64,7 +64,9 @@ def _candidates(rows: int, count: int, seed: int) -> Array:
 
 
 @numba.njit(cache=True)
-def _samples(maps: Array, index: Array, points: Array, found: Array, gradient: Array, grad: Array) -> None:
+def _samples(
+    maps: Array, index: Array, points: Array, found: Array, gradient: Array, grad: Array
+) -> None:
     for r in range(points.shape[0]):
         for k in range(points.shape[1]):
             found[r, k] = _sample(

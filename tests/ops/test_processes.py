@@ -59,9 +59,7 @@ def runs() -> dict[str, Callable[[], list[Tensor]]]:
         ),
         "masked_point_pool": lambda: run(lambda *t: ops.masked_point_pool(*t)[0], 1, *pool),
         "mask_iou": lambda: run(ops.mask_iou, 0, *iou),
-        "mask_points": lambda: run(
-            lambda *t: ops.mask_points(*t, count, seed)[0], 1, *looked_at
-        ),
+        "mask_points": lambda: run(lambda *t: ops.mask_points(*t, count, seed)[0], 1, *looked_at),
         "quality_focal_loss": lambda: run(ops.quality_focal_loss, 1, *loss),
     }
 

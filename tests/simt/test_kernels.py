@@ -95,9 +95,7 @@ def test_strided_gradients_of_mask_points() -> None:
             gradient = turn(torch.full(turn(logits).shape, 7, dtype=dtype))
             call = (gradient, sampled, points)
             size = _simt.mask_points_backward_workspace(*call)
-            _simt.mask_points_backward(
-                *call, workspace=torch.full((size,), 255, dtype=torch.uint8)
-            )
+            _simt.mask_points_backward(*call, workspace=torch.full((size,), 255, dtype=torch.uint8))
             results.append(gradient)
         assert torch.equal(*results)
 

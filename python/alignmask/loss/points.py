@@ -56,7 +56,7 @@ def uncertain_samples(
     oversample: float,
     importance: float,
 ) -> tuple[Tensor, Tensor]:
-    """-> [R, points] each: every row's logits, and mask `index_R[r]`, at points as PointRend samples
+    """-> [R, points] each: logits and mask `index_R[r]` of every row, at points as PointRend draws
     them in training. `oversample * points` random candidates are drawn. The `importance * points`
     with logits nearest to 0 are kept. The others are new random points.
 

@@ -26,8 +26,8 @@ def mask_points(
     oversample: float = 3.0,
     importance: float = 0.75,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Points at which a mask loss looks, mostly where the mask is uncertain (PointRend's sampling in
-    training), and what is there.
+    """Points at which a mask loss looks, most of them where the mask is uncertain (PointRend's
+    sampling in training), and what is there.
 
     Every row draws `oversample · points` random candidates, keeps the `importance · points` of them
     whose logits are nearest to 0, and draws the rest anew. All sampling is bilinear,

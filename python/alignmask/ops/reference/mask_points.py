@@ -91,7 +91,7 @@ def mask_points(
 
 
 def draw(seed: int, first_row: int, rows: int, index_I: Tensor) -> Tensor:
-    """-> [rows, I, 2] in float32: the candidates with these indices, of rows from `first_row` on."""
+    """-> [rows, I, 2] in float32: these candidates of the rows from `first_row` on."""
     row_R1 = torch.arange(first_row, first_row + rows, device=index_I.device)[:, None]
     words_RI4 = philox(seed, (index_I // 2).expand(rows, -1), row_R1.expand(-1, len(index_I)))
     odd_RI1 = (index_I % 2 == 1)[None, :, None]
@@ -99,7 +99,7 @@ def draw(seed: int, first_row: int, rows: int, index_I: Tensor) -> Tensor:
 
 
 def philox(seed: int, first: Tensor, second: Tensor) -> Tensor:
-    """-> [..., 4]: Philox4x32-10 of the counter (first, second, 0, 0), words of 32 bits as int64."""
+    """-> [..., 4]: Philox4x32-10 of the counter (first, second, 0, 0), its words as int64."""
     low = 2**32 - 1
     key = (seed & low, seed >> 32 & low)
     zero = torch.zeros_like(first)
