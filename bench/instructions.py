@@ -53,7 +53,8 @@ def recorded_calls() -> dict[str, list[Call]]:
     )
     features = features.contiguous(memory_format=torch.channels_last)
     loss = cases.quality_focal_loss(cases.LossShape(1000, 80))
-    for tensor in (value, locations, weights, *second, features, loss[0]):
+    looked_at = cases.mask_points(cases.PointsShape(4, (64, 64), (256, 256), 8, 12544))
+    for tensor in (value, locations, weights, *second, features, looked_at[0], loss[0]):
         tensor.requires_grad_()
 
     deformed = record(
@@ -69,6 +70,7 @@ def recorded_calls() -> dict[str, list[Call]]:
     )
     low = record(lambda: ops.mask_iou(*cases.mask_iou(cases.IouShape(1, 100, (64, 64), 1, 15))))
     high = record(lambda: ops.mask_iou(*cases.mask_iou(cases.IouShape(1, 100, (64, 64), 4, 15))))
+    chosen = record(lambda: gradients(ops.mask_points(*looked_at)[0], looked_at[0]))
     quality = record(lambda: gradients(ops.quality_focal_loss(*loss), loss[0]))
     return {
         "ms_deform_attn 128², forward": deformed[:1],
@@ -79,6 +81,8 @@ def recorded_calls() -> dict[str, list[Call]]:
         "masked_point_pool 64 × 64² channels-last, 8 masks, 2 × 2048 points, backward": pooled[1:],
         "mask_iou 100 × 15 at 64²": low,
         "mask_iou 100 × 15, 64² upsampled to 256²": high,
+        "mask_points 4 rows of 64², 12544 points, forward": chosen[:1],
+        "mask_points 4 rows of 64², 12544 points, backward": chosen[1:],
         "quality_focal_loss 1000 × 80, loss and gradient": quality,
     }
 

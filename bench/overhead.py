@@ -62,6 +62,8 @@ def calls() -> dict[str, Call]:
     iou = ops.mask_iou(predictions, targets, image)
     scores, label, quality = cases.quality_focal_loss(cases.LossShape(1, 1))
     loss = ops.quality_focal_loss(scores, label, quality)
+    pixel, instance = torch.zeros(1, 1, 1), torch.ones(1, 1, 1, dtype=torch.bool)
+    sampled = ops.mask_points(pixel, instance, image, 1, 0)
     return {
         "ms_deform_attn": Call(
             lambda v, *points: ops.ms_deform_attn(v, levels, *points),
@@ -88,6 +90,12 @@ def calls() -> dict[str, Call]:
             (predictions, targets, image),
             0,
             lambda: _core.mask_iou_forward(iou, predictions, targets, image, 0.0, 1),
+        ),
+        "mask_points": Call(
+            lambda x, *rest: ops.mask_points(x, *rest, 1, 0)[0],
+            (pixel, instance, image),
+            1,
+            lambda: _core.mask_points_forward(*sampled, pixel, instance, image, 0, 3, 0, 1),
         ),
         "quality_focal_loss": Call(
             ops.quality_focal_loss,

@@ -46,6 +46,10 @@ int int_arg(const char* op, const char* name, py::handle object) {
   return static_cast<int>(value);
 }
 
+std::int64_t long_arg(const char* op, const char* name, py::handle object) {
+  return integer(op, name, object);
+}
+
 void* stream_arg(const char* op, const char* name, py::handle object) {
   return reinterpret_cast<void*>(static_cast<std::uintptr_t>(integer(op, name, object)));
 }

@@ -15,6 +15,10 @@ namespace alignmask {
 /// in 32 bits.
 int int_arg(const char* op, const char* name, pybind11::handle object);
 
+/// An integer (whatever has __index__). TypeError if it is not one, ValueError if it does not fit
+/// in 64 bits.
+std::int64_t long_arg(const char* op, const char* name, pybind11::handle object);
+
 /// A CUDA stream: its address, an integer; 0 is the default stream. TypeError or ValueError as
 /// above.
 void* stream_arg(const char* op, const char* name, pybind11::handle object);
@@ -33,6 +37,9 @@ std::vector<std::int64_t> ints_arg(const char* op, const char* name, pybind11::h
 // By the type of what is filled.
 inline void read_arg(const char* op, const char* name, pybind11::handle object, int& to) {
   to = int_arg(op, name, object);
+}
+inline void read_arg(const char* op, const char* name, pybind11::handle object, std::int64_t& to) {
+  to = long_arg(op, name, object);
 }
 inline void read_arg(const char* op, const char* name, pybind11::handle object, double& to) {
   to = number_arg(op, name, object);

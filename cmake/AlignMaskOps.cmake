@@ -8,13 +8,20 @@
 #
 # alignmask_add_op(<op>) adds the first three to the core, and appends the generated file to ALIGNMASK_CUDA_KERNELS.
 
-set(ALIGNMASK_OPS mask_iou masked_point_pool ms_deform_attn quality_focal_loss)
+set(ALIGNMASK_OPS
+    mask_iou
+    mask_points
+    masked_point_pool
+    ms_deform_attn
+    quality_focal_loss)
 set(ALIGNMASK_GENERATED ${PROJECT_BINARY_DIR}/generated)
 
 set(ALIGNMASK_WARNINGS -Wall -Wextra -Wno-psabi -Wno-ignored-attributes)
 
 # Rounding may differ between instruction sets through fused multiply-adds. NaN and infinity keep their meaning.
 set(ALIGNMASK_CPU_FLAGS -ffp-contract=fast -fno-math-errno -fno-trapping-math)
+# An op may need more: mask_points chooses the same points everywhere only if every operation is rounded by itself.
+set(ALIGNMASK_CPU_FLAGS_mask_points -ffp-contract=off)
 
 # (Races do not depend on the instruction set, and ThreadSanitizer makes builds slow.)
 if(NOT ALIGNMASK_SANITIZE STREQUAL "thread" AND CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
@@ -38,7 +45,8 @@ function(alignmask_add_op op)
     add_library(${object} OBJECT ${folder}/cpu/kernels.cpp)
     target_include_directories(${object} PRIVATE ${PROJECT_SOURCE_DIR}/core)
     target_compile_definitions(${object} PRIVATE ALIGNMASK_ISA=${isa})
-    target_compile_options(${object} PRIVATE ${ALIGNMASK_WARNINGS} ${ALIGNMASK_CPU_FLAGS} ${ALIGNMASK_ISA_FLAGS_${isa}})
+    target_compile_options(${object} PRIVATE ${ALIGNMASK_WARNINGS} ${ALIGNMASK_CPU_FLAGS} ${ALIGNMASK_CPU_FLAGS_${op}}
+                           ${ALIGNMASK_ISA_FLAGS_${isa}})
     if(ALIGNMASK_X86)
       target_compile_definitions(${object} PRIVATE ALIGNMASK_X86)
     endif()

@@ -40,6 +40,37 @@ def mask_iou_forward_workspace(
     workspace: Workspace = ...,
     stream: int = ...,
 ) -> int: ...
+def mask_points_forward(
+    sampled: Array,
+    targets: Array,
+    points: Array,
+    logits: Array,
+    masks: Array,
+    index: Array,
+    seed: int = ...,
+    candidates: int = ...,
+    kept: int = ...,
+    threads: int = ...,
+    stream: int = ...,
+) -> None: ...
+def mask_points_backward(
+    grad_logits: Array,
+    grad_sampled: Array,
+    points: Array,
+    threads: int = ...,
+    deterministic: bool = ...,
+    workspace: Workspace = ...,
+    stream: int = ...,
+) -> None: ...
+def mask_points_backward_workspace(
+    grad_logits: Array,
+    grad_sampled: Array,
+    points: Array,
+    threads: int = ...,
+    deterministic: bool = ...,
+    workspace: Workspace = ...,
+    stream: int = ...,
+) -> int: ...
 def masked_point_pool_forward(
     pooled: Array,
     weight: Array,

@@ -25,6 +25,10 @@ SHAPES = {
         cases.PoolShape(2, 256, (16, 16), (64, 64), 5, 2, 300),
     ),
     "mask_iou": (cases.MASK_IOU["odd"], cases.IouShape(2, 20, (16, 32), 4, 40)),
+    "mask_points": (
+        cases.MASK_POINTS["odd"],
+        cases.PointsShape(20, (40, 56), (160, 224), 5, 700),
+    ),
     "quality_focal_loss": (cases.QUALITY_FOCAL_LOSS["odd"], cases.LossShape(300, 80)),
 }
 Inputs = list[object]
@@ -35,7 +39,7 @@ def inputs(op: str, large: bool, dtype: torch.dtype) -> Inputs:
     location jumps."""
     points = (
         {"points_dtype": torch.float32 if dtype.itemsize == 2 else dtype}
-        if op not in ("mask_iou", "quality_focal_loss")
+        if op not in ("mask_iou", "mask_points", "quality_focal_loss")
         else {}
     )
     made = getattr(cases, op)(SHAPES[op][large], dtype=dtype, **points)

@@ -11,6 +11,7 @@ from alignmask.data import Batch
 from alignmask.model.aligned_queries import AlignedQueries
 from alignmask.model.heads import Prediction
 from tests import tiny
+from tests.loss.pointrend import samples_at
 
 SIZE = (32, 64)
 CLASSES = 4
@@ -67,6 +68,20 @@ def with_gradients(prediction: Prediction) -> tuple[Prediction, list[torch.Tenso
     names = ("class_logits_LBRC", "mask_embedding_LBRE", "pixel_embedding_BEHW")
     leaves = [getattr(prediction, name).clone().requires_grad_() for name in names]
     return replace(prediction, **dict(zip(names, leaves, strict=True))), leaves
+
+
+def samples_at_row_points(
+    logits_NHW: torch.Tensor,
+    masks_GHW: torch.Tensor,
+    index_N: torch.Tensor,
+    points: int,
+    *_: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Samples at `row_points`, in place of `alignmask.loss.points.uncertain_samples`."""
+    points_NK2 = torch.empty(len(logits_NHW), points, 2)
+    for row, logits_HW in enumerate(logits_NHW):
+        points_NK2[row] = row_points(logits_HW, points)
+    return samples_at(points_NK2, logits_NHW, masks_GHW, index_N)
 
 
 @torch.no_grad()

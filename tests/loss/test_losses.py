@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from alignmask.loss import Criterion, Losses, LossTerms
 from tests import tiny
 from tests.covers import covers
 from tests.loss import oracle
-from tests.loss.scenes import row_points, scene, with_gradients
+from tests.loss.scenes import row_points, samples_at_row_points, scene, with_gradients
 
 ALL = ("softmax", "focal", "quality_focal")
 PLAIN = LossConfig(points=30)
@@ -23,18 +24,14 @@ SEED = 5
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, ...]]:
-    """Puts `row_points` in the place of random points; what was asked of `uncertain_points`."""
+    """Puts `row_points` in the place of random points; what was asked of `uncertain_samples`."""
     calls: list[tuple[float, ...]] = []
 
-    def points(logits_NHW: torch.Tensor, points: int, *rest: float) -> torch.Tensor:
-        calls.append((points, *rest))
-        return (
-            torch.stack([row_points(x, points) for x in logits_NHW])
-            if len(logits_NHW)
-            else torch.empty(0, points, 2)
-        )
+    def samples(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        calls.append(arguments[3:])
+        return samples_at_row_points(*arguments)
 
-    monkeypatch.setattr("alignmask.loss.criterion.uncertain_points", points)
+    monkeypatch.setattr("alignmask.loss.criterion.uncertain_samples", samples)
     return calls
 
 

@@ -1,4 +1,4 @@
-"""Point sampling against grid_sample, and the choice of uncertain points."""
+"""Masks at points against grid_sample, and where the points of a mask loss come from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignmask.loss.points import sample_maps, sample_masks, uncertain_points
+from alignmask import ops
+from alignmask.loss.points import sample_masks, uncertain_samples
 
 
 @settings(max_examples=50, deadline=None)
@@ -31,33 +32,29 @@ def test_masks_are_sampled_as_grid_sample_samples_floats(
     torch.testing.assert_close(sample_masks(masks, index, points), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_uncertain_points_lie_where_the_logit_is_near_zero() -> None:
-    torch.manual_seed(0)
-    ramp = torch.linspace(-8, 8, 64).expand(3, 64, 64).contiguous()  # zero at x = 0.5
-    points = uncertain_points(ramp, points=400, oversample=3.0, importance=0.75)
-    assert points.shape == (3, 400, 2)
-    assert ((points >= 0) & (points <= 1)).all()
-    chosen, fresh = points[:, :300], points[:, 300:]
-    # 300 of 1200 uniform candidates: the middle quarter (and the border, where sampling fades to
-    # zero).
-    inner = ((chosen - 0.5).abs() < 0.5 - 1 / 128).all(-1)
-    assert inner.sum() > 850
-    assert ((chosen[inner][:, 0] - 0.5).abs() < 0.16).all()
-    assert (fresh[..., 0] - 0.5).abs().max() > 0.4
+def test_samples_are_those_of_the_op_and_their_seed_is_torchs() -> None:
+    logits, masks = torch.randn(3, 8, 9), torch.rand(2, 32, 36) > 0.5
+    index = torch.tensor([1, 0, 1])
+    torch.manual_seed(4)
+    found = [uncertain_samples(logits, masks, index, 50, 2.0, 0.6) for _ in range(2)]
+    torch.manual_seed(4)
+    again = [uncertain_samples(logits, masks, index, 50, 2.0, 0.6) for _ in range(2)]
+    torch.manual_seed(4)
+    for (x, t), (same_x, same_t) in zip(found, again, strict=True):
+        expected = ops.mask_points(
+            logits, masks, index, 50, int(torch.randint(2**63 - 1, ())), 2.0, 0.6
+        )
+        for a, b, c in ((x, same_x, expected[0]), (t, same_t, expected[1])):
+            assert torch.equal(a, b)
+            assert torch.equal(a, c)
+    assert not torch.equal(found[0][0], found[1][0])
 
 
-def test_uncertain_points_of_no_rows() -> None:
-    assert uncertain_points(torch.zeros(0, 4, 4), 10, 3.0, 0.75).shape == (0, 10, 2)
-
-
-def test_uncertain_points_of_many_rows_are_searched_in_pieces() -> None:
-    assert uncertain_points(torch.randn(300, 4, 4), 8, 3.0, 0.75).shape == (300, 8, 2)
-
-
-def test_maps_are_sampled_with_gradient() -> None:
-    maps = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True)
-    points = torch.rand(2, 7, 2, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda m: sample_maps(m, points), (maps,))
+def test_the_samples_of_no_rows() -> None:
+    nothing = torch.zeros(0, dtype=torch.long)
+    for masks in (torch.ones(2, 5, 5) > 0, torch.ones(0, 5, 5) > 0):
+        for found in uncertain_samples(torch.zeros(0, 4, 4), masks, nothing, 10, 3.0, 0.75):
+            assert found.shape == (0, 10)
 
 
 def test_points_of_masks_have_no_gradient() -> None:

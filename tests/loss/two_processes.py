@@ -23,7 +23,7 @@ from alignmask.loss import Criterion, criterion
 from alignmask.model.heads import Prediction
 from tests import tiny
 from tests.loss.oracle import by_name
-from tests.loss.scenes import row_points, scene
+from tests.loss.scenes import samples_at_row_points, scene
 
 CONFIG = LossConfig(points=30)
 KINDS = ("softmax", "focal", "quality_focal")
@@ -68,20 +68,12 @@ def losses(prediction: Prediction, batch: Batch, classification: str) -> dict[st
     points_BK2 = shared.expand(batch.batch_size, -1, -1)
     with (
         patch.object(criterion, "match", partial(criterion.match, points_BK2=points_BK2)),
-        patch.object(criterion, "uncertain_points", mask_points),
+        patch.object(criterion, "uncertain_samples", samples_at_row_points),
     ):
         found = Criterion(tiny.model_config(classification=classification), CONFIG)(
             prediction, batch
         )
     return {name: value.tolist() for name, value in by_name(found).items()}
-
-
-def mask_points(logits_NHW: torch.Tensor, points: int, *_: float) -> torch.Tensor:
-    return (
-        torch.stack([row_points(x, points) for x in logits_NHW])
-        if len(logits_NHW)
-        else torch.empty(0, points, 2)
-    )
 
 
 def of_case(name: str, classification: str) -> tuple[Prediction, Batch]:

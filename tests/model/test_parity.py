@@ -20,6 +20,7 @@ from alignmask.model import AlignMask, Prediction
 from alignmask.model.backbone import SwinBlock
 from alignmask.model.postprocess import postprocess
 from alignmask.predictor import from_huggingface
+from tests.loss.pointrend import samples_at
 from tests.model import peers
 
 TOLERANCE = 1e-4
@@ -257,7 +258,7 @@ def test_losses_and_gradients_are_the_same(backbone: str, monkeypatch: pytest.Mo
     )
     monkeypatch.setattr(criterion, "match", lambda *_, **__: ours_matching_LG)
     given = torch.stack([points.of(output, image, query) for image, output, query in rows])
-    monkeypatch.setattr(criterion, "uncertain_points", lambda *_: given)
+    monkeypatch.setattr(criterion, "uncertain_samples", lambda *rows: samples_at(given, *rows[:3]))
     losses = Criterion(model.config, config)(prediction, batch)
     for name, ours_L in (
         ("loss_cross_entropy", losses.objects.classification_L),

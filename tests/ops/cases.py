@@ -322,6 +322,37 @@ def masked_point_pool(
     )
 
 
+class PointsShape(NamedTuple):
+    R: int
+    logits: tuple[int, int]
+    masks: tuple[int, int]
+    G: int
+    K: int
+
+
+MASK_POINTS = {
+    "tiny": PointsShape(1, (2, 3), (2, 3), 1, 4),
+    "odd": PointsShape(5, (7, 6), (9, 13), 3, 21),
+    "model_512": PointsShape(100, (128, 128), (512, 512), 20, 12544),
+    "model_1024": PointsShape(100, (256, 256), (1024, 1024), 20, 12544),
+}
+
+
+def mask_points(
+    shape: PointsShape, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor, int, int]:
+    """The arguments of `alignmask.ops.mask_points` but for the last two. Logits that are smooth
+    where there is room, as a model's are; their seed is another one than that of the points."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = [(size + 3) // 4 for size in shape.logits]
+    logits = 3 * torch.randn(shape.R, 1, *coarse, generator=generator)
+    if 0 not in (shape.R, *shape.logits):
+        logits = torch.nn.functional.interpolate(logits, size=shape.logits, mode="bilinear")
+    logits = logits.view(shape.R, *shape.logits)
+    masks = blobs(shape.G, shape.masks, generator)
+    return logits.to(dtype), masks, owners(shape.R, shape.G, generator), shape.K, seed + 2**40
+
+
 class IouShape(NamedTuple):
     B: int
     Q: int

@@ -25,6 +25,7 @@ import torch
 
 from alignmask import _core
 from tests.ops import fuzz_junk
+from tests.ops.fuzz_holder import Holder
 from tests.ops.fuzz_junk import HUGE, Rng, pick
 
 REFUSALS = (TypeError, ValueError, OverflowError, BufferError, MemoryError)
@@ -38,6 +39,28 @@ FUNCTIONS: dict[str, tuple[str, dict[str, str], str]] = {
         "iou",
         {"iou": "GQ", "predictions": "BQhw", "targets": "Ghw", "owner": "G"},
         "threshold threads",
+    ),
+    "mask_points_forward": (
+        "sampled targets points",
+        {
+            "sampled": "RK",
+            "targets": "RK",
+            "points": "RK2",
+            "logits": "RHW",
+            "masks": "Ghw",
+            "index": "R",
+        },
+        "seed candidates kept threads",
+    ),
+    "mask_points_backward": (
+        "grad_logits",
+        {"grad_logits": "RHW", "grad_sampled": "RK", "points": "RK2"},
+        "threads deterministic",
+    ),
+    "mask_points_backward_workspace": (
+        "grad_logits",
+        {"grad_logits": "RHW", "grad_sampled": "RK", "points": "RK2"},
+        "deterministic",
     ),
     "masked_point_pool_forward": (
         "pooled weight",
@@ -114,75 +137,6 @@ FUNCTIONS: dict[str, tuple[str, dict[str, str], str]] = {
     "cpu_instruction_sets": ("", {}, ""),
 }
 MAY_BE_ABSENT = ("grad_", "reference")
-BYTES = {
-    "float32": 4,
-    "float64": 8,
-    "float16": 2,
-    "bfloat16": 2,
-    "int64": 8,
-    "int32": 4,
-    "uint8": 1,
-    "bool": 1,
-}
-
-
-class Holder:
-    """Memory with a tensor somewhere inside, whose other bytes a call must leave alone."""
-
-    def __init__(
-        self, rng: Rng, shape: list[int], dtype: str, fill: Callable[[Any], None] | None
-    ) -> None:
-        """`fill`: sets a NumPy view of the tensor; None: an output, of which only the surroundings
-        are compared."""
-        steps = [pick(rng, 1, 1, 1, 2, 3) for _ in shape]
-        order = rng.permutation(len(shape)) if rng.random() < 0.3 else np.arange(len(shape))
-        room = [shape[i] * steps[i] + int(rng.integers(2)) for i in order]
-        size = BYTES[dtype]
-        self.bytes = rng.integers(
-            0, 256, (int(np.prod(room, dtype=object)) + 16) * size, dtype=np.uint8
-        )
-        kind = np.dtype("uint16" if dtype == "bfloat16" else dtype)
-        if dtype == "bool":
-            self.bytes &= 1
-        holder = self.bytes[8 * size : len(self.bytes) - 8 * size].view(kind).reshape(room)
-        view = holder.transpose(np.argsort(order))
-        view = view[tuple(slice(0, s * step, step) for s, step in zip(shape, steps, strict=True))]
-        if rng.random() < 0.2:
-            view = view[tuple(slice(None, None, pick(rng, 1, -1)) for _ in shape)]
-        self.view, self.is_output = view, fill is None
-        if fill is not None and dtype == "bfloat16":
-            wide = np.empty(shape, np.float32)
-            fill(wide)
-            view[...] = wide.view(np.uint32) >> 16
-        elif fill is not None:
-            fill(view)
-        self.tensor: Any = view
-        if dtype == "bfloat16" or (
-            rng.random() < 0.4 and all(stride >= 0 for stride in view.strides)
-        ):
-            if any(stride < 0 for stride in view.strides):
-                self.view = view = view[
-                    tuple(slice(None, None, -1 if s < 0 else 1) for s in view.strides)
-                ]
-            self.tensor = torch.from_numpy(view)
-            if dtype == "bfloat16":
-                self.tensor = self.tensor.view(torch.bfloat16)
-        if rng.random() < 0.1:
-            self.tensor = fuzz_junk.Exporter(self.tensor)
-        self.before = self.bytes.copy()
-
-    def is_intact(self, written: bool) -> bool:
-        """Have only outputs been written, and those only if `written`?"""
-        if self.is_output and written:
-            kept = self.bytes.copy()
-            self.bytes[...] = 0
-            self.view[...] = self.view + 1  # now the view's own bytes differ from zero
-            own = self.bytes != 0
-            self.bytes[...] = 255
-            self.view[...] = 0
-            own |= self.bytes != 255
-            return bool((own | (kept == self.before)).all())
-        return bool((self.bytes == self.before).all())
 
 
 def sizes_of(rng: Rng, function: str) -> dict[str, int]:
@@ -230,18 +184,17 @@ def tensor(
 ) -> Holder | Any:
     shape = [int(letter) if letter.isdigit() else sizes[letter] for letter in letters]
     fill: Callable[[Rng, Any], None] = numbers
-    if name in ("weight", "iou", "grad_logits") and (output or name == "weight"):
+    of_mask_points = letters in ("RK", "RK2") and name in ("targets", "points")
+    of_a_loss = name == "grad_logits" and letters == "RC"
+    if of_mask_points or of_a_loss or name == "weight" or (name == "iou" and output):
         dtype = WIDER[dtype]
     elif name in ("points", "locations", "weights", "reference", "iou"):
         dtype = dtype if rng.random() < 0.5 else WIDER[dtype]
-    if name in ("owner", "label"):
+    if name in ("owner", "label", "index"):
         dtype = pick(rng, "int64", "int32")
-        fill = (
-            integers(0, min(sizes["B"], 2**31 - 1))
-            if name == "owner"
-            else integers(-1, min(sizes["C"], 2**31 - 1))
-        )
-    elif name in ("masks", "targets"):
+        low, letter = {"owner": (0, "B"), "label": (-1, "C"), "index": (0, "G")}[name]
+        fill = integers(low, min(sizes[letter], 2**31 - 1))
+    elif name in ("masks", "targets") and not output:
         dtype, fill = pick(rng, "bool", "uint8"), masks
     if max(shape, default=0) > 2**20:
         kind = np.dtype("uint16" if dtype == "bfloat16" else dtype)
@@ -294,6 +247,9 @@ def arguments(rng: Rng, function: str) -> tuple[dict[str, Any], list[Holder]]:
             "level_shapes": lambda: [size for level in levels for size in level],
             "gamma": lambda: pick(rng, 2.0, 1.0, 1.5, 3, 1e300),
             "theta": lambda: pick(rng, 0.5, 0.0, 0.9),
+            "seed": lambda: pick(rng, 0, 7, -1, 2**63 - 1, -(2**63)),
+            "candidates": lambda: pick(rng, 1, 9, 33, 1000),
+            "kept": lambda: pick(rng, 0, 0, 0, 1, 1, 5),
             "name": lambda: pick(rng, *_core.cpu_instruction_sets()),
         }[name]()
     return given, holders

@@ -13,11 +13,13 @@ from typing import Any
 import numba
 import numpy as np
 
+from tests.ops.oracle_mask_points import mask_points
 from tests.ops.oracle_ms_deform_attn import ms_deform_attn, ms_deform_attn_from_offsets
 
 __all__ = [
     "Array",
     "mask_iou",
+    "mask_points",
     "masked_point_pool",
     "ms_deform_attn",
     "ms_deform_attn_from_offsets",

@@ -48,6 +48,13 @@ def pool_shapes(draw: st.DrawFn) -> cases.PoolShape:
 
 
 @st.composite
+def points_shapes(draw: st.DrawFn) -> cases.PointsShape:
+    G = draw(st.integers(0, 3))
+    R = draw(st.integers(0, 4)) if G else 0
+    return cases.PointsShape(R, draw(sizes), draw(sizes), G, draw(st.integers(0, 40)))
+
+
+@st.composite
 def iou_shapes(draw: st.DrawFn) -> cases.IouShape:
     B = draw(st.integers(0, 3))
     G = draw(st.integers(0, 4)) if B else 0

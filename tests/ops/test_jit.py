@@ -97,10 +97,12 @@ def calls() -> dict[str, Callable[[Any, Callable[[Tensor], Any]], Tensor]]:
     sizes = [size for level in levels for size in level]
     features, masks, owner, points = cases.masked_point_pool(cases.MASKED_POINT_POOL["odd"])
     predictions, targets, owner_iou = cases.mask_iou(cases.MASK_IOU["odd"])
+    maps, targets_of_rows, row, _, seed = cases.mask_points(cases.MASK_POINTS["odd"])
     logits, label, quality = cases.quality_focal_loss(cases.QUALITY_FOCAL_LOSS["odd"])
     attended = torch.empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
     pooled, weight = torch.empty(4, 2, 5), torch.empty(4, 2)
     iou, loss = torch.empty(4, 5), torch.empty(17)
+    sampled, sampled_target, at = torch.empty(5, 21), torch.empty(5, 21), torch.empty(5, 21, 2)
     room = torch.empty(1 << 20, dtype=torch.uint8)
 
     def ms_deform_attn(module: Any, wrap: Callable[[Tensor], Any]) -> Tensor:
@@ -120,12 +122,17 @@ def calls() -> dict[str, Callable[[Any, Callable[[Tensor], Any]], Tensor]]:
         module.mask_iou_forward(*tensors, 0.0, workspace=workspace, stream=77)
         return iou
 
+    def mask_points(module: Any, wrap: Callable[[Tensor], Any]) -> Tensor:
+        tensors = map(wrap, (sampled, sampled_target, at, maps, targets_of_rows, row))
+        module.mask_points_forward(*tensors, seed, 63, 15, stream=77)
+        return sampled
+
     def quality_focal_loss(module: Any, wrap: Callable[[Tensor], Any]) -> Tensor:
         tensors = map(wrap, (logits, label, quality))
         module.quality_focal_loss_forward(wrap(loss), None, *tensors, 2.0, 0.5, stream=77)
         return loss
 
-    named = (ms_deform_attn, masked_point_pool, mask_iou, quality_focal_loss)
+    named = (ms_deform_attn, masked_point_pool, mask_iou, mask_points, quality_focal_loss)
     return {call.__name__: call for call in named}
 
 

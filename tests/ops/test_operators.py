@@ -38,6 +38,7 @@ def all_ops(size: str = "odd", dtype: torch.dtype = torch.float32) -> dict[str, 
     flat = [length for level in levels for length in level]
     pool = list(cases.masked_point_pool(cases.MASKED_POINT_POOL[size], dtype=dtype))
     iou = list(cases.mask_iou(cases.MASK_IOU[size], dtype))
+    *looked_at, count, seed = cases.mask_points(cases.MASK_POINTS[size], dtype)
     loss = list(cases.quality_focal_loss(cases.QUALITY_FOCAL_LOSS[size], dtype))
     return {
         "ms_deform_attn": Op(
@@ -62,6 +63,13 @@ def all_ops(size: str = "odd", dtype: torch.dtype = torch.float32) -> dict[str, 
             lambda *t: (*t, False),
         ),
         "mask_iou": Op(ops.mask_iou, iou, 0, "mask_iou", lambda *t: (*t, 0.0)),
+        "mask_points": Op(
+            lambda *t: ops.mask_points(*t, count, seed)[0],
+            looked_at,
+            1,
+            "mask_points",
+            lambda *t: (*t, seed, count, 3 * count, count // 2),
+        ),
         "quality_focal_loss": Op(
             ops.quality_focal_loss, loss, 1, "quality_focal_loss", lambda *t: (*t, 2.0, 0.5, True)
         ),
@@ -130,6 +138,16 @@ def test_opcheck_of_the_backward_of_masked_point_pool(channels_last: bool) -> No
     torch.library.opcheck(torch.ops.alignmask.masked_point_pool_backward.default, arguments)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_opcheck_of_the_backward_of_mask_points(dtype: torch.dtype) -> None:
+    *arguments, count, seed = cases.mask_points(cases.MASK_POINTS["odd"], dtype)
+    sampled, _, points = ops.mask_points(*arguments, count, seed)
+    torch.library.opcheck(
+        torch.ops.alignmask.mask_points_backward.default,
+        (torch.randn_like(sampled), points, list(arguments[0].shape)),
+    )
+
+
 def test_opcheck_of_the_backward_of_quality_focal_loss() -> None:
     arguments = (torch.randn(5), torch.randn(5, 3), torch.randn(5, 3, dtype=torch.float16))
     torch.library.opcheck(torch.ops.alignmask.quality_focal_loss_backward.default, arguments)
@@ -154,7 +172,8 @@ def test_compiles_as_one_graph(name: str, backend: str, dynamic: bool | None) ->
     compiled = torch.compile(between, backend=backend, fullgraph=True, dynamic=dynamic)
     for count in (len(op.tensors[0]), len(op.tensors[0]) - 1):
         tensors = leaves_of(op)
-        if name not in ("masked_point_pool", "mask_iou"):  # whose instances belong to an image
+        # Whose instances belong to an image, and whose rows to a mask.
+        if name not in ("masked_point_pool", "mask_iou", "mask_points"):
             tensors = [t[:count].detach().requires_grad_(t.requires_grad) for t in tensors]
         for a, b in zip(run(compiled, tensors), run(between, tensors), strict=True):
             torch.testing.assert_close(a, b)
@@ -296,6 +315,9 @@ LARGER: dict[str, Callable[[torch.dtype], tuple[Tensor, ...]]] = {
         cases.PoolShape(2, 70, (40, 50), (80, 100), 7, 2, 900), "uniform", dtype
     ),
     "mask_iou": lambda dtype: cases.mask_iou(cases.IouShape(2, 19, (50, 70), 2, 7), dtype),
+    "mask_points": lambda dtype: cases.mask_points(
+        cases.PointsShape(9, (40, 50), (80, 100), 7, 21), dtype
+    )[:3],
     "quality_focal_loss": lambda dtype: cases.quality_focal_loss(cases.LossShape(700, 85), dtype),
 }
 

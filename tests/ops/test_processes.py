@@ -48,6 +48,7 @@ def runs() -> dict[str, Callable[[], list[Tensor]]]:
     second, _, *from_offsets = cases.ms_deform_attn_from_offsets(DEFORM)
     pool = cases.masked_point_pool(cases.PoolShape(2, 24, (24, 24), (48, 48), 24, 2, 7000))
     iou = cases.mask_iou(cases.IouShape(1, 60, (64, 64), 2, 8))
+    *looked_at, count, seed = cases.mask_points(cases.PointsShape(40, (64, 64), (99, 99), 9, 2000))
     loss = cases.quality_focal_loss(cases.LossShape(400, 80))
     return {
         "ms_deform_attn": lambda: run(
@@ -58,6 +59,7 @@ def runs() -> dict[str, Callable[[], list[Tensor]]]:
         ),
         "masked_point_pool": lambda: run(lambda *t: ops.masked_point_pool(*t)[0], 1, *pool),
         "mask_iou": lambda: run(ops.mask_iou, 0, *iou),
+        "mask_points": lambda: run(lambda *t: ops.mask_points(*t, count, seed)[0], 1, *looked_at),
         "quality_focal_loss": lambda: run(ops.quality_focal_loss, 1, *loss),
     }
 
@@ -175,7 +177,7 @@ def test_the_gil_is_released() -> None:
             while count == before:
                 assert time.monotonic() < end, f"{kernel.name} keeps the GIL"
                 kernel()
-        assert len(made) == 8
+        assert len(made) == 10
         os._exit(0)
     """)
 
@@ -257,6 +259,7 @@ def large() -> list[Kernel]:
             torch.ones(1, 1024, 1024).bool().expand(100, -1, -1),
             one.expand(100),
         )
+        ops.mask_points(torch.rand(1, 8, 8), torch.ones(1, 8, 8).bool(), one, 400_000, 0)
         ops.quality_focal_loss(torch.rand(1, 2_000_000), one, torch.rand(1))
 
     return kernels(1, make)

@@ -11,6 +11,7 @@
 
 #include "common/half.h"
 #include "mask_iou/cuda/launches.h"
+#include "mask_points/cuda/launches.h"
 #include "masked_point_pool/cuda/launches.h"
 #include "ms_deform_attn/cuda/launches.h"
 #include "planted.h"
@@ -176,6 +177,36 @@ void run_masked_point_pool(DType dtype, std::int64_t C, bool channels_last, bool
   grad_features.expect_finite("grad_features");
 }
 
+void run_mask_points(DType dtype, bool deterministic) {
+  const std::int64_t R = 2, H = 17, W = 18, G = 3, K = 700;
+  Tensor logits(dtype, {R, H, W}), masks(DType::kBool, {G, 6, 7}), index(DType::kInt64, {R}),
+      sampled(dtype, {R, K}), targets(arithmetic(dtype), {R, K}),
+      points(arithmetic(dtype), {R, K, 2}), grad_sampled(dtype, {R, K}),
+      grad_logits(dtype, {R, H, W});
+  MaskPointsArgs args;
+  args.logits = logits.fill(-1, 1).view;
+  args.masks = masks.fill(-1, 1).view;
+  args.index = index.fill(0, static_cast<double>(G)).view;
+  args.seed = 7;
+  args.candidates = 1501;
+  args.kept = 333;
+  args.sampled = sampled.view;
+  args.targets = targets.view;
+  args.points = points.view;
+  const LaunchTarget target = {"mask_points", {}, nullptr};
+  run(target, mask_points_forward_launches(args));
+  sampled.expect_finite("sampled");
+  targets.expect_finite("targets");
+  points.expect_finite("points");
+  args.grad_sampled = grad_sampled.fill(-1, 1).view;
+  args.grad_logits = grad_logits.view;
+  args.deterministic = deterministic;
+  const Tensor workspace = workspace_of(mask_points_backward_workspace_bytes(args));
+  args.workspace = workspace.view;
+  run(target, mask_points_backward_launches(args));
+  grad_logits.expect_finite("grad_logits");
+}
+
 void run_mask_iou(DType dtype, std::int64_t Q, std::int64_t h, std::int64_t width,
                   std::int64_t scale) {
   const std::int64_t B = 2, G = 40;
@@ -216,6 +247,7 @@ void run_ops() {
       for (const std::int64_t D : {16, 32, 64, 5}) run_ms_deform_attn(dtype, D, second && D == 16);
       for (const std::int64_t C : {8, 3}) run_masked_point_pool(dtype, C, second, second && C == 3);
       run_masked_point_pool(dtype, 8, false, true);
+      run_mask_points(dtype, second);
       for (const std::int64_t width : {16, 5})
         for (const std::int64_t scale : {1, 3}) run_mask_iou(dtype, 3, 3, width, scale);
       run_mask_iou(dtype, 18, 20, 45, 4);

@@ -78,6 +78,28 @@ def run_masked_point_pool(C: int, channels_last: bool, dtype: torch.dtype) -> No
     ops.masked_point_pool(features, *rest)[0].square().sum().backward()
 
 
+def run_mask_points(dtype: torch.dtype) -> None:
+    for layout in (lambda t: t, lambda t: t.mT.contiguous().mT):
+        logits, *rest = cases.mask_points(cases.MASK_POINTS["odd"], dtype)
+        leaf = layout(logits).requires_grad_()
+        ops.mask_points(leaf, *rest)[0].square().sum().backward()
+
+
+def test_strided_gradients_of_mask_points() -> None:
+    """The core writes gradients of any strides; torch only ever asks for contiguous ones."""
+    for dtype in cases.DTYPES:
+        logits, *rest = cases.mask_points(cases.MASK_POINTS["odd"], dtype)
+        sampled, _, points = ops.mask_points(logits, *rest)
+        results = []
+        for turn in (lambda t: t, lambda t: t.permute(2, 1, 0)):
+            gradient = turn(torch.full(turn(logits).shape, 7, dtype=dtype))
+            call = (gradient, sampled, points)
+            size = _simt.mask_points_backward_workspace(*call)
+            _simt.mask_points_backward(*call, workspace=torch.full((size,), 255, dtype=torch.uint8))
+            results.append(gradient)
+        assert torch.equal(*results)
+
+
 def run_quality_focal_loss(C: int, dtype: torch.dtype) -> None:
     logits, label, iou = cases.quality_focal_loss(cases.LossShape(3, C), dtype)
     for gamma in (1.5, 2.0):
@@ -94,10 +116,12 @@ def test_every_kernel_runs() -> None:
                 run_mask_iou(width, scale, dtype)
             for C, channels_last in ((8, True), (3, True), (8, False)):
                 run_masked_point_pool(C, channels_last, dtype)
+            run_mask_points(dtype)
             for C in (5, 8):
                 run_quality_focal_loss(C, dtype)
     test_strided_gradients_of_ms_deform_attn(torch.float32)
     test_strided_gradients_of_ms_deform_attn(torch.float64)
+    test_strided_gradients_of_mask_points()
     assert set(_simt.all_kernels()) == set(_simt.launched_kernels())
 
 

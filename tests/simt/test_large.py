@@ -95,6 +95,15 @@ def test_mask_iou(emulation: str, size: tuple[int, int], scale: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_mask_points(emulation: str, dtype: torch.dtype) -> None:
+    """Several rounds of candidates, of fresh points, of gradients and of pixels."""
+    *tensors, count, seed = cases.mask_points(
+        cases.PointsShape(3, (40, 24), (90, 70), 2, 2600), dtype
+    )
+    check(emulation, lambda *t: ops.mask_points(*t, count, seed)[0], tensors, (0,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
 @pytest.mark.parametrize("C", [80, 133])
 def test_quality_focal_loss(emulation: str, C: int, dtype: torch.dtype) -> None:
     """Two blocks of rows, several rounds of classes."""

@@ -111,6 +111,14 @@ ALIGNMASK_DEVICE UInt32 float_to_bits(float x) {
 #endif
 }
 
+ALIGNMASK_DEVICE UInt64 double_to_bits(double x) {
+#if defined(ALIGNMASK_SIMT)
+  return baseline::bit_cast<UInt64>(x);
+#else
+  return static_cast<UInt64>(__double_as_longlong(x));
+#endif
+}
+
 ALIGNMASK_DEVICE float to_float(BFloat16 x) {
   return bits_to_float(static_cast<UInt32>(x.bits) << 16);
 }

@@ -19,7 +19,7 @@ from alignmask.config import LossConfig, ModelConfig
 from alignmask.data.batch import Batch
 from alignmask.loss.label_assignment import Targets, assign, mask_ious, quality_focal_loss
 from alignmask.loss.matcher import match
-from alignmask.loss.points import sample_maps, sample_masks, uncertain_points
+from alignmask.loss.points import uncertain_samples
 from alignmask.model.heads import Prediction
 
 
@@ -153,11 +153,14 @@ class Criterion:
         parts = zip(embedding_NE.split(rows_B), pixels_BEHW, strict=True)
         logits_NHW = torch.cat([torch.einsum("ne,ehw->nhw", *part) for part in parts])
 
-        points_NK2 = uncertain_points(
-            logits_NHW, config.points, config.oversample, config.importance
+        logits_NK, target_NK = uncertain_samples(
+            logits_NHW,
+            batch.masks_GHW,
+            instance_N,
+            config.points,
+            config.oversample,
+            config.importance,
         )
-        logits_NK = sample_maps(logits_NHW, points_NK2)
-        target_NK = sample_masks(batch.masks_GHW, instance_N, points_NK2)
         bce_N = F.binary_cross_entropy_with_logits(logits_NK, target_NK, reduction="none").mean(1)
         probability_NK = logits_NK.sigmoid()
         overlap_N = (probability_NK * target_NK).sum(1)

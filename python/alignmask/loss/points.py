@@ -8,8 +8,9 @@ is bilinear and zero outside.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from alignmask import ops
 
 CHUNK = {"cpu": 128, "cuda": 1024}
 """Number of rows to process at once, by device. It bounds the memory of temporary results; on a GPU
@@ -18,12 +19,6 @@ it is larger, because more chunks mean more kernel launches."""
 
 def _chunk(tensor: Tensor) -> int:
     return CHUNK.get(tensor.device.type, CHUNK["cuda"])
-
-
-def sample_maps(maps_RHW: Tensor, points_RK2: Tensor) -> Tensor:
-    """-> [R, K]: every map at its own points."""
-    grid = 2 * points_RK2[:, :, None] - 1
-    return F.grid_sample(maps_RHW[:, None], grid, align_corners=False)[:, 0, :, 0]
 
 
 @torch.no_grad()
@@ -53,29 +48,23 @@ def _sample_masks(masks_GHW: Tensor, index_R: Tensor, points_RK2: Tensor) -> Ten
     return sampled
 
 
-@torch.no_grad()
-def uncertain_points(
-    logits_RHW: Tensor, points: int, oversample: float, importance: float
-) -> Tensor:
-    """-> [R, points, 2], as PointRend samples in training. `oversample * points` random candidates
-    are drawn. The `importance * points` with logits nearest to 0 are kept. The others are new
-    random points."""
-    return (
-        torch.cat(
-            [
-                _uncertain(c, points, oversample, importance)
-                for c in logits_RHW.split(_chunk(logits_RHW))
-            ]
-        )
-        if len(logits_RHW)
-        else logits_RHW.new_zeros(0, points, 2)
+def uncertain_samples(
+    logits_RHW: Tensor,
+    masks_GHW: Tensor,
+    index_R: Tensor,
+    points: int,
+    oversample: float,
+    importance: float,
+) -> tuple[Tensor, Tensor]:
+    """-> [R, points] each: logits and mask `index_R[r]` of every row, at points as PointRend draws
+    them in training. `oversample * points` random candidates are drawn. The `importance * points`
+    with logits nearest to 0 are kept. The others are new random points.
+
+    One number of torch's generator is the seed of all of them: of the CPU's, so that nothing waits
+    for a GPU.
+    """
+    seed = int(torch.randint(2**63 - 1, ()))
+    logits_RK, target_RK, _ = ops.mask_points(
+        logits_RHW, masks_GHW, index_R, points, seed, oversample, importance
     )
-
-
-def _uncertain(logits_RHW: Tensor, points: int, oversample: float, importance: float) -> Tensor:
-    rows, kept = logits_RHW.shape[0], int(importance * points)
-    candidates = torch.rand(rows, int(points * oversample), 2, device=logits_RHW.device)
-    distance = sample_maps(logits_RHW, candidates).abs()
-    nearest = distance.topk(kept, dim=1, largest=False, sorted=False).indices
-    fresh = torch.rand(rows, points - kept, 2, device=logits_RHW.device)
-    return torch.cat((candidates.gather(1, nearest[..., None].expand(-1, -1, 2)), fresh), dim=1)
+    return logits_RK, target_RK
