@@ -8,7 +8,12 @@
 #
 # alignmask_add_op(<op>) adds the first three to the core, and appends the generated file to ALIGNMASK_CUDA_KERNELS.
 
-set(ALIGNMASK_OPS mask_iou masked_point_pool ms_deform_attn quality_focal_loss)
+set(ALIGNMASK_OPS
+    mask_iou
+    mask_rle
+    masked_point_pool
+    ms_deform_attn
+    quality_focal_loss)
 set(ALIGNMASK_GENERATED ${PROJECT_BINARY_DIR}/generated)
 
 set(ALIGNMASK_WARNINGS -Wall -Wextra -Wno-psabi -Wno-ignored-attributes)

@@ -22,7 +22,13 @@ except ImportError as error:
         "`pip install .`"
     ) from error
 
-OPS = ("ms_deform_attn", "masked_point_pool", "mask_iou", "quality_focal_loss")
+OPS = (
+    "ms_deform_attn",
+    "masked_point_pool",
+    "mask_iou",
+    "mask_rle",
+    "quality_focal_loss",
+)
 
 _library = torch.library.Library("alignmask", "DEF")
 _gpus = _backend.Gpus(core, OPS)
