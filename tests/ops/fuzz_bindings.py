@@ -25,95 +25,13 @@ import torch
 
 from alignmask import _core
 from tests.ops import fuzz_junk
+from tests.ops.fuzz_functions import FUNCTIONS, MAY_BE_ABSENT
 from tests.ops.fuzz_junk import HUGE, Rng, pick
 
 REFUSALS = (TypeError, ValueError, OverflowError, BufferError, MemoryError)
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 WIDER = {"float32": "float32", "float64": "float64", "float16": "float32", "bfloat16": "float32"}
 
-# function -> (names of outputs, {tensor: its letters}, other arguments). A letter is a size that
-# tensors share, a digit itself.
-FUNCTIONS: dict[str, tuple[str, dict[str, str], str]] = {
-    "mask_iou_forward": (
-        "iou",
-        {"iou": "GQ", "predictions": "BQhw", "targets": "Ghw", "owner": "G"},
-        "threshold threads",
-    ),
-    "masked_point_pool_forward": (
-        "pooled weight",
-        {
-            "pooled": "GTC",
-            "weight": "GT",
-            "features": "BCHW",
-            "masks": "Ghw",
-            "owner": "G",
-            "points": "BTK2",
-        },
-        "divide_by_points threads",
-    ),
-    "masked_point_pool_backward": (
-        "grad_features",
-        {
-            "grad_features": "BCHW",
-            "grad_pooled": "GTC",
-            "weight": "GT",
-            "masks": "Ghw",
-            "owner": "G",
-            "points": "BTK2",
-        },
-        "divide_by_points threads",
-    ),
-    "ms_deform_attn_forward": (
-        "out",
-        {
-            "out": "BQE",
-            "value": "BSND",
-            "locations": "BQNLP2",
-            "weights": "BQNLP",
-            "reference": "BQL2",
-        },
-        "level_shapes threads",
-    ),
-    "ms_deform_attn_backward": (
-        "grad_value grad_locations grad_weights grad_reference",
-        {
-            "grad_value": "BSND",
-            "grad_locations": "BQNLP2",
-            "grad_weights": "BQNLP",
-            "grad_out": "BQE",
-            "value": "BSND",
-            "locations": "BQNLP2",
-            "weights": "BQNLP",
-            "reference": "BQL2",
-            "grad_reference": "BQL2",
-        },
-        "level_shapes threads deterministic",
-    ),
-    "ms_deform_attn_backward_workspace": (
-        "grad_value grad_locations grad_weights grad_reference",
-        {
-            "grad_value": "BSND",
-            "grad_locations": "BQNLP2",
-            "grad_weights": "BQNLP",
-            "grad_out": "BQE",
-            "value": "BSND",
-            "locations": "BQNLP2",
-            "weights": "BQNLP",
-            "reference": "BQL2",
-            "grad_reference": "BQL2",
-        },
-        "level_shapes deterministic",
-    ),
-    "quality_focal_loss_forward": (
-        "loss grad_logits",
-        {"loss": "R", "grad_logits": "RC", "logits": "RC", "label": "R", "iou": "R"},
-        "gamma theta threads",
-    ),
-    "select_cpu_instruction_set": ("", {}, "name"),
-    "cpu_instruction_set": ("", {}, ""),
-    "cpu_instruction_sets": ("", {}, ""),
-}
-MAY_BE_ABSENT = ("grad_", "reference")
 BYTES = {
     "float32": 4,
     "float64": 8,
@@ -221,6 +139,17 @@ def integers(low: int, high: int) -> Callable[[Rng, Any], None]:
     return fill
 
 
+def sums_up_to(end: int) -> Callable[[Rng, Any], None]:
+    """Running sums that end there, but for one in fifty."""
+
+    def fill(rng: Rng, view: Any) -> None:
+        integers(0, min(end, 2**31 - 1) + 1)(rng, view)
+        if rng.random() < 0.9:
+            view[...] = np.sort(view, axis=None).reshape(view.shape)
+
+    return fill
+
+
 def masks(rng: Rng, view: Any) -> None:
     view[...] = rng.integers(0, 2, view.shape)
 
@@ -230,7 +159,7 @@ def tensor(
 ) -> Holder | Any:
     shape = [int(letter) if letter.isdigit() else sizes[letter] for letter in letters]
     fill: Callable[[Rng, Any], None] = numbers
-    if name in ("weight", "iou", "grad_logits") and (output or name == "weight"):
+    if name in ("weight", "iou", "grad_logits", "probability") and (output or name == "weight"):
         dtype = WIDER[dtype]
     elif name in ("points", "locations", "weights", "reference", "iou"):
         dtype = dtype if rng.random() < 0.5 else WIDER[dtype]
@@ -241,6 +170,10 @@ def tensor(
             if name == "owner"
             else integers(-1, min(sizes["C"], 2**31 - 1))
         )
+    elif name in ("runs", "counts"):
+        dtype = "int32"
+    elif name in ("area", "box", "ends"):
+        dtype, fill = "int64", sums_up_to(sizes["R"])
     elif name in ("masks", "targets"):
         dtype, fill = pick(rng, "bool", "uint8"), masks
     if max(shape, default=0) > 2**20:
@@ -289,6 +222,12 @@ def arguments(rng: Rng, function: str) -> tuple[dict[str, Any], list[Holder]]:
         given[name] = {
             "threads": lambda: pick(rng, 1, 1, 2, 3, 0, -1, 2**31 - 1, -(2**31)),
             "threshold": lambda: pick(rng, 0.0, 0.5, -3, float("nan"), float("inf"), 1e300),
+            "height": lambda: pick(rng, 1, 2, 63, 64, 65, 200, 0, -1, 2**31 - 1),
+            "width": lambda: min(sizes["W"], 2**31 - 1),
+            "padded_height": lambda: pick(rng, 40, 40, 40, 3, 2**31 - 1),
+            "padded_width": lambda: pick(rng, 50, 50, 50, 3, 2**31 - 1),
+            "valid_height": lambda: pick(rng, 40, 37, 3, 1, 0),
+            "valid_width": lambda: pick(rng, 50, 41, 3, 1, 0),
             "divide_by_points": lambda: pick(rng, True, False),
             "deterministic": lambda: pick(rng, True, False),
             "level_shapes": lambda: [size for level in levels for size in level],
@@ -341,6 +280,9 @@ ALSO = {
     "locations": "offsets",
     "weights": "logits",
     "grad_locations": "grad_offsets",
+    "height": "size",
+    "padded_height": "padded",
+    "valid_height": "valid",
     "grad_weights": "grad_logits",
 }
 
@@ -353,7 +295,7 @@ def explains(error: BaseException, function: str, names: set[str]) -> bool:
     # Too few, too many or unknown ones.
     if message.startswith(f"{function}(): incompatible function arguments"):
         return True
-    op = re.sub("_(forward|backward|backward_workspace)$", "", function)
+    op = re.sub("_(forward|counts_forward|backward|backward_workspace)$", "", function)
     head, _, rest = message.partition(": ")
     known = names | {ALSO[name] for name in names & set(ALSO)} | {"CPU code", "owner"}
     return head in (op, f"{op}_from_offsets") and any(

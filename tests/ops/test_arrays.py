@@ -41,6 +41,10 @@ def calls(dtype: torch.dtype = torch.float32) -> dict[str, tuple[Call, list[Tens
             list(cases.masked_point_pool(cases.MASKED_POINT_POOL["odd"], dtype=dtype)),
         ),
         "mask_iou": (ops.mask_iou, list(cases.mask_iou(cases.MASK_IOU["odd"], dtype))),
+        "mask_rle": (
+            lambda x: ops.mask_rle(x, *cases.MASK_RLE["odd"].sizes),
+            [cases.mask_rle(cases.MASK_RLE["odd"], dtype)],
+        ),
         "quality_focal_loss": (
             ops.quality_focal_loss,
             list(cases.quality_focal_loss(cases.QUALITY_FOCAL_LOSS["odd"], dtype)),

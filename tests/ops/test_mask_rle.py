@@ -256,7 +256,7 @@ def test_a_mask_in_a_corner(implementation: str, end: int) -> None:
         logits[n, y, x] = 200
     found = ops.mask_rle(logits, *shape.sizes)
     check_against_the_oracle(found, logits, shape)
-    assert end == 69 or found[2].min() > 0
+    assert found[2].any() == (end < 69)
 
 
 # ---- what is wrong
@@ -325,11 +325,11 @@ def raw_counts(ends: list[list[int]], room: int) -> Tensor:
 
 def test_counts_go_where_ends_say(implementation: str) -> None:
     if implementation != "reference":
-        found = raw_counts([[3, 7], [8, 9]], 9)
+        found = raw_counts([[3, 7], [7, 9]], 9)
         assert found.tolist() == [-1, 0, 1, 1, 1, 1, 1, 1, 3, 3, -1]
 
 
-@pytest.mark.parametrize("ends", [[[3, 7], [6, 9]], [[3, 7], [8, 30]], [[-1, 7], [8, 9]]])
+@pytest.mark.parametrize("ends", [[[3, 7], [6, 9]], [[3, 7], [8, 30]], [[-1, 7], [7, 9]]])
 def test_wrong_ends(implementation: str, ends: list[list[int]]) -> None:
     """An error; on a GPU, where nothing waits to look at them, nothing is written outside."""
     if implementation == "reference":

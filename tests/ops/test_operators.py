@@ -38,6 +38,8 @@ def all_ops(size: str = "odd", dtype: torch.dtype = torch.float32) -> dict[str, 
     flat = [length for level in levels for length in level]
     pool = list(cases.masked_point_pool(cases.MASKED_POINT_POOL[size], dtype=dtype))
     iou = list(cases.mask_iou(cases.MASK_IOU[size], dtype))
+    rle = [cases.mask_rle(cases.MASK_RLE[size], dtype)]
+    rle_sizes = [side for pair in cases.MASK_RLE[size].sizes for side in pair]
     loss = list(cases.quality_focal_loss(cases.QUALITY_FOCAL_LOSS[size], dtype))
     return {
         "ms_deform_attn": Op(
@@ -62,6 +64,14 @@ def all_ops(size: str = "odd", dtype: torch.dtype = torch.float32) -> dict[str, 
             lambda *t: (*t, False),
         ),
         "mask_iou": Op(ops.mask_iou, iou, 0, "mask_iou", lambda *t: (*t, 0.0)),
+        # Of the function, the number of counts depends on the logits; see test_mask_rle.py.
+        "mask_rle": Op(
+            lambda x: torch.ops.alignmask.mask_rle(x.detach(), rle_sizes)[3],
+            rle,
+            0,
+            "mask_rle",
+            lambda x: (x, rle_sizes),
+        ),
         "quality_focal_loss": Op(
             ops.quality_focal_loss, loss, 1, "quality_focal_loss", lambda *t: (*t, 2.0, 0.5, True)
         ),
@@ -296,6 +306,9 @@ LARGER: dict[str, Callable[[torch.dtype], tuple[Tensor, ...]]] = {
         cases.PoolShape(2, 70, (40, 50), (80, 100), 7, 2, 900), "uniform", dtype
     ),
     "mask_iou": lambda dtype: cases.mask_iou(cases.IouShape(2, 19, (50, 70), 2, 7), dtype),
+    "mask_rle": lambda dtype: (
+        cases.mask_rle(cases.RleShape(40, (50, 60), (60, 41), (36, 52), (36, 41)), dtype),
+    ),
     "quality_focal_loss": lambda dtype: cases.quality_focal_loss(cases.LossShape(700, 85), dtype),
 }
 

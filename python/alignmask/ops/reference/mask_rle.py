@@ -88,13 +88,13 @@ def mask_rle(
 
 
 def _full_size(logits_NHW: Tensor, size: Size, padded: Size, valid: Size) -> Tensor:
-    full = logits_NHW[None]
+    full = logits_NHW[:, None]
     if full.shape[2:] != padded:
         full = F.interpolate(full, size=padded, mode="bilinear", align_corners=False)
     full = full[..., : valid[0], : valid[1]]
     if valid != size:
         full = F.interpolate(full, size=size, mode="bilinear", align_corners=False)
-    return full[0]
+    return full[:, 0]
 
 
 def _runs(mask_HW: Tensor) -> Tensor:
