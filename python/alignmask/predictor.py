@@ -16,13 +16,14 @@ from alignmask import checkpoint as checkpoints
 from alignmask.config import SHOWN_SCORE, Config, ModelConfig
 from alignmask.config_files import without_pretrained
 from alignmask.data import collate, evaluation_transform
-from alignmask.data.batch import image_alone
+from alignmask.data.batch import Batch, image_alone
 from alignmask.data.images import ImageLike, to_pixels
 from alignmask.data.rle import encode
 from alignmask.evaluation.calibrators import Calibration, read_calibration
 from alignmask.model import AlignMask, Instances, build_model
+from alignmask.model.sparse import SparseInstances
 from alignmask.model.suppression import without_second_masks
-from alignmask.model.tiles import SparseInstances, predict_in_tiles
+from alignmask.model.tiles import predict_in_tiles
 from alignmask.pictures.drawing import Drawable, draw_instances
 from alignmask.pretrained import read
 
@@ -107,9 +108,36 @@ class Predictor:
             TypeError: The argument is not an image.
         """
         self._check(threshold, suppression, trusted)
-        sample = image_alone(self._pixels(image), _name(image))
-        batch = collate([self._transform(sample)]).to(self.model.device)
-        return self._selected(self.model.predict(batch)[0].cpu(), threshold, suppression, trusted)
+        found = self.model.predict(self._batch(image))[0].cpu()
+        return self._selected(found, threshold, suppression, trusted)
+
+    def predict_encoded(
+        self,
+        image: ImageLike,
+        *,
+        threshold: Threshold = 0.0,
+        suppression: ShownSuppression = "off",
+        trusted: bool = False,
+    ) -> SparseInstances:
+        """As `predict`, with encoded masks: faster and smaller, where run lengths are what is
+        wanted, or only some of the masks.
+
+        Args:
+            image: As in `predict`, as all that follow.
+            threshold: As in `predict`.
+            suppression: As in `predict`.
+            trusted: As in `predict`.
+
+        Returns:
+            The instances, best first, with encoded masks: `rles`, or one by one `masks_NHW[n]`, or
+            all at once `dense()`.
+
+        Raises:
+            ImageError, ValueError, TypeError: As `predict`.
+        """
+        self._check(threshold, suppression, trusted)
+        found = self.model.predict_encoded(self._batch(image))[0]
+        return self._selected(found, threshold, suppression, trusted)
 
     def predict_in_tiles(
         self,
@@ -154,6 +182,10 @@ class Predictor:
             batch_size=batch_size, name=_name(image),
         )  # fmt: skip
         return self._selected(found, threshold, suppression, trusted)
+
+    def _batch(self, image: ImageLike) -> Batch:
+        sample = image_alone(self._pixels(image), _name(image))
+        return collate([self._transform(sample)]).to(self.model.device)
 
     def _check(self, threshold: Threshold, suppression: ShownSuppression, trusted: bool) -> None:
         if suppression not in get_args(ShownSuppression):

@@ -19,7 +19,7 @@ from alignmask.config import SHOWN_SCORE
 from alignmask.data import ImageError, read_image
 from alignmask.evaluation.predictions import to_coco_results
 from alignmask.model import Instances
-from alignmask.model.tiles import DENSE_LIMIT, SparseInstances
+from alignmask.model.sparse import DENSE_LIMIT, SparseInstances
 from alignmask.predicting.inputs import find_images, has_several_pictures
 from alignmask.predicting.outputs import (
     COCO_FILE,
@@ -126,9 +126,8 @@ def command(
                 continue
             if has_several_pictures(file):
                 several.append(file)
-            predicted: Instances | SparseInstances
             if tile is None:
-                predicted = predictor.predict(
+                predicted = predictor.predict_encoded(
                     image_CHW, threshold=threshold, suppression=suppression, trusted=trusted
                 )
             else:
