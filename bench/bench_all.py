@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bench_mask_iou
+import bench_mask_rle
 import bench_masked_point_pool
 import bench_ms_deform_attn
 import bench_quality_focal_loss
@@ -13,5 +14,6 @@ if __name__ == "__main__":
         bench_ms_deform_attn.measurements,
         bench_masked_point_pool.measurements,
         bench_mask_iou.measurements,
+        bench_mask_rle.measurements,
         bench_quality_focal_loss.measurements,
     )
