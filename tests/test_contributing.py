@@ -18,7 +18,7 @@ from tests.conftest import REPOSITORY
 OP = "mask_area"
 FILES = {block.file: block.code for block in docs_pages.blocks("CONTRIBUTING.md") if block.file}
 EDITS = (  # what the page says in words
-    ("cmake/AlignMaskOps.cmake", r"set\(ALIGNMASK_OPS ", rf"\g<0>{OP} "),
+    ("cmake/AlignMaskOps.cmake", r"set\(ALIGNMASK_OPS\s+", rf"\g<0>{OP} "),
     ("python/alignmask/ops/_library.py", r"^OPS = \(", rf'\g<0>"{OP}", '),
     (
         "python/alignmask/ops/__init__.py",

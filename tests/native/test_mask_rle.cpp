@@ -61,8 +61,8 @@ void test_errors() {
   };
   using C = Case<float>;
   fails(
-      "size must be of 1 pixel or more a side, got (0, 2)",
-      [](C& c) { c.args.height = 0; }, ValueError(""));
+      "size must be of 1 pixel or more a side, got (0, 2)", [](C& c) { c.args.height = 0; },
+      ValueError(""));
   fails(
       "valid (4, 5) must lie within padded (4, 4)", [](C& c) { c.args.valid_width = 5; },
       ValueError(""));

@@ -121,7 +121,7 @@ mask_rle_measure(ALIGNMASK_PARAMS MaskRleParams params) {
 
 /// Adds up the columns of a mask, by a warp. F: the type of `probability`.
 template <class F>
-ALIGNMASK_KERNEL(kRleThreads, 8)
+ALIGNMASK_KERNEL(kRleThreads, 4)
 mask_rle_sum(ALIGNMASK_PARAMS MaskRleParams params) {
   const int lane = threadIdx.x % kWarp;
   const Int64 mask = static_cast<Int64>(blockIdx.x) * kRleWarps + threadIdx.x / kWarp;
