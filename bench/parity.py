@@ -20,8 +20,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from alignmask.loading import from_huggingface
 from alignmask.model import Prediction
-from alignmask.predictor import from_huggingface
 from tests.model import peers
 
 MODELS = {

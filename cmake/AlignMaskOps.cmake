@@ -11,6 +11,7 @@
 set(ALIGNMASK_OPS
     mask_iou
     mask_points
+    mask_rle
     masked_point_pool
     ms_deform_attn
     quality_focal_loss)

@@ -78,6 +78,7 @@ FLOORS = (
     {"pictures"},
     {"training"},
     {"analysis", "ablation", "predictor"},
+    {"loading"},
     {"_arguments"},
     {"_verbs", "_calibrating"},
     {"alignmask"},  # the package itself: names alone
@@ -310,6 +311,7 @@ owner, masks = torch.tensor([0]), torch.ones(1, 2, 2, dtype=torch.bool)
 alignmask.ops.masked_point_pool(torch.ones(1, 3, 2, 2), masks, owner, torch.rand(1, 1, 5, 2))
 alignmask.ops.mask_iou(torch.ones(1, 3, 2, 2), masks, owner)
 alignmask.ops.mask_points(torch.ones(1, 2, 2), masks, owner, 5, 0)
+alignmask.ops.mask_rle(torch.ones(3, 2, 2), (4, 4))
 alignmask.ops.quality_focal_loss(torch.ones(1, 3), owner, torch.ones(1))
 """)
     assert done.returncode == 0, done.stderr

@@ -188,6 +188,18 @@ def test_corrupt_files_are_named(predictor: Predictor, tmp_path: Path) -> None:
         predictor.predict(tmp_path)
 
 
+def test_encoded_masks_are_the_same(predictor: Predictor, expected: Instances) -> None:
+    """Mean probabilities are added up in another order."""
+    middle = float(expected.scores[len(expected) // 2 : len(expected) // 2 + 2].mean())
+    for threshold, all_of_them in ((0.0, expected), (middle, expected[expected.scores >= middle])):
+        found = predictor.predict_encoded(RGB_HWC, threshold=threshold)
+        assert 0 < len(found) == len(all_of_them)
+        assert torch.equal(found.dense().masks, all_of_them.masks)
+        assert torch.equal(found.labels_N, all_of_them.labels)
+        assert torch.equal(found.boxes_N4, all_of_them.boxes)
+        torch.testing.assert_close(found.scores_N, all_of_them.scores, rtol=1e-5, atol=0)
+
+
 def test_second_masks_are_left_out_on_request(predictor: Predictor, expected: Instances) -> None:
     """Against IoUs of all pairs; scores below the threshold suppress nothing above it."""
     found = predictor.predict(RGB_HWC, suppression="hard")
@@ -205,7 +217,9 @@ def test_second_masks_are_left_out_on_request(predictor: Predictor, expected: In
     fewer = predictor.predict(RGB_HWC, suppression="hard", threshold=middle)
     assert_same(fewer, found[found.scores >= middle])
     tiled = predictor.predict_in_tiles(RGB_HWC, 96, suppression="hard")
-    assert_same(tiled.dense(), found)
+    encoded = predictor.predict_encoded(RGB_HWC, suppression="hard")
+    assert_same(tiled.dense(), encoded.dense())
+    assert torch.equal(encoded.dense().masks, found.masks)
     with pytest.raises(ValueError, match="expected off or hard, got 'soft'"):
         predictor.predict(RGB_HWC, suppression="soft")  # type: ignore[arg-type]
 

@@ -16,9 +16,11 @@ from scipy import ndimage
 import alignmask
 from alignmask import recipes
 from alignmask.data import Batch, CocoDataset, evaluation_transform
+from alignmask.data.rle import encode
 from alignmask.evaluation.evaluate import evaluate_model
 from alignmask.evaluation.predictions import Tiles
 from alignmask.model import Instances, tiles
+from alignmask.model.sparse import SparseInstances
 from alignmask.predictor import Predictor
 from tests import tiny
 from tests.data.coco_files import annotation, box_polygon, write_coco
@@ -39,6 +41,20 @@ class BrightThings(torch.nn.Module):
     def predict(self, batch: Batch) -> list[Instances]:
         self.sizes.append(tuple(batch.image_BCHW.shape))
         return [self.found(image_CHW[0]) for image_CHW in batch.image_BCHW]
+
+    def predict_encoded(self, batch: Batch) -> list[SparseInstances]:
+        return [
+            SparseInstances(
+                found.scores_N,
+                found.labels_N,
+                encode(found.masks_NHW),
+                found.boxes_N4,
+                found.class_scores_N,
+                found.mask_scores_N,
+                (found.masks_NHW.shape[1], found.masks_NHW.shape[2]),
+            )
+            for found in self.predict(batch)
+        ]
 
     def found(self, image_HW: torch.Tensor) -> Instances:
         component_HW, count = ndimage.label(image_HW.numpy() > 50)
@@ -94,7 +110,7 @@ def test_every_instance_once_and_whole(batch_size: int) -> None:
 def test_one_tile_is_the_image(tmp_path: Path) -> None:
     model = Predictor(tiny.model(), predictor().config, list("abcd"), [1, 2, 3, 4])
     image = np.random.default_rng(0).integers(0, 256, (60, 64, 3)).astype(np.uint8)
-    whole, tiled = model.predict(image), model.predict_in_tiles(image, 64)
+    whole, tiled = model.predict_encoded(image).dense(), model.predict_in_tiles(image, 64)
     assert len(tiled) == len(whole) > 0
     dense = tiled.dense()
     for name in ("scores", "labels", "masks", "boxes", "class_scores_N", "mask_scores_N"):

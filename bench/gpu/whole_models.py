@@ -19,8 +19,8 @@ try:
     from transformers.utils import logging
 
     from alignmask.config import LossConfig
+    from alignmask.loading import from_huggingface
     from alignmask.loss import Criterion
-    from alignmask.predictor import from_huggingface
 except ImportError as error:
     skip(f"the whole models are left out: {error}")
 

@@ -1,6 +1,7 @@
 // Upsampling by an integer factor, and the IoU of counted pixels; host and device.
 #pragma once
 
+#include "common/blend.h"
 #include "common/target.h"
 #if !defined(__CUDACC__)
 #include <cstdint>
@@ -21,11 +22,6 @@ struct UpsamplingPhase {
     return {first, position - static_cast<F>(first)};
   }
 };
-
-template <class F>
-ALIGNMASK_HOST_DEVICE F blend(F low, F high, F part) {
-  return (1 - part) * low + part * high;
-}
 
 /// Where rounding cannot matter: of values above `above`, every blend is above the threshold, and
 /// of values none of which is above `below`, none is. The values may be infinite or NaN, and blends

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from alignmask._calibrating import calibrate
     from alignmask._verbs import analyze, draw, evaluate, export, train
     from alignmask.config import Config
+    from alignmask.loading import from_huggingface, from_mask2former, load
     from alignmask.model import Instances
-    from alignmask.predictor import Predictor, from_huggingface, from_mask2former, load
+    from alignmask.predictor import Predictor
 
 __all__ = [
     "Config",
@@ -53,9 +54,9 @@ _HOMES = {
     "draw": "_verbs",
     "evaluate": "_verbs",
     "export": "_verbs",
-    "from_huggingface": "predictor",
-    "from_mask2former": "predictor",
-    "load": "predictor",
+    "from_huggingface": "loading",
+    "from_mask2former": "loading",
+    "load": "loading",
     "train": "_verbs",
     **_WITHOUT_EXTRA,
 }

@@ -18,7 +18,8 @@ from alignmask.checkpoint import load_config, released, resolve
 from alignmask.config import DataConfig, ScoreMode
 from alignmask.data import CocoDataset, evaluation_transform, val_dataset
 from alignmask.evaluation.results_file import Results
-from alignmask.predictor import Predictor, load
+from alignmask.loading import load
+from alignmask.predictor import Predictor
 from alignmask.pretrained.read import MASK2FORMER_SUFFIXES
 
 PathLike = str | os.PathLike[str]

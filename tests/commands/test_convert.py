@@ -16,7 +16,7 @@ from alignmask import checkpoint
 from alignmask.commands.convert import classes
 from alignmask.config import Config, ModelConfig
 from alignmask.data.coco_classes import COCO_CLASSES
-from alignmask.predictor import from_mask2former
+from alignmask.loading import from_mask2former
 from alignmask.pretrained.read import Source
 from tests.commands.terminal import Terminal, photo, train_arguments
 from tests.model import peers

@@ -235,7 +235,7 @@ def test_formats_agree(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> 
     assert alignmask_(*command, "--format", "labels", "geojson") == 0
     assert sorted(contents(out)) == ["a.geojson", "a_labels.png"]
     predictor = alignmask.load(workshop / "run")
-    found = predictor.predict(file, suppression="hard")
+    found = predictor.predict_encoded(file, suppression="hard").dense()
     with Image.open(out / "a_labels.png") as picture:
         assert picture.mode == "I;16"
         label_HW = np.array(picture)
@@ -260,7 +260,8 @@ def test_predict_keeps_confident_instances_alone(
     workshop: Path, alignmask_: Terminal, tmp_path: Path
 ) -> None:
     file = photo(tmp_path / "a.jpg")
-    scores = alignmask.load(workshop / "run").predict(file, suppression="hard").scores
+    found = alignmask.load(workshop / "run").predict_encoded(file, suppression="hard")
+    scores = found.scores_N
     threshold = float(scores[len(scores) // 2])
     assert (
         alignmask_(

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as mask_utils
 
+from alignmask import ops
 from alignmask.data import rle
 
 
@@ -58,6 +59,13 @@ def test_encoding_is_decoded_by_both_decoders(masks_NHW: torch.Tensor) -> None:
             "size": list(size),
             "counts": entry["counts"].encode(),
         }
+
+
+@given(masks())
+def test_runs_compress_to_what_encoding_gives(masks_NHW: torch.Tensor) -> None:
+    size = (masks_NHW.shape[1], masks_NHW.shape[2])
+    counts, offsets, *_ = ops.mask_rle(masks_NHW.float(), size)
+    assert rle.from_runs(counts, offsets, size) == rle.encode(masks_NHW)
 
 
 @given(masks())

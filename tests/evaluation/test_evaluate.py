@@ -393,7 +393,7 @@ def test_a_model_that_finds_nothing_or_fails(tmp_path: Path) -> None:
     def fail(batch: Any) -> Any:
         raise RuntimeError("out of memory")
 
-    model.predict = fail
+    model.predict_encoded = fail
     model.train()
     with pytest.raises(RuntimeError, match="out of memory"):
         evaluate_model(model, dataset, device="cpu", batch_size=2, workers=0, out=None)

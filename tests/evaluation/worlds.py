@@ -19,7 +19,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from alignmask.data import CocoDataset
-from alignmask.model import Instances
+from alignmask.model.sparse import SparseInstances
 
 
 def rle(mask_HW: np.ndarray) -> dict[str, Any]:
@@ -182,32 +182,30 @@ class TableModel(torch.nn.Module):
         self.world = world
         self.batches: list[list[int]] = []
 
-    def predict(self, batch) -> list[Instances]:
+    def predict_encoded(self, batch) -> list[SparseInstances]:
         assert not self.training
         self.batches.append(batch.image_ids)
         return [self.instances(image) for image in batch.image_ids]
 
-    def instances(self, image: int) -> Instances:
+    def instances(self, image: int) -> SparseInstances:
         labels = {category: label for label, category in enumerate(sorted(self.world.categories))}
         mine = sorted(
             (r for r in self.world.results if r["image_id"] == image), key=lambda r: -r["score"]
         )
         size = self.world.sizes[image]
-        masks_NHW = torch.zeros(len(mine), *size, dtype=torch.bool)
-        for n, result in enumerate(mine):
-            masks_NHW[n] = torch.from_numpy(mask_utils.decode(result["segmentation"]).astype(bool))
         class_scores_N = torch.tensor([result["score"] for result in mine], dtype=torch.float32)
         mask_scores_N = torch.rand(len(mine), generator=torch.Generator().manual_seed(image))
         power, mask_power = POWERS[self.config.score]
-        return Instances(
+        return SparseInstances(
             scores_N=class_scores_N**power * mask_scores_N**mask_power,
             labels_N=torch.tensor(
                 [labels[result["category_id"]] for result in mine], dtype=torch.int64
             ),
-            masks_NHW=masks_NHW,
+            rles=[result["segmentation"] for result in mine],
             boxes_N4=torch.zeros(len(mine), 4),
             class_scores_N=class_scores_N,
             mask_scores_N=mask_scores_N,
+            size=size,
         )
 
 

@@ -15,11 +15,11 @@ from transformers import Mask2FormerForUniversalSegmentation, Mask2FormerImagePr
 
 from alignmask.config import LossConfig
 from alignmask.data import Batch
+from alignmask.loading import from_huggingface
 from alignmask.loss import Criterion, criterion, matcher
 from alignmask.model import AlignMask, Prediction
 from alignmask.model.backbone import SwinBlock
 from alignmask.model.postprocess import postprocess
-from alignmask.predictor import from_huggingface
 from tests.loss.pointrend import samples_at
 from tests.model import peers
 

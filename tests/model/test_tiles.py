@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as mask_utils
 
-from alignmask.model import Instances
-from alignmask.model import tiles as tiles_module
+from alignmask.data.rle import encode
+from alignmask.model import sparse
+from alignmask.model.sparse import SparseInstances
 from alignmask.model.tiles import Window, merge, pieces, windows
 
 
@@ -45,7 +46,7 @@ def test_windows_that_cannot_be(tile: int, overlap: float) -> None:
 
 def seen(
     masks_NHW: np.ndarray, window: Window, labels: list[int], scores: list[float]
-) -> Instances:
+) -> SparseInstances:
     """What a perfect model finds in a tile."""
     top, left, h, w = window
     part = torch.from_numpy(masks_NHW[:, top : top + h, left : left + w])
@@ -56,7 +57,8 @@ def seen(
         y, x = mask.nonzero(as_tuple=True)
         boxes[n] = torch.tensor([x.min(), y.min(), x.max() + 1, y.max() + 1])
     score = torch.tensor(scores)[there]
-    return Instances(score, torch.tensor(labels)[there], part, boxes, score, torch.ones_like(score))
+    rles, label = encode(part), torch.tensor(labels)[there]
+    return SparseInstances(score, label, rles, boxes, score, torch.ones_like(score), (h, w))
 
 
 def merged(masks_NHW, labels, scores, tile=64, overlap=0.25):
@@ -105,9 +107,9 @@ def test_a_perfect_model_finds_what_is_there(seed: int, tile: int, overlap: floa
 def one(mask_hw: np.ndarray, window: Window, size, score=0.5, label=0, mask_score=1.0):
     y, x = np.nonzero(mask_hw)
     box = torch.tensor([[x.min(), y.min(), x.max() + 1, y.max() + 1]]).float()
-    found = Instances(
-        torch.tensor([score]), torch.tensor([label]), torch.from_numpy(mask_hw)[None], box,
-        torch.tensor([score]), torch.tensor([mask_score]),
+    found = SparseInstances(
+        torch.tensor([score]), torch.tensor([label]), encode(torch.from_numpy(mask_hw)[None]), box,
+        torch.tensor([score]), torch.tensor([mask_score]), window[2:],
     )  # fmt: skip
     return pieces(found, window, size)[0]
 
@@ -199,7 +201,7 @@ def test_masks_are_decoded_when_they_are_asked_for(monkeypatch: pytest.MonkeyPat
     assert np.array_equal(np.asarray(found.masks_NHW[1:]), masks[1:])
     assert np.array_equal(np.asarray(found.masks_NHW[found.labels_N == 0]), masks[:1])
     assert np.array_equal(np.asarray(found[found.labels_N == 1].masks_NHW), masks[1:])
-    monkeypatch.setattr(tiles_module, "DENSE_LIMIT", 3 * 90 * 80 - 1)
+    monkeypatch.setattr(sparse, "DENSE_LIMIT", 3 * 90 * 80 - 1)
     with pytest.raises(ValueError, match="3 masks of 90 x 80 pixels have more than"):
         found.dense()
     assert found[:2].dense().masks_NHW.shape == (2, 90, 80)

@@ -381,6 +381,42 @@ def mask_iou(
     return predictions.to(dtype), targets, owners(shape.G, shape.B, generator)
 
 
+class RleShape(NamedTuple):
+    N: int
+    logits: tuple[int, int]
+    size: tuple[int, int]
+    padded: tuple[int, int]
+    valid: tuple[int, int]
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        """What `alignmask.ops.mask_rle` takes after the logits."""
+        return self.size, self.padded, self.valid
+
+
+MASK_RLE = {
+    "tiny": RleShape(1, (2, 3), (5, 7), (8, 12), (6, 11)),
+    "odd": RleShape(5, (9, 13), (70, 33), (36, 52), (36, 41)),
+    "1024x1024": RleShape(100, (256, 256), (1024, 1024), (1024, 1024), (1024, 1024)),
+    "photo": RleShape(100, (200, 272), (427, 640), (800, 1088), (800, 1066)),
+}
+
+
+def mask_rle(
+    shape: RleShape, dtype: torch.dtype = torch.float32, smooth: bool = False, seed: int = 0
+) -> Tensor:
+    """The logits of `alignmask.ops.mask_rle`; `smooth`: as those of a model, else noise around
+    masks."""
+    generator = torch.Generator().manual_seed(seed)
+    masks = blobs(shape.N, shape.logits, generator).float()
+    if not smooth:
+        noise = torch.randn(shape.N, *shape.logits, generator=generator)
+        return (noise + 2 * masks - 1).to(dtype)
+    near = torch.nn.functional.avg_pool2d(masks[:, None], 9, 1, 4)[:, 0]
+    uneven = torch.rand(shape.N, *shape.logits, generator=generator)
+    return (12 * near - 6 + uneven).to(dtype)
+
+
 class LossShape(NamedTuple):
     R: int
     C: int

@@ -25,118 +25,13 @@ import torch
 
 from alignmask import _core
 from tests.ops import fuzz_junk
+from tests.ops.fuzz_functions import FUNCTIONS, MAY_BE_ABSENT
 from tests.ops.fuzz_holder import Holder
 from tests.ops.fuzz_junk import HUGE, Rng, pick
 
 REFUSALS = (TypeError, ValueError, OverflowError, BufferError, MemoryError)
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 WIDER = {"float32": "float32", "float64": "float64", "float16": "float32", "bfloat16": "float32"}
-
-# function -> (names of outputs, {tensor: its letters}, other arguments). A letter is a size that
-# tensors share, a digit itself.
-FUNCTIONS: dict[str, tuple[str, dict[str, str], str]] = {
-    "mask_iou_forward": (
-        "iou",
-        {"iou": "GQ", "predictions": "BQhw", "targets": "Ghw", "owner": "G"},
-        "threshold threads",
-    ),
-    "mask_points_forward": (
-        "sampled targets points",
-        {
-            "sampled": "RK",
-            "targets": "RK",
-            "points": "RK2",
-            "logits": "RHW",
-            "masks": "Ghw",
-            "index": "R",
-        },
-        "seed candidates kept threads",
-    ),
-    "mask_points_backward": (
-        "grad_logits",
-        {"grad_logits": "RHW", "grad_sampled": "RK", "points": "RK2"},
-        "threads deterministic",
-    ),
-    "mask_points_backward_workspace": (
-        "grad_logits",
-        {"grad_logits": "RHW", "grad_sampled": "RK", "points": "RK2"},
-        "deterministic",
-    ),
-    "masked_point_pool_forward": (
-        "pooled weight",
-        {
-            "pooled": "GTC",
-            "weight": "GT",
-            "features": "BCHW",
-            "masks": "Ghw",
-            "owner": "G",
-            "points": "BTK2",
-        },
-        "divide_by_points threads",
-    ),
-    "masked_point_pool_backward": (
-        "grad_features",
-        {
-            "grad_features": "BCHW",
-            "grad_pooled": "GTC",
-            "weight": "GT",
-            "masks": "Ghw",
-            "owner": "G",
-            "points": "BTK2",
-        },
-        "divide_by_points threads",
-    ),
-    "ms_deform_attn_forward": (
-        "out",
-        {
-            "out": "BQE",
-            "value": "BSND",
-            "locations": "BQNLP2",
-            "weights": "BQNLP",
-            "reference": "BQL2",
-        },
-        "level_shapes threads",
-    ),
-    "ms_deform_attn_backward": (
-        "grad_value grad_locations grad_weights grad_reference",
-        {
-            "grad_value": "BSND",
-            "grad_locations": "BQNLP2",
-            "grad_weights": "BQNLP",
-            "grad_out": "BQE",
-            "value": "BSND",
-            "locations": "BQNLP2",
-            "weights": "BQNLP",
-            "reference": "BQL2",
-            "grad_reference": "BQL2",
-        },
-        "level_shapes threads deterministic",
-    ),
-    "ms_deform_attn_backward_workspace": (
-        "grad_value grad_locations grad_weights grad_reference",
-        {
-            "grad_value": "BSND",
-            "grad_locations": "BQNLP2",
-            "grad_weights": "BQNLP",
-            "grad_out": "BQE",
-            "value": "BSND",
-            "locations": "BQNLP2",
-            "weights": "BQNLP",
-            "reference": "BQL2",
-            "grad_reference": "BQL2",
-        },
-        "level_shapes deterministic",
-    ),
-    "quality_focal_loss_forward": (
-        "loss grad_logits",
-        {"loss": "R", "grad_logits": "RC", "logits": "RC", "label": "R", "iou": "R"},
-        "gamma theta threads",
-    ),
-    "select_cpu_instruction_set": ("", {}, "name"),
-    "cpu_instruction_set": ("", {}, ""),
-    "cpu_instruction_sets": ("", {}, ""),
-}
-MAY_BE_ABSENT = ("grad_", "reference")
 
 
 def sizes_of(rng: Rng, function: str) -> dict[str, int]:
@@ -175,6 +70,17 @@ def integers(low: int, high: int) -> Callable[[Rng, Any], None]:
     return fill
 
 
+def sums_up_to(end: int) -> Callable[[Rng, Any], None]:
+    """Running sums that end there, but for one in fifty."""
+
+    def fill(rng: Rng, view: Any) -> None:
+        integers(0, min(end, 2**31 - 1) + 1)(rng, view)
+        if rng.random() < 0.9:
+            view[...] = np.sort(view, axis=None).reshape(view.shape)
+
+    return fill
+
+
 def masks(rng: Rng, view: Any) -> None:
     view[...] = rng.integers(0, 2, view.shape)
 
@@ -186,7 +92,8 @@ def tensor(
     fill: Callable[[Rng, Any], None] = numbers
     of_mask_points = letters in ("RK", "RK2") and name in ("targets", "points")
     of_a_loss = name == "grad_logits" and letters == "RC"
-    if of_mask_points or of_a_loss or name == "weight" or (name == "iou" and output):
+    measured = name in ("iou", "probability") and output
+    if of_mask_points or of_a_loss or measured or name == "weight":
         dtype = WIDER[dtype]
     elif name in ("points", "locations", "weights", "reference", "iou"):
         dtype = dtype if rng.random() < 0.5 else WIDER[dtype]
@@ -194,6 +101,10 @@ def tensor(
         dtype = pick(rng, "int64", "int32")
         low, letter = {"owner": (0, "B"), "label": (-1, "C"), "index": (0, "G")}[name]
         fill = integers(low, min(sizes[letter], 2**31 - 1))
+    elif name in ("runs", "counts"):
+        dtype = "int32"
+    elif name in ("area", "box", "ends"):
+        dtype, fill = "int64", sums_up_to(sizes["R"])
     elif name in ("masks", "targets") and not output:
         dtype, fill = pick(rng, "bool", "uint8"), masks
     if max(shape, default=0) > 2**20:
@@ -242,6 +153,12 @@ def arguments(rng: Rng, function: str) -> tuple[dict[str, Any], list[Holder]]:
         given[name] = {
             "threads": lambda: pick(rng, 1, 1, 2, 3, 0, -1, 2**31 - 1, -(2**31)),
             "threshold": lambda: pick(rng, 0.0, 0.5, -3, float("nan"), float("inf"), 1e300),
+            "height": lambda: pick(rng, 1, 2, 63, 64, 65, 200, 0, -1, 2**31 - 1),
+            "width": lambda: min(sizes["W"], 2**31 - 1),
+            "padded_height": lambda: pick(rng, 40, 40, 40, 3, 2**31 - 1),
+            "padded_width": lambda: pick(rng, 50, 50, 50, 3, 2**31 - 1),
+            "valid_height": lambda: pick(rng, 40, 37, 3, 1, 0),
+            "valid_width": lambda: pick(rng, 50, 41, 3, 1, 0),
             "divide_by_points": lambda: pick(rng, True, False),
             "deterministic": lambda: pick(rng, True, False),
             "level_shapes": lambda: [size for level in levels for size in level],
@@ -297,6 +214,9 @@ ALSO = {
     "locations": "offsets",
     "weights": "logits",
     "grad_locations": "grad_offsets",
+    "height": "size",
+    "padded_height": "padded",
+    "valid_height": "valid",
     "grad_weights": "grad_logits",
 }
 
@@ -309,7 +229,7 @@ def explains(error: BaseException, function: str, names: set[str]) -> bool:
     # Too few, too many or unknown ones.
     if message.startswith(f"{function}(): incompatible function arguments"):
         return True
-    op = re.sub("_(forward|backward|backward_workspace)$", "", function)
+    op = re.sub("_(forward|counts_forward|backward|backward_workspace)$", "", function)
     head, _, rest = message.partition(": ")
     known = names | {ALSO[name] for name in names & set(ALSO)} | {"CPU code", "owner"}
     return head in (op, f"{op}_from_offsets") and any(

@@ -20,6 +20,7 @@ __all__ = [
     "Array",
     "mask_iou",
     "mask_points",
+    "mask_rle",
     "masked_point_pool",
     "ms_deform_attn",
     "ms_deform_attn_from_offsets",
@@ -161,6 +162,58 @@ def mask_iou(predictions: Array, targets: Array, owner: Array, threshold: float 
     iou = np.zeros((len(targets), predictions.shape[1]))
     _iou(np.ascontiguousarray(predictions), np.ascontiguousarray(targets), owner, threshold, iou)
     return iou
+
+
+@numba.njit(cache=True)
+def resize(logits: Array, height: int, width: int) -> Array:
+    """Bilinear, pixel centres aligned, the outermost pixels continued."""
+    h, w = logits.shape
+    out = np.zeros((height, width))
+    for i in range(height):
+        for j in range(width):
+            y = min(max((i + 0.5) * h / height - 0.5, 0.0), h - 1.0)
+            x = min(max((j + 0.5) * w / width - 0.5, 0.0), w - 1.0)
+            r, c = int(y), int(x)
+            for dr in range(2):
+                for dc in range(2):
+                    weight = (1 - abs(y - r - dr)) * (1 - abs(x - c - dc))
+                    if weight > 0:
+                        out[i, j] += weight * logits[r + dr, c + dc]
+    return out
+
+
+@numba.njit(cache=True)
+def _rle(full: Array) -> tuple[list[int], int, list[int], float]:
+    """counts, area, box and the sum of the probabilities of one map."""
+    H, W = full.shape
+    counts, value, area, total = [0], False, 0, 0.0
+    box = [W, H, 0, 0]
+    for x in range(W):
+        for y in range(H):
+            inside = full[y, x] > 0
+            if inside == value:
+                counts[-1] += 1
+            else:
+                counts.append(1)
+                value = inside
+            if inside:
+                area += 1
+                total += 1 / (1 + math.exp(-full[y, x]))
+                box = [min(box[0], x), min(box[1], y), max(box[2], x + 1), max(box[3], y + 1)]
+    return counts, area, box if area else [0, 0, 0, 0], total
+
+
+def mask_rle(
+    logits: Array, size: tuple[int, int], padded: tuple[int, int], valid: tuple[int, int]
+) -> list[tuple[Array, list[int], int, list[int], float]]:
+    """Of every mask: the logits at the image's size, counts, area, box, mean probability."""
+    found = []
+    for logits_hw in np.ascontiguousarray(logits):
+        full = np.ascontiguousarray(resize(logits_hw, *padded)[: valid[0], : valid[1]])
+        full = full if valid == size else resize(full, *size)
+        counts, area, box, total = _rle(full)
+        found.append((full, list(counts), area, list(box), total / max(area, 1)))
+    return found
 
 
 @numba.njit(cache=True)

@@ -64,5 +64,19 @@ def iou_shapes(draw: st.DrawFn) -> cases.IouShape:
 
 
 @st.composite
+def rle_shapes(draw: st.DrawFn) -> cases.RleShape:
+    """Resized to anything between a pixel and many times the size, once or twice."""
+
+    def pair(most: int) -> tuple[int, int]:
+        return draw(st.integers(1, most)), draw(st.integers(1, most))
+
+    padded = pair(70)
+    valid = (draw(st.integers(1, padded[0])), draw(st.integers(1, padded[1])))
+    logits = draw(st.sampled_from((pair(12), pair(70), padded)))
+    size = draw(st.sampled_from((valid, pair(6), pair(140))))
+    return cases.RleShape(draw(st.integers(0, 3)), logits, size, padded, valid)
+
+
+@st.composite
 def loss_shapes(draw: st.DrawFn) -> cases.LossShape:
     return cases.LossShape(draw(st.integers(0, 40)), draw(st.integers(1, 40)))

@@ -45,6 +45,10 @@ def calls(dtype: torch.dtype = torch.float32) -> dict[str, tuple[Call, list[Tens
             lambda *t: ops.mask_points(*t, 21, 5),
             list(cases.mask_points(cases.MASK_POINTS["odd"], dtype)[:3]),
         ),
+        "mask_rle": (
+            lambda x: ops.mask_rle(x, *cases.MASK_RLE["odd"].sizes),
+            [cases.mask_rle(cases.MASK_RLE["odd"], dtype)],
+        ),
         "quality_focal_loss": (
             ops.quality_focal_loss,
             list(cases.quality_focal_loss(cases.QUALITY_FOCAL_LOSS["odd"], dtype)),

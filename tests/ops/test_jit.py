@@ -98,6 +98,14 @@ def calls() -> dict[str, Callable[[Any, Callable[[Tensor], Any]], Tensor]]:
     features, masks, owner, points = cases.masked_point_pool(cases.MASKED_POINT_POOL["odd"])
     predictions, targets, owner_iou = cases.mask_iou(cases.MASK_IOU["odd"])
     maps, targets_of_rows, row, _, seed = cases.mask_points(cases.MASK_POINTS["odd"])
+    maps = cases.mask_rle(cases.MASK_RLE["odd"])
+    sides = [side for pair in cases.MASK_RLE["odd"].sizes for side in pair]
+    measured = [
+        torch.empty(5, 33, dtype=torch.int32),
+        torch.empty(5, dtype=torch.int64),
+        torch.empty(5, 4, dtype=torch.int64),
+        torch.empty(5),
+    ]
     logits, label, quality = cases.quality_focal_loss(cases.QUALITY_FOCAL_LOSS["odd"])
     attended = torch.empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
     pooled, weight = torch.empty(4, 2, 5), torch.empty(4, 2)
@@ -127,12 +135,21 @@ def calls() -> dict[str, Callable[[Any, Callable[[Tensor], Any]], Tensor]]:
         module.mask_points_forward(*tensors, seed, 63, 15, stream=77)
         return sampled
 
+    def mask_rle(module: Any, wrap: Callable[[Tensor], Any]) -> Tensor:
+        given = [*map(wrap, (*measured, maps)), *sides]
+        size = module.mask_rle_forward_workspace(*given)
+        workspace = wrap(room[:size]) if size else None
+        module.mask_rle_forward(*given, workspace=workspace, stream=77)
+        return measured[3]
+
     def quality_focal_loss(module: Any, wrap: Callable[[Tensor], Any]) -> Tensor:
         tensors = map(wrap, (logits, label, quality))
         module.quality_focal_loss_forward(wrap(loss), None, *tensors, 2.0, 0.5, stream=77)
         return loss
 
-    named = (ms_deform_attn, masked_point_pool, mask_iou, mask_points, quality_focal_loss)
+    named = (
+        ms_deform_attn, masked_point_pool, mask_iou, mask_points, mask_rle, quality_focal_loss,
+    )  # fmt: skip
     return {call.__name__: call for call in named}
 
 

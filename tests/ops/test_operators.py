@@ -39,6 +39,8 @@ def all_ops(size: str = "odd", dtype: torch.dtype = torch.float32) -> dict[str, 
     pool = list(cases.masked_point_pool(cases.MASKED_POINT_POOL[size], dtype=dtype))
     iou = list(cases.mask_iou(cases.MASK_IOU[size], dtype))
     *looked_at, count, seed = cases.mask_points(cases.MASK_POINTS[size], dtype)
+    rle = [cases.mask_rle(cases.MASK_RLE[size], dtype)]
+    rle_sizes = [side for pair in cases.MASK_RLE[size].sizes for side in pair]
     loss = list(cases.quality_focal_loss(cases.QUALITY_FOCAL_LOSS[size], dtype))
     return {
         "ms_deform_attn": Op(
@@ -69,6 +71,14 @@ def all_ops(size: str = "odd", dtype: torch.dtype = torch.float32) -> dict[str, 
             1,
             "mask_points",
             lambda *t: (*t, seed, count, 3 * count, count // 2),
+        ),
+        # Of the function, the number of counts depends on the logits; see test_mask_rle.py.
+        "mask_rle": Op(
+            lambda x: torch.ops.alignmask.mask_rle(x.detach(), rle_sizes)[3],
+            rle,
+            0,
+            "mask_rle",
+            lambda x: (x, rle_sizes),
         ),
         "quality_focal_loss": Op(
             ops.quality_focal_loss, loss, 1, "quality_focal_loss", lambda *t: (*t, 2.0, 0.5, True)
@@ -318,6 +328,9 @@ LARGER: dict[str, Callable[[torch.dtype], tuple[Tensor, ...]]] = {
     "mask_points": lambda dtype: cases.mask_points(
         cases.PointsShape(9, (40, 50), (80, 100), 7, 21), dtype
     )[:3],
+    "mask_rle": lambda dtype: (
+        cases.mask_rle(cases.RleShape(40, (50, 60), (60, 41), (36, 52), (36, 41)), dtype),
+    ),
     "quality_focal_loss": lambda dtype: cases.quality_focal_loss(cases.LossShape(700, 85), dtype),
 }
 

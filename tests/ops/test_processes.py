@@ -49,6 +49,7 @@ def runs() -> dict[str, Callable[[], list[Tensor]]]:
     pool = cases.masked_point_pool(cases.PoolShape(2, 24, (24, 24), (48, 48), 24, 2, 7000))
     iou = cases.mask_iou(cases.IouShape(1, 60, (64, 64), 2, 8))
     *looked_at, count, seed = cases.mask_points(cases.PointsShape(40, (64, 64), (99, 99), 9, 2000))
+    rle = cases.MASK_RLE["photo"]._replace(N=4)
     loss = cases.quality_focal_loss(cases.LossShape(400, 80))
     return {
         "ms_deform_attn": lambda: run(
@@ -60,6 +61,9 @@ def runs() -> dict[str, Callable[[], list[Tensor]]]:
         "masked_point_pool": lambda: run(lambda *t: ops.masked_point_pool(*t)[0], 1, *pool),
         "mask_iou": lambda: run(ops.mask_iou, 0, *iou),
         "mask_points": lambda: run(lambda *t: ops.mask_points(*t, count, seed)[0], 1, *looked_at),
+        "mask_rle": lambda: run(
+            lambda x: ops.mask_rle(x, *rle.sizes)[0], 0, cases.mask_rle(rle, smooth=True)
+        ),
         "quality_focal_loss": lambda: run(ops.quality_focal_loss, 1, *loss),
     }
 

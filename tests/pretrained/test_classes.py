@@ -102,7 +102,7 @@ def test_long_lists_are_shortened() -> None:
 
 
 def test_a_file_of_80_classes_without_names_has_cocos(tmp_path: Path) -> None:
-    from alignmask.predictor import from_huggingface
+    from alignmask.loading import from_huggingface
 
     baseline = from_huggingface(peers.mask2former(peers.BACKBONES["swin"])).model.config
     source = AlignMask(replace(baseline, num_classes=80))

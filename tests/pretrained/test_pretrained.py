@@ -21,8 +21,8 @@ from transformers import (
 
 from alignmask import checkpoint, recipes
 from alignmask.config import AlignedQueryConfig, BackboneConfig, Config, DataConfig, LossConfig
+from alignmask.loading import from_huggingface, from_mask2former
 from alignmask.model import AlignMask, build_model
-from alignmask.predictor import from_huggingface, from_mask2former
 from alignmask.pretrained import configs, names
 from alignmask.pretrained.read import initialise, kind_of
 from alignmask.pretrained.write import write_mask2former

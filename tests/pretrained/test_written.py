@@ -16,8 +16,8 @@ from transformers import (
 from alignmask import recipes
 from alignmask.config import BackboneConfig, Config, DataConfig
 from alignmask.config import SwinConfig as SwinShape
+from alignmask.loading import from_huggingface, from_mask2former
 from alignmask.model import build_model
-from alignmask.predictor import from_huggingface, from_mask2former
 from alignmask.pretrained.write import relative_position_index, write_huggingface, write_mask2former
 from alignmask.safe_load import CheckpointError
 from tests import tiny

@@ -12,6 +12,7 @@
 #include "common/half.h"
 #include "mask_iou/cuda/launches.h"
 #include "mask_points/cuda/launches.h"
+#include "mask_rle/cuda/launches.h"
 #include "masked_point_pool/cuda/launches.h"
 #include "ms_deform_attn/cuda/launches.h"
 #include "planted.h"
@@ -223,6 +224,41 @@ void run_mask_iou(DType dtype, std::int64_t Q, std::int64_t h, std::int64_t widt
   iou.expect_finite("iou");
 }
 
+void run_mask_rle(DType dtype, int height, int width) {
+  const std::int64_t N = 3;
+  Tensor logits(dtype, {N, 5, 7}), runs(DType::kInt32, {N, width}), area(DType::kInt64, {N}),
+      box(DType::kInt64, {N, 4}), probability(arithmetic(dtype), {N}),
+      ends(DType::kInt64, {N, width});
+  MaskRleArgs args;
+  args.logits = logits.fill(-1, 1).view;
+  args.height = height;
+  args.width = width;
+  args.padded_height = 20;
+  args.padded_width = 28;
+  args.valid_height = 17;
+  args.valid_width = 23;
+  args.runs = runs.view;
+  args.area = area.view;
+  args.box = box.view;
+  args.probability = probability.view;
+  const Tensor workspace = workspace_of(mask_rle_forward_workspace_bytes(args));
+  args.workspace = workspace.view;
+  const LaunchTarget target = {"mask_rle", {}, nullptr};
+  run(target, mask_rle_forward_launches(args));
+  probability.expect_finite("probability");
+  std::int64_t total = 0;
+  for (std::int64_t i = 0; i < N * width; ++i) {
+    total += static_cast<const std::int32_t*>(runs.view.data)[i];
+    static_cast<std::int64_t*>(ends.view.data)[i] = total;
+  }
+  Tensor counts(DType::kInt32, {total});
+  args.ends = ends.view;
+  args.counts = counts.view;
+  const Tensor changes = workspace_of(mask_rle_counts_forward_workspace_bytes(args));
+  args.workspace = changes.view;
+  run(target, mask_rle_counts_forward_launches(args));
+}
+
 void run_quality_focal_loss(DType dtype, std::int64_t C, double gamma) {
   const std::int64_t R = 35;
   Tensor logits(dtype, {R, C}), label(DType::kInt64, {R}), iou(dtype, {R}), loss(dtype, {R}),
@@ -251,6 +287,8 @@ void run_ops() {
       for (const std::int64_t width : {16, 5})
         for (const std::int64_t scale : {1, 3}) run_mask_iou(dtype, 3, 3, width, scale);
       run_mask_iou(dtype, 18, 20, 45, 4);
+      run_mask_rle(dtype, 70, 9);
+      run_mask_rle(dtype, 31, 40);
       for (const std::int64_t C : {8, 9}) run_quality_focal_loss(dtype, C, second ? 2 : 1.5);
     }
   }

@@ -69,6 +69,11 @@ def run_mask_iou(width: int, scale: int, dtype: torch.dtype) -> None:
     ops.mask_iou(predictions, targets.mT.contiguous().mT, owner)
 
 
+def run_mask_rle(dtype: torch.dtype) -> None:
+    shape = cases.MASK_RLE["odd"]
+    ops.mask_rle(cases.mask_rle(shape, dtype), *shape.sizes)
+
+
 def run_masked_point_pool(C: int, channels_last: bool, dtype: torch.dtype) -> None:
     features, *rest = cases.masked_point_pool(
         cases.PoolShape(2, C, (5, 4), (7, 9), 3, 2, 40), dtype=dtype
@@ -114,6 +119,7 @@ def test_every_kernel_runs() -> None:
                 run_ms_deform_attn(D, dtype)
             for width, scale in ((16, 1), (16, 2), (16, 4)):
                 run_mask_iou(width, scale, dtype)
+            run_mask_rle(dtype)
             for C, channels_last in ((8, True), (3, True), (8, False)):
                 run_masked_point_pool(C, channels_last, dtype)
             run_mask_points(dtype)

@@ -94,6 +94,18 @@ def test_mask_iou(emulation: str, size: tuple[int, int], scale: int) -> None:
     assert found.max() > 0.2
 
 
+@pytest.mark.parametrize("size", [(300, 13), (33, 210)])
+def test_mask_rle(emulation: str, size: tuple[int, int]) -> None:
+    """Several blocks of columns, whose last is not full; more columns than lanes; many words."""
+    shape = cases.RleShape(5, (20, 30), size, (80, 120), (77, 111))
+    logits = cases.mask_rle(shape, torch.float64)
+    with cases.using(emulation, "any"):
+        found = ops.mask_rle(logits, *shape.sizes)
+    for a, b in zip(found, ops.mask_rle(logits, *shape.sizes), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+    assert found[2].min() > 100
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
 def test_mask_points(emulation: str, dtype: torch.dtype) -> None:
     """Several rounds of candidates, of fresh points, of gradients and of pixels."""

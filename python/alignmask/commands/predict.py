@@ -21,7 +21,7 @@ from alignmask.config import SHOWN_SCORE
 from alignmask.data import ImageError, read_image
 from alignmask.evaluation.predictions import to_coco_results
 from alignmask.model import Instances
-from alignmask.model.tiles import DENSE_LIMIT, SparseInstances
+from alignmask.model.sparse import DENSE_LIMIT, SparseInstances
 from alignmask.predicting.inputs import find_images, has_several_pictures
 from alignmask.predicting.outputs import (
     COCO_FILE,
@@ -122,7 +122,7 @@ def command(
 
     def predict(images: list[Tensor]) -> Sequence[Instances | SparseInstances]:
         if tile is None:
-            return predictor.predict(
+            return predictor.predict_encoded(
                 images, threshold=threshold, suppression=suppression, trusted=trusted,
                 batch_size=batch_size,
             )  # fmt: skip

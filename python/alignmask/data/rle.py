@@ -6,6 +6,7 @@ Shapes: N masks, H height, W width.
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,21 @@ def encode(masks_NHW: torch.Tensor) -> list[dict[str, Any]]:
     return [
         {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
         for rle in mask_utils.encode(columns_NWH.transpose(2, 1, 0))
+    ]
+
+
+def from_runs(counts_R: torch.Tensor, offsets: torch.Tensor, size: Size) -> list[dict[str, Any]]:
+    """Compresses the run lengths of masks of one size, as `alignmask.ops.mask_rle` returns them.
+    The result is as that of `encode`."""
+    counts, ends = counts_R.cpu().numpy(), offsets.tolist()
+    return [
+        {
+            "size": list(size),
+            "counts": mask_utils.frPyObjects(
+                {"size": list(size), "counts": counts[first:end]}, *size
+            )["counts"].decode("ascii"),
+        }
+        for first, end in pairwise(ends)
     ]
 
 

@@ -18,7 +18,8 @@ from alignmask.config import SCORE_MODES
 from alignmask.data import CocoDataset, collate, leave_signals_to_the_main_process, rle
 from alignmask.data.batch import Sample, Size
 from alignmask.model.postprocess import combine_scores
-from alignmask.model.tiles import SparseInstances, predict_in_tiles
+from alignmask.model.sparse import SparseInstances
+from alignmask.model.tiles import predict_in_tiles
 
 if TYPE_CHECKING:
     from alignmask.model import AlignMask, Instances
@@ -132,9 +133,9 @@ def predict_images(
     )
     found: list[ImagePredictions] = []
 
-    def run(batch: Any) -> Iterable[tuple[int, Instances | SparseInstances]]:
+    def run(batch: Any) -> Iterable[tuple[int, SparseInstances]]:
         if tiles is None:
-            instances = model.predict(batch.to(device, non_blocking=True))
+            instances = model.predict_encoded(batch.to(device, non_blocking=True))
             return zip(batch.image_ids, instances, strict=True)
         (sample,) = batch
         assert dataset.transform is not None

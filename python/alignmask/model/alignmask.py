@@ -14,6 +14,7 @@ from alignmask.model.heads import Heads, Prediction
 from alignmask.model.pixel_decoder import PixelDecoder
 from alignmask.model.postprocess import Instances, postprocess
 from alignmask.model.query_decoder import QueryDecoder
+from alignmask.model.sparse import SparseInstances, postprocess_encoded
 
 
 class AlignMask(nn.Module):
@@ -48,11 +49,21 @@ class AlignMask(nn.Module):
     @torch.inference_mode()
     def predict(self, batch: Batch) -> list[Instances]:
         """Instances of every image at its original size, best first. Call in eval mode."""
+        self._refuse_training("predict")
+        return postprocess(self(batch), batch, self.config)
+
+    @torch.inference_mode()
+    def predict_encoded(self, batch: Batch) -> list[SparseInstances]:
+        """The same on the CPU, with run-length encoded masks: faster, where these are what is
+        wanted."""
+        self._refuse_training("predict_encoded")
+        return postprocess_encoded(self(batch), batch, self.config)
+
+    def _refuse_training(self, method: str) -> None:
         if self.training:
             raise RuntimeError(
-                "AlignMask.predict: the model is in training mode; call model.eval() first"
+                f"AlignMask.{method}: the model is in training mode; call model.eval() first"
             )
-        return postprocess(self(batch), batch, self.config)
 
     @property
     def device(self) -> torch.device:

@@ -5,9 +5,9 @@ B images, Q queries, C classes, N instances of one image, E channels, H x W pixe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from alignmask._extras import require_supervision
 from alignmask.config import ModelConfig, ScoreMode
-from alignmask.data.batch import Batch
+from alignmask.data.batch import Batch, Size
 from alignmask.model.heads import Prediction
 
 if TYPE_CHECKING:
@@ -126,18 +126,39 @@ def combine_scores(class_scores: Tensor, mask_scores: Tensor, mode: ScoreMode) -
             return class_scores.sqrt() * mask_scores
 
 
-def postprocess(prediction: Prediction, batch: Batch, config: ModelConfig) -> list[Instances]:
-    """The best (query, class) pairs of every image. Only their masks are computed; a pair with an
-    empty mask is dropped.
+class BestPairs(NamedTuple):
+    """The best (query, class) pairs of one image: N pairs of U queries."""
 
-    Raises FloatingPointError that names the image if scores or mask logits are not finite, because
-    such a model would otherwise return no instances without an error.
-    """
+    scores_N: Tensor
+    """Class scores, the best first."""
+    labels_N: Tensor
+    which_N: Tensor
+    """The query of a pair, as an index of U."""
+    logits_UHW: Tensor
+    """Mask logits of stride 4."""
+    padded: Size
+    """What they are resized to: the size of the batch's images."""
+    valid: Size
+    """The part of it that is this image."""
+    original: Size
+    """What that is resized to then."""
+
+    def ranked(
+        self, mask_score_U: Tensor, boxes_U4: Tensor, mode: ScoreMode
+    ) -> tuple[Tensor, Tensor]:
+        """The scores of the pairs, and the pairs whose masks are not empty, the best first."""
+        score_N = combine_scores(self.scores_N, mask_score_U[self.which_N], mode)
+        best = score_N.argsort(descending=True, stable=True)
+        return score_N, best[(boxes_U4[self.which_N, 2] > 0)[best]]  # an empty mask's box is empty
+
+
+def best_pairs(prediction: Prediction, batch: Batch, config: ModelConfig) -> Iterator[BestPairs]:
+    """Of every image. Raises FloatingPointError that names the image if scores or mask logits are
+    not finite, because such a model would otherwise return no instances without an error."""
     scores_BQC = class_scores(prediction.object_rows.class_logits_LBRC[-1].float(), config)
     pairs = scores_BQC.shape[1] * scores_BQC.shape[2]
     scores_BN, pair_BN = scores_BQC.flatten(1).topk(min(config.detections, pairs), dim=1)
-    padded = batch.image_BCHW.shape[-2:]
-    found = []
+    height, width = batch.image_BCHW.shape[-2:]
     for b in range(scores_BQC.shape[0]):
         query_N, label_N = pair_BN[b] // scores_BQC.shape[2], pair_BN[b] % scores_BQC.shape[2]
         query_U, which_N = query_N.unique(return_inverse=True)
@@ -150,7 +171,26 @@ def postprocess(prediction: Prediction, batch: Batch, config: ModelConfig) -> li
                 f"image {batch.image_ids[b]} ({batch.file_names[b]}): the model's output is not "
                 "finite"
             )
-        size, original = batch.sizes[b], batch.original_sizes[b]
+        yield BestPairs(
+            scores_BN[b],
+            label_N,
+            which_N,
+            logits_UHW,
+            (height, width),
+            batch.sizes[b],
+            batch.original_sizes[b],
+        )
+
+
+def postprocess(prediction: Prediction, batch: Batch, config: ModelConfig) -> list[Instances]:
+    """The best (query, class) pairs of every image. Only their masks are computed; a pair with an
+    empty mask is dropped. Raises as `best_pairs`.
+
+    `alignmask.model.sparse.postprocess_encoded` does the same for masks that are to be encoded.
+    """
+    found = []
+    for pairs in best_pairs(prediction, batch, config):
+        logits_UHW, original, padded = pairs.logits_UHW, pairs.original, pairs.padded
         masks_UHW = torch.empty(
             len(logits_UHW), *original, dtype=torch.bool, device=logits_UHW.device
         )
@@ -158,21 +198,18 @@ def postprocess(prediction: Prediction, batch: Batch, config: ModelConfig) -> li
         step = max(1, CHUNK // max(padded[0] * padded[1], original[0] * original[1]))
         for part in (slice(start, start + step) for start in range(0, len(logits_UHW), step)):
             masks_UHW[part], mask_score_U[part] = _full_size(
-                logits_UHW[part], padded, size, original
+                logits_UHW[part], padded, pairs.valid, original
             )
         boxes_U4 = _boxes(masks_UHW)
-
-        score_N = combine_scores(scores_BN[b], mask_score_U[which_N], config.score)
-        best = score_N.argsort(descending=True, stable=True)
-        best = best[(boxes_U4[which_N, 2] > 0)[best]]  # an empty mask has an empty box
-        of_U = which_N[best]
+        score_N, best = pairs.ranked(mask_score_U, boxes_U4, config.score)
+        of_U = pairs.which_N[best]
         found.append(
             Instances(
                 score_N[best],
-                label_N[best],
+                pairs.labels_N[best],
                 masks_UHW[of_U],
                 boxes_U4[of_U],
-                scores_BN[b][best],
+                pairs.scores_N[best],
                 mask_score_U[of_U],
             )
         )
@@ -180,7 +217,7 @@ def postprocess(prediction: Prediction, batch: Batch, config: ModelConfig) -> li
 
 
 def _full_size(
-    logits_NHW: Tensor, padded: torch.Size, valid: tuple[int, int], original: tuple[int, int]
+    logits_NHW: Tensor, padded: Size, valid: Size, original: Size
 ) -> tuple[Tensor, Tensor]:
     """Stride-4 logits -> masks at the original size, mean probability inside them."""
     logits = F.interpolate(logits_NHW[None], size=padded, mode="bilinear", align_corners=False)

@@ -8,7 +8,7 @@ memory is that of one batch of tiles and of the encoded masks, whatever the imag
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,16 +18,14 @@ from torch import Tensor
 
 from alignmask.config import ScoreMode
 from alignmask.data.batch import Sample, Size, collate, image_alone
-from alignmask.data.rle import encode
-from alignmask.model.postprocess import Instances, combine_scores
+from alignmask.model.postprocess import combine_scores
+from alignmask.model.sparse import SparseInstances
 
 if TYPE_CHECKING:
     from alignmask.model.alignmask import AlignMask
 
 SAME = 0.5
 """Overlap from which the masks of two tiles are one instance."""
-DENSE_LIMIT = 2**32
-"""Bytes of masks, one per pixel and instance, that are decoded at once."""
 
 
 class Window(NamedTuple):
@@ -90,8 +88,8 @@ def predict_in_tiles(
             for top, left, height, width in part
         ]
         batch = collate(samples).to(model.device)
-        for window, instances in zip(part, model.predict(batch), strict=True):
-            found += pieces(instances.cpu(), window, size)
+        for window, instances in zip(part, model.predict_encoded(batch), strict=True):
+            found += pieces(instances, window, size)
     return merge(found, size, model.config.score)
 
 
@@ -126,7 +124,7 @@ class Piece:
         return mask_hw[y1 - top : y2 - top, x1 - left : x2 - left] > 0
 
 
-def pieces(found: Instances, window: Window, size: Size) -> list[Piece]:
+def pieces(found: SparseInstances, window: Window, size: Size) -> list[Piece]:
     """The instances of a tile.
 
     Args:
@@ -141,7 +139,7 @@ def pieces(found: Instances, window: Window, size: Size) -> list[Piece]:
         window.top + window.height < size[0],
     )
     values = zip(
-        encode(found.masks_NHW),
+        found.rles,
         found.boxes_N4.tolist(),
         found.labels_N.tolist(),
         found.scores_N.tolist(),
@@ -289,84 +287,3 @@ def _in_the_image(group: list[Piece], size: Size) -> dict[str, Any]:
         {"size": list(size), "counts": counts.tolist()}, *size
     )
     return {"size": list(size), "counts": rle["counts"].decode("ascii")}
-
-
-@dataclass(repr=False)
-class SparseInstances:
-    """The instances found in one image, best first, as `Instances`, but with encoded masks."""
-
-    scores_N: Tensor
-    labels_N: Tensor
-    rles: list[dict[str, Any]]
-    """The masks in COCO's compressed form, JSON-ready."""
-    boxes_N4: Tensor
-    class_scores_N: Tensor
-    mask_scores_N: Tensor
-    size: Size
-    """Height and width of the image."""
-    quality_N: Tensor | None = None
-    trusted_N: Tensor | None = None
-
-    def __repr__(self) -> str:
-        best = f", scores {self.scores_N[0]:.2f} to {self.scores_N[-1]:.2f}" if len(self) else ""
-        return f"SparseInstances({len(self)} in {self.size[0]} x {self.size[1]} pixels{best})"
-
-    def __len__(self) -> int:
-        return len(self.rles)
-
-    def __getitem__(self, index: Tensor | slice) -> SparseInstances:
-        chosen = torch.arange(len(self))[index].tolist()
-        values: dict[str, Any] = {
-            f.name: value[index]
-            for f in fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
-        }
-        return replace(self, rles=[self.rles[n] for n in chosen], **values)
-
-    @property
-    def masks_NHW(self) -> LazyMasks:
-        """The masks, each decoded when it is asked for."""
-        return LazyMasks(self.rles, self.size)
-
-    def dense(self) -> Instances:
-        """With all masks decoded. Raises ValueError if they have more than 4 GiB."""
-        return Instances(
-            self.scores_N,
-            self.labels_N,
-            torch.from_numpy(np.asarray(self.masks_NHW)),
-            self.boxes_N4,
-            self.class_scores_N,
-            self.mask_scores_N,
-            self.quality_N,
-            self.trusted_N,
-        )
-
-
-class LazyMasks:
-    """Encoded masks that are used like a bool tensor [N, H, W]."""
-
-    def __init__(self, rles: list[dict[str, Any]], size: Size) -> None:
-        self.rles = rles
-        self.shape = (len(rles), *size)
-
-    def __len__(self) -> int:
-        return len(self.rles)
-
-    def __getitem__(self, index: Any) -> Any:
-        """A mask, bool [H, W]; of a slice or of several indices, masks that are still encoded."""
-        if isinstance(index, int):
-            return torch.from_numpy(mask_utils.decode(self.rles[index])).bool()
-        chosen = torch.arange(len(self))[index].tolist()
-        return LazyMasks([self.rles[n] for n in chosen], self.shape[1:])
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
-        count, height, width = self.shape
-        if count * height * width > DENSE_LIMIT:
-            raise ValueError(
-                f"{count} masks of {height} x {width} pixels have more than "
-                f"{DENSE_LIMIT / 2**30:g} GiB: take them one by one, or those with high scores"
-            )
-        masks_NHW = np.zeros(self.shape, bool)
-        for n in range(count):
-            masks_NHW[n] = mask_utils.decode(self.rles[n])
-        return masks_NHW.astype(dtype or bool)

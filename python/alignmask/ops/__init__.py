@@ -12,6 +12,7 @@ from alignmask.ops import reference
 from alignmask.ops._library import OPS, gpu_build, implementation, use_reference
 from alignmask.ops.mask_iou import mask_iou
 from alignmask.ops.mask_points import mask_points
+from alignmask.ops.mask_rle import mask_rle
 from alignmask.ops.masked_point_pool import masked_point_pool
 from alignmask.ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_from_offsets
 from alignmask.ops.quality_focal_loss import quality_focal_loss
@@ -22,6 +23,7 @@ __all__ = [
     "implementation",
     "mask_iou",
     "mask_points",
+    "mask_rle",
     "masked_point_pool",
     "ms_deform_attn",
     "ms_deform_attn_from_offsets",

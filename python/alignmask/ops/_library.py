@@ -27,6 +27,7 @@ OPS = (
     "masked_point_pool",
     "mask_iou",
     "mask_points",
+    "mask_rle",
     "quality_focal_loss",
 )
 

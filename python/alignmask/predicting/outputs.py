@@ -22,7 +22,7 @@ from alignmask.predicting.video import film_made_here
 
 if TYPE_CHECKING:
     from alignmask.model import Instances
-    from alignmask.model.tiles import SparseInstances
+    from alignmask.model.sparse import SparseInstances
 
 Format = Literal["overlay", "coco", "labels", "geojson"]
 ENDINGS: Mapping[Format, str] = {"overlay": ".png", "labels": "_labels.png", "geojson": ".geojson"}
