@@ -19,7 +19,7 @@ SIZE = (48, 62)
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five frames, the last of them later than the rate says."""
+    """Five frames, ten a second."""
     av = pytest.importorskip("av", reason="films need the extra [video]")
     path = tmp_path_factory.mktemp("films") / "a film.avi"
     rng = np.random.default_rng(0)
@@ -35,10 +35,14 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def frames_of(path: Path) -> list[np.ndarray]:
+    return [image_HWC for _, image_HWC in timed_frames_of(path)]
+
+
+def timed_frames_of(path: Path) -> list[tuple[float, np.ndarray]]:
     import av
 
     with av.open(str(path)) as container:
-        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        return [(f.time, f.to_ndarray(format="rgb24")) for f in container.decode(video=0)]
 
 
 @pytest.mark.parametrize("options", [["--batch-size", "2"], ["--tile", "40"]])
@@ -65,8 +69,8 @@ def test_a_film_becomes_a_film_and_lines(
         assert [entry["class"] for entry in line["instances"]] == names
         assert line["instances"][0]["segmentation"]["size"] == list(SIZE)
     assert lines[0]["instances"] != lines[1]["instances"]
-    drawn = frames_of(tmp_path / "a film.mp4")
-    assert len(drawn) == 5
+    times, drawn = zip(*timed_frames_of(tmp_path / "a film.mp4"), strict=True)
+    assert times == pytest.approx([0, 0.1, 0.2, 0.3, 0.4], abs=1e-4)
     picture = predictor.draw(frames_of(film)[4], found, threshold=0)
     assert drawn[4].shape[:2] == picture.size[::-1]
     assert np.abs(drawn[4].astype(int) - np.asarray(picture)).mean() < 12  # of lossy colours
