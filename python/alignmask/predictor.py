@@ -16,7 +16,7 @@ from alignmask import checkpoint as checkpoints
 from alignmask.config import SHOWN_SCORE, Config, ModelConfig
 from alignmask.config_files import without_pretrained
 from alignmask.data import collate, evaluation_transform
-from alignmask.data.batch import image_alone
+from alignmask.data.batch import Batch, image_alone
 from alignmask.data.images import ImageLike, to_pixels
 from alignmask.data.rle import encode
 from alignmask.evaluation.calibrators import Calibration, read_calibration
@@ -107,8 +107,7 @@ class Predictor:
             TypeError: The argument is not an image.
         """
         self._check(threshold, suppression, trusted)
-        sample = image_alone(self._pixels(image), _name(image))
-        batch = collate([self._transform(sample)]).to(self.model.device)
+        batch = self.batch_of(image).to(self.model.device)
         return self._selected(self.model.predict(batch)[0].cpu(), threshold, suppression, trusted)
 
     def predict_in_tiles(
@@ -154,6 +153,11 @@ class Predictor:
             batch_size=batch_size, name=_name(image),
         )  # fmt: skip
         return self._selected(found, threshold, suppression, trusted)
+
+    def batch_of(self, image: ImageLike) -> Batch:
+        """The image as the model takes it: resized and padded, on the CPU. Errors as of
+        `predict`."""
+        return collate([self._transform(image_alone(self._pixels(image), _name(image)))])
 
     def _check(self, threshold: Threshold, suppression: ShownSuppression, trusted: bool) -> None:
         if suppression not in get_args(ShownSuppression):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -16,12 +16,22 @@ from torch.utils.data import DataLoader, Dataset
 
 from alignmask.config import SCORE_MODES
 from alignmask.data import CocoDataset, collate, leave_signals_to_the_main_process, rle
-from alignmask.data.batch import Sample, Size
+from alignmask.data.batch import Batch, Sample, Size
 from alignmask.model.postprocess import combine_scores
 from alignmask.model.tiles import SparseInstances, predict_in_tiles
 
 if TYPE_CHECKING:
     from alignmask.model import AlignMask, Instances
+
+
+class Predicts(Protocol):
+    """What a data set is predicted by: an `AlignMask`, or an exported file."""
+
+    training: bool
+
+    def train(self, mode: bool = True, /) -> Any: ...
+    def eval(self) -> Any: ...
+    def predict(self, batch: Batch, /) -> list[Instances]: ...
 
 
 class Tiles(NamedTuple):
@@ -93,7 +103,7 @@ def to_coco_results(
 
 
 def predict_dataset(
-    model: AlignMask,
+    model: Predicts,
     dataset: CocoDataset,
     *,
     device: torch.device | str,
@@ -111,7 +121,7 @@ def predict_dataset(
 
 
 def predict_images(
-    model: AlignMask,
+    model: Predicts,
     dataset: CocoDataset,
     shard: range,
     device: torch.device,
@@ -139,7 +149,7 @@ def predict_images(
         (sample,) = batch
         assert dataset.transform is not None
         merged = predict_in_tiles(
-            model, sample.image_CHW, dataset.transform, tile=tiles.tile, overlap=tiles.overlap,
+            cast("AlignMask", model), sample.image_CHW, dataset.transform, tile=tiles.tile, overlap=tiles.overlap,
             batch_size=batch_size, name=sample.file_name,
         )  # fmt: skip
         return [(sample.image_id, merged)]
