@@ -32,8 +32,13 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    seen: dict[str, str] = {}
     for recipe in RECIPES if options.recipe == "all" else [options.recipe]:
-        measure(recipe, options)
+        same = seen.setdefault(str(RECIPES[recipe]().model), recipe)
+        if same == recipe:
+            measure(recipe, options)
+        else:
+            print(f"{recipe}: the model of {same}")
 
 
 def measure(recipe: str, options: argparse.Namespace) -> None:

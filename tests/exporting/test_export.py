@@ -200,6 +200,18 @@ def test_what_the_file_says_of_itself(file: Path) -> None:
         assert ours[0] in about["operators"]
 
 
+@pytest.mark.slow
+def test_grid_sample_on_request(model: AlignMask, tmp_path: Path) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason="the extra [onnx] is not installed")
+    form = Form("onnx", sampling="grid-sample", half=True)
+    exported = export_model(model, tmp_path / "model.onnx", form)
+    assert "GridSample" in exported.about["operators"]
+    assert [exported.about[name] for name in ("opset", "precision")] == [20, "float16"]
+    assert exported.parity is not None
+    assert exported.parity.shown
+
+
 # -- what is refused
 # --------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -23,6 +25,7 @@ def test_it_is_the_op(shapes: list[tuple[int, int]], spread: float) -> None:
     tokens = sum(h * w for h, w in shapes)
     offsets = torch.randn(B, Q, N, L, P, 2) * spread
     offsets[:, :2] = offsets[:, :2].round()  # exactly on tokens, where a share is 0
+    offsets[0, 3, 0, 0, 0] = math.inf
     reference = torch.rand(B, Q, L, 2)
     reference[:, 0] = 0.5 / torch.tensor([(w, h) for h, w in shapes])
     given = (torch.randn(B, tokens, N, D), shapes, reference, offsets, torch.randn(B, Q, N, L, P))

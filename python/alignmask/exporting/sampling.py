@@ -54,7 +54,7 @@ def attend_by_gathers(
     start_L1 = torch.tensor([sum(areas[:level]) for level in range(L)], device=device).view(L, 1)
 
     # Where the points lie, in units of tokens. One that lies further out than a token reads zeros
-    # alone, as do all that are still further out: indices stay small.
+    # alone, as do all that are still further out: clamping keeps infinity out of the arithmetic.
     size = size_L12.float()
     at_BQNLP2 = reference_BQL2.float()[:, :, None, :, None] * size + offsets_BQNLP2.float() - 0.5
     at_BQNLP2 = at_BQNLP2.clamp(min=-1).minimum(size)
