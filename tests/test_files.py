@@ -39,3 +39,22 @@ def test_writers_of_one_process_number_do_not_disturb_each_other(tmp_path: Path)
         assert (tmp_path / "a.txt").read_text() == "second"
     assert (tmp_path / "a.txt").read_text() == "first"
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_folder_that_was_made_for_nothing_is_removed(tmp_path: Path) -> None:
+    def failing(beside: str = "") -> None:
+        with replacing(tmp_path / "a/b/c.txt") as part:
+            if beside:
+                (part.parent / beside).write_text("of somebody else")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        failing()
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(KeyError):
+        failing("d.txt")
+    assert os.listdir(tmp_path / "a/b") == ["d.txt"]
+    (tmp_path / "a/b/d.txt").unlink()
+    with pytest.raises(KeyError):
+        failing()
+    assert (tmp_path / "a/b").is_dir(), "it was there before"

@@ -314,7 +314,8 @@ alignmask.draw("photo.jpg", predictor.predict("photo.jpg"), predictor.class_name
 ap: float = alignmask.evaluate(predictor).AP
 page: Path = alignmask.analyze([run, "results.json"], annotations="val.json", images="val")["page"]
 expected: float | None = alignmask.calibrate(predictor).after["LaECE0"].value
-share: float | None = alignmask.export(predictor, "model.onnx", format="onnx")
+parity = alignmask.export(predictor, "model.onnx", format="onnx", half=True).parity
+share: float | None = parity and parity.same
 theirs: Predictor = alignmask.from_mask2former("model_final.pkl")
 names: list[str] = alignmask.from_huggingface("folder").class_names
 x = torch.ones(1, 4, 1, 8)

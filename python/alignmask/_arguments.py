@@ -17,8 +17,12 @@ from alignmask.analysis.compare import unique_names
 from alignmask.checkpoint import load_config, released, resolve
 from alignmask.config import DataConfig, ScoreMode
 from alignmask.data import CocoDataset, evaluation_transform, val_dataset
+from alignmask.evaluation.predictions import predict_dataset
 from alignmask.evaluation.results_file import Results
+from alignmask.exporting.files import ExportedModel
+from alignmask.exporting.segmenter import inputs_of
 from alignmask.loading import load
+from alignmask.predicting.inputs import find_images
 from alignmask.predictor import Predictor
 from alignmask.pretrained.read import MASK2FORMER_SUFFIXES
 
@@ -27,6 +31,8 @@ Device = str | torch.device
 Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 """Shows how far something is: called with what is done, it returns a context manager that yields a
 function of (number done, number in total)."""
+PHOTOS = 16
+"""How many photos an exported file and its model are compared on."""
 WEIGHTS = (".safetensors", *MASK2FORMER_SUFFIXES)
 """Suffixes of weights. Only the first can be a checkpoint's; the others are refused as one, with
 advice."""
@@ -144,23 +150,71 @@ def evaluation_data(
     elif images is None or annotations is None:
         raise ValueError("evaluate: give both images and annotations, or neither of them")
     else:
-        dataset = CocoDataset(
-            Path(images),
-            Path(annotations),
-            evaluation_transform(data),
-            limit,
-            masks=False,
-            exif=data.exif,
-            sample_range=data.sample_range,
+        dataset = _prepared(data, images, annotations, limit)
+    _require_classes(dataset, predictor.class_names)
+    return dataset
+
+
+def results_of_exported(
+    path: Path,
+    images: PathLike | None,
+    annotations: PathLike | None,
+    batch_size: int,
+    workers: int,
+    tile: int | None,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """The predictions of an exported file as COCO results.
+
+    Raises ValueError if its data is not given, if the categories are not its classes, or for tiles.
+    """
+    if images is None or annotations is None:
+        raise ValueError(
+            "evaluate: an exported file has no data of its own: give images and annotations"
         )
-    if dataset.class_names != predictor.class_names:
+    if tile is not None:
+        raise ValueError(
+            "evaluate: tiles are for a checkpoint to predict on, not for an exported file"
+        )
+    model = ExportedModel(path, torch.get_num_threads())
+    about = model.about
+    data = DataConfig(eval_short_side=about["short_side"], eval_max_side=about["max_side"])
+    data = replace(data, exif=about["exif"], sample_range=about["sample_range"])
+    dataset = _prepared(data, images, annotations)
+    _require_classes(dataset, about["class_names"])
+    with progress("evaluating") as advance:
+        return predict_dataset(
+            model,
+            dataset,
+            device=model.device,
+            batch_size=batch_size,
+            workers=workers,
+            progress=advance,
+        )
+
+
+def _prepared(
+    data: DataConfig, images: PathLike, annotations: PathLike, limit: int | None = None
+) -> CocoDataset:
+    return CocoDataset(
+        Path(images),
+        Path(annotations),
+        evaluation_transform(data),
+        limit,
+        masks=False,
+        exif=data.exif,
+        sample_range=data.sample_range,
+    )
+
+
+def _require_classes(dataset: CocoDataset, class_names: Sequence[str]) -> None:
+    if dataset.class_names != list(class_names):
         raise ValueError(
             f"{dataset.annotations}: its {counted(len(dataset.class_names), 'category', 'categories')} "
             f"({_brief(dataset.class_names)}) are not the "
-            f"{len(predictor.class_names)} that the checkpoint was trained on "
-            f"({_brief(predictor.class_names)})"
+            f"{len(class_names)} that the checkpoint was trained on "
+            f"({_brief(class_names)})"
         )
-    return dataset
 
 
 def _brief(names: Sequence[str]) -> str:
@@ -176,3 +230,25 @@ def scoring(predictor: Predictor, score: ScoreMode | None) -> Iterator[ScoreMode
         yield predictor.model.config.score
     finally:
         predictor.model.config = own
+
+
+def photos_of(
+    predictor: Predictor, folder: PathLike | None
+) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
+    """Photos, and their sizes, as an exported file takes them: at most PHOTOS of a folder, spread
+    over it, or of the validation images of the model's own run; None if there are none of either.
+
+    Raises ValueError or FileNotFoundError if a folder is given and has no images.
+    """
+    own = predictor.config.data.val_images
+    if folder is None and own is not None and own.is_dir():
+        folder = own
+    if folder is None:
+        return None
+    files = find_images([Path(folder)], Path(), recursive=True, command="export").files
+    count = min(PHOTOS, len(files))
+    photos = []
+    for number in range(count):
+        batch = predictor.batch_of(files[number * len(files) // count].path)
+        photos.append(inputs_of(batch.to(predictor.model.device)))
+    return photos

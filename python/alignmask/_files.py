@@ -25,8 +25,10 @@ def replacing(path: Path) -> Iterator[Path]:
     `path` when the block ends.
 
     A reader sees the old file or the whole new one, also when several processes write or one is
-    killed. After an error in the block, `path` is what it was. Makes the folder.
+    killed. After an error in the block, `path` is what it was. Makes the folder, and after an error
+    removes it.
     """
+    made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(
         dir=path.parent, prefix=f".{path.name}.", suffix=f".part{path.suffix}"
@@ -41,6 +43,9 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
+        with contextlib.suppress(OSError):  # something else may be in them by now
+            for folder in made:
+                folder.rmdir()
         raise
 
 

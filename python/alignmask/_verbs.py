@@ -19,7 +19,9 @@ from alignmask._arguments import (
     common_data,
     evaluation_data,
     named_models,
+    photos_of,
     quiet,
+    results_of_exported,
     scoring,
 )
 from alignmask._extras import require_analyze
@@ -36,7 +38,8 @@ from alignmask.evaluation.per_class import FILE as PER_CLASS_FILE
 from alignmask.evaluation.per_class import check_csv, write_csv
 from alignmask.evaluation.predictions import Tiles
 from alignmask.evaluation.results_file import Results, load_ground_truth, load_results
-from alignmask.exporting.export import SUFFIX, Format, export_model
+from alignmask.exporting.export import Exported, Form, Sampling, export_model
+from alignmask.exporting.files import SUFFIX, Format, is_exported
 from alignmask.model import Instances
 from alignmask.model.suppression import Suppression
 from alignmask.pictures.confusion import FILE as CONFUSION_FILE
@@ -103,10 +106,10 @@ def evaluate(
     results file.
 
     Args:
-        model_or_results: A run's folder or a checkpoint, a loaded model, or COCO results (a JSON
-            file, or its entries).
-        annotations: The COCO annotation file to measure against. Results need it; a model is
-            otherwise evaluated on the validation data of its own run.
+        model_or_results: A run's folder or a checkpoint, a loaded model, an exported file (.onnx,
+            .pt2), or COCO results (a JSON file, or its entries).
+        annotations: The COCO annotation file to measure against. Results and exported files need
+            it; a model is otherwise evaluated on the validation data of its own run.
         images: Folder of the images that `annotations` lists. Only a model needs it.
         out: Folder to write evaluation.json, per_class.csv and confusion.png to, and a model's
             predictions as results.json; None writes nothing.
@@ -152,6 +155,13 @@ def evaluate(
     if out is not None:
         check_csv(Path(out) / PER_CLASS_FILE)
         check_picture(Path(out) / CONFUSION_FILE)
+    if isinstance(model_or_results, (str, os.PathLike)) and is_exported(Path(model_or_results)):
+        model_or_results = results_of_exported(
+            Path(model_or_results), images, annotations, batch_size, workers, tile, progress
+        )
+        if out is not None:
+            write_json(Path(out) / "results.json", model_or_results)
+        images = None
     if not isinstance(model_or_results, Predictor) and are_results(model_or_results):
         if annotations is None:
             raise ValueError(
@@ -318,8 +328,12 @@ def export(
     path: PathLike,
     *,
     format: Format = "torch",
+    images: PathLike | None = None,
+    sampling: Sampling = "gather",
+    half: bool = False,
     device: Device = "cpu",
-) -> float | None:
+    say: Callable[[str], None] = lambda _: None,
+) -> Exported:
     """Write a model as one file that runs without this toolkit: images in; scores, labels and masks
     out.
 
@@ -328,27 +342,39 @@ def export(
 
     Args:
         checkpoint_or_predictor: A run's folder or a checkpoint, or a loaded model.
-        path: The file to write; it ends in .pt2 (torch) or .onnx.
+        path: The file to write; it ends in .pt2 (torch) or .onnx. Only an exported file is
+            replaced.
         format: "torch" is a `torch.export` program, which needs `import alignmask.ops` to run;
-            "onnx" uses standard operators alone (opset 20) and needs the extra `[onnx]`.
+            "onnx" uses standard operators alone and needs the extra `[onnx]`.
+        images: Folder of photos on which file and model are compared, 16 of them at most; by
+            default the run's validation images, or generated images if there are none.
+        sampling: How an ONNX file reads the tokens of deformable attention: "gather" (opset 18), or
+            the operator GridSample (opset 20), which not every runtime compiles correctly.
+        half: An ONNX file computes in float16, except where that loses too much. Inputs and outputs
+            stay what they are.
         device: Where a checkpoint is loaded to, and where a torch.export program is to run.
+        say: Is told of each step.
 
     Returns:
-        The share of the model's detections that the file reproduces on test images, 0 to 1; None if
-        nothing was compared because onnxruntime is missing.
+        What was written, and how it compares with the model: `parity.shown` is False if the model
+        finds nothing in the images, so that nothing is known; `parity` is None if onnxruntime is
+        missing.
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
-        ValueError: The path does not end as the format asks.
+        FileExistsError: There is a file at the path that is not an exported model.
+        ValueError: The path does not end as the format asks, or there are no images.
         ImportError: The packages of the extra `[onnx]` are missing.
         RuntimeError: The file does not compute what the model computes.
 
     Example:
-        >>> share = alignmask.export("runs/shapes", "shapes.pt2")
-        >>> share > 0.9
-        True
+        >>> exported = alignmask.export("runs/shapes", "shapes.pt2")
+        >>> exported.parity.detections
+        0
+        >>> exported.parity.shown  # nothing was found in the images, so nothing is known
+        False
     """
-    path = Path(path)
+    path, form = Path(path), Form(format, sampling, half)
     if path.suffix != SUFFIX[format]:
         raise ValueError(
             f"export: format {format}: expected a name that ends in {SUFFIX[format]}, got {path}"
@@ -359,8 +385,11 @@ def export(
         "category_ids": predictor.category_ids,
         "short_side": predictor.config.data.eval_short_side,
         "max_side": predictor.config.data.eval_max_side,
+        "exif": predictor.config.data.exif,
+        "sample_range": predictor.config.data.sample_range,
     }
-    return export_model(predictor.model, path, format, about)
+    photos = photos_of(predictor, images)
+    return export_model(predictor.model, path, form, about, photos, say)
 
 
 def draw(

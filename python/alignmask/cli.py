@@ -21,7 +21,7 @@ from alignmask.commands._console import INTERRUPTED, USER_ERROR, complain
 
 COMMANDS = {
     "train": "train a model with the settings of a recipe, or continue a stopped run",
-    "eval": "measure COCO mask AP and alignment statistics of a checkpoint, or of any model's results file",
+    "eval": "measure COCO mask AP and alignment statistics of a checkpoint, an exported file, or any model's results file",
     "analyze": "show how well scores follow mask quality, several models side by side: tables, plots, an interactive page",
     "calibrate": "which mask IoU to expect of a score, and which scores to trust, of a checkpoint or a results file",
     "predict": "segment images: write overlay pictures, COCO JSON, label maps, GeoJSON outlines",
@@ -30,6 +30,7 @@ COMMANDS = {
     "convert": "convert weights from and to Mask2Former's own code and Hugging Face",
     "demo": "train a small model on built-in synthetic images in minutes, evaluate it, draw pictures",
     "export": "write a checkpoint as a torch.export program or as ONNX",
+    "bench": "time an exported file",
     "replay": "repeat a training step whose loss was not finite, and say where that began",
     "reproduce": "train a run again from its folder, and say where it differs first",
     "flops": "count parameters and multiply-adds of a recipe's model",

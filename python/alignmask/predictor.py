@@ -260,6 +260,11 @@ class Predictor:
                 found += [self._selected(one, threshold, suppression, trusted) for one in predicted]
         return found
 
+    def batch_of(self, image: ImageLike) -> Batch:
+        """The image as the model takes it: resized and padded, on the CPU. Errors as of
+        `predict`."""
+        return collate([self._transform(image_alone(self._pixels(image), _name(image)))])
+
     def _check(self, threshold: Threshold, suppression: ShownSuppression, trusted: bool) -> None:
         if suppression not in get_args(ShownSuppression):
             raise ValueError(f"predict: suppression: expected off or hard, got {suppression!r}")

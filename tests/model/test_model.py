@@ -18,7 +18,7 @@ from alignmask.model import backbone as backbone_module
 from alignmask.model import build_model
 from alignmask.model.backbone import Backbone
 from alignmask.model.layers import sine_position
-from alignmask.model.postprocess import _boxes, postprocess
+from alignmask.model.postprocess import boxes_of, postprocess
 from alignmask.model.query_decoder import _attention_mask
 from tests import tiny
 
@@ -254,7 +254,7 @@ def test_predict_refuses_training_mode() -> None:
 @given(st.integers(0, 4), st.integers(1, 9), st.integers(1, 9), st.integers(0, 10_000))
 def test_boxes(count: int, height: int, width: int, seed: int) -> None:
     masks = torch.rand(count, height, width, generator=torch.Generator().manual_seed(seed)) > 0.8
-    for mask, box in zip(masks, _boxes(masks), strict=True):
+    for mask, box in zip(masks, boxes_of(masks), strict=True):
         y, x = mask.nonzero(as_tuple=True)
         expected = [x.min(), y.min(), x.max() + 1, y.max() + 1] if len(x) else [0, 0, 0, 0]
         assert box.tolist() == [float(v) for v in expected]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -13,6 +13,7 @@ from alignmask.commands._console import choose_device, progress
 from alignmask.commands._options import File, Flag, Folder, check_measuring, flowing
 from alignmask.evaluation.duplicates import DUPLICATE_IOU
 from alignmask.evaluation.metrics import OFFICIAL_LIMIT
+from alignmask.exporting.files import is_exported
 from alignmask.model.suppression import Suppression
 
 
@@ -51,10 +52,13 @@ def command(
 
     A checkpoint, on other data: alignmask eval CHECKPOINT --data-images DIR --annotations FILE
 
+    An exported file: alignmask eval model.onnx --data-images DIR --annotations FILE
+
     Any model's results file: alignmask eval --results FILE --annotations FILE
 
     Args:
-        checkpoint: A checkpoint, or a run's folder (its best checkpoint is used).
+        checkpoint: A checkpoint, a run's folder (its best checkpoint is used), or an exported file,
+            .onnx or .pt2, which runs where it was exported for.
         results: COCO results file: a JSON list with image_id, category_id, segmentation, score.
         annotations: COCO annotation file, or a folder of YOLO labels.
         data_images: Folder of the images that the annotation file lists.
@@ -92,8 +96,10 @@ def command(
         raise ValueError(
             "eval CHECKPOINT: give --data-images and --annotations, or neither of them"
         )
-    measured = results if checkpoint is None else alignmask.load(checkpoint, choose_device(device))
-    assert measured is not None
+    measured: Any = results
+    if checkpoint is not None:
+        exported = is_exported(checkpoint)
+        measured = checkpoint if exported else alignmask.load(checkpoint, choose_device(device))
     evaluation = alignmask.evaluate(
         measured,
         annotations=annotations,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -16,13 +16,23 @@ from torch.utils.data import DataLoader, Dataset
 
 from alignmask.config import SCORE_MODES
 from alignmask.data import CocoDataset, collate, leave_signals_to_the_main_process, rle
-from alignmask.data.batch import Sample, Size
+from alignmask.data.batch import Batch, Sample, Size
 from alignmask.model.postprocess import combine_scores
 from alignmask.model.sparse import SparseInstances
 from alignmask.model.tiles import predict_in_tiles
 
 if TYPE_CHECKING:
     from alignmask.model import AlignMask, Instances
+
+
+class Predicts(Protocol):
+    """What a data set is predicted by: an `AlignMask`, or an exported file."""
+
+    training: bool
+
+    def train(self, mode: bool = True, /) -> Any: ...
+    def eval(self) -> Any: ...
+    def predict_encoded(self, batch: Batch, /) -> list[SparseInstances]: ...
 
 
 class Tiles(NamedTuple):
@@ -94,7 +104,7 @@ def to_coco_results(
 
 
 def predict_dataset(
-    model: AlignMask,
+    model: Predicts,
     dataset: CocoDataset,
     *,
     device: torch.device | str,
@@ -112,7 +122,7 @@ def predict_dataset(
 
 
 def predict_images(
-    model: AlignMask,
+    model: Predicts,
     dataset: CocoDataset,
     shard: range,
     device: torch.device,
@@ -140,7 +150,7 @@ def predict_images(
         (sample,) = batch
         assert dataset.transform is not None
         merged = predict_in_tiles(
-            model, sample.image_CHW, dataset.transform, tile=tiles.tile, overlap=tiles.overlap,
+            cast("AlignMask", model), sample.image_CHW, dataset.transform, tile=tiles.tile, overlap=tiles.overlap,
             batch_size=batch_size, name=sample.file_name,
         )  # fmt: skip
         return [(sample.image_id, merged)]

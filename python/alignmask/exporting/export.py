@@ -5,58 +5,94 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from alignmask import ops
 from alignmask._files import replacing
-from alignmask.exporting.segmenter import DIVISOR, SMALLEST, Detections, Segmenter
+from alignmask.exporting import files
+from alignmask.exporting.files import ABOUT, EXTRA, INPUTS, OUTPUTS, Format
+from alignmask.exporting.half import half_precision
+from alignmask.exporting.parity import (
+    FULL,
+    HALF,
+    Inputs,
+    Parity,
+    check_all,
+    compare,
+    generated,
+    smooth_images,
+)
+from alignmask.exporting.sampling import gathering_attention
+from alignmask.exporting.segmenter import DIVISOR, SMALLEST, Segmenter
 from alignmask.exporting.windows import exportable_windows
 from alignmask.model import AlignMask
 
 LARGEST_BATCH = 65_535
 """The largest number of images at a time; attention on a GPU cannot take more."""
 
-Format = Literal["torch", "onnx"]
+Sampling = Literal["gather", "grid-sample"]
+OPSET: dict[Sampling, int] = {"gather": 18, "grid-sample": 20}
+"""18 is the exporter's own; 20 is the first in which GridSample's bilinear mode has the name that
+it has today."""
 
-OPSET = 20
-"""The first ONNX opset in which GridSample's bilinear mode has the name that it has today."""
-ABOUT = "alignmask"
-"""The name under which the file keeps class names and sizes: of a metadata entry (ONNX) or of an
-extra file (torch)."""
-INPUTS, OUTPUTS = ["image", "size"], ["scores", "labels", "masks"]
-ENOUGH = 0.95
-"""Share of the model's detections that the file must reproduce. It is below 1 because attention
-masks are cut at 0, so that the last bit of a logit can decide what a query sees."""
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export` wrote."""
+
+    path: Path
+    about: dict[str, Any]
+    """What the file says of itself: class names, sizes, operators, ..."""
+    parity: Parity | None
+    """How file and model compare; None if onnxruntime is not installed."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a file is written."""
+
+    format: Format
+    sampling: Sampling = "gather"
+    half: bool = False
+
+    def __post_init__(self) -> None:
+        if self.format == "torch" and (self.half or self.sampling != "gather"):
+            raise ValueError("export: sampling and half precision can be chosen for ONNX alone")
 
 
 def export_model(
-    model: AlignMask, path: Path, format: Format, about: dict[str, Any] | None = None
-) -> float | None:
+    model: AlignMask,
+    path: Path,
+    form: Form,
+    about: dict[str, Any] | None = None,
+    photos: Iterable[Inputs] | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Exported:
     """Write `Segmenter(model)` to `path`; it takes any number of images of any size that
     `Segmenter` takes.
 
     "torch": a `torch.export` program (.pt2) that calls our operators, on the model's device. After
     `import alignmask.ops`, `torch.export.load(path).module()(image, size)` runs it. "onnx":
-    standard operators only (deformable attention by GridSample); one file, opset 20, float32.
+    standard operators only; one file.
 
-    The file is read back and run on generated images before it takes its name.
+    The file is read back, run and compared with the model before it takes its name.
 
     Args:
-        about: What the file keeps as JSON, under "alignmask".
-    Returns:
-        The share of detections that file and model have in common, 0 to 1; None if nothing was
-        compared because onnxruntime is not installed.
+        about: What the file keeps as JSON, under "alignmask", beside how it was written.
+        photos: What file and model are compared on; by default generated images.
+        say: Is told of each step.
     Raises:
         ValueError: The model is in training mode.
+        FileExistsError: There is a file of another origin at `path`.
         ImportError: "onnx", and the packages of the extra `[onnx]` are missing.
         RuntimeError: The file does not compute what the model computes.
     """
@@ -64,56 +100,19 @@ def export_model(
         raise ValueError(
             "export: call model.eval() first; a model in training mode makes aligned queries"
         )
+    if form.format == "onnx" and (lacking := files.missing("onnx", "onnxscript")):
+        raise ImportError(f"export to ONNX needs {', '.join(lacking)}: {EXTRA}")
+    files.must_be_replaceable(path)
     segmenter = Segmenter(model)
     with replacing(path) as part:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporters warn about their own code
-            _WRITERS[format](segmenter, part, json.dumps(about or {}))
-        share = None
-        if format == "torch" or not _missing("onnxruntime"):
-            share = _check(segmenter, open_file(part))
-    return share
-
-
-def open_file(path: Path) -> Callable[[Tensor, Tensor], Detections]:
-    """What `export` wrote, as a function like `Segmenter.forward` (.pt2: torch, .onnx: onnxruntime
-    on the CPU)."""
-    if path.suffix == SUFFIX["torch"]:
-        program: Callable[[Tensor, Tensor], Detections] = torch.export.load(path).module()
-        return program
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-
-    def run(image: Tensor, size: Tensor) -> Detections:
-        inputs = {"image": image.cpu().numpy(), "size": size.cpu().numpy()}
-        scores, labels, masks = (
-            torch.from_numpy(output) for output in session.run(OUTPUTS, inputs)
-        )
-        return scores, labels, masks
-
-    return run
-
-
-def agreement(
-    found: Detections, expected: Detections, score: float = 1e-4, iou: float = 0.99
-) -> float:
-    """The share of the detections in `found` that are also in `expected`: with the same label, a
-    score that differs by at most `score`, and a mask with an IoU of at least `iou`. Detections of
-    score 0 do not count; 1.0 if there are no others."""
-    same = seen = 0
-    on_host = (output.cpu() for output in (*found, *expected))
-    for scores, labels, masks, other_scores, other_labels, other_masks in zip(
-        *on_host, strict=True
-    ):
-        rows, columns = scores > 0, other_scores > 0
-        flat, other = masks[rows].flatten(1).float(), other_masks[columns].flatten(1).float()
-        both = flat @ other.T
-        either = flat.sum(1)[:, None] + other.sum(1) - both
-        alike = (both >= iou * either) & (labels[rows][:, None] == other_labels[columns])
-        alike &= (scores[rows][:, None] - other_scores[columns]).abs() <= score
-        same, seen = same + int(alike.any(dim=1).sum()), seen + len(flat)
-    return same / seen if seen else 1.0
+            written = _WRITERS[form.format](segmenter, part, form, about or {}, say)
+        parity = None
+        if form.format == "torch" or not files.missing("onnxruntime"):
+            say("comparing the file with the model")
+            parity = _check(segmenter, files.open_file(part), form, photos)
+    return Exported(path, written, parity)
 
 
 def _program(segmenter: Segmenter) -> tuple[ExportedProgram, dict[str, Any]]:
@@ -121,70 +120,78 @@ def _program(segmenter: Segmenter) -> tuple[ExportedProgram, dict[str, Any]]:
     batch = Dim("batch", max=LARGEST_BATCH)
     height, width = (DIVISOR * Dim(name, min=SMALLEST // DIVISOR) for name in ("height", "width"))
     shapes = {"image": {0: batch, 2: height, 3: width}, "size": {0: batch}}
-    return torch.export.export(
-        segmenter, _images(segmenter, 2, (128, 192)), dynamic_shapes=shapes
-    ), shapes
+    images = smooth_images(2, (128, 192), segmenter.model.device)
+    return torch.export.export(segmenter, images, dynamic_shapes=shapes), shapes
 
 
-def _write_torch(segmenter: Segmenter, path: Path, about: str) -> None:
+Writer = Callable[
+    [Segmenter, Path, Form, dict[str, Any], Callable[[str], None]],
+    dict[str, Any],
+]
+
+
+def _write_torch(
+    segmenter: Segmenter, path: Path, form: Form, about: dict[str, Any], say: Callable[[str], None]
+) -> dict[str, Any]:
+    say("tracing the model")
     with exportable_windows(segmenter):
-        torch.export.save(_program(segmenter)[0], path, extra_files={ABOUT: about})
+        program, _ = _program(segmenter)
+    called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    about = {
+        **about,
+        "format": "torch",
+        "precision": "float32",
+        "device": str(segmenter.model.device),
+        "torch": torch.__version__,
+        "operators": sorted(name for name in called if "." in name),
+    }
+    say("writing the program")
+    torch.export.save(program, path, extra_files={ABOUT: json.dumps(about)})
+    return about
 
 
-def _write_onnx(segmenter: Segmenter, path: Path, about: str) -> None:
-    if missing := _missing("onnx", "onnxscript"):
-        raise ImportError(
-            f"export to ONNX needs {', '.join(missing)}: pip install '.[onnx]' in AlignMask's "
-            "folder"
-        )
-    with exportable_windows(segmenter), ops.use_reference():
+def _write_onnx(
+    segmenter: Segmenter, path: Path, form: Form, about: dict[str, Any], say: Callable[[str], None]
+) -> dict[str, Any]:
+    gathering = form.sampling == "gather"
+    sampling = gathering_attention(segmenter) if gathering else nullcontext()
+    with exportable_windows(segmenter), ops.use_reference(), sampling:
+        say("tracing the model")
         program, shapes = _program(segmenter)
+        say("translating the program to ONNX")
         written = torch.onnx.export(
-            program, dynamo=True, opset_version=OPSET, verbose=False,
+            program, dynamo=True, opset_version=OPSET[form.sampling], verbose=False,
             input_names=INPUTS, output_names=OUTPUTS, dynamic_shapes=shapes,
         )  # fmt: skip
     assert written is not None
-    written.model.metadata_props[ABOUT] = about
+    graph = written.model.graph
+    if form.half:
+        half_precision(written.model)
+    about = {
+        **about,
+        "format": "onnx",
+        "precision": "float16" if form.half else "float32",
+        "sampling": form.sampling,
+        "opset": written.model.opset_imports[""],
+        "operators": sorted({node.op_type for node in graph}),
+    }
+    written.model.metadata_props[ABOUT] = json.dumps(about)
+    say("writing the file")
     written.save(path, external_data=False)
+    return about
 
 
-SUFFIX: dict[Format, str] = {"torch": ".pt2", "onnx": ".onnx"}
-_WRITERS: dict[Format, Callable[[Segmenter, Path, str], None]] = {
-    "torch": _write_torch,
-    "onnx": _write_onnx,
-}
+_WRITERS: dict[Format, Writer] = {"torch": _write_torch, "onnx": _write_onnx}
 
 
-def _missing(*packages: str) -> list[str]:
-    return [name for name in packages if importlib.util.find_spec(name) is None]
-
-
-def _check(segmenter: Segmenter, run: Callable[[Tensor, Tensor], Detections]) -> float:
-    """The lowest `agreement` over batches whose number and size of images differ from those of the
-    traced batch."""
-    shares = []
-    for count, size in ((1, (SMALLEST, 160)), (3, (160, 96))):
-        images = _images(segmenter, count, size)
-        with torch.no_grad():
-            expected = segmenter(*images)
-        found = run(*images)
-        if not found[0].isfinite().all():
-            raise RuntimeError("export: the written file gives scores that are not finite")
-        shares.append(min(agreement(found, expected), agreement(expected, found)))
-    if min(shares) < ENOUGH:
-        raise RuntimeError(
-            f"export: the written file gives {min(shares):.0%} of the model's detections, expected "
-            f"{ENOUGH:.0%} or more"
-        )
-    return min(shares)
-
-
-def _images(segmenter: Segmenter, count: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Generated images of smooth colours, and sizes that leave some padding."""
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(count, 3, size[0] // 16, size[1] // 16, generator=generator)
-    image = (
-        torch.nn.functional.interpolate(coarse, size=size, mode="bicubic").clamp(0, 1) * 255
-    ).to(torch.uint8)
-    sizes = torch.tensor([(size[0] - 5 * (i % 2), size[1] - 3 * i) for i in range(count)])
-    return image.to(segmenter.model.device), sizes.to(segmenter.model.device)
+def _check(segmenter: Segmenter, run: Any, form: Form, photos: Iterable[Inputs] | None) -> Parity:
+    images = generated(segmenter.model.device)
+    if not form.half:
+        check_all(segmenter, run, images)
+    return compare(
+        segmenter,
+        run,
+        images if photos is None else photos,
+        HALF if form.half else FULL,
+        photos=photos is not None,
+    )

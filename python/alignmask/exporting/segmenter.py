@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alignmask.data.batch import Batch
 from alignmask.model import AlignMask
 from alignmask.model.postprocess import class_scores, combine_scores
 
@@ -18,6 +19,14 @@ Detections = tuple[Tensor, Tensor, Tensor]
 DIVISOR = 32
 SMALLEST = 64
 """Height and width of images are multiples of DIVISOR, at least SMALLEST."""
+
+
+def inputs_of(batch: Batch) -> tuple[Tensor, Tensor]:
+    """image and size, as `Segmenter.forward` takes them, of a batch, which may be smaller."""
+    height, width = batch.image_BCHW.shape[2:]
+    padding = (0, max(0, SMALLEST - width), 0, max(0, SMALLEST - height))
+    size = torch.tensor(batch.sizes, device=batch.image_BCHW.device)
+    return F.pad(batch.image_BCHW, padding), size
 
 
 class Segmenter(nn.Module):

@@ -72,10 +72,21 @@ class MSDeformAttn(nn.Module):
         reference_BSL2 = reference_S2[:, None].expand(images, tokens, self.levels, 2)
         offsets_BSNLP2 = self.offsets(query_BSE).view(*points, 2)
         logits_BSNLP = self.weights(query_BSE).view(points)
-        out_BSE = ops.ms_deform_attn_from_offsets(
-            value_BSND, shapes, reference_BSL2, offsets_BSNLP2, logits_BSNLP
-        )
+        out_BSE = self.attend(value_BSND, shapes, reference_BSL2, offsets_BSNLP2, logits_BSNLP)
         return self.output(out_BSE)
+
+    def attend(
+        self,
+        value_BSND: Tensor,
+        shapes: Shapes,
+        reference_BQL2: Tensor,
+        offsets_BQNLP2: Tensor,
+        logits_BQNLP: Tensor,
+    ) -> Tensor:
+        """The sampling itself, apart so that an export can have another form of it."""
+        return ops.ms_deform_attn_from_offsets(
+            value_BSND, shapes, reference_BQL2, offsets_BQNLP2, logits_BQNLP
+        )
 
 
 class EncoderLayer(nn.Module):

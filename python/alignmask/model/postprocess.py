@@ -200,7 +200,7 @@ def postprocess(prediction: Prediction, batch: Batch, config: ModelConfig) -> li
             masks_UHW[part], mask_score_U[part] = _full_size(
                 logits_UHW[part], padded, pairs.valid, original
             )
-        boxes_U4 = _boxes(masks_UHW)
+        boxes_U4 = boxes_of(masks_UHW)
         score_N, best = pairs.ranked(mask_score_U, boxes_U4, config.score)
         of_U = pairs.which_N[best]
         found.append(
@@ -230,7 +230,7 @@ def _full_size(
     return masks_NHW, probability / inside.sum(1).clamp(min=1)
 
 
-def _boxes(masks_NHW: Tensor) -> Tensor:
+def boxes_of(masks_NHW: Tensor) -> Tensor:
     """-> [N, 4]: the tight box (x1, y1, x2, y2) with x2, y2 past the last pixel; zeros for an empty
     mask."""
     columns, rows = masks_NHW.any(dim=1).int(), masks_NHW.any(dim=2).int()

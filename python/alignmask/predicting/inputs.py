@@ -63,7 +63,9 @@ def image_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, kind in formats.items() if kind in readable)
 
 
-def find_images(paths: Sequence[Path], out: Path, *, recursive: bool = False) -> Found:
+def find_images(
+    paths: Sequence[Path], out: Path, *, recursive: bool = False, command: str = "predict"
+) -> Found:
     """The image files that are named, whatever their suffix, and those in the folders that are
     named, sorted.
 
@@ -73,6 +75,7 @@ def find_images(paths: Sequence[Path], out: Path, *, recursive: bool = False) ->
     Args:
         out: Where predictions will be written.
         recursive: Search subfolders.
+        command: Begins the message of an error.
     Raises:
         ValueError: There are no image files.
         FileNotFoundError: A path does not exist.
@@ -91,7 +94,7 @@ def find_images(paths: Sequence[Path], out: Path, *, recursive: bool = False) ->
         why = found.left_out()
         if found.subfolders:
             why.append("subfolders are searched with --recursive")
-        raise ValueError("; ".join([f"predict: no image files {where}", *why]))
+        raise ValueError("; ".join([f"{command}: no image files {where}", *why]))
     return found
 
 
