@@ -337,7 +337,7 @@ def test_a_corrupt_checkpoint_is_named(
     if damage == "weights":
         weights = broken / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-1000])
-        expected = f"checkpoint file {weights} cannot be read: "
+        expected = f"checkpoint file {weights} is damaged: "
     elif damage == "config":
         (broken / "config.json").write_text('{"name": 5}')
         expected = f"{broken}/config.json: "

@@ -252,8 +252,8 @@ def test_a_file_that_computes_something_else_is_not_kept(
 
     monkeypatch.setattr(files, "open_file", lambda _: right)
     export_model(model, path, form)
-    older = path.read_bytes()
     export_model(model, path, form)  # an exported file is replaced
+    older = path.read_bytes()
     refused(Segmenter(lively(num_classes=5)), few)
     assert path.read_bytes() == older
     assert list(path.parent.iterdir()) == [path]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from alignmask import ops
 from alignmask.config import DataConfig, ShapesConfig
+from tests.same_points import mask_points
 
 REASON = "no GPU that torch can use: `make test-gpu` on a machine with one runs these"
 
@@ -65,6 +66,7 @@ def same_points(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
     monkeypatch.setattr(torch, "rand", on_the_host)
+    monkeypatch.setattr(ops, "mask_points", mask_points)
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from alignmask import load
+from alignmask import load, ops
 from alignmask.data import resolve_paths, val_dataset
 from alignmask.evaluation.evaluate import evaluate_model
 from tests import tiny
+from tests.same_points import mask_points
 from tests.training import two_processes
 from tests.training.runs import RecordingTrainer, assert_equal, lines, small
 
@@ -72,6 +73,7 @@ def test_an_iteration_is_that_of_one_process_with_all_images(
     root: Path, ranks: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "rand", two_processes.same_points_for_all)
+    monkeypatch.setattr(ops, "mask_points", mask_points)
     trainer = RecordingTrainer(two_processes.settings(root, "one"))
     trainer.train_step(trainer.batches())
     (one,) = trainer.steps

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignmask import ops
 from alignmask.config import Config, DataConfig, LossConfig, ShapesConfig, TrainConfig
 from alignmask.evaluation.evaluate import Evaluation
 from alignmask.training.signals import Stopped
 from tests import tiny
+from tests.same_points import mask_points
 from tests.training.runs import RecordingTrainer, small
 
 random = torch.rand
@@ -60,6 +62,7 @@ class OneOfTwo(RecordingTrainer):
 
 def main(root: Path) -> None:
     torch.rand = same_points_for_all
+    ops.mask_points = mask_points
     first = OneOfTwo(settings(root, "run"))
     try:
         first.run()
