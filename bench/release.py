@@ -41,7 +41,13 @@ def release(run: Path, folder: Path) -> int:
     text = card.read_text() if card.exists() else None
     checkpoint.save(
         folder,
-        Config(folder.name, model=config.model, data=data, loss=config.loss, train=config.train),
+        Config(
+            folder.name,
+            model=config.model,
+            data=data,
+            loss=config.loss,
+            train=replace(config.train, init_from=None),
+        ),
         weights,
         {key: meta[key] for key in ("step", "class_names", "category_ids", "metrics")},
     )
