@@ -81,8 +81,8 @@ def check_nvcc(everything: bool) -> tuple[list[str], nvcc_code.Resources]:
         # The CPU's kernels are needed for linking alone. nvcc optimises device code all the same.
         *(
             "-DCMAKE_BUILD_TYPE=Debug",
-            "-DCMAKE_CXX_FLAGS_DEBUG=-O0",
-            "-DCMAKE_CUDA_FLAGS_DEBUG=-O0 --resource-usage",
+            "-DCMAKE_CXX_FLAGS_DEBUG=-O1",
+            "-DCMAKE_CUDA_FLAGS_DEBUG=-O1 --resource-usage",
         ),
         f"-DCMAKE_CUDA_ARCHITECTURES={'' if everything else IN_CI}",
     ]
