@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -62,6 +63,26 @@ def new_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 in hexadecimal digits: of a file's content; of a folder, of the names, sizes and
+    contents of all files in it."""
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if not file.is_file() and file != path:
+            continue
+        if file != path:
+            digest.update(f"{file.relative_to(path)}\n{file.stat().st_size}\n".encode())
+        with file.open("rb") as content:
+            while block := content.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The values of a file that has one JSON value a line."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def write_json(path: Path, value: Any, indent: int | None = None) -> None:

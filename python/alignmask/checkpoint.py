@@ -8,7 +8,6 @@ none).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from alignmask._files import write_json
+from alignmask._files import sha256, write_json
 from alignmask.config import Config
 from alignmask.config_files import config_from_dict, config_to_dict
 from alignmask.safe_load import read_pickled
@@ -65,7 +64,7 @@ def save(
                 torch.save(state, temporary / STATE)
         except (SafetensorError, RuntimeError) as error:  # both are raised for a full disk
             raise OSError(f"checkpoint {folder}: cannot be written: {error}") from error
-        checksums = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
+        checksums = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
         write_json(temporary / CHECKSUMS, checksums, indent=2)
         write_json(temporary / CONFIG, config_to_dict(config), indent=2)
         write_json(temporary / META, meta, indent=2)
@@ -127,7 +126,7 @@ def _check_file(path: Path) -> None:
         return
     if not path.is_file():
         raise DamagedCheckpoint(f"checkpoint {path.parent}: {path.name} is missing")
-    if _sha256(path) != expected:
+    if sha256(path) != expected:
         raise DamagedCheckpoint(
             f"checkpoint file {path} is damaged: it is not what was written, by {CHECKSUMS}. Take "
             "another checkpoint, or copy this one again. If the file was changed on purpose, "
@@ -146,14 +145,6 @@ def _checksums(folder: Path) -> dict[str, str]:
     if not isinstance(found, dict):
         raise DamagedCheckpoint(f"checkpoint file {path} is damaged: no JSON object")
     return found
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def latest(run: Path) -> Path | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from alignmask._files import sha256
 from alignmask._printing import counted
 from alignmask.config import SHOWN_SCORE
 from alignmask.evaluation.best_f1 import F1_IOU, best_thresholds, f1_at
@@ -130,7 +131,7 @@ def calibrate(
     matches = match(ground_truth, results)
     fit = Fit(
         annotations=Path(ground_truth.source).name,
-        annotations_sha256=file_hash(Path(ground_truth.source)),
+        annotations_sha256=annotations_hash(Path(ground_truth.source)),
         seed=seed,
         images=len(ours),
         held_out_images=len(others),
@@ -179,7 +180,7 @@ def calibrate(
     )
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits; of nothing, if the ground truth did not come from a
-    file."""
-    return hashlib.sha256(path.read_bytes() if path.is_file() else b"").hexdigest()
+def annotations_hash(path: Path) -> str:
+    """SHA-256 of an annotation file or folder of labels; of nothing, if the ground truth did not
+    come from one."""
+    return sha256(path) if path.exists() and path != Path() else hashlib.sha256(b"").hexdigest()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from alignmask._files import read_json_lines
 from alignmask._printing import counted
 from alignmask.config import Config
 from alignmask.evaluation.metrics import NUMBERS
@@ -53,10 +53,9 @@ class Judge:
 
     def recall(self, log: Path) -> None:
         """Read the evaluations of a continued run from its log (metrics.jsonl)."""
-        lines = (json.loads(line) for line in log.read_text().splitlines())
         self.values = [
             value_of(line["eval"]["modes"], self.score, self.metric)
-            for line in lines
+            for line in read_json_lines(log)
             if "eval" in line
         ]
 

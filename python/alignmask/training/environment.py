@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import platform
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from alignmask._files import read_json_lines, sha256
 from alignmask._version import __version__
 from alignmask.config import DataConfig
 from alignmask.ops import implementation
@@ -35,8 +35,8 @@ def environment(data: DataConfig, device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if gpu else _processor(),
         "kernels": implementation("ms_deform_attn", device.type),
         "threads": torch.get_num_threads(),
-        "train_annotations": _sha256(data.train_annotations),
-        "val_annotations": _sha256(data.val_annotations),
+        "train_annotations": data.train_annotations and sha256(data.train_annotations),
+        "val_annotations": data.val_annotations and sha256(data.val_annotations),
     }
 
 
@@ -50,7 +50,7 @@ def append(run: Path, step: int, values: dict[str, Any]) -> None:
 def starts(run: Path) -> list[dict[str, Any]]:
     """What was noted, oldest first; nothing for runs of older versions."""
     path = run / ENVIRONMENT
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return read_json_lines(path) if path.exists() else []
 
 
 def _version(package: str) -> str | None:
@@ -82,19 +82,3 @@ def _processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, platform.processor())
-
-
-def _sha256(path: Path | None) -> str | None:
-    """Of a file; of a folder of labels, of the names and contents of all files in it."""
-    if path is None:
-        return None
-    digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if not file.is_file():
-            continue
-        if file != path:
-            digest.update(f"{file.relative_to(path)}\n{file.stat().st_size}\n".encode())
-        with file.open("rb") as content:
-            while block := content.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()

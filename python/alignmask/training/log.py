@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
+from alignmask._files import read_json_lines
 from alignmask._printing import console, plain_column, progress_columns
 from alignmask.evaluation.evaluate import Evaluation
 from alignmask.training.callbacks import Callback, Run
@@ -169,7 +170,7 @@ class Window:
 
 def last_evaluation(run: Path) -> int | None:
     """The iteration after which a run was last evaluated; None if it never was."""
-    lines = (json.loads(line) for line in (run / METRICS).read_text().splitlines())
+    lines = read_json_lines(run / METRICS)
     return max((line["step"] for line in lines if "eval" in line), default=None)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from alignmask import checkpoint as checkpoints
+from alignmask._files import read_json_lines
 from alignmask._printing import counted
 from alignmask.config import Config
 from alignmask.data import resolve_paths
@@ -76,7 +76,7 @@ def reproduce(run: Path) -> Reproduction:
     config = replace(original, name=f"{run.name}-reproduced", out=run.parent)
     changed = _changed_environment(run, config)
     repeated = train(config)
-    before, after = _lines(log), _lines(repeated / METRICS)
+    before, after = read_json_lines(log), read_json_lines(repeated / METRICS)
     difference = _first_difference(before, after) or _other_weights(last, repeated)
     return Reproduction(run, repeated, min(len(before), len(after)), changed, difference)
 
@@ -100,10 +100,6 @@ def _changed_environment(run: Path, config: Config) -> list[str]:
             kind = name if name in MACHINE or name in ("commit", "python") else f"version of {name}"
             changed.append(f"{kind}: {value}, before {', then '.join(before)}")
     return changed
-
-
-def _lines(log: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in log.read_text().splitlines()]
 
 
 def _first_difference(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> str | None:
