@@ -22,8 +22,7 @@ from alignmask.data.coco_json import CocoFile
 from alignmask.data.draft import Draft
 from alignmask.data.faults import CocoError, Faults, brief
 from alignmask.data.file_names import find_files
-from alignmask.data.images import ImageError, read_header
-from alignmask.data.yolo import SUFFIXES
+from alignmask.data.images import ImageError, image_suffixes, read_header
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
@@ -83,7 +82,9 @@ def convert_voc(
     if names == list(CLASSES):
         draft.counts["classes, named as in Pascal VOC"] = len(names)
     files = {
-        file.stem: file.name for file in sorted(images.glob("*")) if file.suffix.lower() in SUFFIXES
+        file.stem: file.name
+        for file in sorted(images.glob("*"))
+        if file.suffix.lower() in image_suffixes()
     }
     for stem in _stems(folder, split):
         objects, kinds = folder / OBJECTS / f"{stem}.png", folder / KINDS / f"{stem}.png"

@@ -7,6 +7,7 @@ import os
 import struct
 import warnings
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -28,10 +29,22 @@ MAX_MEGAPIXELS = "ALIGNMASK_MAX_MEGAPIXELS"
 if MAX_MEGAPIXELS in os.environ:  # Pillow refuses what has twice as many
     Image.MAX_IMAGE_PIXELS = int(float(os.environ[MAX_MEGAPIXELS]) * 1e6 / 2)
 
+NO_PICTURES = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF")
+"""What Pillow recognises and cannot decode itself: vector graphics, films, containers of data."""
+
 _ORIENTATION = 0x0112  # EXIF's tag
 # Per orientation: whether to mirror left and right, then quarter turns to the left.
 _TURNS = {2: (1, 0), 3: (0, 2), 4: (1, 2), 5: (1, 1), 6: (0, 3), 7: (1, 3), 8: (0, 1)}
 _DARK = 1 << 14  # 16-bit images below this value have a brightness of less than 64 of 255
+
+
+@lru_cache
+def image_suffixes() -> frozenset[str]:
+    """The file name suffixes of the pictures that Pillow can open, in lower case."""
+    formats = Image.registered_extensions()  # before Image.OPEN: this loads the formats
+    # Pillow's reader of JPEG files opens MPO, too.
+    readable = {*Image.OPEN, "MPO"} - {*NO_PICTURES}
+    return frozenset(suffix for suffix, kind in formats.items() if kind in readable)
 
 
 class ImageError(ValueError):

@@ -4,18 +4,17 @@ image's width and height, and data.yaml with the names of the classes and the fo
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from alignmask.data.draft import Draft
 from alignmask.data.faults import CocoError, Faults, brief
-from alignmask.data.images import Header, ImageError, read_header
+from alignmask.data.images import Header, ImageError, image_suffixes, read_header
 
-SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _FOLDERS_ABOVE = 3
@@ -61,7 +60,7 @@ def read_yolo(folder: Path, images: Path | None = None) -> Draft:
         )
     names = class_names(folder)
     draft = Draft(names)
-    files = _by_stem(images, SUFFIXES, draft.faults)
+    files = _by_stem(images, image_suffixes(), draft.faults)
     if not files:
         raise CocoError(f"{images}: no images for the labels in {folder}")
     for stem in sorted(labels.keys() - files.keys()):
@@ -214,7 +213,9 @@ def _swapped(folder: Path, old: str, new: str) -> Path:
     return Path(*parts)
 
 
-def _by_stem(folder: Path, suffixes: set[str], faults: Faults | None = None) -> dict[str, Path]:
+def _by_stem(
+    folder: Path, suffixes: Collection[str], faults: Faults | None = None
+) -> dict[str, Path]:
     """The files below a folder by their path without the suffix."""
     found: dict[str, Path] = {}
     for file in sorted(folder.rglob("*")):

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image
 
+from alignmask.data.images import image_suffixes
 from alignmask.predicting.outputs import made_here
-
-NO_PICTURES = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF")
-"""What Pillow recognises and cannot decode itself: vector graphics, films, containers of data."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +49,6 @@ class Found:
                 f"left out {self.made} {'picture' if self.made == 1 else 'pictures'} that predict made"
             )
         return said
-
-
-@lru_cache
-def image_suffixes() -> frozenset[str]:
-    """The file name suffixes of the pictures that Pillow can open, in lower case."""
-    formats = Image.registered_extensions()  # before Image.OPEN: this loads the formats
-    # Pillow's reader of JPEG files opens MPO, too.
-    readable = {*Image.OPEN, "MPO"} - {*NO_PICTURES}
-    return frozenset(suffix for suffix, kind in formats.items() if kind in readable)
 
 
 def find_images(
