@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import colorsys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,15 @@ import numpy as np
 from alignmask._files import must_be_new, replacing
 from alignmask.curation.drafts import (
     Instance,
+    Shapes,
     clipped,
     ellipse,
     instances_of,
-    united,
     write_draft,
 )
 from alignmask.data.batch import Size
 from alignmask.data.draft import Draft
-from alignmask.data.faults import CocoError, SegmentationError, brief
+from alignmask.data.faults import CocoError, brief
 
 WITHOUT_AREA = {
     "box": "boxes",
@@ -84,8 +84,7 @@ def _read_image(xml: Path, image: ElementTree.Element, draft: Draft) -> None:
         draft.faults.add("without name, width and height", f"{where}: {error}")
         return
     image_id = draft.add_image(name.replace("\\", "/"), size)
-    groups: dict[Any, list[Any]] = defaultdict(list)
-    places: dict[Any, str] = {}
+    shapes = Shapes(image_id, size)
     for number, shape in enumerate(image):
         place = f"{where}, {name}: {shape.tag} {number + 1}"
         if shape.tag in WITHOUT_AREA:
@@ -101,15 +100,9 @@ def _read_image(xml: Path, image: ElementTree.Element, draft: Draft) -> None:
             kind = f"no {error}" if isinstance(error, KeyError) else str(error)
             draft.faults.add("that are not as CVAT writes them", f"{place}: {kind}")
             continue
-        group = shape.get("group_id") or "0"
-        key = (label, number if group == "0" else f"group {group}")
-        groups[key].append(region)
-        places.setdefault(key, place)
-    for key, regions in groups.items():
-        try:
-            draft.add(image_id, key[0], united(regions, size), places[key])
-        except SegmentationError as error:
-            draft.faults.add(error.kind, f"{places[key]}: {error}")
+        group = shape.get("group_id") or "0"  # which is none
+        shapes.add(label, None if group == "0" else group, region, place)
+    shapes.add_to(draft)
 
 
 def _region(shape: ElementTree.Element, size: Size) -> Any:
@@ -195,11 +188,8 @@ def _write_shapes(image: ElementTree.Element, instance: Instance, group: int, si
         )
     if instance.polygons:
         return
-    mask_HW = instance.mask_HW(size)
-    (top, bottom), (left, right) = (
-        np.flatnonzero(mask_HW.any(axis=axis))[[0, -1]].tolist() for axis in (1, 0)
-    )
-    part_P = mask_HW[top : bottom + 1, left : right + 1].ravel()
+    mask_HW, left, top = instance.cropped(size)
+    part_P = mask_HW.ravel()
     ends = np.flatnonzero(np.diff(part_P, append=~part_P[-1])) + 1
     runs = np.diff(ends, prepend=0).tolist()
     ElementTree.SubElement(
@@ -208,6 +198,6 @@ def _write_shapes(image: ElementTree.Element, instance: Instance, group: int, si
             **common,
             "rle": ", ".join(map(str, [0, *runs] if part_P[0] else runs)),
             "left": str(left), "top": str(top),
-            "width": str(right - left + 1), "height": str(bottom - top + 1), "z_order": "0",
+            "width": str(mask_HW.shape[1]), "height": str(mask_HW.shape[0]), "z_order": "0",
         },
     )  # fmt: skip

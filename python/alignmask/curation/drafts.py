@@ -20,6 +20,7 @@ from alignmask.data.coco_json import (
     read_draft,
 )
 from alignmask.data.draft import Draft
+from alignmask.data.faults import SegmentationError
 from alignmask.data.masks import encode_segmentation
 from alignmask.data.outlines import outlines
 
@@ -38,6 +39,15 @@ class Instance(NamedTuple):
             {"size": list(size), "counts": self.record.counts}
         ).astype(bool)
         return mask_HW
+
+    def cropped(self, size: Size) -> tuple[np.ndarray, int, int]:
+        """The smallest part of its mask that has all its pixels, and where that begins: left,
+        top."""
+        mask_HW = self.mask_HW(size)
+        (top, bottom), (left, right) = (
+            np.flatnonzero(mask_HW.any(axis=axis))[[0, -1]].tolist() for axis in (1, 0)
+        )
+        return mask_HW[top : bottom + 1, left : right + 1], left, top
 
     def as_polygons(self, size: Size) -> list[list[float]] | None:
         """Polygons that cover it: those of the file, or those along the edges of its pixels. None
@@ -79,6 +89,31 @@ def instances_of(
         )
         counts["instances"] += 1
     return file, found
+
+
+class Shapes:
+    """The shapes of one image: those of one label and one group are an instance."""
+
+    def __init__(self, image_id: int, size: Size) -> None:
+        self.image_id, self.size = image_id, size
+        self._regions: dict[tuple[str, int | str], list[Any]] = {}
+        self._places: dict[tuple[str, int | str], str] = {}
+
+    def add(self, label: str, group: Any, region: Any, place: str) -> None:
+        """Add a polygon or a mask [H, W]. One whose group is None is an instance of its own."""
+        # An instance of its own has a number, which no group's name equals.
+        key = (label, len(self._places) if group is None else str(group))
+        self._regions.setdefault(key, []).append(region)
+        self._places.setdefault(key, place)
+
+    def add_to(self, draft: Draft) -> None:
+        """Add the instances to the draft. What cannot be drawn is a fault."""
+        for key, regions in self._regions.items():
+            place = self._places[key]
+            try:
+                draft.add(self.image_id, key[0], united(regions, self.size), place)
+            except SegmentationError as error:
+                draft.faults.add(error.kind, f"{place}: {error}")
 
 
 def united(regions: list[Any], size: Size) -> Any:

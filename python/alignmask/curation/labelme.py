@@ -12,7 +12,7 @@ import io
 import json
 import math
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,16 @@ from PIL import Image
 from alignmask._files import must_be_new, new_folder, write_json
 from alignmask.curation.drafts import (
     Instance,
+    Shapes,
     clipped,
     ellipse,
     instances_of,
-    united,
     write_draft,
 )
 from alignmask.data.batch import Size
 from alignmask.data.coco_json import ImageRecord
 from alignmask.data.draft import Draft
-from alignmask.data.faults import CocoError, Faults, SegmentationError, brief, is_number
+from alignmask.data.faults import CocoError, Faults, brief, is_number
 from alignmask.data.file_names import find_files
 from alignmask.data.images import ImageError, read_header
 
@@ -168,22 +168,13 @@ class _Reader:
         return size
 
     def _shapes(self, path: Path, shapes: list[Any], image_id: int, size: Size) -> None:
-        groups: dict[Any, list[Any]] = defaultdict(list)
-        places: dict[Any, str] = {}
+        found = Shapes(image_id, size)
         for number, shape in enumerate(shapes):
             where = f"{path}: shapes[{number}]"
             region = self._region(shape, where, size)
-            if region is None:
-                continue
-            group = shape.get("group_id")
-            key = (shape["label"], number if group is None else f"group {group}")
-            groups[key].append(region)
-            places.setdefault(key, where)
-        for key, regions in groups.items():
-            try:
-                self.draft.add(image_id, key[0], united(regions, size), places[key])
-            except SegmentationError as error:
-                self.draft.faults.add(error.kind, f"{places[key]}: {error}")
+            if region is not None:
+                found.add(shape["label"], shape.get("group_id"), region, where)
+        found.add_to(self.draft)
 
     def _region(self, shape: Any, where: str, size: Size) -> Any:
         """A polygon [x, y, x, y, ...], a mask [H, W], or None."""
@@ -339,12 +330,10 @@ def _written(
             for polygon in polygons
         ]
     counts["masks with holes, as shapes of the kind mask"] += 1
-    mask_HW = instance.mask_HW(size)
-    (top, bottom), (left, right) = (
-        np.flatnonzero(mask_HW.any(axis=axis))[[0, -1]].tolist() for axis in (1, 0)
-    )
+    mask_HW, left, top = instance.cropped(size)
+    right, bottom = left + mask_HW.shape[1] - 1, top + mask_HW.shape[0] - 1
     picture = io.BytesIO()
-    Image.fromarray(mask_HW[top : bottom + 1, left : right + 1]).save(picture, format="PNG")
+    Image.fromarray(mask_HW).save(picture, format="PNG")
     return [
         {
             **common,

@@ -229,8 +229,9 @@ def write_voc(
     faults = Faults()
     records = list(file.images.values())
     stems = [Path((image.file_name or str(image.id)).replace("\\", "/")).stem for image in records]
+    occurs = Counter(stems)
     for image, stem in zip(records, stems, strict=True):
-        if stems.count(stem) > 1:
+        if occurs[stem] > 1:
             faults.add("of images that would have one mask", f"image id {image.id}: {stem}.png")
         if len(found[image.id]) > MOST:
             faults.add(
@@ -292,7 +293,8 @@ def _drawn(
     """The masks of instances and of classes, uint8 [H, W]."""
     object_HW, kind_HW = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
     for void in voids:
-        object_HW[void.mask_HW(size)] = kind_HW[void.mask_HW(size)] = VOID
+        mask_HW = void.mask_HW(size)
+        object_HW[mask_HW] = kind_HW[mask_HW] = VOID
     order = sorted(enumerate(instances, 1), key=lambda pair: -pair[1].record.pixels)
     for number, instance in order:
         mask_HW = instance.mask_HW(size)

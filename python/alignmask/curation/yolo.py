@@ -11,11 +11,9 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from alignmask._files import must_be_new, new_folder
-from alignmask.curation.drafts import write_draft
-from alignmask.data.coco_json import read_coco
+from alignmask.curation.drafts import instances_of, write_draft
 from alignmask.data.faults import CocoError
 from alignmask.data.outlines import outlines
 from alignmask.data.yolo import read_yolo
@@ -44,25 +42,20 @@ def write_yolo(annotations: Path, out: Path) -> Counter[str]:
         CocoError: As `read_coco`; or two images would have one label file.
     """
     must_be_new(out, "data")
-    file, counts = read_coco(annotations), Counter[str]()
-    file.warn_left_out()
+    counts: Counter[str] = Counter()
+    file, found = instances_of(annotations, counts)
     lines: dict[int, list[str]] = {image_id: [] for image_id in file.images}
     labels = {category_id: label for label, category_id in enumerate(file.categories)}
-    for annotation in file.annotations:
-        if not annotation.is_instance:
-            counts["crowds left out" if annotation.crowd else "empty masks left out"] += 1
-            continue
-        image = file.images[annotation.image_id]
-        size = [image.height, image.width]
-        mask_HW = coco_mask.decode({"size": size, "counts": annotation.counts})
-        polygons = outlines(mask_HW)
-        counts["instances"] += 1
-        counts["holes filled"] += sum(len(polygon) - 1 for polygon in polygons)
-        counts["parts made instances of their own"] += len(polygons) - 1
-        for outer, *_ in polygons:
-            shares = (np.array(outer) / (image.width, image.height)).ravel()
-            values = " ".join(f"{share:.6f}" for share in shares)
-            lines[annotation.image_id].append(f"{labels[annotation.category_id]} {values}")
+    for image_id, image in file.images.items():
+        for instance in found[image_id]:
+            polygons = outlines(instance.mask_HW((image.height, image.width)))
+            counts["holes filled"] += sum(len(polygon) - 1 for polygon in polygons)
+            counts["parts made instances of their own"] += len(polygons) - 1
+            for outer, *_ in polygons:
+                shares = (np.array(outer) / (image.width, image.height)).ravel()
+                values = " ".join(f"{share:.6f}" for share in shares)
+                lines[image_id].append(f"{labels[instance.record.category_id]} {values}")
+    counts["images"] = counts.pop("images")  # is listed last
     stems = Counter(Path(image.file_name or str(image.id)).stem for image in file.images.values())
     if twice := [stem for stem, count in stems.items() if count > 1]:
         raise CocoError(f"{annotations}: several images would have the label file {twice[0]}.txt")
@@ -76,6 +69,5 @@ def write_yolo(annotations: Path, out: Path) -> Counter[str]:
             (part / "labels" / f"{stem}.txt").write_text(
                 "".join(f"{line}\n" for line in lines[image_id])
             )
-            counts["images"] += 1
         (part / "data.yaml").write_text(f"path: .\nnames:\n{names}", encoding="utf-8")
     return +counts
