@@ -15,8 +15,7 @@ from alignmask.data.batch import Size
 from alignmask.data.coco_json import (
     AnnotationRecord,
     CocoFile,
-    read_coco,
-    read_coco_json,
+    read_coco_with_content,
     read_draft,
 )
 from alignmask.data.draft import Draft
@@ -68,9 +67,9 @@ def instances_of(
     Raises:
         CocoError: As `read_coco`.
     """
-    file = read_coco(annotations)
+    file, content = read_coco_with_content(annotations)
     file.warn_left_out()
-    segmentations = {a["id"]: a["segmentation"] for a in read_coco_json(annotations)["annotations"]
+    segmentations = {a["id"]: a["segmentation"] for a in content["annotations"]
                      if "segmentation" in a}  # fmt: skip
     found: dict[int, list[Instance]] = {image_id: [] for image_id in file.images}
     counts["images"] = len(found)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from alignmask._files import must_be_new, write_json
-from alignmask.data.coco_json import read_coco, read_coco_json
+from alignmask.data.coco_json import read_coco_with_content
 from alignmask.data.faults import CocoError
 
 
@@ -50,7 +50,7 @@ def split(
     targets = [out / "instances_train.json", out / "instances_val.json"]
     for path in targets:
         must_be_new(path, "data split")
-    file = read_coco(annotations)
+    file, content = read_coco_with_content(annotations)
     contents: dict[int, Counter[int]] = {image_id: Counter() for image_id in file.images}
     for annotation in file.annotations:
         if annotation.is_instance:
@@ -62,7 +62,6 @@ def split(
     if len(groups) < 2:
         raise ValueError(f"data split: all {len(file.images)} images are one group: {group!r}")
     validation = _deal(list(groups.values()), contents, share, seed)
-    content = read_coco_json(annotations)
     for path, wanted in zip(targets, (set(contents) - validation, validation), strict=True):
         part = {
             **content,

@@ -171,6 +171,12 @@ def read_coco(path: str | Path, limit: int | None = None, images: Path | None = 
     return _read(_Reader(Path(path), *_content(Path(path), images)), limit)
 
 
+def read_coco_with_content(path: Path) -> tuple[CocoFile, dict[str, Any]]:
+    """As `read_coco`, and what `read_coco_json` returns; the file is parsed once."""
+    content, faults, places = _content(path, None)
+    return _read(_Reader(path, content, faults, places), None), content
+
+
 def read_draft(path: Path, draft: Draft) -> CocoFile:
     """As `read_coco`, of what was read from another form in the file or folder `path`."""
     return _read(_Reader(path, draft.content(), draft.faults, draft.places), None)
