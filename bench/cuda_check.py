@@ -79,6 +79,7 @@ def check_nvcc(everything: bool) -> tuple[list[str], nvcc_code.Resources]:
         ),
         *(f"-DPython_EXECUTABLE={sys.executable}", "-DALIGNMASK_CUDA=ON", "-DALIGNMASK_TESTS=OFF"),
         # The CPU's kernels are needed for linking alone. nvcc optimises device code all the same.
+        # (With -O0, GCC 12 has an internal error on vectors of AVX-512.)
         *(
             "-DCMAKE_BUILD_TYPE=Debug",
             "-DCMAKE_CXX_FLAGS_DEBUG=-O1",

@@ -33,7 +33,7 @@ def load(checkpoint: str | os.PathLike[str], device: str | torch.device = "cpu")
         The model, ready to predict.
 
     Raises:
-        FileNotFoundError: There is no checkpoint; the message names the path.
+        FileNotFoundError: The path leads to no checkpoint; the message names it.
         ValueError: A file of the checkpoint is damaged, or does not fit the others; the message
             names it.
 
@@ -111,7 +111,7 @@ def from_mask2former(
         The model, ready to predict. `report` says which tensors were left out.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file does not exist.
         CheckpointError: The file is damaged, of another kind, or asks for code; or names are
             missing or unknown, or shapes differ (all of them in one message).
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from alignmask.config import SHOWN_SCORE, Config
 from alignmask.data import collate, evaluation_transform
-from alignmask.data.batch import Batch, image_alone
+from alignmask.data.batch import Batch, Sample, image_alone
 from alignmask.data.images import ImageLike, to_pixels
 from alignmask.data.rle import encode
 from alignmask.evaluation.calibrators import Calibration
@@ -252,7 +252,7 @@ class Predictor:
         if batch_size < 1:
             raise ValueError(f"predict: batch_size: expected 1 or more, got {batch_size}")
         images = image if isinstance(image, (list, tuple)) else [image]
-        samples = (image_alone(self._pixels(each), _name(each)) for each in images)
+        samples = map(self._sample, images)
         found: list[Found] = []
         for _, alike in itertools.groupby(samples, lambda sample: sample.size):
             while some := [self._transform(s) for s in itertools.islice(alike, batch_size)]:
@@ -263,7 +263,10 @@ class Predictor:
     def batch_of(self, image: ImageLike) -> Batch:
         """The image as the model takes it: resized and padded, on the CPU. Errors as of
         `predict`."""
-        return collate([self._transform(image_alone(self._pixels(image), _name(image)))])
+        return collate([self._transform(self._sample(image))])
+
+    def _sample(self, image: ImageLike) -> Sample:
+        return image_alone(self._pixels(image), _name(image))
 
     def _check(self, threshold: Threshold, suppression: ShownSuppression, trusted: bool) -> None:
         if suppression not in get_args(ShownSuppression):

@@ -8,7 +8,8 @@ namespace alignmask {
 
 namespace {
 
-/// What both directions have; `maps`: the logits, or their gradient; `sampled`: likewise.
+/// The parameters of both directions: `maps` are the logits or their gradient, and `sampled` are
+/// the sampled logits or theirs.
 MaskPointsParams params_for(const MaskPointsArgs& args, const TensorView& maps,
                             const TensorView& sampled) {
   const char* const op = MaskPointsArgs::op();

@@ -14,7 +14,7 @@ import torch
 from alignmask import Predictor
 from alignmask.evaluation.predictions import to_coco_results
 from alignmask.model import Instances
-from alignmask.model.tiles import SparseInstances
+from alignmask.model.sparse import SparseInstances
 from alignmask.predicting.outputs import MARK
 from alignmask.predicting.video import SUFFIXES, Film, writing_film, writing_lines
 

@@ -51,7 +51,7 @@ def convert_cvat(xml: Path, out: Path, *, classes: Sequence[str] | None = None) 
             file lists.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file does not exist.
         FileExistsError: `out` exists.
         CocoError: The file is not of the format, or shapes are not; all of them are counted.
     """

@@ -45,7 +45,7 @@ def about(path: Path) -> dict[str, Any]:
     """What an exported file says of itself.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file does not exist.
         ValueError: It was not written by `alignmask export`.
     """
     if not path.is_file():

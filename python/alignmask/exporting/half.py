@@ -40,7 +40,7 @@ def half_precision(model: ir.Model) -> None:
         return stored[value.name]
 
     for node in list(graph):
-        constants = [value for value in node.inputs if value is not None and _constant(value)]
+        constants = [value for value in node.inputs if value is not None and value.is_initializer()]
         if node.op_type not in LAYERS or not constants:
             continue
         if EXACT in [value.name for value in (*constants, *_added(node))]:
@@ -48,7 +48,7 @@ def half_precision(model: ir.Model) -> None:
         for number, value in enumerate(node.inputs):
             if value is None:
                 continue
-            if _constant(value):
+            if value.is_initializer():
                 node.replace_input_with(number, weight(value))
                 continue
             if value not in lowered:
@@ -73,10 +73,6 @@ def _added(node: ir.Node) -> list[ir.Value]:
     (result,) = node.outputs
     sums = [user for user, _ in result.uses() if user.op_type == "Add"]
     return [value for user in sums for value in user.inputs if value is not None]
-
-
-def _constant(value: ir.Value) -> bool:
-    return value.is_initializer()
 
 
 def _cast(value: ir.Value, dtype: ir.DataType) -> ir.Node:

@@ -83,12 +83,9 @@ def compare(
     """
     ious: list[float] = []
     differences: list[float] = []
-    missed = images = extra = 0
+    images = extra = 0
     for image, size in inputs:
-        with torch.no_grad():
-            theirs, ours = expected(image, size), found(image, size)
-        if not ours[0].isfinite().all():
-            raise RuntimeError("export: the written file gives scores that are not finite")
+        theirs, ours = _run(expected, found, image, size)
         images += len(image)
         iou, difference = partners(theirs, ours)
         ious += iou
@@ -157,16 +154,22 @@ def check_all(expected: Run, found: Run, inputs: Sequence[Inputs]) -> None:
     """Raises RuntimeError unless a float32 file agrees with the model in everything: also in
     detections that are never shown, which even a model with random weights has."""
     for image, size in inputs:
-        with torch.no_grad():
-            theirs, ours = expected(image, size), found(image, size)
-        if not ours[0].isfinite().all():
-            raise RuntimeError("export: the written file gives scores that are not finite")
+        theirs, ours = _run(expected, found, image, size)
         share = min(agreement(ours, theirs), agreement(theirs, ours))
         if share < ENOUGH:
             raise RuntimeError(
                 f"export: the written file gives {share:.0%} of the model's detections, expected "
                 f"{ENOUGH:.0%} or more"
             )
+
+
+def _run(expected: Run, found: Run, image: Tensor, size: Tensor) -> tuple[Detections, Detections]:
+    """What the model and the file find. Raises RuntimeError if the file's scores are not finite."""
+    with torch.no_grad():
+        theirs, ours = expected(image, size), found(image, size)
+    if not ours[0].isfinite().all():
+        raise RuntimeError("export: the written file gives scores that are not finite")
+    return theirs, ours
 
 
 def generated(device: torch.device) -> list[Inputs]:

@@ -103,7 +103,7 @@ def _forward_fake(
     candidates: int,
     kept: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    check(logits, masks, index, 0, 0, 1.0, 1.0)
+    check(logits, masks, index)
     return _empty(logits, points)
 
 

@@ -16,15 +16,7 @@ ROWS = 128
 """Number of rows to process at once. It bounds the memory of their candidates."""
 
 
-def check(
-    logits: Tensor,
-    masks: Tensor,
-    index: Tensor,
-    points: int,
-    seed: int,
-    oversample: float,
-    importance: float,
-) -> None:
+def check(logits: Tensor, masks: Tensor, index: Tensor) -> None:
     """Raise TypeError or ValueError unless dtypes and sizes obey the contract of
     `alignmask.ops.mask_points`."""
     _check.bind(
@@ -33,7 +25,6 @@ def check(
         index=(index, "R", _check.INTS),
         masks=(masks, "Ghw", _check.MASKS),
     )
-    check_numbers(points, seed, oversample, importance)
 
 
 def check_numbers(points: int, seed: int, oversample: float, importance: float) -> None:
@@ -68,7 +59,8 @@ def mask_points(
     importance: float = 0.75,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `alignmask.ops.mask_points`."""
-    check(logits_RHW, masks_GHW, index_R, points, seed, oversample, importance)
+    check(logits_RHW, masks_GHW, index_R)
+    check_numbers(points, seed, oversample, importance)
     _check.in_range("mask_points", "index", index_R, 0, len(masks_GHW))
     candidates, kept = counts(points, oversample, importance)
     dtype = _check.compute_dtype(logits_RHW.dtype)
