@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from alignmask import ops
 from alignmask.ops import _library
@@ -234,14 +234,23 @@ class Results(Dataset):
 
 @pytest.mark.parametrize("way", ["fork", "spawn"])
 def test_workers_of_a_data_loader(way: str) -> None:
-    expected = results()
-    loader = DataLoader(
-        Results(), batch_size=None, num_workers=1, multiprocessing_context=way, timeout=SECONDS
+    """From a process that other tests have not used: a fork refuses autograd, or waits for ever, if
+    torch has had threads for a GPU or of OpenMP before."""
+    in_a_process(
+        f"""
+        from torch.utils.data import DataLoader
+
+        expected = results()
+        loader = DataLoader(
+            Results(), batch_size=None, num_workers=1, multiprocessing_context="{way}", timeout=SECONDS
+        )
+        found = list(loader)
+        assert len(found) == 2
+        for each in found:
+            assert_same(each, expected)
+    """,
+        OMP_NUM_THREADS="1",
     )
-    found = list(loader)
-    assert len(found) == 2
-    for each in found:
-        assert_same(each, expected)
 
 
 # ---- memory
