@@ -19,6 +19,8 @@ from alignmask.config import PixelDecoderConfig
 from alignmask.model.layers import PERIODS, check_heads, feed_forward, place_waves, sine_position
 
 Shapes = list[tuple[int, int]]
+_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+"""Older versions of torch cannot tell exporting from compiling."""
 
 
 @dataclass
@@ -173,10 +175,11 @@ class PixelDecoder(nn.Module):
             detailed = detailed + self.place(place_waves(h, w, device)[None])
         fused = self.fuse(detailed)
         # Pooling and sampling read all channels of a pixel, so the map must be channels-last.
-        # GroupNorm on a GPU returns another layout.
-        return PixelFeatures(
-            levels, self.embed(fused.contiguous(memory_format=torch.channels_last))
-        )
+        # GroupNorm on a GPU returns another layout. An exported model does neither, and would be
+        # restricted to several images, because of one the tracer cannot tell the layout.
+        if not _exporting():
+            fused = fused.contiguous(memory_format=torch.channels_last)
+        return PixelFeatures(levels, self.embed(fused))
 
 
 def _pixel_centres(height: int, width: int, device: torch.device) -> Tensor:
