@@ -3,10 +3,37 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+
+exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+"""Whether torch.export is at work. Older versions of torch cannot tell it from torch.compile."""
+
+
+ROWS = 1024
+"""Number of tokens whose features, widened by a feed-forward network, a processor's cache holds."""
+
+
+def by_parts(function: Callable[..., Tensor], *tensors_BSE: Tensor) -> Tensor:
+    """`function` of the tensors, for a function that treats every token by itself: without
+    gradients on a CPU as many tokens at once as its caches hold. [B, S, E] -> [B, S, E]."""
+    first = tensors_BSE[0]
+    rows = ROWS * torch.get_num_threads()
+    if (
+        torch.is_grad_enabled()
+        or exporting()
+        or first.device.type != "cpu"
+        or first.shape[1] <= rows
+    ):
+        return function(*tensors_BSE)
+    found_BSE = torch.empty_like(first)
+    for start in range(0, first.shape[1], rows):
+        part = slice(start, start + rows)
+        found_BSE[:, part] = function(*(tensor[:, part] for tensor in tensors_BSE))
+    return found_BSE
 
 
 def sine_position(
