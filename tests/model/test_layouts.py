@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from alignmask.config import AlignedQueryConfig, PixelDecoderConfig
 from alignmask.model import pixel_decoder
 from alignmask.model.aligned_queries import AlignedQueryGenerator
+from alignmask.model.layers import feed_forward, mlp
 from alignmask.model.pixel_decoder import PixelDecoder
 from alignmask.ops import _library
 
@@ -75,3 +76,14 @@ def test_aligned_queries_have_few_shapes_on_a_gpu(
             queries = generator(embedding_BEHW, masks_GHW, owner_G, counts)
         assert queries.features_BAE.shape == (2, slots, 32)
         assert queries.instance_BA.shape == queries.set_BA.shape == (2, slots)
+
+
+@pytest.mark.parametrize("network", [mlp(8, 16, 4), feed_forward(8, 16)])
+def test_no_view_is_changed_in_place_on_the_way_back(network: torch.nn.Sequential) -> None:
+    """Autograd then copies all of its memory (`CopySlices`)."""
+    node, seen = network(torch.randn(2, 3, 8)).grad_fn, []
+    while node is not None:
+        seen.append(node.name())
+        node = node.next_functions[-2 if node.name() == "AddmmBackward0" else 0][0]
+    assert "ReluBackward0" in seen
+    assert "CopySlices" not in seen

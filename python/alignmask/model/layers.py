@@ -61,6 +61,14 @@ def sine_position(
     return torch.cat((y, x), dim=2).flatten(0, 1)
 
 
+class ReLU(nn.Module):
+    """In place where there are no gradients. Where there are, autograd would copy all that follows:
+    a linear layer returns a view of a matrix."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu() if torch.is_grad_enabled() else x.relu_()
+
+
 PERIODS = (0.5, 1, 2, 4, 8)
 
 
@@ -84,7 +92,7 @@ def mlp(width_in: int, width_hidden: int, width_out: int, hidden_layers: int = 2
     widths = [width_in] + [width_hidden] * hidden_layers
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
-        layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
+        layers += [nn.Linear(before, after), ReLU()]
     return nn.Sequential(*layers, nn.Linear(widths[-1], width_out))
 
 
@@ -93,7 +101,7 @@ def feed_forward(width: int, width_hidden: int) -> nn.Sequential:
     widen, narrow = nn.Linear(width, width_hidden), nn.Linear(width_hidden, width)
     for linear in (widen, narrow):
         nn.init.xavier_uniform_(linear.weight)
-    return nn.Sequential(widen, nn.ReLU(inplace=True), narrow)
+    return nn.Sequential(widen, ReLU(), narrow)
 
 
 def check_heads(width: int, heads: int) -> None:
