@@ -14,7 +14,7 @@ native := CMakeLists.txt $(wildcard cmake/*.cmake core/*/* core/*/*/* bindings/*
 cpp := $(wildcard $(foreach ending,h cpp cuh cu,core/*/*.$(ending) core/*/*/*.$(ending) bindings/*.$(ending) tests/native/*.$(ending) \
          tests/sanitize/*.$(ending) tests/simt/*.$(ending)))
 
-.PHONY: help setup simt sanitize sanitize-simt demo test test-all lint format bench native-test cuda-check roofline test-gpu gpu-report mutate matrix docs clean
+.PHONY: help setup simt sanitize sanitize-simt demo test test-all lint format bench native-test cuda-check roofline test-gpu gpu-report bench-model mutate matrix docs clean
 
 help:  ## List what make can do
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -97,6 +97,9 @@ format: setup  ## Rewrite the sources in the project's format
 
 bench: setup  ## Time the ops against plain torch and what other peers are installed; one table
 	@$(bin)/python bench/bench_all.py $(ARGS)
+
+bench-model: setup  ## Time whole models beside Hugging Face's Mask2Former and their own floor
+	@$(bin)/python bench/bench_model.py $(ARGS)
 
 docs: setup  ## Build the documentation into build/site; a warning is an error
 	@NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --strict

@@ -134,7 +134,7 @@ class OpCall {
   }
 
   const std::tuple<Arguments...>& arguments_;
-  const Objects& objects_;
+  const Objects objects_;  // a copy: the list that a call is made from ends with the constructor
   std::array<std::optional<TensorArg>, sizeof...(Arguments)> memory_;
   std::optional<WorkspaceArg> workspace_;
 };

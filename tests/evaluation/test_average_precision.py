@@ -4,6 +4,7 @@ times."""
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from alignmask.evaluation.calibration import localisation_aware_error
 from alignmask.evaluation.duplicates import count_duplicates, rival_pairs
 from alignmask.evaluation.evaluate import evaluate_file
 from alignmask.evaluation.matches import match_one
-from alignmask.evaluation.resampled import compared_measures
+from alignmask.evaluation.resampled import compared_measures, weighted_pearson
 from alignmask.evaluation.results_file import load_ground_truth, load_results
 from tests.evaluation.oracle import official_numbers
 from tests.evaluation.test_errors import random_world
@@ -129,3 +130,11 @@ def test_compared_measures_equal_those_of_resampled_images(tmp_path: Path, seed:
         shares = count_duplicates(pairs, rivals_P2)
         assert values[1]["second masks"] == shares["score >= 0.5"].share > 0
         assert values[1]["LaECE0"] == localisation_aware_error(matches)
+
+
+def test_two_predictions_are_enough_for_a_correlation() -> None:
+    x, y, one = np.array([0.2, 0.7, 0.9]), np.array([0.5, 0.1, 0.3]), np.array([1, 1, 0])
+    found = weighted_pearson(x, y, one)
+    assert found is not None
+    assert math.isclose(found, -1)
+    assert weighted_pearson(x, y, np.array([0, 1, 0])) is None

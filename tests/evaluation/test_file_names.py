@@ -6,7 +6,7 @@ import pytest
 
 from alignmask.evaluation.file_names import FileNames
 
-NAMES = FileNames({1: "a.png", 2: "train/b.png", 3: "val/b.png", 4: "sub\\c.png"})
+NAMES = FileNames({1: "a.png", 2: "train/b.png", 3: "val/b.png", 4: "sub\\c.png", 5: "x/y/e.png"})
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,9 @@ NAMES = FileNames({1: "a.png", 2: "train/b.png", 3: "val/b.png", 4: "sub\\c.png"
         ("test/b.png", 2, [2]),
         ("sub/c.png", 9, [4]),
         ("c.png", 9, [4]),
+        ("e.png", 9, [5]),
+        ("y/e.png", 9, [5]),
+        ("x/e.png", 9, []),
         ("d.png", 1, []),
         ("", 1, []),
     ],

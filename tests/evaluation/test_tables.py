@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from alignmask.evaluation.evaluate import evaluate_file, evaluate_model
-from alignmask.evaluation.metrics import NUMBERS
+from alignmask.evaluation.metrics import NUMBERS, numbers_table
 from tests.evaluation.worlds import (
     TableModel,
     dataset_of,
@@ -44,6 +44,8 @@ def test_tables_show_every_number_within_80_columns(tmp_path: Path) -> None:
             end = (head + " ").index(f" {name} ") + len(name) + 1
             assert row[end - 1] != " ", name
             assert (row + " ")[end] == " ", name
+    some = printed(numbers_table({"": result.metrics["class"], "b": result.metrics["class"]}, "t"))
+    assert [line.split()[0] for line in some if "AP50" in line] == ["score"]  # one has a name
     single = printed(result.metrics["class"].table("my model"))
     assert single[0] == "my model"
     assert "score" not in single[1] + single[2]

@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import dataclasses
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from alignmask.config import AlignedQueryConfig, PixelDecoderConfig
+from alignmask.model import pixel_decoder
 from alignmask.model.aligned_queries import AlignedQueryGenerator
+from alignmask.model.layers import feed_forward, mlp
 from alignmask.model.pixel_decoder import PixelDecoder
 from alignmask.ops import _library
 
@@ -25,6 +29,28 @@ def test_the_pixel_embedding_has_its_channels_together(device: str) -> None:
         maps = [torch.randn(2, 8 << i, 32 >> i, 48 >> i) for i in range(4)]
         embedding_BEHW = decoder(maps).embedding_BEHW
     assert embedding_BEHW.is_contiguous(memory_format=torch.channels_last), embedding_BEHW.stride()
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_maps_are_upsampled_with_their_channels_together(
+    images: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch copies a map that it does not take for channels-last, and its result once more."""
+    config = dataclasses.replace(PixelDecoderConfig(), width=64, heads=2, layers=1, ffn_width=64)
+    seen = []
+
+    def interpolate(x: torch.Tensor, **options: object) -> torch.Tensor:
+        seen.append(torch.empty_like(x, memory_format=torch.preserve_format))
+        seen.append(F.interpolate(x, **options))  # type: ignore[arg-type]
+        return seen[-1]
+
+    decoder = PixelDecoder(config, [8, 16, 32, 64])
+    maps = [torch.randn(images, 8 << i, 32 >> i, 48 >> i) for i in range(4)]
+    monkeypatch.setattr(pixel_decoder, "F", SimpleNamespace(interpolate=interpolate))
+    decoder(maps)
+    assert len(seen) == 2
+    for tensor in seen:
+        assert tensor.stride(1) == 1, tensor.stride()
 
 
 @pytest.mark.parametrize(
@@ -50,3 +76,14 @@ def test_aligned_queries_have_few_shapes_on_a_gpu(
             queries = generator(embedding_BEHW, masks_GHW, owner_G, counts)
         assert queries.features_BAE.shape == (2, slots, 32)
         assert queries.instance_BA.shape == queries.set_BA.shape == (2, slots)
+
+
+@pytest.mark.parametrize("network", [mlp(8, 16, 4), feed_forward(8, 16)])
+def test_no_view_is_changed_in_place_on_the_way_back(network: torch.nn.Sequential) -> None:
+    """Autograd then copies all of its memory (`CopySlices`)."""
+    node, seen = network(torch.randn(2, 3, 8)).grad_fn, []
+    while node is not None:
+        seen.append(node.name())
+        node = node.next_functions[-2 if node.name() == "AddmmBackward0" else 0][0]
+    assert "ReluBackward0" in seen
+    assert "CopySlices" not in seen

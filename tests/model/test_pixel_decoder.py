@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from alignmask import ops
 from alignmask.config import PixelDecoderConfig
-from alignmask.model.layers import sine_position
+from alignmask.model import layers
+from alignmask.model.layers import by_parts, sine_position
 from alignmask.model.pixel_decoder import EncoderLayer, MSDeformAttn, PixelDecoder
 from tests import tiny
 from tests.covers import covers
@@ -184,3 +185,23 @@ def test_objects_that_look_alike_differ_by_their_place() -> None:
         embedding_EHW = PixelDecoder(replace(CONFIG, place=place), CHANNELS)(maps).embedding_BEHW[0]
         difference = (embedding_EHW[:, 28, 28] - embedding_EHW[:, 36, 36]).norm()
         assert (difference > 0.1 * embedding_EHW[:, 28, 28].norm()) == place
+
+
+def test_a_layer_in_parts_is_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without gradients, tokens go through the feed-forward network part by part: of 126 tokens 5
+    and 1 over."""
+    layer = EncoderLayer(CONFIG, 3)
+    peers.scatter(layer)
+    x_BSE, attended_BSE = torch.randn(2, 2, 126, 96).unbind()
+    expected_BSE = layer._after_attention(x_BSE, attended_BSE).detach()
+    parts: list[int] = []
+    monkeypatch.setattr(layers, "ROWS", 5)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    layer.ffn.register_forward_hook(lambda module, inputs, output: parts.append(output.shape[1]))
+    with torch.no_grad():
+        found_BSE = by_parts(layer._after_attention, x_BSE, attended_BSE)
+    assert parts == [25] * 5 + [1]
+    torch.testing.assert_close(found_BSE, expected_BSE)
+    parts.clear()
+    by_parts(layer._after_attention, x_BSE, attended_BSE).sum().backward()
+    assert parts == [126]

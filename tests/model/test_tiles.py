@@ -207,6 +207,12 @@ def test_masks_are_decoded_when_they_are_asked_for(monkeypatch: pytest.MonkeyPat
     assert found[:2].dense().masks_NHW.shape == (2, 90, 80)
 
 
+def test_masks_of_more_than_4_gib_are_not_decoded_at_once() -> None:
+    masks = sparse.LazyMasks([{}], (2**16, 2**16 + 1))
+    with pytest.raises(ValueError, match=r"1 masks of 65536 x 65537 .* more than 4 GiB"):
+        np.asarray(masks)
+
+
 def test_a_large_image_takes_no_memory_for_its_pixels() -> None:
     """100 million pixels; a dense mask would have 100 MB."""
     import tracemalloc

@@ -78,8 +78,11 @@ def files_near(path: str, repository: Path = REPOSITORY) -> tuple[list[str], lis
     python = parts[0] == "python"
     folder = "ops" if not python else parts[2] if len(parts) > 3 else ""
     stem = TESTED_AS.get(parts[-1], parts[-1].strip("_") if python else parts[1])
-    files = sorted((repository / "tests" / folder).rglob("test_*.py"))
+    tests = repository / "tests"
+    files = sorted((tests / folder).rglob("test_*.py"))
     named = [f for f in files if re.fullmatch(rf"test_({stem})(_.*)?", f.stem)]
+    if folder:  # tests of several rooms stand beside the folders
+        named += [f for f in sorted(tests.glob("test_*.py")) if re.search(rf"_({stem})\b", f.stem)]
     mention = (
         [f for f in files if f not in named and re.search(rf"\b({stem})\b", f.read_text())]
         if python

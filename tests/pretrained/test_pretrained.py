@@ -167,6 +167,18 @@ def test_other_models_are_no_mask2former(tmp_path: Path) -> None:
         from_mask2former(path)
 
 
+def test_a_swin_without_one_of_its_tables_is_refused(tmp_path: Path) -> None:
+    path, _ = small_mask2former(tmp_path)
+    tensors = torch.load(path)["model"]
+    (name,) = (
+        n for n in tensors if n.endswith("layers.2.blocks.0.attn.relative_position_bias_table")
+    )
+    del tensors[name]
+    torch.save({"model": tensors}, path)
+    with pytest.raises(CheckpointError, match="its backbone is neither a ResNet nor a Swin"):
+        from_mask2former(path)
+
+
 # ---- into AlignMask
 
 

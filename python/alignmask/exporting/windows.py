@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from timm.models.swin_transformer import PatchMerging
 from torch import Tensor, nn
 from torch.fx.experimental import _config as symbolic_shapes
 
@@ -71,19 +72,39 @@ def _region(i: Tensor, size: int, window: int, shift: int) -> Tensor:
     return (i >= size - window).long() + (i >= size - shift).long()
 
 
+class EvenMerging(PatchMerging):
+    """timm's merging of two by two tokens, of maps whose sides are even, as they are here: all
+    sides are multiples of 32 at the start.
+
+    timm pads a side by itself modulo 2. A tracer carries that through all later sizes.
+    """
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        B, H, W, C = x_BHWC.shape
+        pairs = x_BHWC.reshape(B, H // 2, 2, W // 2, 2, C).permute(0, 1, 3, 4, 2, 5).flatten(3)
+        merged: Tensor = self.reduction(self.norm(pairs))
+        return merged
+
+
+FORMS: dict[type[nn.Module], type[nn.Module]] = {
+    SwinBlock: GatheringBlock,
+    PatchMerging: EvenMerging,
+}
+
+
 @contextmanager
 def exportable_windows(model: nn.Module) -> Iterator[None]:
-    """Inside, the Swin blocks in `model` are `GatheringBlock`s, and the tracer does not assume that
-    a size differs from 1."""
-    blocks = [module for module in model.modules() if type(module) is SwinBlock]
-    if not blocks:
+    """Inside, the Swin layers in `model` have the forms that can be followed, and the tracer does
+    not assume that a size differs from 1."""
+    layers = [(module, type(module)) for module in model.modules() if type(module) in FORMS]
+    if not layers:
         yield
         return
-    for block in blocks:
-        block.__class__ = GatheringBlock
+    for module, kind in layers:
+        module.__class__ = FORMS[kind]
     try:
         with symbolic_shapes.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
             yield
     finally:
-        for block in blocks:
-            block.__class__ = SwinBlock
+        for module, kind in layers:
+            module.__class__ = kind

@@ -18,6 +18,7 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
 from alignmask.config import BackboneConfig
+from alignmask.model.convolutions import SameConv, fold
 from alignmask.model.stages import Stages
 from alignmask.safe_load import read_tensors
 
@@ -48,6 +49,7 @@ class Backbone(nn.Module):
                 f"{STRIDES}"
             )
         self.channels: list[int] = channels
+        fold(self.body)
         # Swin and similar models return NHWC maps without a final norm; Mask2Former puts a
         # LayerNorm on each.
         self.channels_last = str(getattr(self.body, "output_fmt", "NCHW")).endswith("NHWC")
@@ -113,21 +115,6 @@ class SwinBlock(SwinTransformerBlock):
         height, width = x_BHWC.shape[1:3]
         padding = (0, 0, 0, -width % self.window_size[1], 0, -height % self.window_size[0])
         return super()._attn(F.pad(x_BHWC, padding))[:, :height, :width]
-
-
-class SameConv(Conv2dSame):
-    """timm's convolution with TensorFlow's "SAME" padding, of maps whose sides the stride divides,
-    as they do here: all sides are multiples of 32 at the start.
-
-    The padding is then the same for all sizes. timm computes it from the size, in a way that
-    torch.export cannot simplify: with sizes left open, it does not come to an end.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        sides = zip(self.kernel_size, self.stride, self.dilation, strict=True)
-        down, across = (max(0, (k - 1) * d + 1 - s) for k, s, d in sides)
-        x = F.pad(x, (across // 2, across - across // 2, down // 2, down - down // 2))
-        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 def _batch_norms(body: nn.Module) -> list[nn.Module]:

@@ -3,10 +3,37 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+
+exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+"""Whether torch.export is at work. Older versions of torch cannot tell it from torch.compile."""
+
+
+ROWS = 1024
+"""Number of tokens whose features, widened by a feed-forward network, a processor's cache holds."""
+
+
+def by_parts(function: Callable[..., Tensor], *tensors_BSE: Tensor) -> Tensor:
+    """`function` of the tensors, for a function that treats every token by itself: without
+    gradients on a CPU as many tokens at once as its caches hold. [B, S, E] -> [B, S, E]."""
+    first = tensors_BSE[0]
+    rows = ROWS * torch.get_num_threads()
+    if (
+        torch.is_grad_enabled()
+        or exporting()
+        or first.device.type != "cpu"
+        or first.shape[1] <= rows
+    ):
+        return function(*tensors_BSE)
+    found_BSE = torch.empty_like(first)
+    for start in range(0, first.shape[1], rows):
+        part = slice(start, start + rows)
+        found_BSE[:, part] = function(*(tensor[:, part] for tensor in tensors_BSE))
+    return found_BSE
 
 
 def sine_position(
@@ -34,6 +61,14 @@ def sine_position(
     return torch.cat((y, x), dim=2).flatten(0, 1)
 
 
+class ReLU(nn.Module):
+    """In place where there are no gradients. Where there are, autograd would copy all that follows:
+    a linear layer returns a view of a matrix."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu() if torch.is_grad_enabled() else x.relu_()
+
+
 PERIODS = (0.5, 1, 2, 4, 8)
 
 
@@ -57,7 +92,7 @@ def mlp(width_in: int, width_hidden: int, width_out: int, hidden_layers: int = 2
     widths = [width_in] + [width_hidden] * hidden_layers
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
-        layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
+        layers += [nn.Linear(before, after), ReLU()]
     return nn.Sequential(*layers, nn.Linear(widths[-1], width_out))
 
 
@@ -66,7 +101,7 @@ def feed_forward(width: int, width_hidden: int) -> nn.Sequential:
     widen, narrow = nn.Linear(width, width_hidden), nn.Linear(width_hidden, width)
     for linear in (widen, narrow):
         nn.init.xavier_uniform_(linear.weight)
-    return nn.Sequential(widen, nn.ReLU(inplace=True), narrow)
+    return nn.Sequential(widen, ReLU(), narrow)
 
 
 def check_heads(width: int, heads: int) -> None:

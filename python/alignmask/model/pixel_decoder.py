@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from alignmask import ops
 from alignmask.config import PixelDecoderConfig
-from alignmask.model.layers import PERIODS, check_heads, feed_forward, place_waves, sine_position
+from alignmask.model.layers import (
+    PERIODS,
+    by_parts,
+    check_heads,
+    exporting,
+    feed_forward,
+    place_waves,
+    sine_position,
+)
 
 Shapes = list[tuple[int, int]]
 
@@ -102,9 +110,11 @@ class EncoderLayer(nn.Module):
     def forward(
         self, x_BSE: Tensor, position_SE: Tensor, reference_S2: Tensor, shapes: Shapes
     ) -> Tensor:
-        x_BSE = self.attention_norm(
-            x_BSE + self.attention(x_BSE, position_SE, reference_S2, shapes)
-        )
+        attended_BSE = self.attention(x_BSE, position_SE, reference_S2, shapes)
+        return by_parts(self._after_attention, x_BSE, attended_BSE)
+
+    def _after_attention(self, x_BSE: Tensor, attended_BSE: Tensor) -> Tensor:
+        x_BSE = self.attention_norm(x_BSE + attended_BSE)
         return self.ffn_norm(x_BSE + self.ffn(x_BSE))
 
 
@@ -158,8 +168,9 @@ class PixelDecoder(nn.Module):
         for layer in self.layers:
             x_BSE = layer(x_BSE, position_SE, reference_S2, shapes)
 
+        # In this order of steps torch sees that the maps are channels-last, also for one image.
         levels = [
-            tokens.transpose(1, 2).unflatten(2, shape)
+            tokens.unflatten(1, shape).permute(0, 3, 1, 2)
             for tokens, shape in zip(
                 x_BSE.split([h * w for h, w in shapes], dim=1), shapes, strict=True
             )
@@ -173,10 +184,11 @@ class PixelDecoder(nn.Module):
             detailed = detailed + self.place(place_waves(h, w, device)[None])
         fused = self.fuse(detailed)
         # Pooling and sampling read all channels of a pixel, so the map must be channels-last.
-        # GroupNorm on a GPU returns another layout.
-        return PixelFeatures(
-            levels, self.embed(fused.contiguous(memory_format=torch.channels_last))
-        )
+        # GroupNorm on a GPU returns another layout. An exported model does neither, and would be
+        # restricted to several images, because of one the tracer cannot tell the layout.
+        if not exporting():
+            fused = fused.contiguous(memory_format=torch.channels_last)
+        return PixelFeatures(levels, self.embed(fused))
 
 
 def _pixel_centres(height: int, width: int, device: torch.device) -> Tensor:

@@ -95,7 +95,6 @@ def ms_deform_attn(
     return out_BNDQ.permute(0, 3, 1, 2).reshape(B, Q, N * D).to(value_BSND.dtype)
 
 
-@in_full_precision
 def ms_deform_attn_from_offsets(
     value_BSND: Tensor,
     level_shapes: Sequence[tuple[int, int]],
