@@ -220,6 +220,10 @@ class DataConfig:
     scale: tuple[float, float] = (0.1, 2.0)
     """Large-scale jittering: each training image is resized to fit a square of side `crop` times a
     random factor from this range, and then cropped."""
+    crop_places: int = 1
+    """Number of random places of the training crop, of which the best is taken: the one where the
+    crop's edge cuts the smallest share of the objects that it shows. With 1, chance decides alone.
+    More of them keep whole the objects that are smaller than the crop, and avoid empty crops."""
     flip: float = 0.5
     """Probability of a horizontal flip in training."""
     vertical_flip: float = 0.0
