@@ -76,10 +76,11 @@ def train(config: Config, *, resume: bool = True, callbacks: Sequence[Callback] 
         >>> str(run)
         'runs/shapes'
     """
+    from alignmask.training.memory import with_batch_size
     from alignmask.training.sheets import Sheets
     from alignmask.training.trainer import train as train_run
 
-    return train_run(config, resume, [Sheets(), *callbacks])
+    return train_run(with_batch_size(config, resume), resume, [Sheets(), *callbacks])
 
 
 def evaluate(

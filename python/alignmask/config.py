@@ -301,8 +301,10 @@ class TrainConfig:
     score (softmax or sigmoid). None starts from the backbone's weights alone."""
     iterations: int = 368_750
     """Number of optimizer steps. With 16 images per step, 368,750 steps are 50 epochs of COCO."""
-    batch_size: int = 16
-    """Images per optimizer step, summed over all processes and accumulation steps."""
+    batch_size: int | Literal["auto"] = 16
+    """Images per optimizer step, summed over all processes and accumulation steps. auto: the
+    largest number that fits into memory, by a few steps with more and more images. The run keeps
+    that number when it is continued."""
     accumulate: int = 1
     """Number of forward and backward passes per optimizer step. More of them need less memory for
     the same batch size."""
@@ -368,6 +370,13 @@ class TrainConfig:
     """Training time after which the run stops with a checkpoint and a final evaluation, in minutes.
     The schedule then follows the time or the iterations, whichever has progressed further. None
     sets no limit."""
+
+    @property
+    def images_per_step(self) -> int:
+        """`batch_size`, where it is a number. Raises ValueError if it is still to be found."""
+        if self.batch_size == "auto":
+            raise ValueError("train.batch_size: expected a number here, got auto")
+        return self.batch_size
 
 
 @dataclass(frozen=True)
