@@ -1,6 +1,9 @@
 """All settings of a run, as plain dataclasses. `recipes` returns these; tyro turns them into the
 command line.
 
+Beside them are the choices and defaults that commands share with what they call: `--help` is quick
+because it imports this module alone.
+
 The text below a setting is what `--help` says about it.
 """
 
@@ -15,6 +18,21 @@ ScoreMode = Literal["class", "class*mask", "class^0.5*mask"]
 SCORE_MODES: tuple[ScoreMode, ...] = get_args(ScoreMode)
 SHOWN_SCORE = 0.5
 """Default threshold of pictures and of `predict`: predictions with a lower score are not shown."""
+OFFICIAL_LIMIT = 100
+"""Predictions of a category that count in an image for AP, the best-scored ones."""
+LEAST_LIMIT = 10
+"""The smallest such limit: that of AR10."""
+Suppression = Literal["off", "hard", "soft"]
+ShownSuppression = Literal["off", "hard"]
+DUPLICATE_IOU = 0.5
+"""Two masks of one class that overlap by more than this cannot both be the mask of a different
+object."""
+Colours = Literal["instance", "class"]
+"""What colours of a picture tell apart."""
+RESAMPLES = 200
+"""Default number of bootstrap resamples of the images, where models are compared."""
+FEWEST = 50
+"""A class with fewer predictions to calibrate on takes the map of all classes together."""
 Visible = Literal["set", "objects+set", "all"]
 PrecisionChoice = Literal["auto", "bf16", "fp16", "tf32", "fp32"]
 

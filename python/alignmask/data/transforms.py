@@ -151,8 +151,8 @@ def _best_window(masks_NHW: Tensor, size: Size, windows: list[Window]) -> Window
     A share, as the least number of cut objects would favour the places with few of them.
     """
     masks = masks_NHW.numpy()
-    taken = masks.any(axis=2), masks.any(axis=1)  # rows and columns
-    some_N = taken[0].any(axis=1)
+    taken = np.any(masks, axis=2), np.any(masks, axis=1)  # rows and columns
+    some_N = np.any(taken[0], axis=1)
     extents = [_extent(each[some_N], side) for each, side in zip(taken, size, strict=True)]
     first_N2, end_N2 = (np.stack(corner, axis=1) for corner in zip(*extents, strict=True))
 
