@@ -17,13 +17,13 @@ from alignmask._arguments import (
     evaluation_data,
     quiet,
 )
+from alignmask.config import FEWEST, Suppression
 from alignmask.evaluation.calibrate import Report, check_iou
 from alignmask.evaluation.calibrate import calibrate as fit_and_report
-from alignmask.evaluation.calibrators import FEWEST, Method, check_replaceable, write_calibration
+from alignmask.evaluation.calibrators import Method, check_replaceable, write_calibration
 from alignmask.evaluation.matches import ANY_OVERLAP
 from alignmask.evaluation.predictions import predict_dataset
 from alignmask.evaluation.results_file import Results, load_ground_truth, load_results
-from alignmask.model.suppression import Suppression
 from alignmask.pictures.reliability import groups, reliability_diagram
 from alignmask.predictor import Predictor
 

@@ -27,13 +27,22 @@ from alignmask._arguments import (
 from alignmask._extras import require_analyze
 from alignmask._files import write_json
 from alignmask.analysis.compare import slug, write_analysis
-from alignmask.analysis.differences import RESAMPLES, with_differences
+from alignmask.analysis.differences import with_differences
 from alignmask.analysis.measure import ModelAnalysis, analyze_model
-from alignmask.config import SHOWN_SCORE, Config, ScoreMode
+from alignmask.config import (
+    DUPLICATE_IOU,
+    OFFICIAL_LIMIT,
+    RESAMPLES,
+    SHOWN_SCORE,
+    Colours,
+    Config,
+    ScoreMode,
+    Suppression,
+)
 from alignmask.data.images import ImageLike, to_pixels
-from alignmask.evaluation.duplicates import DUPLICATE_IOU, suppress_duplicates
+from alignmask.evaluation.duplicates import suppress_duplicates
 from alignmask.evaluation.evaluate import Evaluation, evaluate_file, evaluate_model
-from alignmask.evaluation.metrics import OFFICIAL_LIMIT, Engine, check_limit
+from alignmask.evaluation.metrics import Engine, check_limit
 from alignmask.evaluation.per_class import FILE as PER_CLASS_FILE
 from alignmask.evaluation.per_class import check_csv, write_csv
 from alignmask.evaluation.predictions import Tiles
@@ -41,7 +50,6 @@ from alignmask.evaluation.results_file import Results, load_ground_truth, load_r
 from alignmask.exporting.export import Exported, Form, Sampling, export_model
 from alignmask.exporting.files import SUFFIX, Format, is_exported
 from alignmask.model import Instances
-from alignmask.model.suppression import Suppression
 from alignmask.pictures.confusion import FILE as CONFUSION_FILE
 from alignmask.pictures.confusion import check_picture, confusion_picture
 from alignmask.pictures.drawing import Drawable, draw_instances
@@ -76,10 +84,11 @@ def train(config: Config, *, resume: bool = True, callbacks: Sequence[Callback] 
         >>> str(run)
         'runs/shapes'
     """
+    from alignmask.training.memory import with_batch_size
     from alignmask.training.sheets import Sheets
     from alignmask.training.trainer import train as train_run
 
-    return train_run(config, resume, [Sheets(), *callbacks])
+    return train_run(with_batch_size(config, resume), resume, [Sheets(), *callbacks])
 
 
 def evaluate(
@@ -398,6 +407,7 @@ def draw(
     class_names: Sequence[str] | None = None,
     *,
     threshold: float = SHOWN_SCORE,
+    colours: Colours = "instance",
 ) -> Image.Image:
     """Draw the masks, classes and scores of instances over their image.
 
@@ -407,6 +417,7 @@ def draw(
         instances: What a model found in the image; masks have the image's size.
         class_names: The name of every class, by label; without them, labels are shown as numbers.
         threshold: Instances with a lower score are left out.
+        colours: What colours tell apart: the instances, or the classes.
 
     Returns:
         The picture. A small image is enlarged by a whole factor, so that the text is readable.
@@ -425,5 +436,9 @@ def draw(
     if class_names is None:
         class_names = [str(label) for label in range(int(max(instances.labels_N, default=-1)) + 1)]
     return draw_instances(
-        to_pixels(image).permute(1, 2, 0).numpy(), instances, class_names, threshold=threshold
+        to_pixels(image).permute(1, 2, 0).numpy(),
+        instances,
+        class_names,
+        threshold=threshold,
+        colours=colours,
     )

@@ -1,6 +1,9 @@
 """All settings of a run, as plain dataclasses. `recipes` returns these; tyro turns them into the
 command line.
 
+Beside them are the choices and defaults that commands share with what they call: `--help` is quick
+because it imports this module alone.
+
 The text below a setting is what `--help` says about it.
 """
 
@@ -15,6 +18,21 @@ ScoreMode = Literal["class", "class*mask", "class^0.5*mask"]
 SCORE_MODES: tuple[ScoreMode, ...] = get_args(ScoreMode)
 SHOWN_SCORE = 0.5
 """Default threshold of pictures and of `predict`: predictions with a lower score are not shown."""
+OFFICIAL_LIMIT = 100
+"""Predictions of a category that count in an image for AP, the best-scored ones."""
+LEAST_LIMIT = 10
+"""The smallest such limit: that of AR10."""
+Suppression = Literal["off", "hard", "soft"]
+ShownSuppression = Literal["off", "hard"]
+DUPLICATE_IOU = 0.5
+"""Two masks of one class that overlap by more than this cannot both be the mask of a different
+object."""
+Colours = Literal["instance", "class"]
+"""What colours of a picture tell apart."""
+RESAMPLES = 200
+"""Default number of bootstrap resamples of the images, where models are compared."""
+FEWEST = 50
+"""A class with fewer predictions to calibrate on takes the map of all classes together."""
 Visible = Literal["set", "objects+set", "all"]
 PrecisionChoice = Literal["auto", "bf16", "fp16", "tf32", "fp32"]
 
@@ -220,6 +238,10 @@ class DataConfig:
     scale: tuple[float, float] = (0.1, 2.0)
     """Large-scale jittering: each training image is resized to fit a square of side `crop` times a
     random factor from this range, and then cropped."""
+    crop_places: int = 1
+    """Number of random places of the training crop, of which the best is taken: the one where the
+    crop's edge cuts the smallest share of the objects that it shows. With 1, chance decides alone.
+    More of them keep whole the objects that are smaller than the crop, and avoid empty crops."""
     flip: float = 0.5
     """Probability of a horizontal flip in training."""
     vertical_flip: float = 0.0
@@ -297,8 +319,10 @@ class TrainConfig:
     score (softmax or sigmoid). None starts from the backbone's weights alone."""
     iterations: int = 368_750
     """Number of optimizer steps. With 16 images per step, 368,750 steps are 50 epochs of COCO."""
-    batch_size: int = 16
-    """Images per optimizer step, summed over all processes and accumulation steps."""
+    batch_size: int | Literal["auto"] = 16
+    """Images per optimizer step, summed over all processes and accumulation steps. auto: the
+    largest number that fits into memory, by a few steps with more and more images. The run keeps
+    that number when it is continued."""
     accumulate: int = 1
     """Number of forward and backward passes per optimizer step. More of them need less memory for
     the same batch size."""
@@ -364,6 +388,13 @@ class TrainConfig:
     """Training time after which the run stops with a checkpoint and a final evaluation, in minutes.
     The schedule then follows the time or the iterations, whichever has progressed further. None
     sets no limit."""
+
+    @property
+    def images_per_step(self) -> int:
+        """`batch_size`, where it is a number. Raises ValueError if it is still to be found."""
+        if self.batch_size == "auto":
+            raise ValueError("train.batch_size: expected a number here, got auto")
+        return self.batch_size
 
 
 @dataclass(frozen=True)

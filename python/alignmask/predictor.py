@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from alignmask.config import SHOWN_SCORE, Config
+from alignmask.config import SHOWN_SCORE, Colours, Config, ShownSuppression
 from alignmask.data import collate, evaluation_transform
 from alignmask.data.batch import Batch, Sample, image_alone
 from alignmask.data.images import ImageLike, to_pixels
@@ -28,7 +28,6 @@ from alignmask.pretrained import read
 if TYPE_CHECKING:
     pass
 
-ShownSuppression = Literal["off", "hard"]
 Threshold = float | Literal["best-f1"]
 SUPPRESSION_IOU = 0.5
 Found = TypeVar("Found", Instances, SparseInstances)
@@ -338,6 +337,7 @@ class Predictor:
         instances: Drawable | None = None,
         *,
         threshold: float = SHOWN_SCORE,
+        colours: Colours = "instance",
     ) -> Image.Image:
         """Draw instances, with class names and scores, over their image.
 
@@ -345,6 +345,7 @@ class Predictor:
             image: As in `predict`.
             instances: What `predict` found in the image; it is called if they are not given.
             threshold: Instances with a lower score are left out.
+            colours: What colours tell apart: the instances, or the classes.
 
         Returns:
             The picture. A small image is enlarged, so that the text is readable.
@@ -352,7 +353,9 @@ class Predictor:
         if instances is None:
             instances = self.predict(image)
         image_HWC = self._pixels(image).permute(1, 2, 0).numpy()
-        return draw_instances(image_HWC, instances, self.class_names, threshold=threshold)
+        return draw_instances(
+            image_HWC, instances, self.class_names, threshold=threshold, colours=colours
+        )
 
     def _pixels(self, image: ImageLike) -> Tensor:
         data = self.config.data

@@ -12,7 +12,7 @@ from PIL import Image
 
 from alignmask.ablation.grids import COMPARISON, GRIDS, TABLE_3, TABLE_4, Grid
 from alignmask.ablation.runs import Cell, State, cells
-from alignmask.ablation.tables import figures, matrix, mean_and_error, rows, write_tables
+from alignmask.ablation.tables import _folded, figures, matrix, mean_and_error, rows, write_tables
 from alignmask.recipes import nuclei_small
 
 
@@ -120,6 +120,18 @@ def test_figures_that_are_not_defined_are_left_out_of_the_mean() -> None:
     assert lines[1][11:] == ["-"] * 8 + ["0/3"]  # the paper has no such row
 
 
+def test_pictures_of_wide_tables_have_the_papers_figures_below_ours() -> None:
+    header = ["method", "AP", "PCC top 2 %", "paper: AP", "paper: PCC top 2 %", "seeds"]
+    lines = [["a", "1.0 ± 0.5", "-", "43.7", "0.221", "3/3"], ["b", "2.0", "0.3", "-", "-", "1/3"]]
+    assert _folded(header, lines) == (
+        ["method", "AP", "PCC top 2 %", "seeds"],
+        [
+            ["a", "1.0 ± 0.5\n(paper 43.7)", "-\n(paper 0.221)", "3/3"],
+            ["b", "2.0", "0.3", "1/3"],
+        ],
+    )
+
+
 @pytest.mark.parametrize("name", GRIDS)
 def test_files(name: str, tmp_path: Path) -> None:
     grid = GRIDS[name]
@@ -131,7 +143,8 @@ def test_files(name: str, tmp_path: Path) -> None:
         f"**{grid.title}. Score: class*mask**" if "| 2/3 |" in text else f"**{grid.title}"
     )
     with Image.open(tmp_path / "new" / f"{name}.png") as picture:
-        assert picture.width > 300
+        assert 300 < picture.width < 2700  # a screen can show it
+        assert picture.width < 12 * picture.height
         assert np.asarray(picture.convert("L")).min() < 64  # something is written
     content = json.loads((tmp_path / "new" / f"{name}.json").read_text())
     assert len(content["runs"]) == 3 * len(grid.variants)

@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 import alignmask
-from alignmask.commands import predict as predict_command
+from alignmask.commands import _predicting
 from tests.commands.terminal import Terminal, photo
 
 
@@ -34,7 +34,7 @@ def test_predict_in_tiles_writes_everything(
     with Image.open(out / "a_labels.png") as labels, Image.open(out / "a.png") as overlay:
         assert np.array_equal(np.asarray(labels) == 1, found.masks_NHW[0].numpy())
         assert overlay.size[0] >= 170
-    monkeypatch.setattr(predict_command, "DENSE_LIMIT", 150 * 170)
+    monkeypatch.setattr(_predicting, "DENSE_LIMIT", 150 * 170)
     assert alignmask_("predict", workshop / "run", file, "--out", tmp_path / "b", *options) == 0
     assert f"no overlay of {file}: {len(found)} masks" in alignmask_.err
     assert [entry.name for entry in (tmp_path / "b").iterdir()] == ["predictions.json"]
@@ -356,7 +356,7 @@ def test_a_corrupt_checkpoint_is_named(
 
 def test_image_ids() -> None:
     files = [Path("x/a.jpg"), Path("y/a.png"), Path("y/b.png")]
-    assert predict_command.image_ids(files) == [1, 2, 3]
-    assert predict_command.image_ids([Path("000139.jpg"), Path("285.png")]) == [139, 285]
-    assert predict_command.image_ids([Path("000139.jpg"), Path("139.png")]) == [1, 2]
-    assert predict_command.image_ids([Path("139.jpg"), Path("b.png")]) == [1, 2]
+    assert _predicting.image_ids(files) == [1, 2, 3]
+    assert _predicting.image_ids([Path("000139.jpg"), Path("285.png")]) == [139, 285]
+    assert _predicting.image_ids([Path("000139.jpg"), Path("139.png")]) == [1, 2]
+    assert _predicting.image_ids([Path("139.jpg"), Path("b.png")]) == [1, 2]

@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
+import alignmask
 from alignmask import checkpoint
+from alignmask.cli import USER_ERROR
+from alignmask.config import Config
 from alignmask.recipes import shapes_tiny
 from tests.commands.terminal import Terminal, train_arguments
 
@@ -156,3 +159,14 @@ def test_a_folder_is_enough(workshop: Path, alignmask_: Terminal, tmp_path: Path
     assert "step 3: " in alignmask_.out
     text = alignmask_.complaint(*train_arguments(tmp_path, "--dataset", tmp_path, "--dry-run"))
     assert "expected one COCO annotation file with 'train' in its name, found none" in text
+
+
+def test_train_takes_a_batch_size_that_is_to_be_found(
+    alignmask_: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[Config] = []
+    monkeypatch.setattr(alignmask, "train", lambda config, **_: taken.append(config))
+    assert alignmask_(*train_arguments(tmp_path, "--train.batch-size", "auto")) == 0
+    assert [config.train.batch_size for config in taken] == ["auto"]
+    assert alignmask_(*train_arguments(tmp_path, "--train.batch-size", "large")) == USER_ERROR
+    assert "--train.batch-size" in alignmask_.err

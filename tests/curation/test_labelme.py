@@ -14,7 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from alignmask.curation.labelme import convert_labelme, write_labelme
-from alignmask.data import CocoError
+from alignmask.data import CocoDataset, CocoError
 from alignmask.data.coco_json import read_coco
 from tests.commands.terminal import photo
 from tests.data.coco_files import annotation, image_record, rle, write_coco
@@ -107,10 +107,11 @@ def test_where_images_are(tmp_path: Path) -> None:
     write(tmp_path / "json" / "1.json", shape(), image="..\\images\\ü 1.png")
     write(tmp_path / "json" / "sub" / "2.json", shape(), image="C:\\Users\\me\\2.png")
     (tmp_path / "json" / "coco.json").write_text('{"images": []}')
-    counts = convert_labelme(tmp_path / "json", tmp_path / "out.json")
+    counts = convert_labelme(tmp_path / "json", tmp_path / "out.json", tmp_path)
     assert counts["JSON files without shapes left out"] == 1
     files = [image.file_name for image in read_coco(tmp_path / "out.json").images.values()]
-    assert files == ["../images/ü 1.png", "sub/2.png"]
+    assert files == ["images/ü 1.png", "json/sub/2.png"]
+    assert [CocoDataset(tmp_path, tmp_path / "out.json")[n].size for n in (0, 1)] == [(20, 30)] * 2
     data = base64.b64encode((tmp_path / "images" / "ü 1.png").read_bytes()).decode()
     write(tmp_path / "in" / "a" / "3.json", shape(), image="gone.jpg", imageData=data)
     with pytest.raises(CocoError, match=r"whose file does not exist.*gone.jpg.*--extract writes"):
@@ -123,6 +124,28 @@ def test_where_images_are(tmp_path: Path) -> None:
     assert image.file_name == "a_3.png"
     with pytest.raises(FileExistsError, match="nothing is overwritten"):
         convert_labelme(tmp_path / "in", tmp_path / "again.json", extract=extracted)
+
+
+def test_images_outside_of_their_folder_are_told_with_the_folder_to_name(tmp_path: Path) -> None:
+    """No reader would follow such names. Both are counted; the folder is the lowest that has
+    all."""
+    for folder in ("set/images/a", "set/other", "set/json"):
+        photo(tmp_path / folder / "1.png", (20, 30))
+    write(tmp_path / "set/json/1.json", shape(), image="../images/a/1.png")
+    write(tmp_path / "set/json/2.json", shape(), image="../other/1.png")
+    write(tmp_path / "set/json/3.json", shape(), image="1.png")
+    with pytest.raises(CocoError) as caught:
+        convert_labelme(tmp_path / "set/json", tmp_path / "out.json")
+    text = str(caught.value)
+    assert "2 whose image is outside of the images' folder" in text
+    assert f"set/json/2.json: {tmp_path / 'set/other/1.png'}" in text
+    assert text.rstrip(")").endswith(f"--images {tmp_path / 'set'}")
+    assert not (tmp_path / "out.json").exists()
+    convert_labelme(tmp_path / "set/json", tmp_path / "out.json", tmp_path / "set")
+    images = read_coco(tmp_path / "out.json").images.values()
+    assert [image.file_name for image in images] == [
+        "images/a/1.png", "other/1.png", "json/1.png",
+    ]  # fmt: skip
 
 
 def test_faults_are_told_together_with_their_places(tmp_path: Path) -> None:

@@ -196,7 +196,8 @@ def test_emptied_instances_are_dropped_with_their_labels(seed):
 def test_extreme_sizes(size, count):
     sample = make_sample(torch.ones(count, *size, dtype=torch.bool))
     for _ in range(5):
-        result = training_transform(DataConfig(crop=32, flip=0.5, color_jitter=0.2))(sample)
+        data = DataConfig(crop=32, flip=0.5, color_jitter=0.2, crop_places=3)
+        result = training_transform(data)(sample)
         assert len(result.labels_N) == len(result.masks_NHW) == count
         assert collate([result]).image_BCHW.shape == (1, 3, 32, 32)
     assert evaluation_transform(DataConfig())(sample).masks_NHW.shape[0] == count
@@ -236,6 +237,7 @@ def test_evaluation_size(size, expected):
         ({"crop": 0}, "data.crop"),
         ({"scale": (0.0, 1.0)}, "data.scale"),
         ({"scale": (2.0, 1.0)}, "data.scale"),
+        ({"crop_places": 0}, "data.crop_places"),
         ({"flip": 1.5}, "data.flip"),
         ({"vertical_flip": -0.1}, "data.vertical_flip"),
         ({"color_jitter": -0.1}, "data.color_jitter"),

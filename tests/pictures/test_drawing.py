@@ -94,6 +94,56 @@ def test_the_threshold_is_inclusive_and_colours_follow_the_score() -> None:
     ]
 
 
+def test_colours_tell_classes_apart_on_request() -> None:
+    """Two cats have the colour of cats, in this picture and in one where a dog is the best."""
+    masks = [box_mask(SIZE, 0, 10 * k, 10, 10 * k + 9) for k in range(3)]
+    for scores in ([0.9, 0.8, 0.7], [0.7, 0.8, 0.9]):
+        instances = found(masks, scores, [2, 0, 2])
+        options = {"min_side": 1, "labels": False}
+        by_class, by_instance = (
+            np.asarray(draw_instances(GREY, instances, ["a", "b", "c"], **options, **more))
+            for more in ({"colours": "class"}, {})
+        )
+        edges = [tuple(by_class[0, 10 * k + 4]) for k in range(3)]
+        assert edges == [colour(2), colour(0), colour(2)]
+        best_first = [colour(0), colour(1), colour(2)]
+        edges = [tuple(by_instance[0, 10 * k + 4]) for k in range(3)]
+        assert edges == (best_first if scores[0] == 0.9 else best_first[::-1])
+    assert (by_class != by_instance).any(axis=2)[masks[1]].any()
+
+
+@pytest.mark.parametrize("colours", ["instance", "class"])
+def test_a_label_can_be_read_on_masks_of_its_own_colour(colours: str) -> None:
+    """It stands on an area of the colour, in a frame and letters that differ from it by 4.5:1 and
+    more, as WCAG asks for text. The image is covered by masks of the same class."""
+    masks = [box_mask(SIZE, 0, 0, 40, 60), box_mask(SIZE, 20, 5, 39, 55)]
+    for label in range(12):
+        instances = found(masks, [0.9, 0.8], [label, label])
+        picture = draw_instances(GREY, instances, ["x"] * 12, min_side=480, colours=colours)
+        paints = [colour(label)] * 2 if colours == "class" else [colour(0), colour(1)]
+        for paint, (x, y) in zip(paints, ((0, 0), (40, 159)), strict=True):
+            # The box ends where its instance begins, or at the picture's edge.
+            near_HWC = np.asarray(picture)[max(0, y - 30) : y + 30, x : x + 60].reshape(-1, 3)
+            ink = [i for i in ((0, 0, 0), (255, 255, 255)) if (near_HWC == i).all(1).sum() > 50]
+            assert len(ink) == 1
+            assert contrast(ink[0], paint) > 4.5
+            assert (near_HWC == paint).all(1).sum() > 50
+
+
+def contrast(first: tuple[int, int, int], second: tuple[int, int, int]) -> float:
+    """WCAG 2's ratio of two colours."""
+
+    def luminance(rgb: tuple[int, int, int]) -> float:
+        linear = [
+            c / 12.92 if (c := value / 255) <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+            for value in rgb
+        ]
+        return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+    low, high = sorted((luminance(first), luminance(second)))
+    return (high + 0.05) / (low + 0.05)
+
+
 def texts(
     monkeypatch: pytest.MonkeyPatch, *arguments: Any, **options: Any
 ) -> list[tuple[str, float, float]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 import signal
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,17 +20,20 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+import alignmask
 from alignmask import checkpoint
 from alignmask.config import Config, DataConfig
 from alignmask.config_files import changed_fields
 from alignmask.data import resolve_paths
 from alignmask.recipes import shapes_tiny
-from alignmask.training import dry_run as dry_run_module
-from alignmask.training.dry_run import dry_run, peak_memory
+from alignmask.training import memory as memory_module
+from alignmask.training.dry_run import dry_run
 from alignmask.training.log import last_evaluation
+from alignmask.training.memory import peak_memory
 from alignmask.training.run_folder import RunFolder
 from alignmask.training.signals import StopSignals
 from alignmask.training.trainer import Trainer, train
+from tests.covers import covers
 from tests.training.runs import RecordingTrainer, assert_equal, config, lines
 
 # Neither changes what is learned.
@@ -224,6 +228,30 @@ def test_the_peak_of_memory_is_seen_while_it_lasts(monkeypatch: pytest.MonkeyPat
     assert 2**27 < peak.bytes - nothing.bytes < 2**29
 
 
+GIB = 2**30
+
+
+def made_memory(
+    monkeypatch: pytest.MonkeyPatch, free: float, peak: Callable[[int], float]
+) -> list[int]:
+    """A machine without a GPU with so many GiB free, 0.45 in use, and steps that take `peak` of the
+    number of images. Returns the numbers that are tried, as they come."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    memory = SimpleNamespace(
+        Process=lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=int(0.45 * GIB))),
+        virtual_memory=lambda: SimpleNamespace(available=int(free * GIB)),
+    )
+    tried: list[int] = []
+
+    def peak_of_steps(trainer: Trainer) -> int:
+        tried.append(trainer.config.train.images_per_step)
+        return int(peak(tried[-1]) * GIB)
+
+    monkeypatch.setattr(memory_module, "psutil", memory)
+    monkeypatch.setattr(memory_module, "_peak_of_steps", peak_of_steps)
+    return tried
+
+
 @pytest.mark.parametrize(
     ("free", "message"),
     [
@@ -243,20 +271,7 @@ def test_a_batch_that_does_not_fit_is_not_tried(
     message: str | None,
 ) -> None:
     """One image takes 4 GiB, each further one 2 GiB; half a GiB is in use."""
-    gib = 2**30
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    memory = SimpleNamespace(
-        Process=lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=int(0.45 * gib))),
-        virtual_memory=lambda: SimpleNamespace(available=int((free - 3.5) * gib)),
-    )
-    tried: list[int] = []
-
-    def peak(trainer: Trainer) -> int:
-        tried.append(trainer.config.train.batch_size)
-        return (2 + 2 * tried[-1]) * gib
-
-    monkeypatch.setattr(dry_run_module, "psutil", memory)
-    monkeypatch.setattr(dry_run_module, "_peak_of_a_step", peak)
+    tried = made_memory(monkeypatch, free - 3.5, lambda images: 2 + 2 * images)
     settings = config(shapes, tmp_path, batch_size=8, accumulate=2, max_minutes=None)
     if message is None:
         dry_run(settings, steps=1)
@@ -268,12 +283,107 @@ def test_a_batch_that_does_not_fit_is_not_tried(
     assert tried == [1, 2]
 
 
+@pytest.mark.parametrize(
+    ("free", "peak", "expected", "tried"),
+    [
+        # 0.45 + 0.9 x 10 GiB; seven images take 9, eight 10.
+        (10, lambda n: 2 + n, 7, [1, 2, 4, 7]),
+        (100, lambda n: 2 + n, 8, [1, 2, 4, 8]),  # all that there are
+        (10, lambda n: 2.0, 8, [1, 2, 4, 8]),
+        # Larger batches take more than the first ones let expect: 4 of them 9 GiB, 5 of them 13.5.
+        (10, lambda n: 1 + n * n / 2, 4, [1, 2, 4]),
+        (8, lambda n: 2 + 2 * max(0, n - 2), 4, [1, 2, 4]),
+        (6, lambda n: 2 + 2 * max(0, n - 2), 3, [1, 2, 4, 3]),  # 4 was one too many
+        (2, lambda n: 1 + n, 1, [1, 2]),
+    ],
+)  # fmt: skip
+@covers("train.batch_size")
+def test_the_largest_batch_that_fits_is_found(
+    shapes: DataConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    free: float,
+    peak: Callable[[int], float],
+    expected: int,
+    tried: list[int],
+) -> None:
+    found = made_memory(monkeypatch, free, peak)
+    settings = config(shapes, tmp_path, batch_size="auto", accumulate=2)
+    assert memory_module.with_batch_size(settings, resume=True).train.batch_size == 2 * expected
+    assert found == tried
+    assert peak(expected) <= 0.45 + 0.9 * free
+    assert expected == 8 or peak(expected + 1) > 0.45 + 0.9 * free
+
+
+@covers("train.batch_size")
+def test_a_run_keeps_the_batch_size_that_it_found(
+    shapes: DataConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It is continued with another memory, and with a number of its own only if one is given."""
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: None)
+    settings = config(
+        shapes, tmp_path, batch_size="auto", iterations=1, scale_learning_rate_from=16
+    )
+    tried = made_memory(monkeypatch, 4.5, lambda images: 2 + images / 2)
+    run = alignmask.train(settings)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "batch_size auto: 4. 4 images at a time took 4.0 GiB of 4.5; the learn" in said
+    assert "rate is 0.00025" in said  # a quarter of that for 16 images
+    assert checkpoint.load_config(run).train.batch_size == 4
+    made_memory(monkeypatch, 100, lambda images: 1.0)
+    longer = replace(settings, train=replace(settings.train, iterations=2))
+    assert checkpoint.load_config(alignmask.train(longer)).train.batch_size == 4
+    assert tried == [1, 2, 4]
+    assert "auto" not in capsys.readouterr().out
+    again = alignmask.train(longer, resume=False)
+    assert checkpoint.load_config(again).train.batch_size == 8
+
+
+def test_a_batch_is_not_found_where_nothing_fits(
+    shapes: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(shapes, tmp_path, batch_size="auto")
+    made_memory(monkeypatch, 2, lambda images: 3.0)
+    with pytest.raises(ValueError, match=r"one image takes 3.0 GiB, and 2.2 .*--data.crop"):
+        alignmask.train(settings)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="auto is for one process"):
+        alignmask.train(settings)
+    with pytest.raises(ValueError, match=r"train.batch_size: expected a number"):
+        Trainer(settings)
+
+
+def test_a_dry_run_finds_the_batch_that_fits(
+    shapes: DataConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tried = made_memory(monkeypatch, 2, lambda images: images)
+    dry_run(config(shapes, tmp_path, batch_size="auto"), steps=1)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "auto: 2. 2 images at a time" in out
+    assert "batch 2, crop 64" in out
+    assert tried == [1, 2]
+
+
+def test_steps_without_room_on_the_gpu_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(config: Config, resume: bool) -> Trainer:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(memory_module, "Trainer", full)
+    assert memory_module._try(Config()) == math.inf
+
+
 def test_processes_that_share_a_machine_are_not_probed(
     shapes: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dry_run_module, "_peak_of_a_step", pytest.fail)
+    monkeypatch.setattr(memory_module, "_peak_of_steps", pytest.fail)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert dry_run_module._check_memory(config(shapes, tmp_path, batch_size=8)) == ""
+    assert memory_module.check_memory(config(shapes, tmp_path, batch_size=8)) == ""
 
 
 def test_a_run_with_a_time_limit_says_how_far_it_gets(

@@ -63,6 +63,7 @@ MASK2FORMER: dict[str, Any] = {
     "data.flip": 0.5,
     "data.vertical_flip": 0.0,
     "data.color_jitter": 0.0,
+    "data.crop_places": 1,
     "data.eval_short_side": 800,
     "data.eval_max_side": 1333,
     "data.workers": 4,
@@ -275,6 +276,7 @@ MEASURED: dict[str, dict[str, Any]] = {
 # Not measured: everything else as in the recipe that was.
 MEASURED["nuclei_many"] = {
     **MEASURED["nuclei_small"], **widths(128, 300, 4096, 1024), "model.detections": 300,
+    "data.crop_places": 8,
 }  # fmt: skip
 
 

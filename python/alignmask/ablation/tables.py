@@ -16,6 +16,9 @@ from alignmask._printing import without_formulas
 from alignmask.ablation.grids import Grid, Variant
 from alignmask.ablation.runs import Cell, State
 
+PAPER = "paper: "
+WIDEST = 180
+"""Characters in a line of a picture, which are 2,340 pixels."""
 Results = list[tuple[Cell, State]]
 
 
@@ -90,7 +93,7 @@ def rows(grid: Grid, results: Results) -> tuple[list[str], list[list[str]]]:
         for number in grid.numbers
         if any(number in variant.paper for variant in grid.variants)
     ]
-    header = [*grid.columns, *grid.numbers, *(f"paper: {number}" for number in printed), "seeds"]
+    header = [*grid.columns, *grid.numbers, *(f"{PAPER}{number}" for number in printed), "seeds"]
     lines = []
     for variant in grid.variants:
         done, wanted = _of(variant, results)
@@ -129,12 +132,16 @@ def markdown(title: str, header: list[str], lines: list[list[str]]) -> str:
 
 
 def draw(title: str, header: list[str], lines: list[list[str]], out_png: Path) -> None:
-    """The table as a picture."""
-    longest = [
-        max(len(line[column]) for line in (header, *lines)) + 2 for column in range(len(header))
-    ]
+    """The table as a picture. One that would be too wide for a screen has the paper's figures below
+    ours."""
+    longest = _widths(header, lines)
+    if sum(longest) > WIDEST:
+        header, lines = _folded(header, lines)
+        longest = _widths(header, lines)
+    deep = max(text.count("\n") for line in lines for text in line)
     figure = Figure(
-        figsize=(0.085 * sum(longest) + 0.4, 0.3 * (len(lines) + 1) + 0.5), layout="constrained"
+        figsize=(0.085 * sum(longest) + 0.4, 0.3 + (0.3 + 0.15 * deep) * (len(lines) + 1) + 0.2),
+        layout="constrained",
     )
     axes = figure.subplots()
     axes.axis("off")
@@ -155,6 +162,30 @@ def draw(title: str, header: list[str], lines: list[list[str]], out_png: Path) -
         if row == 0:
             cell.set_text_props(weight="bold")
     figure.savefig(out_png, dpi=150)
+
+
+def _widths(header: list[str], lines: list[list[str]]) -> list[int]:
+    """The characters of each column, with some air."""
+    return [
+        max(len(part) for text in column for part in text.split("\n")) + 2
+        for column in zip(header, *lines, strict=True)
+    ]
+
+
+def _folded(header: list[str], lines: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """Without the paper's columns: their figures are in brackets below ours."""
+    ours = [name for name in header if not name.startswith(PAPER)]
+    folded = []
+    for line in lines:
+        texts = dict(zip(header, line, strict=True))
+        paper = {name: texts.get(f"{PAPER}{name}", "-") for name in ours}
+        folded.append(
+            [
+                texts[name] if paper[name] == "-" else f"{texts[name]}\n(paper {paper[name]})"
+                for name in ours
+            ]
+        )
+    return ours, folded
 
 
 def _of(variant: Variant, results: Results) -> tuple[list[dict[str, float | None]], int]:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from alignmask.analysis.measure import ModelAnalysis
+from alignmask.config import RESAMPLES
 from alignmask.evaluation.bootstrap import Estimate, paired_intervals
 from alignmask.evaluation.duplicates import SHOWN
 
 HIGHER_IS_BETTER = {"AP": True, "second masks": False, "PCC": True, "LaECE0": False}
 """The measures that are compared."""
 PERCENT = ("AP", "second masks")
-RESAMPLES = 200
 
 
 def with_differences(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from alignmask.analysis.inversions import Inversion, worst_inversions
+from alignmask.config import OFFICIAL_LIMIT
 from alignmask.evaluation.alignment import (
     AlignmentStatistics,
     ScoreIoU,
@@ -23,13 +24,7 @@ from alignmask.evaluation.calibration import measure
 from alignmask.evaluation.duplicates import Duplicates, count_duplicates, rival_pairs
 from alignmask.evaluation.errors import FOUND, ErrorSplit, error_split
 from alignmask.evaluation.matches import ANY_OVERLAP, match
-from alignmask.evaluation.metrics import (
-    OFFICIAL_LIMIT,
-    CocoMetrics,
-    Engine,
-    evaluate_results,
-    over_limit,
-)
+from alignmask.evaluation.metrics import CocoMetrics, Engine, evaluate_results, over_limit
 from alignmask.evaluation.resampled import compared_measures
 from alignmask.evaluation.results_file import GroundTruth, Results
 

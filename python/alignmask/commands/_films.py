@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from alignmask import Predictor
+from alignmask.config import Colours
 from alignmask.evaluation.predictions import to_coco_results
 from alignmask.model import Instances
 from alignmask.model.sparse import SparseInstances
@@ -52,6 +53,7 @@ def predict_film(
     outputs: dict[str, Path],
     predict: Predict,
     batch_size: int,
+    colours: Colours,
     advance: Callable[[int, int], None],
 ) -> tuple[int, int]:
     """Returns the numbers of frames and of instances.
@@ -74,7 +76,8 @@ def predict_film(
                 if line is not None:
                     line(_line(predictor, path, frame.number, frame.time, found))
                 if picture is not None:
-                    picture.write(predictor.draw(frame.image_CHW, found, threshold=0), frame.time)
+                    drawn = predictor.draw(frame.image_CHW, found, threshold=0, colours=colours)
+                    picture.write(drawn, frame.time)
                 frames += 1
                 instances += len(found)
             advance(frames, max(film.frames, frames))

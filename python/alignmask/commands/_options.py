@@ -14,6 +14,7 @@ from typing import Annotated
 import tyro
 
 from alignmask import config
+from alignmask.config import LEAST_LIMIT
 
 File = tyro.conf.arg(metavar="FILE", help_behavior_hint="")
 Folder = tyro.conf.arg(metavar="DIR", help_behavior_hint="")
@@ -49,8 +50,6 @@ def let_settings_flow() -> None:
 def check_measuring(command: str, suppression_iou: float, max_detections: int) -> None:
     """Raises ValueError, in the words of the command line, for options that nothing can be measured
     with."""
-    from alignmask.evaluation.metrics import LEAST_LIMIT  # not at start-up: it brings torch
-
     if not 0 <= suppression_iou <= 1:
         raise ValueError(f"{command}: --suppression-iou: expected 0 to 1, got {suppression_iou:g}")
     if max_detections < LEAST_LIMIT:

@@ -7,23 +7,22 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from alignmask._printing import PlainTable, console
-from alignmask.ablation import runs
 from alignmask.ablation.claims import Claims
 from alignmask.ablation.grids import GRIDS, Grid
-from alignmask.ablation.tables import write_tables
 from alignmask.commands._console import INTERRUPTED, choose_recipe, complain
 from alignmask.commands._options import Flag, let_settings_flow
 from alignmask.commands.train import Part, switch_off
 from alignmask.config import Config
-from alignmask.data import resolve_paths, train_dataset, val_dataset
 from alignmask.recipes import RECIPES
 from alignmask.training.signals import Stopped
-from alignmask.training.trainer import check_data
+
+if TYPE_CHECKING:
+    from alignmask.ablation import runs
 
 FAILED = 1
 USAGE = "usage: alignmask ablate GRID RECIPE ...\n\n{grids}\n\n`alignmask ablate GRID RECIPE --help` lists all settings."
@@ -103,6 +102,11 @@ def run(
     retry: bool = False,
 ) -> int:
     """List the plan, train, print and write the tables. Returns 1 if runs have failed."""
+    from alignmask.ablation import runs
+    from alignmask.ablation.tables import write_tables
+    from alignmask.data import resolve_paths, train_dataset, val_dataset
+    from alignmask.training.checks import check_data
+
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
             "ablate: torchrun's processes would each do runs of their own; start one process per "
@@ -171,6 +175,8 @@ def run(
 
 def plan(grid: Grid, folder: Path, cells: list[runs.Cell], claims: Claims) -> PlainTable:
     """Every run and its status."""
+    from alignmask.ablation import runs
+
     table = PlainTable(title=f"{grid.title}: {folder}")
     for heading in ("run", "variant", "status", ""):
         table.add_column(heading, overflow="fold")

@@ -8,17 +8,11 @@ from typing import Annotated, Literal
 import tyro
 
 import alignmask
-from alignmask._arguments import are_results
 from alignmask._extras import require_analyze
 from alignmask._printing import console
-from alignmask.analysis.compare import analysis_table
-from alignmask.analysis.differences import RESAMPLES
 from alignmask.commands._console import choose_device, progress
 from alignmask.commands._options import File, Flag, Folder, check_measuring, flowing
-from alignmask.config import ScoreMode
-from alignmask.evaluation.duplicates import DUPLICATE_IOU
-from alignmask.evaluation.metrics import OFFICIAL_LIMIT
-from alignmask.model.suppression import Suppression
+from alignmask.config import DUPLICATE_IOU, OFFICIAL_LIMIT, RESAMPLES, ScoreMode, Suppression
 
 
 def main(arguments: list[str]) -> int:
@@ -103,6 +97,9 @@ def command(
             f"analyze: --names: expected {len(models)} different names, one for each model, got "
             f"{', '.join(names)}"
         )
+    from alignmask._arguments import are_results
+    from alignmask.analysis.compare import analysis_table
+
     results = [path for path in models if are_results(path)]
     if annotations is None and (images is not None or results):
         raise ValueError(

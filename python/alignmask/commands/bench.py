@@ -9,8 +9,6 @@ import tyro
 
 from alignmask.commands._options import flowing
 from alignmask.commands.export import describe
-from alignmask.exporting.files import about
-from alignmask.exporting.timing import time_file
 
 
 def main(arguments: list[str]) -> int:
@@ -40,6 +38,9 @@ def command(
         threads: Number of threads.
         runs: Number of runs that are timed, after one that is not.
     """
+    from alignmask.exporting.files import about
+    from alignmask.exporting.timing import time_file
+
     timing = time_file(file, size, images=images, threads=threads, runs=runs)
     print(describe(file, about(file)))
     print(timing)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 import alignmask
-from alignmask._calibrating import is_results_file
 from alignmask._printing import console
 from alignmask.commands._console import choose_device, progress
 from alignmask.commands._options import File, Flag, Folder, flowing
-from alignmask.evaluation.calibrators import FEWEST, Method
-from alignmask.model.suppression import Suppression
+from alignmask.config import FEWEST, Suppression
 
 
 def main(arguments: list[str]) -> int:
@@ -25,7 +23,7 @@ def command(
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT|RESULTS")],
     annotations: Annotated[Path | None, File] = None,
     images: Annotated[Path | None, Folder] = None,
-    method: Method = "isotonic",
+    method: Literal["isotonic", "linear", "platt", "temperature"] = "isotonic",
     precision: Annotated[
         float | None, tyro.conf.arg(metavar="SHARE", help_behavior_hint="")
     ] = None,
@@ -99,6 +97,8 @@ def command(
         raise ValueError(f"calibrate: --iou: expected more than 0 and at most 1, got {iou:g}")
     if resamples < 0 or fewest < 1:
         raise ValueError("calibrate: expected --resamples of 0 or more and --fewest of 1 or more")
+    from alignmask._calibrating import is_results_file
+
     if is_results_file(model):
         if annotations is None or images is not None:
             raise ValueError("calibrate RESULTS: give --annotations FILE, and no --images")

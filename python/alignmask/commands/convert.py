@@ -5,19 +5,17 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from alignmask import checkpoint
 from alignmask._files import must_be_new
 from alignmask._printing import counted
 from alignmask.commands._options import flowing
 from alignmask.config_files import without_pretrained
-from alignmask.data.coco_json import read_coco
-from alignmask.pretrained.read import LoadReport, Source, initialise_from, read
-from alignmask.pretrained.read import classes as class_list
-from alignmask.pretrained.write import write_huggingface, write_mask2former
+
+if TYPE_CHECKING:
+    from alignmask.pretrained.read import LoadReport, Source
 
 Format = Literal["alignmask", "mask2former", "huggingface"]
 
@@ -53,6 +51,10 @@ def command(
         annotations: COCO annotation file with the names and ids of the classes. By default the
             source's are kept; if it has none, 80 classes are taken for COCO's.
     """
+    from alignmask import checkpoint
+    from alignmask.pretrained.read import initialise_from, read
+    from alignmask.pretrained.write import write_huggingface, write_mask2former
+
     must_be_new(destination, "convert")
     kind, found = read(source)
     if kind == to:
@@ -75,6 +77,9 @@ def command(
 def classes(source: Source, annotations: Path | None) -> tuple[list[str], list[int]]:
     """Names and category ids of the classes. Raises ValueError if the file has more or fewer
     categories than the model."""
+    from alignmask.data.coco_json import read_coco
+    from alignmask.pretrained.read import classes as class_list
+
     count = source.config.model.num_classes
     if annotations is not None:
         categories = read_coco(annotations).categories

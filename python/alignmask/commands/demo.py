@@ -11,8 +11,6 @@ import tyro
 import alignmask
 from alignmask._printing import console
 from alignmask.commands._console import INTERRUPTED, complain
-from alignmask.data import val_dataset
-from alignmask.pictures.run import run_pictures
 from alignmask.recipes import shapes_tiny
 from alignmask.training.signals import Stopped
 
@@ -41,6 +39,9 @@ def command(
         run = alignmask.train(config)
     except Stopped as stopped:
         return complain(str(stopped), INTERRUPTED)
+    from alignmask.data import val_dataset
+    from alignmask.pictures.run import run_pictures
+
     dataset = val_dataset(config.data)
     pictures = run_pictures(run, dataset, out)
     console().print(

@@ -11,10 +11,7 @@ import alignmask
 from alignmask._printing import console
 from alignmask.commands._console import choose_device, progress
 from alignmask.commands._options import File, Flag, Folder, check_measuring, flowing
-from alignmask.evaluation.duplicates import DUPLICATE_IOU
-from alignmask.evaluation.metrics import OFFICIAL_LIMIT
-from alignmask.exporting.files import is_exported
-from alignmask.model.suppression import Suppression
+from alignmask.config import DUPLICATE_IOU, OFFICIAL_LIMIT, Suppression
 
 
 def main(arguments: list[str]) -> int:
@@ -98,6 +95,8 @@ def command(
         )
     measured: Any = results
     if checkpoint is not None:
+        from alignmask.exporting.files import is_exported
+
         exported = is_exported(checkpoint)
         measured = checkpoint if exported else alignmask.load(checkpoint, choose_device(device))
     evaluation = alignmask.evaluate(

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
 import alignmask
 from alignmask.commands._console import choose_device, complain, note, removing_on_sigterm
 from alignmask.commands._options import Flag, Folder, flowing
-from alignmask.exporting.export import Sampling
-from alignmask.exporting.files import SUFFIX, Format
 
 NOT_SHOWN = 3
 """Exit code: the file is written, but nothing is known of parity."""
@@ -25,10 +23,10 @@ def main(arguments: list[str]) -> int:
 @flowing
 def command(
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")],
-    format: Annotated[Format, tyro.conf.arg(help_behavior_hint="(required)")],
+    format: Annotated[Literal["torch", "onnx"], tyro.conf.arg(help_behavior_hint="(required)")],
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
     images: Annotated[Path | None, Folder] = None,
-    sampling: Sampling = "gather",
+    sampling: Literal["gather", "grid-sample"] = "gather",
     half: Flag = False,
     device: str = "cpu",
 ) -> int:
@@ -57,6 +55,8 @@ def command(
         device: Where a torch.export program is to run: cpu, cuda, cuda:1, ...; auto chooses a GPU
             if there is one.
     """
+    from alignmask.exporting.files import SUFFIX
+
     path = out or Path("model" + SUFFIX[format])
     began = time.monotonic()
 

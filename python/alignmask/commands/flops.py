@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -10,7 +10,9 @@ from alignmask._printing import PlainTable, console
 from alignmask.commands._console import choose_recipe
 from alignmask.commands._options import flowing
 from alignmask.config import DataConfig
-from alignmask.model.flops import Flops, count_flops, count_parameters
+
+if TYPE_CHECKING:
+    from alignmask.model.flops import Flops
 
 DIVISOR = 32
 """Images are padded to multiples of this."""
@@ -40,6 +42,8 @@ def command(
         aligned_queries: Number of aligned queries beside the object queries, as in training (Table
             1 counts 100).
     """
+    from alignmask.model.flops import count_flops, count_parameters
+
     config = choose_recipe(recipe)()
     height, width = size or photo(config.data)
     if min(height, width) < 1:

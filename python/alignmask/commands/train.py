@@ -27,7 +27,7 @@ MOST_NEEDED = {
     "--train.init-from PATH": "Weights to start from: a run, a checkpoint, or nuclei.",
     "--train.iterations N": "How long to train.",
     "--train.max-minutes N": "The same in minutes; None sets no limit.",
-    "--train.batch-size N": "Images per step; --train.accumulate takes them in parts.",
+    "--train.batch-size N": "Images per step, or auto; --train.accumulate takes them in parts.",
     "--train.learning-rate X": "Belongs to a batch size.",
     "--data.crop N": "Side of the training crops, in pixels.",
     "--data.eval-short-side N": "Size of images in evaluation; and --data.eval-max-side.",

@@ -39,6 +39,7 @@ from alignmask.data.images import ImageError, read_header
 VERSION = "5.5.0"
 """Of LabelMe, whose files these are like: the first versions with masks are older."""
 WITHOUT_AREA = ("line", "linestrip", "point", "points")
+OUTSIDE = "whose image is outside of the images' folder"
 KINDS = ("polygon", "rectangle", "circle", "mask", "oriented_rectangle")
 
 
@@ -57,7 +58,8 @@ def convert_labelme(
 
     Args:
         out: The file to write. Must not exist.
-        images: What file names in the COCO file are relative to; by default `folder`.
+        images: What file names in the COCO file are relative to; by default `folder`. All images
+            must be in it, or in subfolders.
         classes: The names of the classes, in the order of their ids; None takes the labels that
             occur, sorted.
         extract: Write the images that are embedded in the files (imageData) to this folder, which
@@ -65,7 +67,8 @@ def convert_labelme(
 
     Raises:
         FileExistsError: `out` or `extract` exists.
-        CocoError: Files or shapes are not of the format, or images are missing; all are counted.
+        CocoError: Files or shapes are not of the format, or images are missing, or outside of
+            their folder; all are counted.
     """
     must_be_new(out, "data")
     if extract is not None:
@@ -91,6 +94,7 @@ class _Reader:
         self.folder, self.images, self.draft, self.embedded = folder, images, draft, embedded
         self.pictures: dict[str, bytes] = {}
         self._owner: dict[str, Path] = {}
+        self._outside: list[Path] = []
 
     def read(self, path: Path) -> None:
         faults = self.draft.faults
@@ -122,7 +126,7 @@ class _Reader:
         plain = named.replace("\\", "/")
         for place in (path.parent / plain, path.parent / plain.rpartition("/")[2]):
             if place.is_file():
-                return Path(os.path.relpath(place.resolve(), self.images.resolve())).as_posix()
+                return self._inside(path, place.resolve())
         missing = Faults()
         (name,), _ = find_files(self.images, [plain], [str(path)], missing)
         if missing:
@@ -133,6 +137,21 @@ class _Reader:
             }
             return None
         return name
+
+    def _inside(self, path: Path, place: Path) -> str | None:
+        """The name of an image relative to the images' folder. One outside of it is a fault:
+        readers of the COCO file would not follow its name."""
+        root = self.images.resolve()
+        if place.is_relative_to(root):
+            return place.relative_to(root).as_posix()
+        self._outside.append(place)
+        common = Path(os.path.commonpath([root, *(file.parent for file in self._outside)]))
+        self.draft.faults.add(OUTSIDE, f"{path}: {place}")
+        self.draft.faults.notes[OUTSIDE] = (
+            f"file names are relative to {self.images}: name a folder that has all images with "
+            f"--images {common}"
+        )
+        return None
 
     def _extracted(self, path: Path, content: dict[str, Any], named: str) -> str | None:
         try:

@@ -5,6 +5,7 @@ Dimensions: N instances of one image, C = 3 colour channels, H x W pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from alignmask.config import DataConfig
 
 Transform = Callable[[Sample], Sample]
+Window = tuple[int, int, int, int]
+"""Top, left, height, width."""
 
 
 def training_transform(data: DataConfig) -> Transform:
@@ -36,6 +39,8 @@ def training_transform(data: DataConfig) -> Transform:
         raise ValueError(f"data.crop: expected a positive multiple of 32, got {data.crop}")
     if not 0 < low <= high:
         raise ValueError(f"data.scale: expected 0 < low <= high, got {data.scale}")
+    if data.crop_places < 1:
+        raise ValueError(f"data.crop_places: expected at least 1, got {data.crop_places}")
     for name in ("flip", "vertical_flip"):
         if not 0 <= getattr(data, name) <= 1:
             raise ValueError(f"data.{name}: expected a probability, got {getattr(data, name)}")
@@ -43,7 +48,7 @@ def training_transform(data: DataConfig) -> Transform:
         raise ValueError(
             f"data.color_jitter: expected a strength of at least 0, got {data.color_jitter}"
         )
-    steps: list[v2.Transform] = [LargeScaleJitter(data.crop, data.scale)]
+    steps: list[v2.Transform] = [LargeScaleJitter(data.crop, data.scale, data.crop_places)]
     if data.flip:
         steps.append(v2.RandomHorizontalFlip(data.flip))
     if data.vertical_flip:
@@ -70,26 +75,31 @@ def evaluation_transform(data: DataConfig) -> Transform:
 
 class LargeScaleJitter(v2.Transform):
     """Resize so that the image fits a square of crop x factor, factor uniform in `scale`; then a
-    random crop.
+    crop, at the best of `places` random places (`_best_window`).
 
     The crop is at most `crop` x `crop`; where the resized image is smaller, it stays whole and is
-    not padded. (Ghiasi et al. 2021, as Mask2Former uses it: factor 0.1 to 2.0, crop 1024.)
+    not padded. (Ghiasi et al. 2021, as Mask2Former uses it: factor 0.1 to 2.0, crop 1024, 1 place.)
     """
 
-    def __init__(self, crop: int, scale: tuple[float, float]) -> None:
+    def __init__(self, crop: int, scale: tuple[float, float], places: int = 1) -> None:
         super().__init__()
-        self.crop, self.scale = crop, scale
+        self.crop, self.scale, self.places = crop, scale, places
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         height, width = v2.query_size(flat_inputs)
         factor = torch.empty(()).uniform_(*self.scale).item()
         ratio = self.crop * factor / max(height, width)
         size = max(1, round(height * ratio)), max(1, round(width * ratio))
+        windows = [self._window(size) for _ in range(self.places)]
+        if self.places > 1:
+            (masks,) = (each for each in flat_inputs if isinstance(each, tv_tensors.Mask))
+            return {"size": size, "window": _best_window(masks, size, windows)}
+        return {"size": size, "window": windows[0]}
+
+    def _window(self, size: Size) -> Window:
+        """A random one in an image of that size."""
         top, left = (int(torch.randint(max(0, side - self.crop) + 1, ())) for side in size)
-        return {
-            "size": size,
-            "window": (top, left, min(self.crop, size[0]), min(self.crop, size[1])),
-        }
+        return top, left, min(self.crop, size[0]), min(self.crop, size[1])
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         if isinstance(inpt, tv_tensors.Mask):
@@ -134,9 +144,45 @@ class _EvaluationTransform:
         )
 
 
-def _resize_masks(masks_NHW: Tensor, size: Size, window: tuple[int, int, int, int]) -> Tensor:
-    """Nearest-neighbour resizing to `size`, of which only `window` (top, left, height, width) is
-    computed.
+def _best_window(masks_NHW: Tensor, size: Size, windows: list[Window]) -> Window:
+    """The first one that cuts the smallest share of the objects in it, once these have `size`;
+    windows without an object come last.
+
+    A share, as the least number of cut objects would favour the places with few of them.
+    """
+    masks = masks_NHW.numpy()
+    taken = np.any(masks, axis=2), np.any(masks, axis=1)  # rows and columns
+    some_N = np.any(taken[0], axis=1)
+    extents = [_extent(each[some_N], side) for each, side in zip(taken, size, strict=True)]
+    first_N2, end_N2 = (np.stack(corner, axis=1) for corner in zip(*extents, strict=True))
+
+    def cut_share(window: Window) -> float:
+        corner_2, sides_2 = np.array(window[:2]), np.array(window[2:])
+        seen_N2 = np.minimum(end_N2, corner_2 + sides_2) - np.maximum(first_N2, corner_2)
+        seen_N = (seen_N2 > 0).all(axis=1)
+        whole_N = seen_N & (seen_N2 == end_N2 - first_N2).all(axis=1)
+        return 1 - float(whole_N.sum() / seen_N.sum()) if seen_N.any() else math.inf
+
+    shares = {window: cut_share(window) for window in windows}
+    for window in sorted(shares, key=lambda window: shares[window]):
+        # A box may reach into a window that its object does not.
+        if shares[window] < 1 or _resize_masks(masks_NHW, size, window).any():
+            return window
+    return windows[0]
+
+
+def _extent(taken_NS: np.ndarray, target: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where each row's True pixels begin, and where they end (exclusive), after resizing from S
+    to `target` pixels."""
+    source = taken_NS.shape[1]
+    last_N = source - 1 - taken_NS[:, ::-1].argmax(axis=1)
+    pixels = _nearest(source, target)
+    begin_N = np.searchsorted(pixels, taken_NS.argmax(axis=1))
+    return begin_N, np.searchsorted(pixels, last_N, side="right")
+
+
+def _resize_masks(masks_NHW: Tensor, size: Size, window: Window) -> Tensor:
+    """Nearest-neighbour resizing to `size`, of which only `window` is computed.
 
     Pixel centres are aligned ("nearest-exact"), as they are in the image's bilinear resizing;
     torchvision's own mask resizing takes the top left pixel, which shifts a reduced mask by up to

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from alignmask.config import OFFICIAL_LIMIT
 from alignmask.evaluation.matches import Matches, match
-from alignmask.evaluation.metrics import OFFICIAL_LIMIT
 from alignmask.evaluation.results_file import GroundTruth, Results
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)

@@ -12,24 +12,16 @@ import numpy as np
 
 from alignmask._files import sha256
 from alignmask._printing import counted
-from alignmask.config import SHOWN_SCORE
+from alignmask.config import FEWEST, SHOWN_SCORE, Suppression
 from alignmask.evaluation.best_f1 import F1_IOU, best_thresholds, f1_at
 from alignmask.evaluation.bootstrap import Estimate, Measure, intervals, paired_intervals
 from alignmask.evaluation.calibration import measure
-from alignmask.evaluation.calibrators import (
-    FEWEST,
-    Calibration,
-    Fit,
-    Method,
-    fit_calibration,
-    split_images,
-)
+from alignmask.evaluation.calibrators import Calibration, Fit, Method, fit_calibration, split_images
 from alignmask.evaluation.duplicates import suppress_duplicates
 from alignmask.evaluation.guarantee import find_guarantee
 from alignmask.evaluation.matches import ANY_OVERLAP, Matches, match, match_one
 from alignmask.evaluation.results_file import GroundTruth, Results
 from alignmask.evaluation.tables import number_table
-from alignmask.model.suppression import Suppression
 
 if TYPE_CHECKING:
     from rich.table import Table

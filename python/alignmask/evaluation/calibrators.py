@@ -26,14 +26,12 @@ import numpy as np
 from scipy.optimize import isotonic_regression, minimize
 
 from alignmask._files import write_json
+from alignmask.config import FEWEST, Suppression
 from alignmask.evaluation.best_f1 import Thresholds
 from alignmask.evaluation.guarantee import Guarantee, trusted
 from alignmask.evaluation.matches import Matches
-from alignmask.model.suppression import Suppression
 
 Method = Literal["isotonic", "linear", "platt", "temperature"]
-FEWEST = 50
-"""A class with fewer predictions to fit on takes the map of all classes together."""
 MADE_BY = "alignmask calibrate"
 SMALLEST = 1e-6
 """Scores are kept so far from 0 and 1 where their logit is taken."""

@@ -16,18 +16,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.stats import rankdata
 
-from alignmask.config import SHOWN_SCORE
+from alignmask.config import DUPLICATE_IOU, SHOWN_SCORE, Suppression
 from alignmask.evaluation.alignment import FRACTIONS, ScoreIoU, top_predictions
 from alignmask.evaluation.results_file import Results
 from alignmask.evaluation.tables import number_table
-from alignmask.model.suppression import Suppression, iou_within_classes, suppress
+from alignmask.model.suppression import iou_within_classes, suppress
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-DUPLICATE_IOU = 0.5
-"""Two masks of one class that overlap by more than this cannot both be the mask of a different
-object."""
 REMOVED = "duplicates"
 """The reason in `Results.ignored` for what suppression removed."""
 

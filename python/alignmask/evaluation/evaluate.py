@@ -16,7 +16,7 @@ import torch
 
 from alignmask._files import write_json
 from alignmask._printing import counted
-from alignmask.config import SCORE_MODES
+from alignmask.config import DUPLICATE_IOU, OFFICIAL_LIMIT, SCORE_MODES, Suppression
 from alignmask.evaluation import bootstrap
 from alignmask.evaluation.alignment import (
     AlignmentStatistics,
@@ -30,7 +30,6 @@ from alignmask.evaluation.bootstrap import Estimate
 from alignmask.evaluation.calibration import calibration_table, measure
 from alignmask.evaluation.confusion import CONFUSION_IOU, FEW, Confusion, confusion
 from alignmask.evaluation.duplicates import (
-    DUPLICATE_IOU,
     REMOVED,
     Duplicates,
     count_by_class,
@@ -42,7 +41,6 @@ from alignmask.evaluation.duplicates import (
 from alignmask.evaluation.errors import FOUND, ErrorSplit, error_split, error_table
 from alignmask.evaluation.matches import match
 from alignmask.evaluation.metrics import (
-    OFFICIAL_LIMIT,
     CocoMetrics,
     Engine,
     evaluate_results,
@@ -68,7 +66,6 @@ from alignmask.evaluation.results_file import (
     load_ground_truth,
     load_results,
 )
-from alignmask.model.suppression import Suppression
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType

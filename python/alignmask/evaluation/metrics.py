@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from alignmask._printing import counted
+from alignmask.config import LEAST_LIMIT, OFFICIAL_LIMIT
 from alignmask.evaluation.results_file import (
     AnnotationsLike,
     GroundTruth,
@@ -32,10 +33,6 @@ if TYPE_CHECKING:
 
 
 Engine = Literal["hotcoco", "pycocotools"]
-OFFICIAL_LIMIT = 100
-"""Predictions of a category that count in an image, the best-scored ones."""
-LEAST_LIMIT = 10
-"""That of AR10."""
 
 
 @dataclass(frozen=True)

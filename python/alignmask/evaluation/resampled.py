@@ -9,14 +9,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from alignmask.config import SHOWN_SCORE
+from alignmask.config import OFFICIAL_LIMIT, SHOWN_SCORE
 from alignmask.evaluation.alignment import PER_IMAGE, ScoreIoU, rank_within
 from alignmask.evaluation.average_precision import AveragePrecision
 from alignmask.evaluation.bootstrap import Measured
 from alignmask.evaluation.calibration import localisation_aware_error
 from alignmask.evaluation.duplicates import duplicates
 from alignmask.evaluation.matches import Matches
-from alignmask.evaluation.metrics import OFFICIAL_LIMIT
 from alignmask.evaluation.results_file import GroundTruth, Results
 
 COMPARED = ("AP", "second masks", "PCC", "LaECE0")

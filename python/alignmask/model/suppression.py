@@ -7,12 +7,12 @@ N predictions of one image.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as mask_utils
 
-Suppression = Literal["off", "hard", "soft"]
+from alignmask.config import Suppression
 
 
 def suppress(

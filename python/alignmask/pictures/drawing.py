@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
+from alignmask.config import Colours
 from alignmask.pictures.fonts import SCORE, Lettering, lettering
 
 TRUSTED = "✓"
@@ -43,6 +44,7 @@ def draw_instances(
     min_side: int = 512,
     labels: bool = True,
     opacity: float = 0.45,
+    colours: Colours = "instance",
 ) -> Image.Image:
     """Draw masks, contours, class names and scores over an image.
 
@@ -58,6 +60,8 @@ def draw_instances(
         labels: Write scores, and class names if there are several classes. The most confident
             instances come first; a text that would cover another one is left out.
         opacity: Opacity of the masks, 0 to 1.
+        colours: "instance": each instance has a colour of its own, in the order of the scores.
+            "class": each class has, the same in all pictures.
     Raises:
         ValueError: Image and masks differ in size, or a label has no class name.
     """
@@ -95,6 +99,8 @@ def draw_instances(
     )
     original_HWC = np.asarray(picture).astype(np.float32)
     canvas_HWC = original_HWC.copy()
+    numbers = labels_N.tolist() if colours == "class" else range(len(labels_N))
+    paints = [colour(number) for number in numbers]
     thickness = max(1, round(max(canvas_HWC.shape[:2]) / 400))
     windows = [_window(mask_HW) for mask_HW in masks_NHW]
     for n in _bottom_to_top(masks_NHW):
@@ -105,7 +111,7 @@ def draw_instances(
                 masks_NHW[n],
                 window,
                 factor,
-                np.array(colour(n)),
+                np.array(paints[n]),
                 opacity,
                 thickness,
                 dashed=not trusted_N[n],
@@ -127,6 +133,7 @@ def draw_instances(
         _write_labels(
             picture,
             texts,
+            paints,
             [_highest_pixel(*pair) for pair in zip(masks_NHW, windows, strict=True)],
             factor,
         )
@@ -161,8 +168,8 @@ def draw_overlap(
 
 
 def colour(n: int) -> tuple[int, int, int]:
-    """A bright RGB colour for instance n; neighbours in n are far apart in hue (steps of the golden
-    ratio)."""
+    """A bright RGB colour for instance or class n; neighbours in n are far apart in hue (steps of
+    the golden ratio)."""
     hue = (0.6 + n * 0.618034) % 1
     red, green, blue = colorsys.hsv_to_rgb(hue, (0.85, 0.6)[n // 2 % 2], 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)
@@ -217,9 +224,14 @@ def _paint(
 
 
 def _write_labels(
-    picture: Image.Image, texts: list[Lettering], places: list[tuple[int, int] | None], factor: int
+    picture: Image.Image,
+    texts: list[Lettering],
+    paints: list[tuple[int, int, int]],
+    places: list[tuple[int, int] | None],
+    factor: int,
 ) -> None:
-    """Writes each text above the highest pixel of its instance, moved into the picture."""
+    """Writes each text above the highest pixel of its instance, moved into the picture. A frame in
+    the text's own colour sets it off from masks of the same colour."""
     draw = ImageDraw.Draw(picture)
     size = max(11, round(max(picture.size) / 45))
     taken: list[tuple[float, float, float, float]] = []
@@ -235,12 +247,14 @@ def _write_labels(
         if any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
             continue
         taken.append(box)
-        background = colour(n)
-        luminance = np.dot(background, (0.299, 0.587, 0.114))
-        draw.rectangle(box, fill=background)
+        background = paints[n]
+        # WCAG's relative luminance: at 0.18, black and white differ from it by the same ratio.
+        luminance = np.dot((np.array(background) / 255) ** 2.2, (0.2126, 0.7152, 0.0722))
+        ink = "black" if luminance > 0.18 else "white"
+        draw.rectangle(box, fill=background, outline=ink)
         draw.text(
             (x + 2 - left, y + 2 - top),
             text,
             font=letters,
-            fill="black" if luminance > 130 else "white",
+            fill=ink,
         )

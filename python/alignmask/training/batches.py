@@ -49,7 +49,7 @@ def training_batches(
     """The micro-batches of a process, loaded."""
     return iter(
         DataLoader(
-            TrainingStream(data, t.iterations * t.batch_size, t.seed),
+            TrainingStream(data, t.iterations * t.images_per_step, t.seed),
             batch_sampler=micro_batches,  # type: ignore[arg-type]
             collate_fn=collate,
             num_workers=workers,

@@ -61,7 +61,7 @@ def build_optimizer(model: AlignMask, config: TrainConfig) -> torch.optim.AdamW:
 def learning_rate(config: TrainConfig) -> float:
     """The rate for the batch size at hand."""
     reference = config.scale_learning_rate_from
-    return config.learning_rate * (1 if reference is None else config.batch_size / reference)
+    return config.learning_rate * (1 if reference is None else config.images_per_step / reference)
 
 
 def describe_rates(config: TrainConfig) -> Iterator[str]:
@@ -69,7 +69,7 @@ def describe_rates(config: TrainConfig) -> Iterator[str]:
     rate, reference = learning_rate(config), config.scale_learning_rate_from
     if reference is not None:
         yield (
-            f"learning rate {rate:g} for batches of {config.batch_size}: that of batches of "
+            f"learning rate {rate:g} for batches of {config.images_per_step}: that of batches of "
             f"{reference} is {config.learning_rate:g}"
         )
     if config.layer_decay != 1:

@@ -22,7 +22,7 @@ class Sheets(Callback):
         file, t = trainer.run_dir / SAMPLES, trainer.config.train
         if not trainer.accelerator.is_main_process or file.exists():
             return
-        stream = TrainingStream(trainer.train_data, t.iterations * t.batch_size, t.seed)
+        stream = TrainingStream(trainer.train_data, t.iterations * t.images_per_step, t.seed)
         samples = [stream[n] for n in range(min(self.samples, len(stream)))]
         if samples:
             grid_sheet(samples, trainer.train_data.class_names, file)

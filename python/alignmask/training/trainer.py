@@ -80,7 +80,7 @@ class Trainer:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         world = self.accelerator.num_processes
-        self.micro_batch, rest = divmod(t.batch_size, world * t.accumulate)
+        self.micro_batch, rest = divmod(t.images_per_step, world * t.accumulate)
         if rest or not self.micro_batch:
             raise ValueError(
                 f"train.batch_size {t.batch_size} is not a multiple of {world} processes x "
