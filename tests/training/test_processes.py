@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 import torch
 
+from alignmask.config import DataConfig
+from alignmask.training.trainer import Trainer
 from tests.conftest import REPOSITORY
-from tests.training.forks import RUNS
-from tests.training.runs import lines
+from tests.training.forks import RESUMES, RUNS
+from tests.training.runs import config, lines
 
+RESUMED = [f"{before}to{after}" for before, after in RESUMES]
 Notes = dict[tuple[int, int], list[dict[str, Any]]]
 
 
@@ -26,7 +29,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(
         [sys.executable, "-m", "tests.training.forks", str(folder)], cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True, text=True, timeout=300,
+        capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder
@@ -45,7 +48,7 @@ def notes(root: Path) -> Notes:
 def test_the_parts_of_a_step_are_unlike_one_another(notes: Notes) -> None:
     """Or else it would not matter what their losses are divided by."""
     (whole,) = notes[1, 1]
-    for (processes, accumulate), ranks in notes.items():
+    for (_, accumulate), ranks in notes.items():
         for number in range(3):
             mine = slice(number * accumulate, (number + 1) * accumulate)
             for what in ("instances", "live"):
@@ -74,16 +77,30 @@ def test_losses_and_gradients_are_those_of_one_process(notes: Notes, run: tuple[
             )
 
 
-@pytest.mark.parametrize("run", RUNS[1:], ids=str)
+@pytest.mark.parametrize("name", [*(f"{p}x{a}" for p, a in RUNS[1:]), *RESUMED])
 @pytest.mark.parametrize("what", ["weights", "ema"])
-def test_final_weights_are_those_of_one_process(
-    notes: Notes, run: tuple[int, int], what: str
-) -> None:
+def test_final_weights_are_those_of_one_process(root: Path, name: str, what: str) -> None:
     """A gradient that is wrong by 3e-7 moves a weight by at most a tenth of that in a step (the
     learning rate over epsilon); the last bit of a weight of 1 is 1.2e-7, and that was seen."""
-    (whole,) = notes[1, 1]
-    for rank in notes[run]:
+    whole = torch.load(root / "1x1-0.pt")
+    ranks = [torch.load(path) for path in root.glob(f"{name}-?.pt")]
+    assert ranks
+    for rank in ranks:
         torch.testing.assert_close(rank[what], whole[what], rtol=0, atol=5e-7)
+
+
+@pytest.mark.parametrize("resume", RESUMES, ids=str)
+def test_other_processes_may_continue_a_run(
+    root: Path, notes: Notes, resume: tuple[int, int]
+) -> None:
+    """They share the images that are next."""
+    before, after = resume
+    ranks = [torch.load(root / f"{before}to{after}-{rank}.pt") for rank in range(after)]
+    assert [len(rank["images"]) for rank in ranks] == [2] * after
+    for number in (0, 1):
+        images = [image for rank in ranks for image in rank["images"][number]]
+        assert images == notes[1, 1][0]["images"][number + 1]
+    assert [line["step"] for line in lines(root / f"{before}to{after}")] == [1, 2, 3]
 
 
 def test_each_image_is_evaluated_once(root: Path, notes: Notes) -> None:
@@ -110,3 +127,13 @@ def test_four_processes_leave_one_log(root: Path) -> None:
     said = [(run / f"output{rank}.txt").read_text() for rank in range(4)]
     assert "starts; " in said[0]
     assert said[1:] == [""] * 3
+
+
+def test_fsdp_is_refused_before_anything_is_written(
+    shapes: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `accelerate launch --use_fsdp` sets; on a CPU, Accelerate would not even notice."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="^FSDP is not supported: .* launch without --use_fsdp$"):
+        Trainer(config(shapes, tmp_path))
+    assert not (tmp_path / "run").exists()

@@ -14,7 +14,16 @@ from alignmask.training.precision import Precision
 
 
 def join(t: TrainConfig, precision: Precision) -> Accelerator:
-    """This process's place among those that torchrun, `accelerate launch` or nothing started."""
+    """This process's place among those that torchrun, `accelerate launch` or nothing started.
+
+    Raises ValueError where FSDP was asked for.
+    """
+    # On a CPU, Accelerate would ignore it and copy the model to all processes after all.
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1", "yes"):
+        raise ValueError(
+            "FSDP is not supported: the moving average, checkpoints and evaluation take whole "
+            "weights, which every process holds; launch without --use_fsdp"
+        )
     # An earlier run of this process may have had another precision.
     AcceleratorState._reset_state()
     # Without GPUs, Accelerate ignores torchrun's other processes unless it is asked for the CPU
