@@ -133,7 +133,14 @@ def check_command(words: list[str]) -> None:
     match words:
         case ["alignmask", *arguments]:
             assert cli.main(arguments) == 0, words
-        case ["torchrun", *_, "-m", "alignmask.cli", "train", "r50_50ep"]:
+        case [
+            "torchrun" | "accelerate",
+            *_,
+            "-m",
+            "alignmask.cli",
+            "train",
+            "r50_50ep",
+        ]:
             assert cli.main(words[words.index("train") :]) == 0
         case ["make", target, *variables]:
             assert target in MAKE_TARGETS, words

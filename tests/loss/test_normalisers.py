@@ -10,7 +10,12 @@ import sys
 import pytest
 import torch
 
+from alignmask.config import LossConfig
+from alignmask.data import Batch
 from alignmask.loss import Criterion
+from alignmask.loss.normalisers import Normalisers
+from alignmask.model.heads import Prediction
+from tests import tiny
 from tests.conftest import REPOSITORY
 from tests.loss import two_processes
 from tests.loss.oracle import NAMES
@@ -42,21 +47,15 @@ def of_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Found]:
 def test_two_processes_have_on_average_the_losses_of_one(
     of_ranks: tuple[Found, Found], case: str, kind: str
 ) -> None:
-    """Gradients are averaged over processes. So the sum over both images is divided by twice the
-    normaliser, which is the mean of the processes' counts, and at least 1; the cross-entropy is
-    every process's own mean (Mask2Former)."""
+    """Gradients are averaged over processes, so each process divides its sums by half of what both
+    have: the cross-entropy, too, which Mask2Former's processes average each for itself."""
     prediction, batch = of_case(case, kind)
-    instances = sum(batch.counts)
-    live = 0 if prediction.aligned is None else int((prediction.aligned.instance_BA >= 0).sum())
-    together = losses(prediction, batch, kind)  # the sums are divided by the counts of both images
+    together = losses(prediction, batch, kind)
     for name in NAMES:
-        if kind == "softmax" and "classification" in name:
-            continue
-        count = live if name.startswith("aligned") else instances
-        right = torch.tensor(together[name]) * max(count, 1) / (2 * max(count / 2, 1))
         mean = sum(torch.tensor(rank[case][kind][name]) for rank in of_ranks) / 2
-        torch.testing.assert_close(mean, right)
-        assert mean.any() or not count or kind != "quality_focal"
+        torch.testing.assert_close(mean, torch.tensor(together[name]))
+        if kind == "quality_focal" and not name.startswith("aligned"):
+            assert mean.any() or not sum(batch.counts)
 
 
 def test_the_normalisers_count_instances_and_live_aligned_queries() -> None:
@@ -64,6 +63,29 @@ def test_the_normalisers_count_instances_and_live_aligned_queries() -> None:
     assert prediction.aligned is not None
     # A set that missed its instance: padding amid the live ones.
     prediction.aligned.instance_BA[0, 1] = -1
-    assert Criterion._normalisers(prediction, batch).tolist() == [5.0, 4.0 + 5.0]
+    assert counts("quality_focal", prediction, batch) == [5.0, 5.0, 4.0 + 5.0]
     prediction, batch = scene((0,), slots=6)
-    assert Criterion._normalisers(prediction, batch).tolist() == [1.0, 1.0]
+    assert counts("quality_focal", prediction, batch) == [0.0, 0.0, 0.0]
+
+
+def test_cross_entropy_is_divided_by_the_weights_of_all_rows() -> None:
+    """5 of 3 images' 6 queries each have an object; of 8 instances, 6 queries can have six."""
+    prediction, batch = scene((3, 0, 2), slots=6, softmax=True)
+    assert counts("softmax", prediction, batch)[0] == pytest.approx(5 + 0.25 * (3 * 6 - 5))
+    prediction, batch = scene((8,), slots=6, softmax=True)
+    assert counts("softmax", prediction, batch)[:2] == [6.0, 8.0]
+
+
+def test_a_part_divides_by_the_mean_of_the_parts() -> None:
+    """Nothing is counted as 1, in all parts together; a fraction is left as it is."""
+    few, many = torch.tensor([0.25, 0.0, 4.0]), torch.tensor([0.25, 0.0, 2.0])
+    found = Normalisers.of_step([few, many])
+    assert found.classification_2.tolist() == [0.25, 3.0]
+    assert found.masks_2.tolist() == [0.5, 3.0]
+
+
+def counts(classification: str, prediction: Prediction, batch: Batch) -> list[float]:
+    model_config = tiny.model_config(classification=classification)
+    criterion = Criterion(model_config, LossConfig(no_object_weight=0.25))
+    found: list[float] = criterion.count(batch, prediction.aligned).tolist()
+    return found

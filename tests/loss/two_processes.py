@@ -29,7 +29,7 @@ CONFIG = LossConfig(points=30)
 KINDS = ("softmax", "focal", "quality_focal")
 CASES = {
     "1 and 3 instances": ((1, 3), 5),
-    # Half an instance and one and a half aligned queries: the first counts as 1.
+    # Half an instance for each process.
     "0 and 1 instances": ((0, 1), 4),
     "no instance anywhere": ((0, 0), 3),
     "no aligned queries": ((1, 3), 0),

@@ -222,3 +222,15 @@ def test_learned_position_is_a_switch() -> None:
     model = tiny.model(aligned_queries=replace(tiny.ALIGNED, learned_position=True)).train()
     model(tiny.batch()).aligned_rows.class_logits_LBRC.sum().backward()
     assert model.query_decoder.aligned_position.grad.any()
+
+
+def test_live_queries_are_counted_before_there_is_an_embedding() -> None:
+    """Of few points in a set, all may miss an instance; that slot stays empty."""
+    generator = AlignedQueryGenerator(replace(tiny.ALIGNED, points=4), 32)
+    batch = tiny.batch((3, 0, 2))
+    truth = batch.masks_GHW, batch.owner_G, batch.counts
+    points_BTK2 = generator.draw_points(3, torch.device("cpu"))
+    made = generator(torch.rand(3, 32, 16, 24), *truth, points_BTK2)
+    live = int((made.instance_BA >= 0).sum())
+    assert 0 < live < 7 + 6
+    assert int(generator.count_live(*truth, points_BTK2)) == live

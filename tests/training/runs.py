@@ -103,6 +103,8 @@ class Step:
     rates: dict[str, float] = field(default_factory=dict)
     batches: list[Batch] = field(default_factory=list)
     """One for every micro-batch, like the next."""
+    points: list[Tensor | None] = field(default_factory=list)
+    """Where aligned queries were pooled, if that was drawn before the model was called."""
     generators: list[Tensor] = field(default_factory=list)
     """State of torch's generator when the model was called: it decides on all random points."""
     values: dict[str, float] = field(default_factory=dict)
@@ -140,9 +142,10 @@ class RecordingTrainer(Trainer):
         self.evaluated.append(self.step)
         return super().evaluate()
 
-    def _note_batch(self, _: object, arguments: tuple[Batch]) -> None:
+    def _note_batch(self, _: object, arguments: tuple[Batch, Tensor | None]) -> None:
         if self.plain.training:
             self.steps[-1].batches.append(arguments[0])
+            self.steps[-1].points.append(arguments[1])
             self.steps[-1].generators.append(torch.get_rng_state())
 
     def _note_gradients(self, optimizer: torch.optim.Optimizer, *_: object) -> None:

@@ -76,23 +76,29 @@ def test_every_forward_pass_draws_points_of_its_own(recorded: RecordingTrainer) 
 def gradients_by_hand(
     recorded: RecordingTrainer, step: Step
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """-> the mean gradient of the two micro-batches, before clipping, and what the log is to say of
-    them."""
+    """-> the gradient of the two micro-batches together, before clipping, and what the log is to
+    say of them: their sums are divided by what both have."""
     model = tiny.model(num_classes=6)
     model.load_state_dict(step.before)
     model.train()
     criterion = Criterion(recorded.config.model, recorded.config.loss)
     logged = dict.fromkeys(("loss", *LOSS_WEIGHTS), 0.0)
-    for batch, generator in zip(step.batches, step.generators, strict=True):
+    parts = []
+    for batch, points, generator in zip(step.batches, step.points, step.generators, strict=True):
         torch.set_rng_state(generator)
-        losses = by_name(criterion(model(batch), batch))
+        prediction = model(batch, points)
+        own = sum(batch.counts), int((prediction.aligned.instance_BA >= 0).sum())
+        parts.append((own, by_name(criterion(prediction, batch))))
+    of_both = [sum(own[kind] for own, _ in parts) for kind in (0, 1)]
+    for own, losses in parts:
         total = torch.zeros(())
         for name, weight in LOSS_WEIGHTS.items():
-            loss_L = losses[f"{name}_L"]
+            kind = name.startswith("aligned")
+            loss_L = losses[f"{name}_L"] * (own[kind] / of_both[kind])
             total = total + weight * loss_L.sum()
-            logged[name] += loss_L[-1].item() / 2
-        (total / 2).backward()
-        logged["loss"] += total.item() / 2
+            logged[name] += loss_L[-1].item()
+        total.backward()
+        logged["loss"] += total.item()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     logged["grad_norm"] = (
         sum(float(gradient.double().square().sum()) for gradient in gradients.values()) ** 0.5

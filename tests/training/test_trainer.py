@@ -24,6 +24,7 @@ from alignmask import checkpoint
 from alignmask.config import Config, DataConfig, LossConfig
 from alignmask.data import resolve_paths, val_dataset
 from alignmask.evaluation.evaluate import evaluate_model
+from alignmask.training.accumulation import parts_of_step
 from alignmask.training.dry_run import dry_run
 from alignmask.training.log import Log
 from alignmask.training.signals import Stopped
@@ -158,8 +159,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     trainer = Trainer(config(shapes, tmp_path))
     criterion = trainer.criterion
 
-    def broken(prediction: Any, batch: Any) -> Any:
-        losses = criterion(prediction, batch)
+    def broken(prediction: Any, batch: Any, normalisers: Any) -> Any:
+        losses = criterion(prediction, batch, normalisers)
         if trainer.step == 4:
             losses.objects.dice_L = losses.objects.dice_L + value
         return losses
@@ -339,10 +340,12 @@ def test_accumulation_makes_one_step_along_the_mean_gradient(
     trainer.model.load_state_dict(state)
     trainer.model.train()
     trainer.model.zero_grad()
-    batches = trainer.batches()
+    batches = list(itertools.islice(trainer.batches(), 2))
     set_seed(seed_of(0, 0, 0))
-    for batch in itertools.islice(batches, 2):
-        (trainer.criterion(trainer.model(batch), batch).total(trainer.config.loss) / 2).backward()
+    for part in parts_of_step(batches, trainer.model, trainer.criterion):
+        prediction = trainer.model(part.batch, part.points_BTK2)
+        losses = trainer.criterion(prediction, part.batch, part.normalisers)
+        (losses.total(trainer.config.loss) / 2).backward()
     expected = {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None}
     torch.testing.assert_close(taken, expected)
     norm = torch.stack([grad.norm() for grad in expected.values()]).norm()

@@ -19,7 +19,9 @@ from alignmask.config import LossConfig, ModelConfig
 from alignmask.data.batch import Batch
 from alignmask.loss.label_assignment import Targets, assign, mask_ious, quality_focal_loss
 from alignmask.loss.matcher import match
+from alignmask.loss.normalisers import Normalisers, count
 from alignmask.loss.points import uncertain_samples
+from alignmask.model.aligned_queries import AlignedQueries
 from alignmask.model.heads import Prediction
 
 
@@ -71,59 +73,51 @@ class Criterion:
         if not 0 <= share < 1:
             raise ValueError(f"loss.target_score_share: expected a number in [0, 1), got {share}")
 
-    def __call__(self, prediction: Prediction, batch: Batch) -> Losses:
+    def __call__(
+        self, prediction: Prediction, batch: Batch, normalisers: Normalisers | None = None
+    ) -> Losses:
+        """normalisers: Of the step that the batch is a part of. None: the batch is all that its
+        process has in this step."""
         classification, config = self.model_config.classification, self.loss_config
         with torch.autocast(prediction.class_logits_LBRC.device.type, enabled=False):
             iou_needed = classification == "quality_focal" or config.iou_cost
             iou_LGR = mask_ious(prediction, batch, config) if iou_needed else None
             query_LG = match(prediction, batch, config, classification, iou_LGR=iou_LGR)
             targets = assign(query_LG, prediction, batch, iou_LGR)
-            norm_2 = self._normalisers(prediction, batch)
-            classification_2L = self._classification(prediction, targets, norm_2)
-            mask_2L, dice_2L = self._masks(prediction, batch, targets, norm_2)
+            norm = normalisers or Normalisers.of_step([self.count(batch, prediction.aligned)])
+            classification_2L = self._classification(prediction, targets, norm.classification_2)
+            mask_2L, dice_2L = self._masks(prediction, batch, targets, norm.masks_2)
         objects, aligned = (
             LossTerms(*terms) for terms in zip(classification_2L, mask_2L, dice_2L, strict=True)
         )
         return Losses(objects, aligned)
 
-    @staticmethod
-    def _normalisers(prediction: Prediction, batch: Batch) -> Tensor:
-        """-> [2]: the divisors of the losses: the number of instances and the number of live
-        aligned queries, averaged over all processes and at least 1."""
-        norm_2 = prediction.class_logits_LBRC.new_tensor(
-            [len(batch.labels_G), 0], dtype=torch.float32
-        )
-        if prediction.aligned is not None:
-            norm_2[1] = prediction.aligned.live_BA.sum()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(norm_2)
-            norm_2 = norm_2 / torch.distributed.get_world_size()
-        return norm_2.clamp(min=1)
+    def count(self, batch: Batch, aligned: AlignedQueries | None) -> Tensor:
+        """-> [3]: what the batch adds to the normalisers of its step."""
+        live = 0 if aligned is None else aligned.live_BA.sum()
+        return count(batch, live, self.model_config, self.loss_config)
 
     def _classification(self, prediction: Prediction, targets: Targets, norm_2: Tensor) -> Tensor:
         """-> [2, L]."""
         logits_LBRC = prediction.class_logits_LBRC.float()
         kind_2R = prediction.kind_2R[:, None, None]
         if self.model_config.classification == "softmax":
-            loss_LBR, weight_LBR = self._cross_entropy(logits_LBRC, targets)
-            weight_2LBR = weight_LBR * kind_2R
-            return (loss_LBR * weight_2LBR).sum((2, 3)) / weight_2LBR.sum((2, 3)).clamp(min=1e-6)
-        if self.model_config.classification == "focal":
+            loss_LBR = self._cross_entropy(logits_LBRC, targets)
+        elif self.model_config.classification == "focal":
             loss_LBR = self._focal_loss(logits_LBRC, targets)
         else:
             loss_LBR = quality_focal_loss(logits_LBRC, targets, self.loss_config)
         return (loss_LBR * targets.live_BR * kind_2R).sum((2, 3)) / norm_2[:, None]
 
-    def _cross_entropy(self, logits_LBRC: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-        """-> [L, B, R]: losses, and weights for their mean: "no object" has a low one
-        (Mask2Former), padding none."""
+    def _cross_entropy(self, logits_LBRC: Tensor, targets: Targets) -> Tensor:
+        """-> [L, B, R]. "No object" has a low weight (Mask2Former)."""
         no_object = self.model_config.num_classes
         label_LBR = torch.where(targets.label_LBR >= 0, targets.label_LBR, no_object)
         loss_LBR = F.cross_entropy(
             logits_LBRC.flatten(0, 2), label_LBR.flatten(), reduction="none"
         ).view_as(label_LBR)
         weight_LBR = torch.where(label_LBR == no_object, self.loss_config.no_object_weight, 1.0)
-        return loss_LBR, weight_LBR * targets.live_BR
+        return loss_LBR * weight_LBR
 
     def _focal_loss(self, logits_LBRC: Tensor, targets: Targets) -> Tensor:
         """-> [L, B, R]."""

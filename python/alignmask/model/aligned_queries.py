@@ -48,30 +48,54 @@ class AlignedQueryGenerator(nn.Module):
         self.mlp = mlp(width, width, width)
 
     def forward(
-        self, embedding_BEHW: Tensor, masks_GHW: Tensor, owner_G: Tensor, counts: list[int]
+        self,
+        embedding_BEHW: Tensor,
+        masks_GHW: Tensor,
+        owner_G: Tensor,
+        counts: list[int],
+        points_BTK2: Tensor | None = None,
     ) -> AlignedQueries:
         """counts: the number of instances in each image, as Python ints, so that the number of
-        slots is known without waiting for the GPU."""
-        queries_GTE, weight_GT = self._queries(embedding_BEHW, masks_GHW, owner_G, len(counts))
-        # If no point of a set hits an instance, that set makes no query for it.
-        slot_GT = assign_slots(weight_GT > 0, owner_G, counts, self.config.count)
+        slots is known without waiting for the GPU. points_BTK2: those of `draw_points`, which are
+        otherwise drawn here."""
+        if points_BTK2 is None:
+            points_BTK2 = self.draw_points(len(counts), embedding_BEHW.device)
+        queries_GTE, weight_GT = self._queries(embedding_BEHW, masks_GHW, owner_G, points_BTK2)
+        slot_GT = self._assign(weight_GT, owner_G, counts)
         slots = self._slots(counts, embedding_BEHW.device)
         return _fill_slots(queries_GTE, slot_GT, owner_G, len(counts), slots)
 
+    def draw_points(self, images: int, device: torch.device) -> Tensor:
+        """Phi: K random points [B, T, K, 2]."""
+        return torch.rand(images, self.config.point_sets, self.config.points, 2, device=device)
+
+    @torch.no_grad()
+    def count_live(
+        self, masks_GHW: Tensor, owner_G: Tensor, counts: list[int], points_BTK2: Tensor
+    ) -> Tensor:
+        """How many aligned queries `forward` will make of these points: a scalar, before there is
+        an embedding."""
+        nothing_B111 = points_BTK2.new_zeros(len(counts), 1, 1, 1)
+        weight_GT = ops.masked_point_pool(nothing_B111, masks_GHW, owner_G, points_BTK2)[1]
+        return (self._assign(weight_GT, owner_G, counts) >= 0).sum()
+
     def _queries(
-        self, pe_BEHW: Tensor, m_GHW: Tensor, owner_G: Tensor, images: int
+        self, pe_BEHW: Tensor, m_GHW: Tensor, owner_G: Tensor, phi_BTK2: Tensor
     ) -> tuple[Tensor, Tensor]:
         """-> the queries [G, T, E], and the mask weight that the points hit [G, T]."""
-        c = self.config
-        if c.detach_pixel_embedding:
+        if self.config.detach_pixel_embedding:
             pe_BEHW = pe_BEHW.detach()
         # Eq. 1 for all instances and point sets: the op samples PE and m_i at the points,
-        # multiplies, and averages. Phi: K random points.
-        phi_BTK2 = torch.rand(images, c.point_sets, c.points, 2, device=pe_BEHW.device)
-        # GAP(MPf_i).
-        gap_GTE, weight_GT = ops.masked_point_pool(pe_BEHW, m_GHW, owner_G, phi_BTK2, c.normalize)
+        # multiplies, and averages: GAP(MPf_i).
+        gap_GTE, weight_GT = ops.masked_point_pool(
+            pe_BEHW, m_GHW, owner_G, phi_BTK2, self.config.normalize
+        )
         aq_GTE = self.mlp(self.norm(gap_GTE))  # aq_i = MLP(LN(GAP(MPf_i)))
         return aq_GTE, weight_GT
+
+    def _assign(self, weight_GT: Tensor, owner_G: Tensor, counts: list[int]) -> Tensor:
+        """-> [G, T]. If no point of a set hits an instance, that set makes no query for it."""
+        return assign_slots(weight_GT > 0, owner_G, counts, self.config.count)
 
     def _slots(self, counts: list[int], device: torch.device) -> int:
         """Slots per image: as many as the image with the most instances needs."""

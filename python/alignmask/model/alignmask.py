@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from alignmask.config import ModelConfig
 from alignmask.data.batch import Batch
@@ -34,15 +34,19 @@ class AlignMask(nn.Module):
         if config.aligned_queries is not None:
             self.aligned_queries = AlignedQueryGenerator(config.aligned_queries, width)
 
-    def forward(self, batch: Batch) -> Prediction:
+    def forward(self, batch: Batch, points_BTK2: Tensor | None = None) -> Prediction:
         """In training mode, aligned queries are made from the batch's masks. In eval mode there are
-        none."""
+        none.
+
+        points_BTK2: Where they are pooled, if that was drawn before
+        (`AlignedQueryGenerator.draw_points`).
+        """
         maps = self.backbone(batch.image_BCHW, batch.valid_BHW)
         features = self.pixel_decoder(maps)
         aligned = None
         if self.training and self.aligned_queries is not None:
             aligned = self.aligned_queries(
-                features.embedding_BEHW, batch.masks_GHW, batch.owner_G, batch.counts
+                features.embedding_BEHW, batch.masks_GHW, batch.owner_G, batch.counts, points_BTK2
             )
         return self.query_decoder(features, aligned)
 

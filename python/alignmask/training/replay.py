@@ -23,6 +23,7 @@ from alignmask.data import Batch
 from alignmask.loss import Criterion
 from alignmask.model import AlignMask, build_model
 from alignmask.training import precision
+from alignmask.training.accumulation import parts_of_step
 from alignmask.training.non_finite import read_batches
 
 SHOWN = 10
@@ -151,23 +152,23 @@ class _Step:
         names = {"bf16": torch.bfloat16, "fp16": torch.float16}
         autocast = self.precision.autocast
         with self.precision.applied():
-            for batch in self.batches:
-                batch = batch.to(device)
+            batches = [batch.to(device) for batch in self.batches]
+            for part in parts_of_step(batches, self.model, self.criterion):
                 with torch.autocast(device.type, names.get(autocast), autocast in names):
-                    prediction = self.model(batch)
+                    prediction = self.model(part.batch, part.points_BTK2)
                 if note:
                     self._note_outputs(prediction)
                 try:
-                    losses = self.criterion(prediction, batch)
+                    losses = self.criterion(prediction, part.batch, part.normalisers)
                 except FloatingPointError as error:  # of the matching costs
                     self.found.losses.append(str(error))
                     return
                 for kind in ("objects", "aligned") if note else ():
-                    for part in dataclasses.fields(getattr(losses, kind)):
-                        values_L = getattr(getattr(losses, kind), part.name)
+                    for term in dataclasses.fields(getattr(losses, kind)):
+                        values_L = getattr(getattr(losses, kind), term.name)
                         for output in (~values_L.isfinite()).nonzero().flatten().tolist():
                             self.found.losses.append(
-                                f"{kind}: {part.name.removesuffix('_L')} of output {output}: "
+                                f"{kind}: {term.name.removesuffix('_L')} of output {output}: "
                                 f"{values_L[output].item():g}"
                             )
                 yield losses.total(loss_config) / len(self.batches)

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from timm.utils import ModelEmaV3
 
@@ -29,9 +27,10 @@ from alignmask.config_files import without_pretrained
 from alignmask.data import Batch, resolve_paths, train_dataset, val_dataset
 from alignmask.evaluation.evaluate import Evaluation, evaluate_model
 from alignmask.loss import Criterion
-from alignmask.model import build_model
+from alignmask.model import AlignMask, build_model
 from alignmask.pretrained.read import LoadReport, initialise
-from alignmask.training import non_finite, precision
+from alignmask.training import non_finite, precision, processes
+from alignmask.training.accumulation import Part, parts_of_step
 from alignmask.training.batches import MicroBatches, seed_of, training_batches
 from alignmask.training.best import Judge
 from alignmask.training.callbacks import Callback
@@ -67,25 +66,9 @@ class Trainer:
         """The log and the callbacks, while the run goes on."""
         self.config = config = dataclasses.replace(config, data=resolve_paths(config.data))
         self.folder = RunFolder(config)
-        # An earlier run of this process may have had another precision.
-        AcceleratorState._reset_state()
-        # Without GPUs, Accelerate ignores torchrun's other processes unless it is asked for the CPU
-        # explicitly.
-        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
         self.precision = precision.resolve(t.precision, precision.capability_at_hand())
-        self.accelerator = Accelerator(
-            cpu=several and not torch.cuda.is_available(),
-            mixed_precision=self.precision.autocast,
-            gradient_accumulation_steps=t.accumulate,
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-        )
-        world = self.accelerator.num_processes
-        self.micro_batch, rest = divmod(t.images_per_step, world * t.accumulate)
-        if rest or not self.micro_batch:
-            raise ValueError(
-                f"train.batch_size {t.batch_size} is not a multiple of {world} processes x "
-                f"{t.accumulate} accumulation steps"
-            )
+        self.accelerator = processes.join(t, self.precision)
+        self.micro_batch = processes.images_together(t, self.accelerator.num_processes)
         self.train_data, self.val_data = (
             train_dataset(config.data),
             val_dataset(config.data, masks=False),
@@ -122,6 +105,12 @@ class Trainer:
         self.signals = StopSignals()
         if checkpoint is not None:
             self.load(checkpoint)
+
+    @property
+    def plain_model(self) -> AlignMask:
+        """The model that DDP wraps."""
+        model: AlignMask = self.accelerator.unwrap_model(self.model)
+        return model
 
     @property
     def run_dir(self) -> Path:
@@ -227,14 +216,15 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * learning_rate_factor(t, self.step, progress)
         values: dict[str, torch.Tensor] = {}
-        taken: list[Batch] = []
+        taken = list(islice(batches, t.accumulate))
+        on_device = [batch.to(accelerator.device, non_blocking=True) for batch in taken]
+        number = 0
         try:
             with self.precision.applied():
-                for _ in range(t.accumulate):
-                    taken.append(next(batches))
-                    batch = taken[-1].to(accelerator.device, non_blocking=True)
+                parts = parts_of_step(on_device, self.plain_model, self.criterion)
+                for number, part in enumerate(parts):  # noqa: B007
                     with accelerator.accumulate(self.model):
-                        losses = self._losses(batch)
+                        losses = self._losses(part)
                         accelerator.backward(losses["loss"])
                         if accelerator.sync_gradients:
                             values["grad_norm"] = self._clip()
@@ -243,17 +233,17 @@ class Trainer:
                     for name, value in losses.items():
                         values[name] = values.get(name, 0) + value.detach() / t.accumulate
         except FloatingPointError as error:
-            raise FloatingPointError(self._not_finite(str(error), taken)) from error
+            raise FloatingPointError(self._not_finite(str(error), taken, number)) from error
         if self.ema is not None:
-            self.ema.update(accelerator.unwrap_model(self.model), step=self.step)
+            self.ema.update(self.plain_model, step=self.step)
         return values
 
-    def _losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def _losses(self, part: Part) -> dict[str, torch.Tensor]:
         """The loss to minimise and, for the log, its parts. Raises FloatingPointError if it is not
         finite."""
         with self.accelerator.autocast():
-            prediction = self.model(batch)
-        losses = self.criterion(prediction, batch)
+            prediction = self.model(part.batch, part.points_BTK2)
+        losses = self.criterion(prediction, part.batch, part.normalisers)
         loss, parts = losses.total(self.config.loss), losses.summary()
         if not torch.isfinite(loss):
             listed = ", ".join(f"{name} {value.item():.4g}" for name, value in parts.items())
@@ -278,16 +268,10 @@ class Trainer:
     def evaluate(self) -> Evaluation:
         """Evaluate (the moving average, if there is one), write results, keep the checkpoint if it
         is the best so far."""
-        weights = (
-            self.ema.module if self.ema is not None else self.accelerator.unwrap_model(self.model)
-        )
+        weights = self.ema.module if self.ema is not None else self.plain_model
         self.say(f"evaluating on {counted(len(self.val_data), 'image')} ...")
         weights.eval()
-        if (
-            self.accelerator.num_processes > 1
-        ):  # parameters are equal, but BatchNorm's statistics are of each process's own images
-            for buffer in weights.buffers():
-                torch.distributed.broadcast(buffer, 0)
+        processes.share_buffers(self.accelerator, weights)
         result = evaluate_model(
             weights, self.val_data, device=self.accelerator.device, batch_size=self.micro_batch,
             workers=self.config.data.workers, out=self.run_dir,
@@ -333,7 +317,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.folder.save(
                 self._meta(),
-                self.accelerator.unwrap_model(self.model).state_dict(),
+                self.plain_model.state_dict(),
                 ema=self.ema.module.state_dict() if self.ema is not None else None,
                 state=self._state(),
             )
@@ -344,9 +328,7 @@ class Trainer:
     def load(self, checkpoint: Path) -> None:
         """Continue from a full checkpoint."""
         meta, state = checkpoints.load_meta(checkpoint), checkpoints.load_state(checkpoint)
-        self.accelerator.unwrap_model(self.model).load_state_dict(
-            checkpoints.load_weights(checkpoint, ema=False)
-        )
+        self.plain_model.load_state_dict(checkpoints.load_weights(checkpoint, ema=False))
         if self.ema is not None:
             self.ema.module.load_state_dict(checkpoints.load_weights(checkpoint, ema=True))
         self._load_optimizer(state["optimizer"])
@@ -399,31 +381,26 @@ class Trainer:
         )
 
     def _any(self, flag: bool) -> bool:
-        """True on all processes if it is on one."""
-        if self.accelerator.num_processes == 1:
-            return flag
-        return bool(
-            self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device)) > 0
-        )
+        return processes.on_any(self.accelerator, flag)
 
-    def _not_finite(self, what: str, batches: list[Batch]) -> str:
-        """What ends the run, in words. The step is kept, to be repeated."""
+    def _not_finite(self, what: str, batches: list[Batch], number: int) -> str:
+        """What ends the run in micro-batch `number`, in words. The step is kept, to be repeated."""
         good = self.folder.latest() or "none yet"
-        process, processes = self.accelerator.process_index, self.accelerator.num_processes
-        folder = non_finite.free_folder(self.run_dir, self.step, process, processes)
+        process, several = self.accelerator.process_index, self.accelerator.num_processes
+        folder = non_finite.free_folder(self.run_dir, self.step, process, several)
         meta = {
             **self._meta(),
             "error": what,
             "seed": seed_of(self.config.train.seed, self.step, process),
         }
-        weights = self.accelerator.unwrap_model(self.model).state_dict()
+        weights = self.plain_model.state_dict()
         try:
             non_finite.write(folder, self.config, weights, self._state(), meta, batches)
             kept = f"the step is kept: `alignmask replay {folder}` repeats it"
         except OSError as error:
             kept = f"the step could not be kept: {error}"
         return (
-            f"iteration {self.step}: {what}; images {batches[-1].image_ids}; last good checkpoint: "
+            f"iteration {self.step}: {what}; images {batches[number].image_ids}; last good checkpoint: "
             f"{good}; {kept}"
         )
 

@@ -1,0 +1,57 @@
+"""torchrun restarts the processes of a run of which one was killed, and the run goes on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from alignmask import checkpoint
+from tests.conftest import REPOSITORY
+from tests.training import elastic
+from tests.training.runs import assert_equal, lines, weights
+
+WHOLE = """
+import sys
+from pathlib import Path
+import torch
+from alignmask.training.trainer import train
+from tests.training import elastic, forks
+
+torch.set_num_threads(1)
+forks.in_processes(2, lambda: train(elastic.settings(Path(sys.argv[1]), "whole")))
+"""
+
+
+@pytest.mark.slow
+def test_killed_processes_are_restarted_and_change_nothing(tmp_path: Path) -> None:
+    """Bit for bit: of two processes, a sum has one order."""
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "2"]
+    for command in (
+        [sys.executable, "-c", WHOLE, str(tmp_path)],
+        [*launch, "--nproc-per-node", "2", elastic.__file__, str(tmp_path)],
+    ):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+    began = {path.name: int(path.read_text()) for path in tmp_path.glob("began_*")}
+    expected = {(0, 0): 0, (0, 1): 0, (1, 0): 2, (1, 1): 2, (2, 0): 4, (2, 1): 4}
+    assert began == {f"began_{n}_{rank}": step for (n, rank), step in expected.items()}
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    assert_equal(weights(killed), weights(whole))
+    first, second = (
+        checkpoint.load_weights(checkpoint.latest(run), ema=True) for run in (killed, whole)
+    )
+    assert_equal(first, second)
+    logs = [[(line["step"], line["loss"]) for line in lines(run)] for run in (killed, whole)]
+    assert logs[0] == logs[1]
+    assert [step for step, _ in logs[0]] == [1, 2, 3, 4, 5, 6]
+    assert len(lines(killed, "eval")) == 1
