@@ -134,6 +134,6 @@ def test_fsdp_is_refused_before_anything_is_written(
 ) -> None:
     """What `accelerate launch --use_fsdp` sets; on a CPU, Accelerate would not even notice."""
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match="^FSDP is not supported: .* launch without --use_fsdp$"):
+    with pytest.raises(ValueError, match=r"^FSDP is not supported: .* launch without --use_fsdp$"):
         Trainer(config(shapes, tmp_path))
     assert not (tmp_path / "run").exists()
