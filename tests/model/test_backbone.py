@@ -244,3 +244,15 @@ def test_weights_of_another_model_give_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=sentence) as found:
         Backbone(BackboneConfig("resnet18", pretrained=str(tmp_path / "other.pth")))
     assert len(str(found.value)) < 600
+
+
+def test_frozen_stages_keep_their_statistics_at_once() -> None:
+    """Also if nothing calls `train` afterwards."""
+    made = Backbone(BackboneConfig("resnet10t", pretrained=False, freeze_norm=False)).train()
+    made.freeze(2)
+    assert made.frozen
+    before = {name: tensor.clone() for name, tensor in made.state_dict().items()}
+    made(255 * torch.rand(2, 3, 64, 64))
+    changed = {n for n, tensor in made.state_dict().items() if not torch.equal(tensor, before[n])}
+    assert changed
+    assert not any("conv1" in name or "layer1" in name for name in changed), changed
