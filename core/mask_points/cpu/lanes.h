@@ -170,11 +170,14 @@ class PaddedMap {
   /// Adds `gradient` times what a sample at the point is of each pixel. Only the first `count`
   /// points, and of those the ones in [0, 1)².
   ALIGNMASK_HOST_DEVICE void add(const PointLanes<F>& point, const F* gradient, int count) {
-    const auto position = Positions<F>::of(point, width_, height_);
+    const auto inside = (point.x >= 0) & (point.x < 1) & (point.y >= 0) & (point.y < 1);
+    const NumberLanes<F> zero{};
+    const PointLanes<F> safe = {inside ? point.x : zero, inside ? point.y : zero};
+    const auto position = Positions<F>::of(safe, width_, height_);
     const IntLanes at = places(position);
     const auto weight = corner_weights(position.x_part, position.y_part);
     for (int i = 0; i < count; ++i) {
-      if (!(point.x[i] >= 0 && point.x[i] < 1 && point.y[i] >= 0 && point.y[i] < 1)) continue;
+      if (!inside[i]) continue;
       F* const top = memory_ + at[i];
       F* const bottom = top + pitch();
       top[0] += weight.top_left[i] * gradient[i];
