@@ -1,6 +1,7 @@
 """What test_elastic.py starts with torchrun: `elastic.py FOLDER` trains the run "killed" in two
-processes. The first time, the second process is killed in the fourth iteration; the second time,
-the first one (which has the run's lock) in the sixth. The third time nobody is.
+processes. The second process is killed in the fourth iteration, and after that the first one (which
+has the run's lock) in the sixth. FOLDER/began has a line for each start, and there is a file
+FOLDER/death_N for each death.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from alignmask.config import Config
 from alignmask.training.trainer import Trainer
 from tests.training import two_processes
 
-VICTIMS = {"0": (3, 1), "1": (5, 0)}
-"""Number of restarts -> step and rank."""
+VICTIMS = ((3, 1), (5, 0))
+"""Step and rank, one after another."""
 
 
 def settings(root: Path, name: str) -> Config:
@@ -29,8 +30,10 @@ def settings(root: Path, name: str) -> Config:
 
 class Mortal(Trainer):
     def train_step(self, batches: Any) -> Any:
-        here = self.step, self.accelerator.process_index
-        if VICTIMS.get(os.environ["TORCHELASTIC_RESTART_COUNT"]) == here:
+        root, here = self.config.out, (self.step, self.accelerator.process_index)
+        number = len(list(root.glob("death_*")))
+        if VICTIMS[number : number + 1] == (here,):
+            (root / f"death_{number}").touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return super().train_step(batches)
 
@@ -38,8 +41,9 @@ class Mortal(Trainer):
 def main(root: Path) -> None:
     torch.set_num_threads(1)
     trainer = Mortal(settings(root, "killed"))
-    restarts, rank = os.environ["TORCHELASTIC_RESTART_COUNT"], trainer.accelerator.process_index
-    (root / f"began_{restarts}_{rank}").write_text(str(trainer.step))
+    if trainer.accelerator.is_main_process:
+        with open(root / "began", "a") as file:
+            file.write(f"{trainer.step}\n")
     trainer.run()
 
 

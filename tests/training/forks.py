@@ -84,7 +84,7 @@ class Noting(RecordingTrainer):
 
 
 def train(root: Path, name: str, accumulate: int = 1, last: int = -1) -> None:
-    """last: Iteration after which the run is stopped."""
+    """last: Iteration after which the run is stopped, without notes."""
     rank = int(os.environ.get("RANK", "0"))
     torch.rand = same_points_for_all
     ops.mask_points = mask_points
@@ -97,6 +97,8 @@ def train(root: Path, name: str, accumulate: int = 1, last: int = -1) -> None:
         suppress(Stopped),
     ):
         trainer.run()
+    if last >= 0:
+        return
     batches = [batch for step in trainer.steps for batch in step.batches]
     notes = {
         "images": [batch.image_ids for batch in batches],

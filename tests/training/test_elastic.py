@@ -28,23 +28,23 @@ forks.in_processes(2, lambda: train(elastic.settings(Path(sys.argv[1]), "whole")
 
 @pytest.mark.slow
 def test_killed_processes_are_restarted_and_change_nothing(tmp_path: Path) -> None:
-    """Bit for bit: of two processes, a sum has one order."""
+    """Bit for bit: of two processes, a sum has one order. More restarts are allowed than there are
+    deaths, since on a busy machine gloo sometimes fails to connect after one."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONPATH": str(REPOSITORY),
     }
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "2"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "9"]
     for command in (
         [sys.executable, "-c", WHOLE, str(tmp_path)],
         [*launch, "--nproc-per-node", "2", elastic.__file__, str(tmp_path)],
     ):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
-    began = {path.name: int(path.read_text()) for path in tmp_path.glob("began_*")}
-    expected = {(0, 0): 0, (0, 1): 0, (1, 0): 2, (1, 1): 2, (2, 0): 4, (2, 1): 4}
-    assert began == {f"began_{n}_{rank}": step for (n, rank), step in expected.items()}
+    assert len(list(tmp_path.glob("death_*"))) == 2
+    assert (tmp_path / "began").read_text().split() == ["0", "2", "4"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     assert_equal(weights(killed), weights(whole))
     first, second = (

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from alignmask.config import DataConfig
-from alignmask.training.trainer import Trainer
 from tests.conftest import REPOSITORY
 from tests.training.forks import RESUMES, RUNS
-from tests.training.runs import config, lines
+from tests.training.runs import lines
 
+pytestmark = pytest.mark.slow
+"""tests/training/test_iteration.py and tests/loss/test_normalisers.py see in one process and in two
+what these do."""
 RESUMED = [f"{before}to{after}" for before, after in RESUMES]
 Notes = dict[tuple[int, int], list[dict[str, Any]]]
 
@@ -127,13 +128,3 @@ def test_four_processes_leave_one_log(root: Path) -> None:
     said = [(run / f"output{rank}.txt").read_text() for rank in range(4)]
     assert "starts; " in said[0]
     assert said[1:] == [""] * 3
-
-
-def test_fsdp_is_refused_before_anything_is_written(
-    shapes: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What `accelerate launch --use_fsdp` sets; on a CPU, Accelerate would not even notice."""
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match=r"^FSDP is not supported: .* launch without --use_fsdp$"):
-        Trainer(config(shapes, tmp_path))
-    assert not (tmp_path / "run").exists()

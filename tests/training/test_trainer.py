@@ -433,3 +433,13 @@ def test_the_log_is_json_whatever_the_gradient(tmp_path: Path) -> None:
         log.metrics(1, {"loss": 1.0, "grad_norm": math.inf, "it_per_s": 1.0})
     line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
     assert line["grad_norm"] is None
+
+
+def test_fsdp_is_refused_before_anything_is_written(
+    shapes: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `accelerate launch --use_fsdp` sets; on a CPU, Accelerate would not even notice."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match=r"^FSDP is not supported: .* launch without --use_fsdp$"):
+        Trainer(config(shapes, tmp_path))
+    assert not (tmp_path / "run").exists()
