@@ -141,6 +141,11 @@ def test_images_outside_of_their_folder_are_told_with_the_folder_to_name(tmp_pat
     assert f"set/json/2.json: {tmp_path / 'set/other/1.png'}" in text
     assert text.rstrip(")").endswith(f"--images {tmp_path / 'set'}")
     assert not (tmp_path / "out.json").exists()
+    (tmp_path / "set/json/2.json").rename(tmp_path / "2.json")
+    with pytest.raises(CocoError, match="1 whose image is outside") as caught:
+        convert_labelme(tmp_path / "set/json", tmp_path / "out.json")
+    assert str(caught.value).rstrip(")").endswith(f"--images {tmp_path / 'set'}")
+    (tmp_path / "2.json").rename(tmp_path / "set/json/2.json")
     convert_labelme(tmp_path / "set/json", tmp_path / "out.json", tmp_path / "set")
     images = read_coco(tmp_path / "out.json").images.values()
     assert [image.file_name for image in images] == [
