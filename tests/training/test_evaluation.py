@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import Accelerator
 
 from alignmask import checkpoint
 from alignmask.config import DataConfig
@@ -106,7 +107,7 @@ def test_the_best_is_that_of_the_highest_ap(
     assert not (run / "best" / "ema.safetensors").exists()
     assert_equal(checkpoint.load_weights(checkpoint.latest(run)), evaluations.weights[3])
     for arguments in evaluations.arguments:
-        assert arguments.pop("device").type == trainer_module.Accelerator().device.type
+        assert arguments.pop("device").type == Accelerator().device.type
         assert arguments == {"images": 3, "batch_size": 1, "workers": 0, "out": run}
 
     # A resumed run compares with the best of before: 0.48 is no better, 0.6 is.

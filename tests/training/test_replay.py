@@ -82,7 +82,7 @@ def test_the_replay_finds_the_pixel(overflowed: RecordingTrainer) -> None:
         f"micro-batch 1: image_BCHW: 1 of {size} values, the first at [0, 1, 20, 30]: inf"
     ]
     first = found.modules[0]
-    assert first.startswith("backbone.body.conv1.0 (Conv2d): ")
+    assert first.startswith("backbone.body.conv1.0 (FoldingConv): ")
     assert first.endswith("; its inputs neither")
     assert found.outputs[0].startswith("output 0: ")
     assert len(found.losses) == 1
