@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import random
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,17 @@ import torch
 from hypothesis import HealthCheck, settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def run_apart(command: list[str], timeout: float) -> None:
+    """Run a test's program in a process of its own: from the repository's folder, which it can
+    import from, without GPUs, one thread. Raises AssertionError with what it said if it fails."""
+    done = subprocess.run(
+        command, cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True, text=True, timeout=timeout,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def bench_module(name: str) -> ModuleType:

@@ -17,10 +17,10 @@ from alignmask._arguments import (
     evaluation_data,
     quiet,
 )
-from alignmask.config import FEWEST, Suppression
+from alignmask.config import FEWEST, CalibrationMethod, Suppression
 from alignmask.evaluation.calibrate import Report, check_iou
 from alignmask.evaluation.calibrate import calibrate as fit_and_report
-from alignmask.evaluation.calibrators import Method, check_replaceable, write_calibration
+from alignmask.evaluation.calibrators import check_replaceable, write_calibration
 from alignmask.evaluation.matches import ANY_OVERLAP
 from alignmask.evaluation.predictions import predict_dataset
 from alignmask.evaluation.results_file import Results, load_ground_truth, load_results
@@ -33,7 +33,7 @@ def calibrate(
     *,
     annotations: PathLike | None = None,
     images: PathLike | None = None,
-    method: Method = "isotonic",
+    method: CalibrationMethod = "isotonic",
     precision: float | None = None,
     iou: float = 0.75,
     confidence: float = 0.95,

@@ -36,6 +36,8 @@ from alignmask.config import (
     SHOWN_SCORE,
     Colours,
     Config,
+    ExportFormat,
+    Sampling,
     ScoreMode,
     Suppression,
 )
@@ -47,8 +49,8 @@ from alignmask.evaluation.per_class import FILE as PER_CLASS_FILE
 from alignmask.evaluation.per_class import check_csv, write_csv
 from alignmask.evaluation.predictions import Tiles
 from alignmask.evaluation.results_file import Results, load_ground_truth, load_results
-from alignmask.exporting.export import Exported, Form, Sampling, export_model
-from alignmask.exporting.files import SUFFIX, Format, is_exported
+from alignmask.exporting.export import Exported, Form, export_model
+from alignmask.exporting.files import SUFFIX, is_exported
 from alignmask.model import Instances
 from alignmask.pictures.confusion import FILE as CONFUSION_FILE
 from alignmask.pictures.confusion import check_picture, confusion_picture
@@ -336,7 +338,7 @@ def export(
     checkpoint_or_predictor: PathLike | Predictor,
     path: PathLike,
     *,
-    format: Format = "torch",
+    format: ExportFormat = "torch",
     images: PathLike | None = None,
     sampling: Sampling = "gather",
     half: bool = False,

@@ -27,6 +27,12 @@ ShownSuppression = Literal["off", "hard"]
 DUPLICATE_IOU = 0.5
 """Two masks of one class that overlap by more than this cannot both be the mask of a different
 object."""
+PredictionFormat = Literal["overlay", "coco", "labels", "geojson"]
+"""What is written of predictions."""
+ExportFormat = Literal["torch", "onnx"]
+Sampling = Literal["gather", "grid-sample"]
+"""The form of deformable attention in ONNX."""
+CalibrationMethod = Literal["isotonic", "linear", "platt", "temperature"]
 Colours = Literal["instance", "class"]
 """What colours of a picture tell apart."""
 RESAMPLES = 200

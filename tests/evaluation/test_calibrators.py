@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from alignmask.config import CalibrationMethod
 from alignmask.evaluation.calibration import localisation_aware_error
 from alignmask.evaluation.calibrators import (
     Calibration,
     Fit,
-    Method,
     ScoreMap,
     fit_calibration,
     fit_map,
@@ -43,10 +43,10 @@ def arrays(points: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([score for score, _ in points]), np.array([iou for _, iou in points])
 
 
-@pytest.mark.parametrize("method", get_args(Method))
+@pytest.mark.parametrize("method", get_args(CalibrationMethod))
 @given(points=POINTS)
 def test_maps_never_fall_and_stay_within_0_and_1(
-    method: Method, points: list[tuple[float, float]]
+    method: CalibrationMethod, points: list[tuple[float, float]]
 ) -> None:
     score_map = fit_map(method, *arrays(points))
     values = score_map(np.linspace(0, 1, 101))
@@ -98,7 +98,7 @@ def entropy(slope: float, intercept: float, points: list[tuple[float, float]]) -
 
 
 @pytest.mark.parametrize("method", ["platt", "temperature"])
-def test_logistic_maps_have_the_smallest_cross_entropy(method: Method) -> None:
+def test_logistic_maps_have_the_smallest_cross_entropy(method: CalibrationMethod) -> None:
     rng = np.random.default_rng(0)
     points = [(float(s), float(np.clip(s**2 + rng.normal(0, 0.1), 0, 1))) for s in rng.random(50)]
     fitted = fit_map(method, *arrays(points))
@@ -113,7 +113,7 @@ def test_logistic_maps_have_the_smallest_cross_entropy(method: Method) -> None:
 
 
 @pytest.mark.parametrize("method", ["platt", "temperature"])
-def test_a_score_that_says_the_opposite_is_forgotten(method: Method) -> None:
+def test_a_score_that_says_the_opposite_is_forgotten(method: CalibrationMethod) -> None:
     assert fit_map(method, np.array([0.1, 0.9]), np.array([0.9, 0.1])).slope == pytest.approx(
         0, abs=1e-6
     )
@@ -131,7 +131,9 @@ def overconfident(predictions: int = 600, images: int = 20) -> Matches:
 @pytest.mark.parametrize(
     ("method", "times"), [("isotonic", 4), ("linear", 4), ("platt", 1.5), ("temperature", 1)]
 )
-def test_it_helps_on_images_that_it_was_not_fitted_on(method: Method, times: float) -> None:
+def test_it_helps_on_images_that_it_was_not_fitted_on(
+    method: CalibrationMethod, times: float
+) -> None:
     """A temperature cannot express that 0.5 means less than 0.5."""
     matches = overconfident()
     ours, others = split_images(matches.image_ids)

@@ -4,8 +4,6 @@ process with all images."""
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import torch
 from alignmask import load, ops
 from alignmask.data import resolve_paths, val_dataset
 from alignmask.evaluation.evaluate import evaluate_model
-from tests import tiny
+from tests.conftest import run_apart
 from tests.same_points import mask_points
 from tests.training import two_processes
 from tests.training.runs import RecordingTrainer, assert_equal, lines, small
@@ -34,13 +32,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--nproc-per-node",
         "2",
     ]
-    repository = Path(tiny.__file__).parent.parent
-    done = subprocess.run(
-        [*launch, two_processes.__file__, str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(repository)},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    run_apart([*launch, two_processes.__file__, str(folder)], timeout=300)
     return folder
 
 

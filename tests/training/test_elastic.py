@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from alignmask import checkpoint
-from tests.conftest import REPOSITORY
+from tests.conftest import run_apart
 from tests.training import elastic
 from tests.training.runs import assert_equal, lines, weights
 
@@ -30,19 +28,12 @@ forks.in_processes(2, lambda: train(elastic.settings(Path(sys.argv[1]), "whole")
 def test_killed_processes_are_restarted_and_change_nothing(tmp_path: Path) -> None:
     """Bit for bit: of two processes, a sum has one order. More restarts are allowed than there are
     deaths, since on a busy machine gloo sometimes fails to connect after one."""
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONPATH": str(REPOSITORY),
-    }
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "9"]
     for command in (
         [sys.executable, "-c", WHOLE, str(tmp_path)],
         [*launch, "--nproc-per-node", "2", elastic.__file__, str(tmp_path)],
     ):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stderr
+        run_apart(command, timeout=600)
     assert len(list(tmp_path.glob("death_*"))) == 2
     assert (tmp_path / "began").read_text().split() == ["0", "2", "4"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"

@@ -4,8 +4,6 @@ micro-batches one after another."""
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import REPOSITORY
+from tests.conftest import run_apart
 from tests.training.forks import RESUMES, RUNS
 from tests.training.runs import lines
 
@@ -27,12 +25,7 @@ Notes = dict[tuple[int, int], list[dict[str, Any]]]
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.training.forks", str(folder)], cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    run_apart([sys.executable, "-m", "tests.training.forks", str(folder)], timeout=900)
     return folder
 
 

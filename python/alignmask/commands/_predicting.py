@@ -15,7 +15,7 @@ from alignmask._files import write_json
 from alignmask._printing import counted
 from alignmask.commands._console import choose_device, complain, note, progress
 from alignmask.commands._films import Predict, are_films, outputs_of, predict_film
-from alignmask.config import Colours, ShownSuppression
+from alignmask.config import Colours, PredictionFormat, ShownSuppression
 from alignmask.data import ImageError, read_image
 from alignmask.evaluation.predictions import to_coco_results
 from alignmask.model import Instances
@@ -23,7 +23,6 @@ from alignmask.model.sparse import DENSE_LIMIT, SparseInstances
 from alignmask.predicting.inputs import find_images, has_several_pictures
 from alignmask.predicting.outputs import (
     COCO_FILE,
-    Format,
     output_names,
     refuse_to_overwrite,
     save_picture,
@@ -38,7 +37,7 @@ def predict_files(
     out: Path,
     *,
     recursive: bool,
-    formats: Sequence[Format],
+    formats: Sequence[PredictionFormat],
     threshold: float | Literal["best-f1"],
     suppression: ShownSuppression | None,
     trusted: bool,
@@ -171,7 +170,7 @@ def _predict_films(
     return complain("\n".join(unreadable)) if unreadable else 0
 
 
-WRITTEN: dict[Format, str] = {
+WRITTEN: dict[PredictionFormat, str] = {
     "overlay": "pictures",
     "labels": "label maps",
     "geojson": "GeoJSON files",
@@ -201,7 +200,7 @@ def _write(
     file: Path,
     image_CHW: Tensor,
     predicted: Instances | SparseInstances,
-    names: Mapping[Format, Path],
+    names: Mapping[PredictionFormat, Path],
     out: Path,
     colours: Colours,
 ) -> None:

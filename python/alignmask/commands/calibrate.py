@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -11,7 +11,7 @@ import alignmask
 from alignmask._printing import console
 from alignmask.commands._console import choose_device, progress
 from alignmask.commands._options import File, Flag, Folder, flowing
-from alignmask.config import FEWEST, Suppression
+from alignmask.config import FEWEST, CalibrationMethod, Suppression
 
 
 def main(arguments: list[str]) -> int:
@@ -23,7 +23,7 @@ def command(
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT|RESULTS")],
     annotations: Annotated[Path | None, File] = None,
     images: Annotated[Path | None, Folder] = None,
-    method: Literal["isotonic", "linear", "platt", "temperature"] = "isotonic",
+    method: CalibrationMethod = "isotonic",
     precision: Annotated[
         float | None, tyro.conf.arg(metavar="SHARE", help_behavior_hint="")
     ] = None,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
 import alignmask
 from alignmask.commands._console import choose_device, complain, note, removing_on_sigterm
 from alignmask.commands._options import Flag, Folder, flowing
+from alignmask.config import ExportFormat, Sampling
 
 NOT_SHOWN = 3
 """Exit code: the file is written, but nothing is known of parity."""
@@ -23,10 +24,10 @@ def main(arguments: list[str]) -> int:
 @flowing
 def command(
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")],
-    format: Annotated[Literal["torch", "onnx"], tyro.conf.arg(help_behavior_hint="(required)")],
+    format: Annotated[ExportFormat, tyro.conf.arg(help_behavior_hint="(required)")],
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
     images: Annotated[Path | None, Folder] = None,
-    sampling: Literal["gather", "grid-sample"] = "gather",
+    sampling: Sampling = "gather",
     half: Flag = False,
     device: str = "cpu",
 ) -> int:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from alignmask.commands._options import Flag, flowing
-from alignmask.config import SHOWN_SCORE, Colours, ShownSuppression
+from alignmask.config import SHOWN_SCORE, Colours, PredictionFormat, ShownSuppression
 
 
 def main(arguments: list[str]) -> int:
@@ -26,7 +26,7 @@ def command(
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("predictions"),
     recursive: Flag = False,
     format: Annotated[
-        tuple[Literal["overlay", "coco", "labels", "geojson"], ...],
+        tuple[PredictionFormat, ...],
         tyro.conf.arg(metavar="{overlay,coco,labels,geojson} ..."),
     ] = ("overlay", "coco"),
     threshold: Annotated[

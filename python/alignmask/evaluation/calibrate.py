@@ -12,11 +12,11 @@ import numpy as np
 
 from alignmask._files import sha256
 from alignmask._printing import counted
-from alignmask.config import FEWEST, SHOWN_SCORE, Suppression
+from alignmask.config import FEWEST, SHOWN_SCORE, CalibrationMethod, Suppression
 from alignmask.evaluation.best_f1 import F1_IOU, best_thresholds, f1_at
 from alignmask.evaluation.bootstrap import Estimate, Measure, intervals, paired_intervals
 from alignmask.evaluation.calibration import measure
-from alignmask.evaluation.calibrators import Calibration, Fit, Method, fit_calibration, split_images
+from alignmask.evaluation.calibrators import Calibration, Fit, fit_calibration, split_images
 from alignmask.evaluation.duplicates import suppress_duplicates
 from alignmask.evaluation.guarantee import find_guarantee
 from alignmask.evaluation.matches import ANY_OVERLAP, Matches, match, match_one
@@ -92,7 +92,7 @@ def check_iou(iou: float) -> None:
 def calibrate(
     ground_truth: GroundTruth,
     results: Results,
-    method: Method = "isotonic",
+    method: CalibrationMethod = "isotonic",
     *,
     precision: float | None = None,
     iou: float = 0.75,

@@ -19,19 +19,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import dacite
 import numpy as np
 from scipy.optimize import isotonic_regression, minimize
 
 from alignmask._files import write_json
-from alignmask.config import FEWEST, Suppression
+from alignmask.config import FEWEST, CalibrationMethod, Suppression
 from alignmask.evaluation.best_f1 import Thresholds
 from alignmask.evaluation.guarantee import Guarantee, trusted
 from alignmask.evaluation.matches import Matches
 
-Method = Literal["isotonic", "linear", "platt", "temperature"]
 MADE_BY = "alignmask calibrate"
 SMALLEST = 1e-6
 """Scores are kept so far from 0 and 1 where their logit is taken."""
@@ -41,7 +40,7 @@ SMALLEST = 1e-6
 class ScoreMap:
     """A non-decreasing function from scores to the expected IoU, in 0..1."""
 
-    method: Method
+    method: CalibrationMethod
     slope: float = 1.0
     intercept: float = 0.0
     """linear: slope x score + intercept, cut off at 0 and 1. platt, temperature: of the logits of
@@ -81,7 +80,7 @@ class Fit:
 class Calibration:
     """Maps from score to expected IoU, and guarantees."""
 
-    method: Method
+    method: CalibrationMethod
     pooled: ScoreMap
     """For the classes that have no map of their own."""
     by_class: dict[str, ScoreMap]
@@ -126,7 +125,7 @@ def split_images(image_ids: Sequence[int], seed: int = 0) -> tuple[list[int], li
 
 
 def fit_calibration(
-    matches: Matches, method: Method, fit: Fit, fewest: int = FEWEST
+    matches: Matches, method: CalibrationMethod, fit: Fit, fewest: int = FEWEST
 ) -> Calibration:
     """Fits a map for every class with at least `fewest` predictions, and one for all classes
     together.
@@ -151,7 +150,7 @@ def fit_calibration(
     return Calibration(method, fit_map(method, matches.scores_N, matches.iou_N), own, fit)
 
 
-def fit_map(method: Method, scores_N: np.ndarray, iou_N: np.ndarray) -> ScoreMap:
+def fit_map(method: CalibrationMethod, scores_N: np.ndarray, iou_N: np.ndarray) -> ScoreMap:
     """The non-decreasing map of a kind that fits best: linear and isotonic by least squares, platt
     (two parameters) and temperature (one) by cross-entropy with the IoU as a soft target."""
     if method == "isotonic":
@@ -175,7 +174,7 @@ def _isotonic(scores_N: np.ndarray, iou_N: np.ndarray) -> ScoreMap:
     )
 
 
-def _logistic(method: Method, scores_N: np.ndarray, iou_N: np.ndarray) -> ScoreMap:
+def _logistic(method: CalibrationMethod, scores_N: np.ndarray, iou_N: np.ndarray) -> ScoreMap:
     logit_N = _logit(scores_N)
     features_2N = np.stack([logit_N, np.full_like(logit_N, method == "platt")])
 

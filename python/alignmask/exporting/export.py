@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.export import Dim, ExportedProgram
 
 from alignmask import ops
 from alignmask._files import replacing
+from alignmask.config import ExportFormat, Sampling
 from alignmask.exporting import files
-from alignmask.exporting.files import ABOUT, EXTRA, INPUTS, OUTPUTS, Format
+from alignmask.exporting.files import ABOUT, EXTRA, INPUTS, OUTPUTS
 from alignmask.exporting.half import half_precision
 from alignmask.exporting.parity import (
     FULL,
@@ -39,7 +40,6 @@ from alignmask.model import AlignMask
 LARGEST_BATCH = 65_535
 """The largest number of images at a time; attention on a GPU cannot take more."""
 
-Sampling = Literal["gather", "grid-sample"]
 OPSET: dict[Sampling, int] = {"gather": 18, "grid-sample": 20}
 """18 is the exporter's own; 20 is the first in which GridSample's bilinear mode has the name that
 it has today."""
@@ -60,7 +60,7 @@ class Exported:
 class Form:
     """How a file is written."""
 
-    format: Format
+    format: ExportFormat
     sampling: Sampling = "gather"
     half: bool = False
 
@@ -181,7 +181,7 @@ def _write_onnx(
     return about
 
 
-_WRITERS: dict[Format, Writer] = {"torch": _write_torch, "onnx": _write_onnx}
+_WRITERS: dict[ExportFormat, Writer] = {"torch": _write_torch, "onnx": _write_onnx}
 
 
 def _check(segmenter: Segmenter, run: Any, form: Form, photos: Iterable[Inputs] | None) -> Parity:

@@ -9,12 +9,13 @@ import importlib.util
 import json
 import zipfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from alignmask.config import ExportFormat
 from alignmask.data import rle
 from alignmask.data.batch import Batch
 from alignmask.exporting.parity import Run
@@ -23,8 +24,7 @@ from alignmask.model import Instances
 from alignmask.model.postprocess import boxes_of
 from alignmask.model.sparse import SparseInstances
 
-Format = Literal["torch", "onnx"]
-SUFFIX: dict[Format, str] = {"torch": ".pt2", "onnx": ".onnx"}
+SUFFIX: dict[ExportFormat, str] = {"torch": ".pt2", "onnx": ".onnx"}
 ABOUT = "alignmask"
 """The name under which the file keeps class names, sizes and operators: of a metadata entry (ONNX)
 or of an extra file (torch)."""

@@ -21,7 +21,6 @@ from alignmask.loss.label_assignment import Targets, assign, mask_ious, quality_
 from alignmask.loss.matcher import match
 from alignmask.loss.normalisers import Normalisers, count
 from alignmask.loss.points import uncertain_samples
-from alignmask.model.aligned_queries import AlignedQueries
 from alignmask.model.heads import Prediction
 
 
@@ -84,7 +83,8 @@ class Criterion:
             iou_LGR = mask_ious(prediction, batch, config) if iou_needed else None
             query_LG = match(prediction, batch, config, classification, iou_LGR=iou_LGR)
             targets = assign(query_LG, prediction, batch, iou_LGR)
-            norm = normalisers or Normalisers.of_step([self.count(batch, prediction.aligned)])
+            live = 0 if prediction.aligned is None else prediction.aligned.live_BA.sum()
+            norm = normalisers or Normalisers.of_step([self.count(batch, live)])
             classification_2L = self._classification(prediction, targets, norm.classification_2)
             mask_2L, dice_2L = self._masks(prediction, batch, targets, norm.masks_2)
         objects, aligned = (
@@ -92,9 +92,9 @@ class Criterion:
         )
         return Losses(objects, aligned)
 
-    def count(self, batch: Batch, aligned: AlignedQueries | None) -> Tensor:
-        """-> [3]: what the batch adds to the normalisers of its step."""
-        live = 0 if aligned is None else aligned.live_BA.sum()
+    def count(self, batch: Batch, live: Tensor | int) -> Tensor:
+        """-> [3]: what the batch, with so many live aligned queries, adds to the normalisers of its
+        step."""
         return count(batch, live, self.model_config, self.loss_config)
 
     def _classification(self, prediction: Prediction, targets: Targets, norm_2: Tensor) -> Tensor:

@@ -10,13 +10,14 @@ import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from alignmask._files import replacing, write_json
+from alignmask.config import PredictionFormat
 from alignmask.data.outlines import outlines
 from alignmask.predicting.video import film_made_here
 
@@ -24,8 +25,11 @@ if TYPE_CHECKING:
     from alignmask.model import Instances
     from alignmask.model.sparse import SparseInstances
 
-Format = Literal["overlay", "coco", "labels", "geojson"]
-ENDINGS: Mapping[Format, str] = {"overlay": ".png", "labels": "_labels.png", "geojson": ".geojson"}
+ENDINGS: Mapping[PredictionFormat, str] = {
+    "overlay": ".png",
+    "labels": "_labels.png",
+    "geojson": ".geojson",
+}
 """What is written for every image, as its name without the suffix and this."""
 COCO_FILE = "predictions.json"
 """What is written for all images, in the format "coco"."""
@@ -34,7 +38,9 @@ MARK = "alignmask predict"
 MOST_LABELS = 65_535
 
 
-def output_names(files: Sequence[Path], formats: Collection[Format]) -> list[dict[Format, Path]]:
+def output_names(
+    files: Sequence[Path], formats: Collection[PredictionFormat]
+) -> list[dict[PredictionFormat, Path]]:
     """The names of the outputs for each file, in the subfolder that the file is in.
 
     If two outputs would have the same name, which includes names that differ in capital letters
@@ -49,13 +55,15 @@ def output_names(files: Sequence[Path], formats: Collection[Format]) -> list[dic
     return [_names(file, f"{k}_{file.stem}", formats) for k, file in enumerate(files, 1)]
 
 
-def _names(file: Path, stem: str, formats: Collection[Format]) -> dict[Format, Path]:
+def _names(
+    file: Path, stem: str, formats: Collection[PredictionFormat]
+) -> dict[PredictionFormat, Path]:
     return {
         kind: file.with_name(stem + ending) for kind, ending in ENDINGS.items() if kind in formats
     }
 
 
-def _differ(names: Sequence[Mapping[Format, Path]]) -> bool:
+def _differ(names: Sequence[Mapping[PredictionFormat, Path]]) -> bool:
     every = [str(name).casefold() for each in names for name in each.values()]
     return len(set(every)) == len(every)
 

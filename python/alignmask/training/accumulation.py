@@ -14,7 +14,7 @@ from torch import Tensor
 
 from alignmask.data import Batch
 from alignmask.loss import Criterion
-from alignmask.loss.normalisers import Normalisers, count
+from alignmask.loss.normalisers import Normalisers
 from alignmask.model import AlignMask
 
 
@@ -45,6 +45,6 @@ def parts_of_step(batches: Sequence[Batch], model: AlignMask, criterion: Criteri
             drawn = generator.draw_points(batch.batch_size, batch.masks_GHW.device)
             live = generator.count_live(batch.masks_GHW, batch.owner_G, batch.counts, drawn)
         points.append(drawn)
-        counts.append(count(batch, live, criterion.model_config, criterion.loss_config))
+        counts.append(criterion.count(batch, live))
     normalisers = Normalisers.of_step(counts)
     return [Part(batch, drawn, normalisers) for batch, drawn in zip(batches, points, strict=True)]
