@@ -47,7 +47,8 @@ simt: setup  ## Build the CUDA kernels for the host, where the tests run them
 
 test: simt  ## Run the tests
 	@echo "== pytest"
-	@OMP_NUM_THREADS=1 $(bin)/python -m pytest -q -n $(PROCESSES) --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 $(bin)/python -m pytest -q -n $(PROCESSES) --dist loadfile --max-worker-restart 0 \
+	  -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true $(ARGS)  # a test that hangs shows where, and fails
 
 test-all: simt  ## Run the tests, the slow ones too
 	@$(bin)/python -m pytest -q --runslow $(ARGS)

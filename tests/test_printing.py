@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +13,15 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Column
 
 from alignmask import _printing, analyze
 from alignmask._printing import (
     PlainTable,
+    ProgressBar,
     console,
     counted,
-    progress_columns,
+    plain_column,
     without_formulas,
 )
 from alignmask.ablation import tables as ablation_tables
@@ -130,12 +131,31 @@ def test_the_consoles_of_the_package(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_progress_bars(tmp_path: Path) -> None:
     stream = io.StringIO()
-    with Progress(*progress_columns(), console=Console(file=stream, width=100)) as bar:
+    with ProgressBar(console=Console(file=stream, width=100)) as bar:
         bar.add_task(HOSTILE, total=1)
     assert HOSTILE in stream.getvalue()
     with Log(tmp_path, 0, 10) as log:
         log.progress.update(log.task, description=HOSTILE, speed=HOSTILE, losses=HOSTILE)
         assert shown(log.progress.get_renderable()).count(HOSTILE) == 3
+
+
+def test_a_progress_bar_draws_without_a_thread_and_not_too_often() -> None:
+    """Else a process that is forked meanwhile may wait forever for a lock that the thread held."""
+    stream, seconds = io.StringIO(), [0.0]
+    threads = threading.active_count()
+    terminal = Console(file=stream, width=100, force_terminal=True)
+    with ProgressBar(plain_column("{task.fields[text]}"), console=terminal) as bar:
+        assert threading.active_count() == threads
+        task = bar.add_task("train", total=100, text="")
+        bar.get_time = lambda: seconds[0]
+        bar.refresh()
+        for step in range(1, 100):
+            seconds[0] = step / 32  # exact
+            bar.update(task, completed=step, text=f"<{step}>")
+        drawn = [int(number) for number in re.findall(r"<(\d+)>", stream.getvalue())]
+        assert drawn == list(range(4, 100, 4))
+        bar.update(task, text="now", refresh=True)
+        assert "now" in stream.getvalue()
 
 
 def test_the_log_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,7 +166,7 @@ def test_the_log_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_nothing_else_makes_consoles_tables_or_columns() -> None:
     makers = re.compile(
-        r"(?<![\w.])(Console|Table|TextColumn|SpinnerColumn|Prompt)\(|rich\.print|import print\b"
+        r"(?<![\w.])(Console|Table|Progress|TextColumn|SpinnerColumn|Prompt)\(|rich\.print|import print\b"
     )
     own = {Path(_printing.__file__)}
     users = [path for path in PACKAGE.rglob("*.py") if makers.search(path.read_text())]

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, ProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -55,9 +55,30 @@ def _plain(cell: Any) -> Any:
     return Text(cell) if isinstance(cell, str) else cell
 
 
-def progress_columns() -> tuple[ProgressColumn, ...]:
-    """The description of a task, as it is, and its bar."""
-    return plain_column("{task.description}"), BarColumn(bar_width=24)
+class ProgressBar(Progress):
+    """The description of a task, as it is, its bar, and further columns. It is drawn when it is
+    told of progress, at most ten times a second.
+
+    Rich's own way is a thread that draws. A data-loading process that is forked while this thread
+    holds the lock of the console waits for it forever as soon as it prints anything, and the
+    training waits for its images.
+    """
+
+    SECONDS = 0.1
+
+    def __init__(self, *columns: ProgressColumn, console: Console, disable: bool = False) -> None:
+        bar = plain_column("{task.description}"), BarColumn(bar_width=24)
+        super().__init__(*bar, *columns, console=console, disable=disable, auto_refresh=False)
+        self.drawn = self.get_time()
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        super().update(task_id, **changes)
+        if self.get_time() - self.drawn >= self.SECONDS:
+            self.refresh()
+
+    def refresh(self) -> None:
+        self.drawn = self.get_time()
+        super().refresh()
 
 
 def plain_column(text: str) -> TextColumn:

@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import re
+import select
 import struct
 import subprocess
 import sys
@@ -47,11 +48,15 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     os.close(its)
     received = bytearray()
     try:
-        while block := os.read(ours, 2**16):
+        while select.select([ours], [], [], 120)[0] and (block := os.read(ours, 2**16)):
             received += block
     except OSError:  # how Linux says that the other side is closed
         pass
-    assert [process.wait() for process in processes] == [0, 0]
+    try:
+        assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
     return (folder / "log").read_text(), received.decode()
 
 

@@ -25,17 +25,12 @@ USER_ERROR, INTERRUPTED = 2, 130
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """Show a progress bar on stderr inside the block. Yields a function of (number done, number in
     total)."""
-    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    from alignmask._printing import console, progress_columns
+    from alignmask._printing import ProgressBar, console
 
-    columns = (
-        *progress_columns(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console(stderr=True)) as bar:
+    columns = MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    with ProgressBar(*columns, console=console(stderr=True)) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

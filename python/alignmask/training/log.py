@@ -12,10 +12,10 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 
 from alignmask._files import read_json_lines
-from alignmask._printing import console, plain_column, progress_columns
+from alignmask._printing import ProgressBar, console, plain_column
 from alignmask.evaluation.evaluate import Evaluation
 from alignmask.training.callbacks import Callback, Run
 from alignmask.training.trackers import Trackers
@@ -42,8 +42,7 @@ class Log(Callback):
             return
         _forget_after(run / METRICS, first_step)
         self.file = (run / METRICS).open("a")
-        self.progress = Progress(
-            *progress_columns(),
+        self.progress = ProgressBar(
             MofNCompleteColumn(),
             plain_column("{task.fields[speed]}"),
             TimeElapsedColumn(),
@@ -114,7 +113,9 @@ class Log(Callback):
         speed = f"{values['it_per_s']:.2f} it/s"
         eta = min((self.iterations - step) / values["it_per_s"], seconds_left)
         rest = f"ETA {duration(eta)}  peak {peak_of_the_process() / 2**30:.1f} GiB"
-        self.progress.update(self.task, completed=step, speed=speed, rest=rest, losses=losses)
+        self.progress.update(
+            self.task, completed=step, speed=speed, rest=rest, losses=losses, refresh=True
+        )
         if not self.console.is_terminal:
             self.say(f"step {step}/{self.iterations}  {speed}  {rest}  {losses}")
 
