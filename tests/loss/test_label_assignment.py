@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignmask.config import LossConfig
-from alignmask.loss.label_assignment import Targets, assign, mask_ious, quality, shrink
+from alignmask.loss.label_assignment import (
+    Positives,
+    Targets,
+    assign,
+    mask_ious,
+    quality,
+    shrink,
+)
 from alignmask.model.aligned_queries import AlignedQueries
 from tests import tiny
 from tests.loss.test_matcher import prediction_for
@@ -40,7 +47,7 @@ def test_assignment_equals_plain_loops(counts: list[int], seed: int) -> None:
     if instances:
         query[0, 0] = -1  # an instance that found no query
 
-    targets = assign(query, prediction, batch, iou)
+    targets = assign(query, instance_BA, prediction, batch, iou)
     for output in range(outputs):
         for b in range(len(counts)):
             mine = [g for g in range(instances) if batch.owner_G[g] == b]
@@ -100,7 +107,8 @@ def test_of_equally_covered_cells_a_tiny_object_keeps_one() -> None:
 
 def test_quality_is_the_iou_unless_a_switch_says_otherwise() -> None:
     label, iou = torch.tensor([[[1, -1, 0]]]), torch.tensor([[[0.64, 0.8, 0.36]]])
-    targets = Targets(label, label, torch.ones(1, 3, dtype=torch.bool), iou)
+    no_row = Positives(*torch.empty(4, 0, dtype=torch.long), counts=[0])
+    targets = Targets(label, label, torch.ones(1, 3, dtype=torch.bool), iou, no_row)
     logits = torch.full((1, 1, 3, 2), -9.0)
     logits[0, 0, 0, 1], logits[0, 0, 2, 0] = 0.0, torch.logit(torch.tensor(0.36))
     assert quality(logits, targets, LossConfig()) is iou

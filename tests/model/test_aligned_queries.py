@@ -59,18 +59,17 @@ def test_slots_of_two_images() -> None:
     """Two instances in the first image and one in the second, two point sets; the second set missed
     the first instance."""
     made = torch.tensor([[True, False], [True, True], [True, True]])
-    owner = torch.tensor([0, 0, 1])
-    assert assign_slots(made, owner, [2, 1], 4).tolist() == [
+    assert assign_slots(made, [2, 1], 4).tolist() == [
         [0, -1],
         [1, 3],
         [0, 1],
     ]  # a missed query leaves slot 2 empty
-    assert assign_slots(made, owner, [2, 1], 3).tolist() == [
+    assert assign_slots(made, [2, 1], 3).tolist() == [
         [0, -1],
         [1, -1],
         [0, 1],
     ]  # N_AQ drops the last of the list
-    assert assign_slots(made, owner, [2, 1], 1).tolist() == [[0, -1], [-1, -1], [0, -1]]
+    assert assign_slots(made, [2, 1], 1).tolist() == [[0, -1], [-1, -1], [0, -1]]
 
 
 def test_a_query_is_the_mlp_of_the_normalised_mean_over_the_mask() -> None:

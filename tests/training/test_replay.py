@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from alignmask import checkpoint
 from alignmask.config import DataConfig
+from alignmask.training import non_finite
 from alignmask.training import replay as replay_module
 from alignmask.training.non_finite import free_folder, read_batches
 from alignmask.training.replay import faults, replay, tensors_of
@@ -199,3 +200,18 @@ def test_faults_and_tensors() -> None:
     assert faults("x", value) == ["x: 2 of 4 values, the first at [0, 1]: nan"]
     one = torch.ones(1)
     assert len(list(tensors_of([one, (one, {"a": one, "b": 3}), None]))) == 3
+
+
+def test_the_micro_batch_whose_loss_is_not_finite_is_named() -> None:
+    one, nothing = torch.tensor(1.0), torch.tensor(math.nan)
+    good, bad = {"loss": one, "mask": one}, {"loss": nothing, "mask": one, "dice": nothing}
+    non_finite.check([good, good], one)
+    non_finite.check([good], None)
+    with pytest.raises(non_finite.NotFinite, match=r"loss.*\(mask 1, dice nan\)$") as caught:
+        non_finite.check([good, bad, good], nothing)
+    assert caught.value.number == 1
+    with pytest.raises(non_finite.NotFinite, match=r"loss"):
+        non_finite.check([bad], None)
+    with pytest.raises(non_finite.NotFinite, match=r"gradient.*\(norm inf\)$") as caught:
+        non_finite.check([good, good], torch.tensor(math.inf))
+    assert caught.value.number == 1

@@ -55,6 +55,13 @@ def image_alone(image_CHW: Tensor, name: str) -> Sample:
     )
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on `device`, without waiting for what a GPU is doing."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class Batch:
     """Images of a common padded size; every image occupies the top left corner of its slot."""

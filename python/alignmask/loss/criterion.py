@@ -81,9 +81,14 @@ class Criterion:
         with torch.autocast(prediction.class_logits_LBRC.device.type, enabled=False):
             iou_needed = classification == "quality_focal" or config.iou_cost
             iou_LGR = mask_ious(prediction, batch, config) if iou_needed else None
+            aligned_BA: Tensor | None = None
+            live: Tensor | int = 0
+            if prediction.aligned is not None:
+                live = prediction.aligned.live_BA.sum()
+                # `match` waits for all that the device has been given by then.
+                aligned_BA = prediction.aligned.instance_BA.to("cpu", non_blocking=True)
             query_LG = match(prediction, batch, config, classification, iou_LGR=iou_LGR)
-            targets = assign(query_LG, prediction, batch, iou_LGR)
-            live = 0 if prediction.aligned is None else prediction.aligned.live_BA.sum()
+            targets = assign(query_LG, aligned_BA, prediction, batch, iou_LGR)
             norm = normalisers or Normalisers.of_step([self.count(batch, live)])
             classification_2L = self._classification(prediction, targets, norm.classification_2)
             mask_2L, dice_2L = self._masks(prediction, batch, targets, norm.masks_2)
@@ -137,20 +142,18 @@ class Criterion:
         config = self.loss_config
         # The rows are sorted by image, so that each pixel embedding is multiplied once, by the
         # positive rows of its own image.
-        image_N, output_N, row_N = (
-            (targets.instance_LBR >= 0).transpose(0, 1).nonzero(as_tuple=True)
-        )
-        instance_N = targets.instance_LBR[output_N, image_N, row_N]
-        embedding_NE = prediction.mask_embedding_LBRE[output_N, image_N, row_N].float()
+        rows = targets.positives
+        embedding_NE = prediction.mask_embedding_LBRE[
+            rows.output_N, rows.image_N, rows.row_N
+        ].float()
         pixels_BEHW = prediction.pixel_embedding_BEHW.float()
-        rows_B = torch.bincount(image_N, minlength=batch.batch_size).tolist()
-        parts = zip(embedding_NE.split(rows_B), pixels_BEHW, strict=True)
+        parts = zip(embedding_NE.split(rows.counts), pixels_BEHW, strict=True)
         logits_NHW = torch.cat([torch.einsum("ne,ehw->nhw", *part) for part in parts])
 
         logits_NK, target_NK = uncertain_samples(
             logits_NHW,
             batch.masks_GHW,
-            instance_N,
+            rows.instance_N,
             config.points,
             config.oversample,
             config.importance,
@@ -162,7 +165,7 @@ class Criterion:
 
         outputs = prediction.outputs
         # One bin per kind of query and output.
-        bin_N = (row_N >= prediction.queries) * outputs + output_N
+        bin_N = (rows.row_N >= prediction.queries) * outputs + rows.output_N
         bce_2L, dice_2L = (
             loss_N.new_zeros(2 * outputs).index_add(0, bin_N, loss_N).view(2, outputs)
             for loss_N in (bce_N, dice_N)

@@ -1,8 +1,8 @@
 """Aligned Label Assignment: the class and the mask IoU towards which every query is trained
 (section 2.2, Eq. 2 and 3).
 
-L outputs, B images, G instances of the whole batch, H x W pixels.
-R rows: first the Q object queries, then the A aligned queries.
+L outputs, B images, G instances of the whole batch, N positive rows of all outputs and images, H x
+W pixels. R rows: first the Q object queries, then the A aligned queries.
 """
 
 from __future__ import annotations
@@ -15,12 +15,26 @@ from torch import Tensor
 
 from alignmask import ops
 from alignmask.config import LossConfig
-from alignmask.data.batch import Batch
+from alignmask.data.batch import Batch, sent
 from alignmask.model.heads import Prediction
 
 SHRUNK_AT_A_TIME = 64
 """Number of masks to reduce at once. As float32 they are four times as large, so this bounds the
 memory."""
+
+
+@dataclass
+class Positives:
+    """The rows with an instance, N in number, sorted by image: they have mask losses. The CPU knows
+    them, so that nothing has to be counted on the device."""
+
+    image_N: Tensor
+    output_N: Tensor
+    row_N: Tensor
+    instance_N: Tensor
+    """Index into the batch's instances."""
+    counts: list[int]
+    """Their number in each image."""
 
 
 @dataclass
@@ -36,44 +50,59 @@ class Targets:
     iou_LBR: Tensor | None
     """IoU of the row's mask with its instance; for background, the greatest IoU with any instance
     of its image. None if the losses need no IoU."""
+    positives: Positives
 
 
 def assign(
-    query_LG: Tensor, prediction: Prediction, batch: Batch, iou_LGR: Tensor | None
+    query_LG: Tensor,
+    aligned_BA: Tensor | None,
+    prediction: Prediction,
+    batch: Batch,
+    iou_LGR: Tensor | None,
 ) -> Targets:
     """Matched object queries and live aligned queries are positives, all other object queries
-    background."""
+    background.
+
+    query_LG, aligned_BA: the matched query of every instance and the instance of every aligned
+    query, -1 for none; both on the CPU.
+    """
     outputs, images, rows = prediction.class_logits_LBRC.shape[:3]
-    device = query_LG.device
-    output_LG = torch.arange(outputs, device=device)[:, None].expand_as(query_LG)
-    instance_LG = torch.arange(query_LG.shape[1], device=device).expand_as(query_LG)
-    matched = query_LG >= 0
-    instance_LBR = torch.full((outputs, images, rows), -1, dtype=torch.long, device=device)
-    owner_LG = batch.owner_G.expand_as(query_LG)
-    instance_LBR[output_LG[matched], owner_LG[matched], query_LG[matched]] = instance_LG[matched]
-
+    device = prediction.class_logits_LBRC.device
+    owner_G = torch.arange(images).repeat_interleave(torch.tensor(batch.counts))
+    output_N, instance_N = (query_LG >= 0).nonzero(as_tuple=True)
+    on_host_LBR = torch.full((outputs, images, rows), -1)
+    on_host_LBR[output_N, owner_G[instance_N], query_LG[output_N, instance_N]] = instance_N
     live_BR = torch.ones(images, rows, dtype=torch.bool, device=device)
-    if prediction.aligned is not None:
-        instance_LBR[:, :, prediction.queries :] = prediction.aligned.instance_BA
-        live_BR[:, prediction.queries :] = prediction.aligned.live_BA
+    if aligned_BA is not None:
+        on_host_LBR[:, :, prediction.queries :] = aligned_BA
+        live_BR[:, prediction.queries :] = sent(aligned_BA >= 0, device)
 
-    positive = instance_LBR >= 0
-    if query_LG.shape[1] == 0:  # no instance in the whole batch
+    instance_LBR = sent(on_host_LBR, device)
+    positives = _positives(on_host_LBR, device)
+    if not batch.labels_G.shape[0]:
         label_LBR = torch.full_like(instance_LBR, -1)
-        return Targets(
-            instance_LBR,
-            label_LBR,
-            live_BR,
-            None if iou_LGR is None else torch.zeros_like(label_LBR) * 0.0,
-        )
+        no_iou_LBR = None if iou_LGR is None else torch.zeros_like(label_LBR, dtype=torch.float)
+        return Targets(instance_LBR, label_LBR, live_BR, no_iou_LBR, positives)
+    positive = instance_LBR >= 0
     index_LBR = instance_LBR.clamp(min=0)
     label_LBR = torch.where(positive, batch.labels_G[index_LBR], -1)
     if iou_LGR is None:
-        return Targets(instance_LBR, label_LBR, live_BR, None)
+        return Targets(instance_LBR, label_LBR, live_BR, None, positives)
     own_LBR = iou_LGR.gather(1, index_LBR)
     owner = batch.owner_G[None, :, None].expand_as(iou_LGR)
     best_LBR = iou_LGR.new_zeros(outputs, images, rows).scatter_reduce(1, owner, iou_LGR, "amax")
-    return Targets(instance_LBR, label_LBR, live_BR, torch.where(positive, own_LBR, best_LBR))
+    iou_LBR = torch.where(positive, own_LBR, best_LBR)
+    return Targets(instance_LBR, label_LBR, live_BR, iou_LBR, positives)
+
+
+def _positives(instance_LBR: Tensor, device: torch.device) -> Positives:
+    """instance_LBR: on the CPU."""
+    instance_BLR = instance_LBR.transpose(0, 1)
+    image_N, output_N, row_N = (instance_BLR >= 0).nonzero(as_tuple=True)
+    instance_N = instance_BLR[image_N, output_N, row_N]
+    counts = image_N.bincount(minlength=len(instance_BLR)).tolist()
+    found = sent(torch.stack((image_N, output_N, row_N, instance_N)), device)  # in one transfer
+    return Positives(found[0], found[1], found[2], found[3], counts)
 
 
 def quality_focal_loss(logits_LBRC: Tensor, targets: Targets, config: LossConfig) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from alignmask.config import LossConfig, ModelConfig
-from alignmask.data.batch import Batch
+from alignmask.data.batch import Batch, sent
 
 
 @dataclass(frozen=True)
@@ -55,5 +55,5 @@ def count(
         negatives = batch.batch_size * queries - positives
         classification = positives + negatives * loss_config.no_object_weight
     counts_2 = torch.tensor([classification, instances], dtype=torch.float32)
-    live_1 = torch.as_tensor(live, dtype=torch.float32, device=batch.labels_G.device).reshape(1)
-    return torch.cat([counts_2.to(live_1.device, non_blocking=True), live_1])
+    live_1 = torch.zeros(1, device=batch.labels_G.device) + live
+    return torch.cat([sent(counts_2, live_1.device), live_1])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from alignmask import ops
 from alignmask.config import AlignedQueryConfig
+from alignmask.data.batch import sent
 from alignmask.model.layers import mlp
 
 SLOT_STEP = 32
@@ -61,7 +62,7 @@ class AlignedQueryGenerator(nn.Module):
         if points_BTK2 is None:
             points_BTK2 = self.draw_points(len(counts), embedding_BEHW.device)
         queries_GTE, weight_GT = self._queries(embedding_BEHW, masks_GHW, owner_G, points_BTK2)
-        slot_GT = self._assign(weight_GT, owner_G, counts)
+        slot_GT = self._assign(weight_GT, counts)
         slots = self._slots(counts, embedding_BEHW.device)
         return _fill_slots(queries_GTE, slot_GT, owner_G, len(counts), slots)
 
@@ -77,7 +78,7 @@ class AlignedQueryGenerator(nn.Module):
         an embedding."""
         nothing_B111 = points_BTK2.new_zeros(len(counts), 1, 1, 1)
         weight_GT = ops.masked_point_pool(nothing_B111, masks_GHW, owner_G, points_BTK2)[1]
-        return (self._assign(weight_GT, owner_G, counts) >= 0).sum()
+        return (self._assign(weight_GT, counts) >= 0).sum()
 
     def _queries(
         self, pe_BEHW: Tensor, m_GHW: Tensor, owner_G: Tensor, phi_BTK2: Tensor
@@ -93,9 +94,9 @@ class AlignedQueryGenerator(nn.Module):
         aq_GTE = self.mlp(self.norm(gap_GTE))  # aq_i = MLP(LN(GAP(MPf_i)))
         return aq_GTE, weight_GT
 
-    def _assign(self, weight_GT: Tensor, owner_G: Tensor, counts: list[int]) -> Tensor:
+    def _assign(self, weight_GT: Tensor, counts: list[int]) -> Tensor:
         """-> [G, T]. If no point of a set hits an instance, that set makes no query for it."""
-        return assign_slots(weight_GT > 0, owner_G, counts, self.config.count)
+        return assign_slots(weight_GT > 0, counts, self.config.count)
 
     def _slots(self, counts: list[int], device: torch.device) -> int:
         """Slots per image: as many as the image with the most instances needs."""
@@ -107,7 +108,7 @@ class AlignedQueryGenerator(nn.Module):
         )
 
 
-def assign_slots(made_GT: Tensor, owner_G: Tensor, counts: list[int], limit: int) -> Tensor:
+def assign_slots(made_GT: Tensor, counts: list[int], limit: int) -> Tensor:
     """-> [G, T]: which slot of its image the query of an instance and a point set gets; -1 for
     none.
 
@@ -115,11 +116,9 @@ def assign_slots(made_GT: Tensor, owner_G: Tensor, counts: list[int], limit: int
     of them are kept; the i-th gets slot i. made_GT is False where no query was made, and that slot
     stays empty.
     """
-    count_B = torch.tensor(counts, device=owner_G.device, dtype=torch.long)
-    first_B = count_B.cumsum(0) - count_B
-    rank_G = torch.arange(len(owner_G), device=owner_G.device) - first_B[owner_G]
-    set_T = torch.arange(made_GT.shape[1], device=owner_G.device)
-    slot_GT = set_T * count_B[owner_G][:, None] + rank_G[:, None]
+    sets = made_GT.shape[1]
+    of_images = [torch.arange(sets * count).view(sets, count).T for count in counts]  # M x T each
+    slot_GT = sent(torch.cat(of_images), made_GT.device)
     return torch.where(made_GT & (slot_GT < limit), slot_GT, -1)
 
 

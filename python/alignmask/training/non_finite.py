@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -24,6 +25,31 @@ from alignmask.config import Config
 from alignmask.data import Batch
 
 TENSORS, LISTS = "batch.safetensors", "batch.json"
+
+
+class NotFinite(FloatingPointError):
+    """`number` is the micro-batch of the step whose loss is not finite, or the last one if it is
+    the gradient."""
+
+    def __init__(self, text: str, number: int) -> None:
+        super().__init__(text)
+        self.number = number
+
+
+def check(losses: Sequence[dict[str, Tensor]], norm: Tensor | None) -> None:
+    """Raises NotFinite if the loss of a micro-batch or the norm of the gradient is not finite. The
+    host waits for the device, once.
+
+    losses: of each micro-batch, the "loss" and its parts. norm: None if it may be infinite.
+    """
+    values = [part["loss"] for part in losses] + ([] if norm is None else [norm])
+    finite = torch.stack(values).isfinite().tolist()
+    for number, part in enumerate(losses):
+        if not finite[number]:
+            parts = (f"{name} {value.item():.4g}" for name, value in part.items() if name != "loss")
+            raise NotFinite(f"loss is not finite ({', '.join(parts)})", number)
+    if norm is not None and not finite[-1]:
+        raise NotFinite(f"gradient is not finite (norm {norm:g})", len(losses) - 1)
 
 
 def free_folder(run: Path, step: int, process: int, processes: int) -> Path:

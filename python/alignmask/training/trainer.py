@@ -215,7 +215,7 @@ class Trainer:
         progress = max(self.step / t.iterations, self.clock.share)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * learning_rate_factor(t, self.step, progress)
-        values: dict[str, torch.Tensor] = {}
+        losses: list[dict[str, torch.Tensor]] = []
         taken = list(islice(batches, t.accumulate))
         on_device = [batch.to(accelerator.device, non_blocking=True) for batch in taken]
         number = 0
@@ -224,42 +224,41 @@ class Trainer:
                 parts = parts_of_step(on_device, self.plain_model, self.criterion)
                 for number, part in enumerate(parts):  # noqa: B007
                     with accelerator.accumulate(self.model):
-                        losses = self._losses(part)
-                        accelerator.backward(losses["loss"])
+                        found = self._losses(part)
+                        accelerator.backward(found["loss"])
+                        losses.append({name: value.detach() for name, value in found.items()})
                         if accelerator.sync_gradients:
-                            values["grad_norm"] = self._clip()
+                            norm = self._clip(losses)
                         self.optimizer.step()
                         self.optimizer.zero_grad()
-                    for name, value in losses.items():
-                        values[name] = values.get(name, 0) + value.detach() / t.accumulate
         except FloatingPointError as error:
+            if isinstance(error, non_finite.NotFinite):
+                number = error.number
             raise FloatingPointError(self._not_finite(str(error), taken, number)) from error
         if self.ema is not None:
             self.ema.update(self.plain_model, step=self.step)
+        values = {"grad_norm": norm}
+        for part_losses in losses:
+            for name, value in part_losses.items():
+                values[name] = values.get(name, 0) + value / t.accumulate
         return values
 
     def _losses(self, part: Part) -> dict[str, torch.Tensor]:
-        """The loss to minimise and, for the log, its parts. Raises FloatingPointError if it is not
-        finite."""
+        """The loss to minimise and, for the log, its parts."""
         with self.accelerator.autocast():
             prediction = self.model(part.batch, part.points_BTK2)
         losses = self.criterion(prediction, part.batch, part.normalisers)
-        loss, parts = losses.total(self.config.loss), losses.summary()
-        if not torch.isfinite(loss):
-            listed = ", ".join(f"{name} {value.item():.4g}" for name, value in parts.items())
-            raise FloatingPointError(f"loss is not finite ({listed})")
-        return {"loss": loss, **parts}
+        return {"loss": losses.total(self.config.loss), **losses.summary()}
 
-    def _clip(self) -> torch.Tensor:
-        """Limits the gradient's norm, which is returned as it was. Raises FloatingPointError if it
+    def _clip(self, losses: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+        """Limits the gradient's norm, which is returned as it was. Raises NotFinite if it or a loss
         is not finite."""
         norm = self.accelerator.clip_grad_norm_(
             self.model.parameters(), self.config.train.clip or math.inf
         )
         # Such a step would make the weights NaN. (fp16's loss scaling skips the step instead, and
-        # halves the scale.)
-        if self.accelerator.scaler is None and not torch.isfinite(norm):
-            raise FloatingPointError(f"gradient is not finite (norm {norm:g})")
+        # halves the scale.) Here the host waits for the device; the other time is in the matching.
+        non_finite.check(losses, norm if self.accelerator.scaler is None else None)
         return norm
 
     # -- evaluation
