@@ -32,6 +32,7 @@ from alignmask.exporting.parity import (
     generated,
     smooth_images,
 )
+from alignmask.exporting.rules import quick_rules
 from alignmask.exporting.sampling import gathering_attention
 from alignmask.exporting.segmenter import DIVISOR, SMALLEST, Segmenter
 from alignmask.exporting.windows import exportable_windows
@@ -159,10 +160,11 @@ def _write_onnx(
         say("tracing the model")
         program, shapes = _program(segmenter)
         say("translating the program to ONNX")
-        written = torch.onnx.export(
-            program, dynamo=True, opset_version=OPSET[form.sampling], verbose=False,
-            input_names=INPUTS, output_names=OUTPUTS, dynamic_shapes=shapes,
-        )  # fmt: skip
+        with quick_rules():
+            written = torch.onnx.export(
+                program, dynamo=True, opset_version=OPSET[form.sampling], verbose=False,
+                input_names=INPUTS, output_names=OUTPUTS, dynamic_shapes=shapes,
+            )  # fmt: skip
     assert written is not None
     graph = written.model.graph
     if form.half:
