@@ -16,7 +16,8 @@ from pycocotools import mask as coco_mask
 from alignmask.curation.cvat import convert_cvat, write_cvat
 from alignmask.curation.labelme import convert_labelme, write_labelme
 from alignmask.curation.voc import convert_voc, write_voc
-from alignmask.data.coco_json import CocoFile, read_coco
+from alignmask.data.coco_json import read_coco
+from alignmask.data.records import CocoFile
 from tests.data.coco_files import annotation, image_record, rle, write_coco
 
 NAMES = ["café: <b>", "zelle & kern"]  # in the order in which they are sorted

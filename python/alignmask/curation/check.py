@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from alignmask._printing import counted
-from alignmask.data.coco_json import CocoFile, inspect_coco
+from alignmask.data.coco_json import inspect_coco
 from alignmask.data.faults import CROWD, NO_POLYGON, SHOWN_FAULTS, ZERO_AREA, Faults, brief, some
 from alignmask.data.file_names import find_files
 from alignmask.data.images import Exif, ImageError, read_header, read_image
+from alignmask.data.records import CocoFile
 
 SAME_MASK = "with the mask and class of another one"
 NO_INSTANCES = "without instances"

@@ -30,11 +30,11 @@ from alignmask.curation.drafts import (
     write_draft,
 )
 from alignmask.data.batch import Size
-from alignmask.data.coco_json import ImageRecord
 from alignmask.data.draft import Draft
 from alignmask.data.faults import CocoError, Faults, brief, is_number
 from alignmask.data.file_names import find_files
 from alignmask.data.images import ImageError, read_header
+from alignmask.data.records import ImageRecord
 
 VERSION = "5.5.0"
 """Of LabelMe, whose files these are like: the first versions with masks are older."""

@@ -11,10 +11,11 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from alignmask._files import must_be_new, new_folder, write_json
-from alignmask.data.coco_json import CocoFile, fault, read_coco
+from alignmask.data.coco_json import fault, read_coco
 from alignmask.data.faults import Faults
 from alignmask.data.file_names import find_files
 from alignmask.data.images import Exif, ImageError, SampleRange, read_image
+from alignmask.data.records import CocoFile
 
 
 def starts(side: int, tile: int, stride: int) -> list[int]:

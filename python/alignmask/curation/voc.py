@@ -18,11 +18,11 @@ from PIL import Image
 from alignmask._files import must_be_new, new_folder
 from alignmask.curation.drafts import Instance, instances_of, united, write_draft
 from alignmask.data.batch import Size
-from alignmask.data.coco_json import CocoFile
 from alignmask.data.draft import Draft
 from alignmask.data.faults import CocoError, Faults, brief
 from alignmask.data.file_names import find_files
 from alignmask.data.images import ImageError, image_suffixes, read_header
+from alignmask.data.records import CocoFile
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",

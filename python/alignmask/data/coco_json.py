@@ -5,99 +5,30 @@ from __future__ import annotations
 
 import itertools
 import json
-import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pycocotools import mask as coco_mask
 
 from alignmask._printing import counted
-from alignmask.data import rle
+from alignmask.data import index, rle
 from alignmask.data.draft import Draft
 from alignmask.data.faults import (
     BAD_AREA,
-    CAUSES,
-    NO_POLYGON,
     NORMALISED,
     CocoError,
     Faults,
     SegmentationError,
     brief,
     is_number,
-    some,
 )
 from alignmask.data.masks import are_normalised, parse_segmentation
+from alignmask.data.records import AnnotationRecord, CocoFile, ImageRecord
 from alignmask.data.yolo import read_yolo
 
 MAX_PIXELS = 2**31 - 1
 """Of an image: pycocotools counts the pixels of masks in 32 bits."""
-
-
-class AnnotationRecord(NamedTuple):
-    id: int
-    image_id: int
-    category_id: int
-    counts: bytes
-    """The mask as compressed RLE."""
-    pixels: int
-    """Area of the mask."""
-    area: float
-    """Area that the file says, by which COCO's evaluation tells small objects from large ones; the
-    mask's if it says none."""
-    crowd: bool
-
-    @property
-    def is_instance(self) -> bool:
-        """Whether it can be trained on: a single object with a pixel at least."""
-        return not self.crowd and self.pixels > 0
-
-
-class ImageRecord(NamedTuple):
-    id: int
-    file_name: str | None
-    height: int
-    width: int
-
-
-@dataclass(frozen=True)
-class CocoFile:
-    """A checked COCO annotation file."""
-
-    path: Path
-    images: dict[int, ImageRecord]
-    """By image id, in the file's order."""
-    categories: dict[int, str]
-    """Names by category id, sorted by id."""
-    annotations: list[AnnotationRecord]
-    """In the file's order."""
-    listed: int
-    """Number of annotations that the file has of these images."""
-    without_polygon: list[str]
-    """Which annotations were left out because no polygon of 3 points or more is there."""
-    short_polygons: int
-    """Polygons of fewer than 3 points that were left out of annotations that have others."""
-    places: Mapping[int, str] = field(default_factory=dict)
-    """Where an annotation is, by its id, if it was read from another form than COCO's."""
-
-    def where(self, annotation: AnnotationRecord) -> str:
-        """How to name an annotation to the user."""
-        return self.places.get(
-            annotation.id, f"annotation id {annotation.id}, image id {annotation.image_id}"
-        )
-
-    def warn_left_out(self, stacklevel: int = 2) -> None:
-        """One warning for all annotations that have no mask, if there are any."""
-        if self.without_polygon:
-            share = ""
-            if 2 * len(self.without_polygon) > self.listed:
-                share = f" of {self.listed} ({CAUSES[NO_POLYGON]})"
-            warnings.warn(
-                f"{self.path}: {counted(len(self.without_polygon), 'annotation')}{share} left out, "
-                f"{NO_POLYGON}: {some(self.without_polygon, '; ')}",
-                stacklevel=stacklevel + 1,
-            )
 
 
 def fault(
@@ -157,7 +88,7 @@ def _parse_json(path: Path) -> dict[str, Any]:
 
 def read_coco(path: str | Path, limit: int | None = None, images: Path | None = None) -> CocoFile:
     """Read a COCO annotation file, or a folder of YOLO labels, check all of it, and make every mask
-    a compressed RLE.
+    a compressed RLE. What a large file has is kept for the next time (see `alignmask.data.index`).
 
     Args:
         limit: Number of images to keep, from the start of the list, with their annotations; None
@@ -168,7 +99,12 @@ def read_coco(path: str | Path, limit: int | None = None, images: Path | None = 
         CocoError: The file cannot be read, lists no images or no categories, or has faults: one
             message counts them by kind, and names the first few by their ids.
     """
-    return _read(_Reader(Path(path), *_content(Path(path), images)), limit)
+    path = Path(path)
+
+    def read() -> CocoFile:
+        return _read(_Reader(path, *_content(path, images)), limit)
+
+    return index.kept(path, read) if limit is None and index.is_worthwhile(path) else read()
 
 
 def read_coco_with_content(path: Path) -> tuple[CocoFile, dict[str, Any]]:

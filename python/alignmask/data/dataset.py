@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from alignmask._printing import counted
 from alignmask.data.batch import Sample, Size
-from alignmask.data.coco_json import CocoFile, fault, read_coco, read_coco_json
+from alignmask.data.coco_json import fault, read_coco, read_coco_json
 from alignmask.data.faults import CAUSES, CROWD, NO_POLYGON, ZERO_AREA, CocoError, Faults
 from alignmask.data.file_names import find_files
 from alignmask.data.images import (
@@ -33,6 +33,7 @@ from alignmask.data.images import (
     read_image,
 )
 from alignmask.data.masks import decode_rles
+from alignmask.data.records import CocoFile
 
 __all__ = ["CocoDataset", "CocoError", "read_coco_json"]
 
