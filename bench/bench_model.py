@@ -3,12 +3,15 @@ own floor; AlignMask's training step beside the baseline's.
 
 `make bench-model`, or `python bench/bench_model.py --only "r50 512"`. Weights are random, nothing
 is downloaded. "kernel" is this project; `floor` is the time of its convolutions, matrix products
-and attention alone (bench/floor.py).
+and attention alone (bench/floor.py). With `--memory`, the memory that one call takes beyond weights
+and inputs, each in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -149,9 +152,38 @@ def aligned(case: Case) -> dict[str, Callable[[], Any]]:
     return {"kernel": step(full, recipe.loss), "baseline": step(plain, LossConfig())}
 
 
+def calls_of(case: Case) -> dict[str, Callable[[], Any]]:
+    return aligned(case) if case.kind == "aligned" else getattr(Sides(case), case.kind)()
+
+
+def peaks(case: Case, threads: int) -> dict[str, float]:
+    """Of every candidate, the GiB that its first call takes."""
+    found = {}
+    for name in calls_of(case):
+        command = [sys.executable, __file__, "--only", case.name, "--threads", str(threads)]
+        done = subprocess.run(
+            [*command, "--peak-of", name], check=True, capture_output=True, text=True
+        )
+        found[name] = float(done.stdout.split()[-1])
+    return found
+
+
+def peak(call: Callable[[], Any]) -> float:
+    """GiB, beyond what the process has in memory before the call. Linux only."""
+
+    def resident(which: str) -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(re.findall(rf"{which}:\s+(\d+) kB", status)[0])
+
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the highest so far is forgotten
+    call()
+    return (resident("VmHWM") - before) / 2**20
+
+
 def measure(case: Case, turns: int, threads: int) -> Row:
     torch.set_num_threads(threads)
-    calls = aligned(case) if case.kind == "aligned" else getattr(Sides(case), case.kind)()
+    calls = calls_of(case)
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(turns + 1):  # the first one warms up
         for name, call in calls.items():
@@ -179,7 +211,21 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dry", action="store_true", help="no results file")
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.peak_of:
+        torch.set_num_threads(options.threads)
+        (case,) = chosen(options.only)
+        print(peak(calls_of(case)[options.peak_of]))
+        return
+    if options.memory:
+        for case in chosen(options.only):
+            found = peaks(case, options.threads)
+            print(
+                case.name, *(f"{name} {value:.2f} GiB" for name, value in found.items()), sep="  "
+            )
+        return
     about, rows = environment(), []
     print(f"{about['cpu']}, torch {about['torch']}, transformers {transformers.__version__}")
     for case in chosen(options.only):
