@@ -14,7 +14,7 @@ native := CMakeLists.txt $(wildcard cmake/*.cmake core/*/* core/*/*/* bindings/*
 cpp := $(wildcard $(foreach ending,h cpp cuh cu,core/*/*.$(ending) core/*/*/*.$(ending) bindings/*.$(ending) tests/native/*.$(ending) \
          tests/sanitize/*.$(ending) tests/simt/*.$(ending)))
 
-.PHONY: help setup simt sanitize sanitize-simt demo test test-all lint format bench native-test cuda-check roofline test-gpu gpu-report bench-model mutate matrix docs clean
+.PHONY: help setup simt sanitize sanitize-simt demo test test-all lint format bench native-test cuda-check roofline test-gpu gpu-report bench-model mutate wheel matrix docs clean
 
 help:  ## List what make can do
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -56,8 +56,11 @@ test-all: simt  ## Run the tests, the slow ones too
 mutate: simt  ## Plant faults at random and see whether a test notices (an hour); SAMPLE=200 SEED=1 ONLY=python/alignmask/loss
 	@$(bin)/python -m tests.mutate.mutate $(foreach option,SAMPLE SEED ONLY WORKERS,$(if $($(option)),--$(shell echo $(option) | tr A-Z a-z) $($(option))))
 
-matrix: simt  ## Run the op suite under other versions of torch, each in an environment of its own; TORCH="2.4.1 2.9.1"
-	@$(bin)/python -m tests.matrix $(TORCH) $(if $(PIP_ARGS),--pip=$(PIP_ARGS)) $(ARGS)
+wheel: setup  ## Build the sdist and wheels from it, twice, and test them installed; PYTHONS="3.10 3.11" CUDA=13
+	@$(bin)/python -m tests.installed.wheels $(if $(PYTHONS),--pythons $(PYTHONS)) $(if $(CUDA),--cuda $(CUDA)) $(if $(PIP_ARGS),--pip=$(PIP_ARGS)) $(ARGS)
+
+matrix: setup  ## Test wheels of dist/ under versions of torch (PYTHONS="3.11" TORCH="2.4.1 2.9.1"), or with all at its oldest (FLOORS=1)
+	@$(bin)/python -m tests.installed.matrix $(if $(PYTHONS),--pythons $(PYTHONS)) $(if $(TORCH),--torch $(TORCH)) $(if $(FLOORS),--floors) $(if $(PIP_ARGS),--pip=$(PIP_ARGS)) $(ARGS)
 
 native-test: setup  ## Build the core alone and run its C++ test
 	@$(bin)/cmake -S . -B build/native -G Ninja -DPython_EXECUTABLE=$(abspath $(bin)/python) -DCMAKE_MAKE_PROGRAM=$(abspath $(bin)/ninja)

@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -203,8 +204,19 @@ def test_every_recipe_is_a_subcommand(alignmask_: Terminal) -> None:
 # --------------------------------------------------------------------------------------------------
 
 
-def test_info(alignmask_: Terminal) -> None:
+def test_info(alignmask_: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGNMASK_CUDA", "OFF")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert alignmask_("info") == 0
+    assert re.search(
+        rf"^alignmask +{alignmask.__version__} in {Path(alignmask.__file__).parent}$",
+        alignmask_.out,
+        re.MULTILINE,
+    )
+    assert re.search(
+        r"^variables .*ALIGNMASK_CUDA=OFF.*, OMP_NUM_THREADS=7", alignmask_.out, re.MULTILINE
+    )
+    assert f", numpy {np.__version__}\n" in alignmask_.out
     assert re.search(rf"^torch +{re.escape(torch.__version__)}", alignmask_.out, re.MULTILINE)
     for op in alignmask.ops.OPS:
         assert re.search(rf"^{op} +(kernel|reference)", alignmask_.out, re.MULTILINE)

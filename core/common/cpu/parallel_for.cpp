@@ -1,11 +1,13 @@
 #include "parallel_for.h"
 
-#include <pthread.h>
 #if defined(ALIGNMASK_PLAIN_THREADS)
 #include <thread>
 #include <vector>
 #else
 #include <omp.h>
+#endif
+#if !defined(_WIN32)
+#include <pthread.h>
 #endif
 #if defined(__linux__)
 #include <dirent.h>
@@ -14,7 +16,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 #include <new>
 
 namespace alignmask {
@@ -24,6 +25,14 @@ namespace {
 // Threads beyond a few per processor gain nothing, but cost memory, and OpenMP ends the process if
 // it cannot start them.
 constexpr int kThreadsPerProcessor = 4;
+
+constexpr std::size_t kAlignment = 64;  // of scratch memory: a cache line
+
+std::atomic<bool> pool_lost{false};
+
+#if !defined(_WIN32)  // where nothing forks
+
+std::atomic<bool> pool_may_run{false};
 
 /// Does this process have a single thread? Then OpenMP's pool has not been started. No, where that
 /// cannot be known.
@@ -40,12 +49,12 @@ bool has_one_thread() {
 #endif
 }
 
-std::atomic<bool> pool_may_run{false}, pool_lost{false};
-
 // From the start of the program: another library may have started the pool.
 [[maybe_unused]] const int watching_forks =
     pthread_atfork([] { pool_may_run = !has_one_thread(); }, nullptr,
                    [] { pool_lost = pool_lost || pool_may_run; });
+
+#endif
 
 int most_threads() {
 #if defined(ALIGNMASK_PLAIN_THREADS)
@@ -103,13 +112,12 @@ void prefer_large_pages(void* memory, std::size_t bytes) {
 }
 
 Scratch::Scratch(std::size_t bytes, bool sparse) : data_(nullptr) {
-  constexpr std::size_t kAlignment = 64;
-  data_ = std::aligned_alloc(
-      kAlignment, (std::max<std::size_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment);
-  if (!data_) throw std::bad_alloc();
+  data_ =
+      ::operator new((std::max<std::size_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment,
+                     std::align_val_t{kAlignment});
   if (!sparse) prefer_large_pages(data_, bytes);
 }
 
-Scratch::~Scratch() { std::free(data_); }
+Scratch::~Scratch() { ::operator delete(data_, std::align_val_t{kAlignment}); }
 
 }  // namespace alignmask

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
+from pathlib import Path
 
 import torch
 
@@ -14,10 +16,11 @@ from alignmask._version import __version__
 def describe() -> str:
     """The whole text."""
     rows = [
-        ("alignmask", __version__),
+        ("alignmask", f"{__version__} in {Path(__file__).parents[1]}"),
         ("extra [train]", _extra()),
         ("Python", f"{platform.python_version()} on {platform.platform()}"),
-        ("torch", f"{torch.__version__} ({_torch_cuda()})"),
+        ("torch", f"{torch.__version__} ({_torch_cuda()}), numpy {_version('numpy')}"),
+        ("variables", _variables()),
         ("CPU", f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"),
         ("CUDA kernels", _compiled_kernels()),
         *(("GPU", text) for text in _gpus()),
@@ -55,6 +58,16 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "missing"
+
+
+def _variables() -> str:
+    """Those of the environment that change what runs."""
+    names = [
+        name
+        for name in sorted(os.environ)
+        if name.startswith(("ALIGNMASK_", "OMP_", "CUDA_VISIBLE_DEVICES"))
+    ]
+    return ", ".join(f"{name}={os.environ[name]}" for name in names) or "none that matter"
 
 
 def _torch_cuda() -> str:
