@@ -139,12 +139,9 @@ def _checksums(folder: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_bytes())
+        return _read_json(path)
     except ValueError as error:
         raise DamagedCheckpoint(f"checkpoint file {path} is damaged: {error}") from error
-    if not isinstance(found, dict):
-        raise DamagedCheckpoint(f"checkpoint file {path} is damaged: no JSON object")
-    return found
 
 
 def latest(run: Path) -> Path | None:
@@ -223,13 +220,16 @@ def load_meta(folder: Path) -> dict[str, Any]:
     return _read_json(folder / META)
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_bytes())
+        found = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise FileNotFoundError(f"checkpoint {path.parent}: {path.name} is missing") from None
-    except ValueError as error:  # of JSON or of UTF-8
+    except (ValueError, RecursionError) as error:  # of JSON or of UTF-8
         raise ValueError(f"checkpoint file {path} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"checkpoint file {path}: expected a JSON object")
+    return found
 
 
 def load_weights(folder: Path, ema: bool = True) -> dict[str, Tensor]:

@@ -42,7 +42,7 @@ def config_from_dict(values: dict[str, Any], source: str = "config") -> Config:
     try:
         known = _without_removed(values, source)
         return dacite.from_dict(Config, known, dacite.Config(cast=[Path, tuple], strict=True))
-    except dacite.DaciteError as error:
+    except (dacite.DaciteError, TypeError) as error:  # TypeError: of a path that is a number, ...
         raise ValueError(f"{source}: {error}") from error
 
 

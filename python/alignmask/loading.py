@@ -13,7 +13,7 @@ from alignmask import checkpoint as checkpoints
 from alignmask.config import Config, ModelConfig
 from alignmask.config_files import without_pretrained
 from alignmask.evaluation.calibrators import Calibration, read_calibration
-from alignmask.model import build_model
+from alignmask.model import AlignMask, build_model
 from alignmask.predictor import Predictor
 from alignmask.pretrained import read
 
@@ -50,28 +50,43 @@ def load(checkpoint: str | os.PathLike[str], device: str | torch.device = "cpu")
     config, meta = checkpoints.load_config(folder), checkpoints.load_meta(folder)
     classes = config.model.num_classes
     for name in ("class_names", "category_ids"):
-        if (
-            not isinstance(meta, dict)
-            or not isinstance(meta.get(name), list)
-            or len(meta[name]) != classes
-        ):
+        if not isinstance(meta.get(name), list) or len(meta[name]) != classes:
             raise ValueError(
                 f"checkpoint file {folder / checkpoints.META}: expected a list {name} of {classes} "
                 "entries"
             )
-    model = build_model(without_pretrained(config).model)
+    model = _model_of(config, folder)
+    calibration = _calibration(folder / checkpoints.CALIBRATION, config)
+    return Predictor(
+        model.to(device), config, meta["class_names"], meta["category_ids"], calibration=calibration
+    )
+
+
+def _model_of(config: Config, folder: Path) -> AlignMask:
+    """The model with the weights of the checkpoint. It is built without memory at first: damaged
+    settings may ask for more than there is."""
+    settings, weights = without_pretrained(config).model, checkpoints.load_weights(folder)
     try:
-        model.load_state_dict(checkpoints.load_weights(folder))
+        layers = settings.pixel_decoder.layers, settings.query_decoder.layers
+        if max(layers) > len(weights):
+            raise ValueError(f"{max(layers)} layers, and {len(weights)} tensors")
+        with torch.device("meta"):
+            sketch = build_model(settings)
+    except Exception as error:  # whatever a part of the model says to settings that it cannot have
+        raise ValueError(
+            f"checkpoint file {folder / checkpoints.CONFIG}: there is no such model: {error}"
+        ) from error
+    try:
+        sketch.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         _, *faults = (line.strip() for line in str(error).splitlines())
         more = f" (and {len(faults) - 2} more)" if len(faults) > 2 else ""
         raise ValueError(
             f"checkpoint {folder} does not fit its own config.json: {' '.join(faults[:2])}{more}"
         ) from error
-    calibration = _calibration(folder / checkpoints.CALIBRATION, config)
-    return Predictor(
-        model.to(device), config, meta["class_names"], meta["category_ids"], calibration=calibration
-    )
+    model = build_model(settings)
+    model.load_state_dict(weights)
+    return model
 
 
 def _calibration(path: Path, config: Config) -> Calibration | None:

@@ -86,6 +86,8 @@ def damage(content: Any, chance: random.Random) -> None:
                 collect(value[key])
 
     collect(content)
+    if not places:  # everything is gone already
+        return
     holder, key = chance.choice(places)
     what = chance.randrange(6)
     if what == 0:

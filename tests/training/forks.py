@@ -114,8 +114,9 @@ def train(root: Path, name: str, accumulate: int = 1, last: int = -1) -> None:
     torch.save(notes, root / f"{name}-{rank}.pt")
 
 
-def in_processes(number: int, work: Callable[[], None]) -> None:
-    """Calls it in that many processes, each with the environment that torchrun would give it."""
+def start(number: int, work: Callable[[], None]) -> list[int]:
+    """Calls it in that many processes, each with the environment that torchrun would give it. The
+    processes' ids, by rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -135,7 +136,12 @@ def in_processes(number: int, work: Callable[[], None]) -> None:
         except BaseException:
             traceback.print_exc()
             os._exit(1)
-    failed = [pid for pid in children if os.waitpid(pid, 0)[1]]
+    return children
+
+
+def in_processes(number: int, work: Callable[[], None]) -> None:
+    """Calls it in that many processes, and waits for their end."""
+    failed = [pid for pid in start(number, work) if os.waitpid(pid, 0)[1]]
     if failed:
         raise SystemExit(f"{len(failed)} of {number} processes failed")
 

@@ -1,7 +1,9 @@
 """Kills a training at random moments, again and again, and continues it each time.
 
     python -m tests.training.kills --kills 200 --seed 0
+    python -m tests.training.kills --kills 50 --processes 2
 
+Of several processes (gloo), all are killed, in any order and up to 0.2 seconds one after another.
 After every kill, all checkpoints must be whole. A run that was killed many times must end with the
 weights, the moving average, the log and the evaluations of one that never was, bit for bit. Ends
 with status 1 and the first difference if one does not.
@@ -17,7 +19,6 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ import torch
 from alignmask import checkpoint
 from alignmask.config import Config, DataConfig, ShapesConfig
 from alignmask.training.trainer import train
+from tests.training import forks
 from tests.training.runs import config, lines
 
 
@@ -41,31 +43,33 @@ def settings(out: Path, name: str) -> Config:
     )  # fmt: skip
 
 
-def seconds_of(settings: Config) -> float:
-    """Train to the end in a process of its own."""
+def seconds_of(settings: Config, processes: int) -> float:
+    """Train to the end in processes of its own."""
     begin = time.monotonic()
-    if _child(settings, None):
+    if any(_children(settings, processes, None)):
         raise SystemExit("the training that nobody killed has failed")
     return time.monotonic() - begin
 
 
-def _child(settings: Config, kill_after: float | None) -> int:
-    """Train in a forked process, which has nothing to import; its wait status."""
-    pid = os.fork()
-    if pid == 0:
+def _children(settings: Config, processes: int, kill_after: float | None) -> list[int]:
+    """Train in forked processes, which have nothing to import; their wait statuses."""
+
+    def work() -> None:
         with open(settings.out / f"{settings.name}.log", "a") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
-            try:
-                train(settings)
-                os._exit(0)
-            except BaseException:
-                traceback.print_exc()
-        os._exit(1)
+        if processes == 1:  # a training by itself, without torch.distributed
+            for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+                del os.environ[name]
+        train(settings)
+
+    children = forks.start(processes, work)
     if kill_after is not None:
         time.sleep(kill_after)
-        os.kill(pid, signal.SIGKILL)
-    return os.waitpid(pid, 0)[1]
+        for number, pid in enumerate(random.sample(children, processes)):
+            time.sleep(random.uniform(0, 0.2) if number else 0)
+            os.kill(pid, signal.SIGKILL)
+    return [os.waitpid(pid, 0)[1] for pid in children]
 
 
 def moment(run: Path) -> str:
@@ -116,26 +120,30 @@ def _failed(run: Path, what: str) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    random.seed(options.seed)
     chance, moments, rounds = random.Random(options.seed), Counter[str](), 0
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        seconds_of(settings(out, "draws_the_images"))
-        whole = seconds_of(settings(out, "whole"))
+        seconds_of(settings(out, "draws_the_images"), options.processes)
+        whole = seconds_of(settings(out, "whole"), options.processes)
         while moments.total() < options.kills:
             run = settings(out, f"round{rounds}")
             path, rounds = run.out / run.name, rounds + 1
             while moments.total() < options.kills:
-                status = _child(run, chance.uniform(0, 0.6 * whole))
-                if os.WIFEXITED(status):
-                    if os.WEXITSTATUS(status):
-                        return _failed(path, f"the training failed after {moments.total()} kills")
+                kill_after = chance.uniform(0, 0.6 * whole)
+                statuses = _children(run, options.processes, kill_after)
+                if not any(statuses):
                     break  # it was finished before the kill
+                # Of several processes, one may end by itself when another is gone.
+                if not any(map(os.WIFSIGNALED, statuses)):
+                    return _failed(path, f"the training failed after {moments.total()} kills")
                 moments[moment(path)] += 1
                 check_all(path)
-            if _child(run, None):
+            if any(_children(run, options.processes, None)):
                 return _failed(path, "could not be continued")
             if found := difference(path, out / "whole"):
                 return _failed(path, found)

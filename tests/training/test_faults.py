@@ -159,9 +159,11 @@ def test_a_flipped_bit_anywhere_in_a_tensor_file_is_an_error_that_names_it(
 
 
 @pytest.mark.slow
-def test_kills_at_random_moments_change_nothing() -> None:
+@pytest.mark.parametrize(("processes", "kills"), [(1, 5), (2, 2)])
+def test_kills_at_random_moments_change_nothing(processes: int, kills: int) -> None:
     """`python -m tests.training.kills` does it as often as one likes; the log has 200."""
-    command = [sys.executable, "-m", "tests.training.kills", "--kills", "5"]
+    command = [sys.executable, "-m", "tests.training.kills", "--kills", str(kills)]
+    command += ["--processes", str(processes)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "5 kills" in done.stdout
+    assert f"{kills} kills" in done.stdout

@@ -78,6 +78,8 @@ def _parse_json(path: Path) -> dict[str, Any]:
         ) from error
     except UnicodeDecodeError as error:
         raise fault(path, f"not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise fault(path, f"not a COCO file: {error}") from error
     except RecursionError as error:
         raise fault(path, "not a COCO file: its lists are nested too deeply") from error
     for key in ("images", "annotations", "categories"):

@@ -206,7 +206,7 @@ def check_replaceable(path: Path) -> None:
         return
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         data = None
     if not isinstance(data, dict) or data.get("made_by") != MADE_BY:
         raise ValueError(f"{path}: this file is not a calibration, and is not overwritten")
@@ -223,7 +223,14 @@ def read_calibration(path: Path) -> Calibration:
     try:
         data: Any = json.loads(path.read_text(encoding="utf-8"))
         found = dacite.from_dict(Calibration, data, dacite.Config(strict=True, cast=[float]))
-    except (OSError, ValueError, TypeError, AttributeError, dacite.DaciteError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        dacite.DaciteError,
+    ) as error:
         raise ValueError(f"calibration file {path} cannot be read: {error}") from error
     for score_map in (found.pooled, *found.by_class.values()):
         if (

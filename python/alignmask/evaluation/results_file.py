@@ -308,7 +308,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except OSError as error:
         raise CocoError(f"{path}: cannot be read: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of JSON, of UTF-8, or a number of thousands of digits
         raise CocoError(f"{path}: not valid JSON: {error}") from error
     except RecursionError as error:
         raise CocoError(f"{path}: not a COCO file: its lists are nested too deeply") from error

@@ -14,7 +14,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -26,6 +25,7 @@ from alignmask.safe_load.pickles import (
     Global,
     Reader,
     Storage,
+    brief,
 )
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -52,7 +52,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"{path}: expected a dictionary of tensors, found {type(content).__name__}"
         )
     odd = {
-        str(name): type(value).__name__
+        name if isinstance(name, str) else brief(name): type(value).__name__
         for name, value in content.items()
         if not _is_tensor(name, value)
     }
@@ -74,8 +74,9 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     _must_exist(path)
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: no whole safetensors file: {error}") from error
+    except Exception as error:  # its own error, and any of torch's for a shape that no tensor has
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path}: no whole safetensors file: {reason}") from error
 
 
 def read_pickled(path: Path) -> Any:
@@ -131,7 +132,7 @@ def read_json(path: Path) -> dict[str, Any]:
     _must_exist(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: no JSON: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a JSON object")
@@ -181,6 +182,9 @@ def _read_zip(file: BinaryIO) -> Any:
             raise CheckpointError(
                 "refused: a zip file with compressed entries, which torch never writes"
             )
+        if any(entry.compress_size != entry.file_size for entry in entries):
+            # zipfile would allocate the one that is not checked below.
+            raise CheckpointError("damaged: an entry declares two lengths")
         if sum(entry.file_size for entry in entries) > size:
             raise CheckpointError(f"refused: its entries declare more bytes than the file's {size}")
         prefix = found[0].removesuffix("data.pkl")
@@ -216,9 +220,9 @@ def _storage_identity(identity: Any) -> tuple[str, torch.dtype, int]:
         or storage_type.name not in STORAGES
         or any(view)
     ):
-        raise CheckpointError(f"refused: {identity!r} is no storage")
+        raise CheckpointError(f"refused: {brief(identity)} is no storage")
     if not isinstance(key, str) or type(count) is not int or count < 0:
-        raise CheckpointError(f"damaged: {identity!r} is no storage")
+        raise CheckpointError(f"damaged: {brief(identity)} is no storage")
     return key, STORAGES[storage_type.name], count
 
 
@@ -267,7 +271,7 @@ def _read_pickle(file: BinaryIO, nested: bool = False) -> Any:
         raise CheckpointError("damaged: the list of its storages is missing")
     for key in keys:
         if not isinstance(key, str) or key not in storages:
-            raise CheckpointError(f"damaged: {key!r} is no storage of its tensors")
+            raise CheckpointError(f"damaged: {brief(key)} is no storage of its tensors")
         _fill(storages[key], file)
     return content
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import pickle
 import pickletools
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
@@ -23,6 +24,27 @@ from torch import Tensor
 class CheckpointError(ValueError, pickle.UnpicklingError):
     """A file that is no checkpoint, is damaged, asks for code to be run, or does not fit the
     model."""
+
+
+class _Brief(reprlib.Repr):
+    """Values of a file in a message. A pickle can nest one value in itself so often that to write
+    it out in full would fill any memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 2
+        self.maxtuple = self.maxlist = self.maxdict = 8
+        self.maxstring = self.maxother = 80
+
+    def repr_int(self, value: int, level: int) -> str:
+        return repr(value) if value.bit_length() < 128 else f"<{value.bit_length()} bits>"
+
+    def repr_instance(self, value: Any, level: int) -> str:
+        plain = value is None or isinstance(value, (bool, float, bytes, Global))
+        return super().repr_instance(value, level) if plain else f"<{type(value).__name__}>"
+
+
+brief = _Brief().repr
 
 
 @dataclass(frozen=True)
@@ -52,14 +74,14 @@ class DataType:
     def __post_init__(self) -> None:
         if not isinstance(self.code, str) or self.code not in NUMBERS:
             raise CheckpointError(
-                f"arrays of dtype {self.code!r} are refused: only plain numbers are read"
+                f"arrays of dtype {brief(self.code)} are refused: only plain numbers are read"
             )
 
     def set_state(self, state: Any) -> None:
         _, order, *rest = state
         if order not in ("<", ">", "|", "=") or any(part is not None for part in rest[:3]):
             raise CheckpointError(
-                f"arrays of dtype {state!r} are refused: only plain numbers are read"
+                f"arrays of dtype {brief(state)} are refused: only plain numbers are read"
             )
         self.code = ("" if order in "|=" else order) + self.code.lstrip("<>")
 
@@ -100,7 +122,7 @@ def _sizes(sizes: Any) -> tuple[int, ...]:
         or len(sizes) > 32
         or not all(type(n) is int and n >= 0 for n in sizes)
     ):
-        raise CheckpointError(f"{sizes!r} is no shape")
+        raise CheckpointError(f"{brief(sizes)} is no shape")
     return tuple(sizes)
 
 
@@ -121,7 +143,7 @@ def _scalar(dtype: Any, data: Any) -> int | float | bool:
 
 def _encode(text: Any, encoding: Any) -> bytes:
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise CheckpointError(f"a text in the encoding {encoding!r} is refused")
+        raise CheckpointError(f"a text in the encoding {brief(encoding)} is refused")
     return text.encode("latin-1")
 
 
@@ -282,7 +304,7 @@ class Reader:
                 _expect(stack[-1], list).extend(values)
             elif name == "ADDITEMS":
                 values = since_mark()
-                _expect(stack[-1], set).update(values)
+                _expect(stack[-1], set).update(map(_key, values))
             elif name == "POP":
                 stack.pop()
             elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
@@ -316,7 +338,7 @@ class Reader:
         raise CheckpointError("damaged or truncated: it does not end")
 
     def _global(self, module: Any, name: Any) -> Global:
-        full = f"{module}.{name}"
+        full = f"{_expect(module, str)}.{_expect(name, str)}"
         if (
             full not in CALLS
             and full not in TYPES
@@ -357,4 +379,14 @@ def _expect(value: Any, kind: type) -> Any:
 
 
 def _items(target: Any, values: list[Any]) -> None:
-    _expect(target, dict).update(zip(values[::2], values[1::2], strict=True))
+    keys = map(_key, values[::2])
+    _expect(target, dict).update(zip(keys, values[1::2], strict=True))
+
+
+def _key(value: Any) -> Any:
+    """Of a dictionary or a set: plain values, and tuples of these. To hash a tuple that is nested
+    in itself again and again takes forever."""
+    for part in value if isinstance(value, tuple) else (value,):
+        if not isinstance(part, (str, bytes, int, float, type(None))):
+            raise CheckpointError(f"refused: {brief(value)} as a key")
+    return value
