@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +18,28 @@ from alignmask.evaluation.evaluate import evaluate_model
 from tests.conftest import run_apart
 from tests.same_points import mask_points
 from tests.training import two_processes
+from tests.training.hosts import two_hosts
 from tests.training.runs import RecordingTrainer, assert_equal, lines, small
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(
+    scope="module", params=["one host", pytest.param("two hosts", marks=pytest.mark.slow)]
+)
+def root(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the run that two processes have made."""
     folder = tmp_path_factory.mktemp("distributed")
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
-    run_apart([*launch, two_processes.__file__, str(folder)], timeout=300)
+    launch = [sys.executable, "-m", "torch.distributed.run"]
+    program = [two_processes.__file__, str(folder)]
+    if request.param == "one host":
+        run_apart([*launch, "--standalone", "--nproc-per-node", "2", *program], timeout=300)
+        return folder
+    with two_hosts() as hosts, ThreadPoolExecutor() as pool:
+        main = ["--nnodes", "2", "--master-addr", hosts[0].address, "--master-port", "29400"]
+        commands = [
+            [*host.prefix, *launch, *main, "--node-rank", str(rank), *program]
+            for rank, host in enumerate(hosts)
+        ]
+        list(pool.map(lambda command: run_apart(command, timeout=300), commands))
     return folder
 
 
