@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import huggingface_hub
 import pytest
@@ -256,3 +258,35 @@ def test_frozen_stages_keep_their_statistics_at_once() -> None:
     changed = {n for n, tensor in made.state_dict().items() if not torch.equal(tensor, before[n])}
     assert changed
     assert not any("conv1" in name or "layer1" in name for name in changed), changed
+
+
+class TestWithoutPretrainedWeights:
+    """Nothing is fetched: the name may be that of a stranger's checkpoint."""
+
+    @pytest.fixture(autouse=True)
+    def _no_connections(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+
+        def refuse(*_: Any, **__: Any) -> NoReturn:
+            pytest.fail("it connects to a network")
+
+        for name in ("connect", "connect_ex"):
+            monkeypatch.setattr(socket.socket, name, refuse)
+        monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+    def test_a_model_of_the_hub_is_not_looked_up(self) -> None:
+        with pytest.raises(
+            OSError, match=r"description \(owner/net/config.json\).*nothing is fetched"
+        ):
+            Backbone(BackboneConfig("hf-hub:owner/net", pretrained=False))
+
+    def test_one_whose_description_is_in_the_cache_is_built(self, tmp_path: Path) -> None:
+        folder = tmp_path / "models--owner--net"
+        (folder / "snapshots" / "abc").mkdir(parents=True)
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text("abc")
+        description = {"architecture": "resnet10t", "num_classes": 3, "pretrained_cfg": {}}
+        (folder / "snapshots" / "abc" / "config.json").write_text(json.dumps(description))
+        body = Backbone(BackboneConfig("hf-hub:owner/net", pretrained=False)).body
+        expected = Backbone(BackboneConfig("resnet10t", pretrained=False)).body
+        assert [*body.state_dict()] == [*expected.state_dict()]

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import difflib
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import timm
 import torch
@@ -23,6 +25,9 @@ from alignmask.model.stages import Stages
 from alignmask.safe_load import read_tensors
 
 STRIDES = (4, 8, 16, 32)
+
+HUB = ("hf-hub", "hf_hub")
+"""What is before the colon in timm's names of models on the Hugging Face hub."""
 
 
 class Backbone(nn.Module):
@@ -153,13 +158,18 @@ def _create(config: BackboneConfig) -> nn.Module:
     tensors = read_tensors(Path(file)) if file is not None else None
     if config.pretrained is True:
         _check_weights_can_be_had(config.name)
+    else:
+        _check_description_is_cached(config.name)
     try:
         if tensors is not None:
             _check_tensors(timm.create_model(config.name, **options), tensors)
             # timm loads them before it takes the classifier off and renames the rest.
             options["pretrained_cfg_overlay"] = {"state_dict": tensors}
         pretrained = config.pretrained is True or tensors is not None
-        body = timm.create_model(config.name, pretrained=pretrained, features_only=True, **options)
+        with nullcontext() if config.pretrained is True else _offline():
+            body = timm.create_model(
+                config.name, pretrained=pretrained, features_only=True, **options
+            )
     except (
         RuntimeError
     ) as error:  # timm does not know the name's tag, or the file's tensors do not fit the model
@@ -192,7 +202,7 @@ def _check_weights_can_be_had(name: str) -> None:
     import huggingface_hub as hub
 
     place, _, model = name.rpartition(":")
-    if place not in ("", "hf-hub", "hf_hub"):
+    if place and place not in HUB:
         return
     settings = None if place else timm.get_pretrained_cfg(name)
     source, _, revision = str(model if place else settings and settings.hf_hub_id).partition("@")
@@ -214,7 +224,29 @@ def _check_weights_can_be_had(name: str) -> None:
         raise _no_weights(name, what, error) from error
 
 
-def _no_weights(name: str, what: str, error: Exception) -> OSError:
+def _offline() -> AbstractContextManager[Any]:
+    """Inside, the Hugging Face hub's client uses its cache alone."""
+    from huggingface_hub import constants
+
+    return patch.object(constants, "HF_HUB_OFFLINE", True)
+
+
+def _check_description_is_cached(name: str) -> None:
+    """Raises OSError if timm would fetch what the model is. For hf-hub:OWNER/NAME it does, and a
+    checkpoint of a stranger must not make it."""
+    import huggingface_hub as hub
+
+    place, _, model = name.rpartition(":")
+    if place not in HUB:
+        return
+    source, _, revision = model.partition("@")
+    file = "config.json"
+    if not isinstance(hub.try_to_load_from_cache(source, file, revision=revision or None), str):
+        error = "without pretrained weights nothing is fetched"
+        raise _no_weights(name, f"its description ({source}/{file})", error)
+
+
+def _no_weights(name: str, what: str, error: Exception | str) -> OSError:
     from huggingface_hub import constants
 
     return OSError(
