@@ -83,6 +83,8 @@ def toolkit(cuda: str, pip: Sequence[str]) -> Path:
             if package.is_dir():
                 shutil.copytree(package, folder / "toolkit", dirs_exist_ok=True)
         (folder / "toolkit/lib64").symlink_to("lib")  # where nvcc looks
+        for library in (folder / "toolkit/lib").glob("*.so.*"):  # CMake looks for the plain name
+            library.with_name(library.name.partition(".so")[0] + ".so").symlink_to(library.name)
         for nvcc in (folder / "toolkit/bin").iterdir():
             nvcc.chmod(0o755)
     return folder / "toolkit"

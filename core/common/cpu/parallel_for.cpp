@@ -112,9 +112,10 @@ void prefer_large_pages(void* memory, std::size_t bytes) {
 }
 
 Scratch::Scratch(std::size_t bytes, bool sparse) : data_(nullptr) {
-  data_ =
-      ::operator new((std::max<std::size_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment,
-                     std::align_val_t{kAlignment});
+  const std::size_t lines = (std::max<std::size_t>(bytes, 1) + kAlignment - 1) / kAlignment;
+  // Without exceptions of its own: AddressSanitizer would end the process instead.
+  data_ = ::operator new(lines * kAlignment, std::align_val_t{kAlignment}, std::nothrow);
+  if (!data_) throw std::bad_alloc();
   if (!sparse) prefer_large_pages(data_, bytes);
 }
 

@@ -38,6 +38,8 @@ from alignmask.exporting.segmenter import DIVISOR, SMALLEST, Segmenter
 from alignmask.exporting.windows import exportable_windows
 from alignmask.model import AlignMask
 
+LARGEST = 2**30
+"""Height and width: no limit in practice. torch 2.4 refuses multiples of a size without one."""
 LARGEST_BATCH = 65_535
 """The largest number of images at a time; attention on a GPU cannot take more."""
 
@@ -119,7 +121,10 @@ def export_model(
 def _program(segmenter: Segmenter) -> tuple[ExportedProgram, dict[str, Any]]:
     """The program, and the sizes of its inputs as symbols."""
     batch = Dim("batch", max=LARGEST_BATCH)
-    height, width = (DIVISOR * Dim(name, min=SMALLEST // DIVISOR) for name in ("height", "width"))
+    height, width = (
+        DIVISOR * Dim(name, min=SMALLEST // DIVISOR, max=LARGEST // DIVISOR)
+        for name in ("height", "width")
+    )
     shapes = {"image": {0: batch, 2: height, 3: width}, "size": {0: batch}}
     images = smooth_images(2, (128, 192), segmenter.model.device)
     return torch.export.export(segmenter, images, dynamic_shapes=shapes), shapes

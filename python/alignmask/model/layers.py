@@ -21,13 +21,10 @@ def by_parts(function: Callable[..., Tensor], *tensors_BSE: Tensor) -> Tensor:
     """`function` of the tensors, for a function that treats every token by itself: without
     gradients on a CPU as many tokens at once as its caches hold. [B, S, E] -> [B, S, E]."""
     first = tensors_BSE[0]
-    rows = ROWS * torch.get_num_threads()
-    if (
-        torch.is_grad_enabled()
-        or exporting()
-        or first.device.type != "cpu"
-        or first.shape[1] <= rows
-    ):
+    if torch.is_grad_enabled() or exporting() or first.device.type != "cpu":
+        return function(*tensors_BSE)
+    rows = ROWS * torch.get_num_threads()  # which torch.export of 2.4 cannot trace
+    if first.shape[1] <= rows:
         return function(*tensors_BSE)
     found_BSE = torch.empty_like(first)
     for start in range(0, first.shape[1], rows):
