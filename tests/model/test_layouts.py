@@ -63,6 +63,7 @@ def test_aligned_queries_have_few_shapes_on_a_gpu(
     """There, attention is planned anew for every shape. On a CPU, slots that nothing fills would
     only cost time."""
     monkeypatch.setattr(_library._gpus, "usable", lambda device: True)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)  # not in FakeTensorMode
     for device, slots in (("cpu", on_cpu), ("cuda", on_gpu)):
         with FakeTensorMode() if device == "cuda" else nullcontext(), torch.device(device):
             generator = AlignedQueryGenerator(

@@ -68,9 +68,10 @@ def assign(
     """
     outputs, images, rows = prediction.class_logits_LBRC.shape[:3]
     device = prediction.class_logits_LBRC.device
-    owner_G = torch.arange(images).repeat_interleave(torch.tensor(batch.counts))
+    counts_B = torch.tensor(batch.counts, device="cpu")
+    owner_G = torch.arange(images, device="cpu").repeat_interleave(counts_B)
     output_N, instance_N = (query_LG >= 0).nonzero(as_tuple=True)
-    on_host_LBR = torch.full((outputs, images, rows), -1)
+    on_host_LBR = torch.full((outputs, images, rows), -1, device="cpu")
     on_host_LBR[output_N, owner_G[instance_N], query_LG[output_N, instance_N]] = instance_N
     live_BR = torch.ones(images, rows, dtype=torch.bool, device=device)
     if aligned_BA is not None:

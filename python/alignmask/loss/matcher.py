@@ -35,7 +35,7 @@ def match(
     Raises FloatingPointError that names the image if a cost is not finite.
     """
     outputs, instances = prediction.outputs, batch.labels_G.shape[0]
-    query_LG = torch.full((outputs, instances), -1, dtype=torch.long)
+    query_LG = torch.full((outputs, instances), -1, device="cpu")
     if instances == 0:
         return query_LG
     if points_BK2 is None:

@@ -54,6 +54,6 @@ def count(
         positives = sum(min(number, queries) for number in batch.counts)
         negatives = batch.batch_size * queries - positives
         classification = positives + negatives * loss_config.no_object_weight
-    counts_2 = torch.tensor([classification, instances], dtype=torch.float32)
+    counts_2 = torch.tensor([classification, instances], dtype=torch.float32, device="cpu")
     live_1 = torch.zeros(1, device=batch.labels_G.device) + live
     return torch.cat([sent(counts_2, live_1.device), live_1])

@@ -117,8 +117,8 @@ def assign_slots(made_GT: Tensor, counts: list[int], limit: int) -> Tensor:
     stays empty.
     """
     sets = made_GT.shape[1]
-    of_images = [torch.arange(sets * count).view(sets, count).T for count in counts]  # M x T each
-    slot_GT = sent(torch.cat(of_images), made_GT.device)
+    slots_TM = [torch.arange(sets * m, device="cpu").view(sets, m) for m in counts]
+    slot_GT = sent(torch.cat([slot_TM.T for slot_TM in slots_TM]), made_GT.device)
     return torch.where(made_GT & (slot_GT < limit), slot_GT, -1)
 
 
