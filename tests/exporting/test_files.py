@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,19 @@ def test_masks_are_cropped_and_brought_to_the_images_size(monkeypatch: pytest.Mo
     expected[4:12, 10:40] = True
     assert torch.equal(found.masks, expected.expand(2, -1, -1))
     assert found.boxes.tolist() == [[10, 4, 40, 12]] * 2
+
+
+@pytest.mark.parametrize("place", ["model/extra/", "extra_files/"])
+def test_what_a_file_says_of_itself_is_found_where_torch_has_put_it(
+    tmp_path: Path, place: str
+) -> None:
+    """torch up to 2.6 had another place for it."""
+    file = tmp_path / "model.pt2"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("model/other", "x")
+        archive.writestr(place + files.ABOUT, '{"opset": 18}')
+    assert files.about(file) == {"opset": 18}
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(files.ABOUT, "{}")
+    with pytest.raises(ValueError, match="not a file that `alignmask export` wrote"):
+        files.about(file)

@@ -60,7 +60,9 @@ def about(path: Path) -> dict[str, Any]:
 def _about_torch(path: Path) -> bytes | None:
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.endswith(f"/extra/{ABOUT}")]
+            # NAME/extra/ABOUT; up to torch 2.6: extra_files/ABOUT
+            ends = (f"/extra/{ABOUT}", f"extra_files/{ABOUT}")
+            names = [name for name in archive.namelist() if name.endswith(ends)]
             return archive.read(names[0]) if names else None
     except zipfile.BadZipFile:
         return None
