@@ -142,6 +142,28 @@ def test_where_nothing_can_be_kept_it_is_said(file: Path, monkeypatch: pytest.Mo
         assert read_coco(file) == fresh(file)
 
 
+def test_a_full_disk_does_not_end_the_program(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(index.np, "savez", full)
+    with pytest.warns(UserWarning, match="cannot be kept in .*No space left"):
+        assert read_coco(file) == fresh(file)
+
+
+def test_an_index_can_be_in_a_folder_that_is_read_only(
+    file: Path, parsed: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_coco(file)
+
+    def no_lock(*_: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(index.fcntl, "flock", no_lock)
+    read_coco(file)
+    assert len(parsed) == 1
+
+
 def slow_reading(path: Path, log: Path) -> None:
     def read() -> CocoFile:
         with log.open("a") as lines:

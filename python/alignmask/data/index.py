@@ -16,8 +16,7 @@ import json
 import os
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,34 +46,37 @@ def kept(path: Path, read: Callable[[], CocoFile]) -> CocoFile:
     """The index of the file at `path`, or what `read` returns of it, which is kept. Raises what
     `read` raises; warns if nothing can be kept."""
     index = folder() / f"{sha256(path)[:32]}-{_rules()[:16]}.npz"
+    if (found := _load(index, path)) is not None:
+        return found
     try:
         index.parent.mkdir(parents=True, exist_ok=True)
         lock = index.with_suffix(".lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)  # it goes with the file, and with a process that is killed
     except OSError as error:
-        warnings.warn(
-            f"{path}: it will be read and checked again the next time, because what it has cannot "
-            f"be kept in {index.parent} ({error.strerror}); set ALIGNMASK_CACHE to another folder",
-            stacklevel=2,
-        )
+        _warn(path, index, error)
         return read()
-    with lock, _locked(lock.fileno()):
-        if (found := _load(index, path)) is not None:
-            return found
+    with lock:
+        if index.exists():  # another process has made it; all load it at the same time
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            if (found := _load(index, path)) is not None:
+                return found
+            fcntl.flock(lock, fcntl.LOCK_EX)
         file = read()
         if (arrays := _arrays(file)) is not None:
-            with replacing(index) as part:
-                np.savez(part, **arrays)  # type: ignore[arg-type]
+            try:
+                with replacing(index) as part:
+                    np.savez(part, **arrays)  # type: ignore[arg-type]
+            except OSError as error:
+                _warn(path, index, error)
         return file
 
 
-@contextmanager
-def _locked(file: int) -> Iterator[None]:
-    """Only one process at a time is inside; the lock goes with a process that is killed."""
-    fcntl.flock(file, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        fcntl.flock(file, fcntl.LOCK_UN)
+def _warn(path: Path, index: Path, error: OSError) -> None:
+    warnings.warn(
+        f"{path}: it will be read and checked again the next time, because what it has cannot be "
+        f"kept in {index.parent} ({error.strerror}); set ALIGNMASK_CACHE to another folder",
+        stacklevel=3,
+    )
 
 
 def _rules() -> str:
@@ -110,7 +112,7 @@ def _arrays(file: CocoFile) -> dict[str, np.ndarray[Any, Any]] | None:
 
 
 def _load(index: Path, path: Path) -> CocoFile | None:
-    """None if there is no index, or a damaged one."""
+    """What the index has; None if it is missing or damaged."""
     try:
         with np.load(index, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
@@ -149,7 +151,8 @@ def _unpacked(name: str, arrays: dict[str, np.ndarray[Any, Any]]) -> list[bytes]
 
 
 def _bytes(name: str | None) -> bytes:
-    """No name is no byte; a name has its kind before it."""
+    """A file name after an equals sign; nothing where there is none, which differs from an empty
+    name."""
     return b"" if name is None else b"=" + name.encode("utf-8", "surrogatepass")
 
 
