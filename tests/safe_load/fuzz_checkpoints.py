@@ -30,7 +30,7 @@ from tests import tiny
 from tests.data import fuzz_coco
 from tests.evaluation import fuzz_results
 from tests.safe_load import damage
-from tests.safe_load.fuzz_files import run, verdict
+from tests.safe_load.fuzz_files import ended, run, verdict
 
 MEBIBYTES = 512
 JSON = (checkpoint.CONFIG, checkpoint.META, checkpoint.CHECKSUMS, checkpoint.CALIBRATION)
@@ -129,12 +129,7 @@ def main() -> int:
             return place, verdict(place, read, (ValueError, FileNotFoundError))
 
         outcomes = run(one, options.files, folder, MEBIBYTES)
-        if outcomes is None:
-            if options.keep is not None:
-                shutil.copytree(folder, options.keep, dirs_exist_ok=True)
-            return 1
-    print(f"{outcomes.total()} checkpoints, none executed and none with a crash: {dict(outcomes)}")
-    return 0
+        return ended("checkpoints", outcomes, folder, options.keep)
 
 
 if __name__ == "__main__":

@@ -143,6 +143,17 @@ def run(case: Case, files: int, folder: Path, mebibytes: int) -> Counter[str] | 
     return Counter(line.split()[1] for line in progress.read_text().splitlines())
 
 
+def ended(what: str, outcomes: Counter[str] | None, folder: Path, keep: Path | None) -> int:
+    """The exit status. Prints the outcomes; of a run that found something, what was wrong is copied
+    to `keep`."""
+    if outcomes is None:
+        if keep is not None:
+            shutil.copytree(folder, keep, dirs_exist_ok=True)
+        return 1
+    print(f"{outcomes.total()} {what}, none executed and none with a crash: {dict(outcomes)}")
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=20_000)
@@ -164,12 +175,7 @@ def main() -> int:
             folder,
             MIBIBYTES,
         )
-        if outcomes is None:
-            if options.keep is not None:
-                shutil.copytree(folder, options.keep, dirs_exist_ok=True)
-            return 1
-    print(f"{outcomes.total()} files, none executed and none with a crash: {dict(outcomes)}")
-    return 0
+        return ended("files", outcomes, folder, options.keep)
 
 
 if __name__ == "__main__":

@@ -74,9 +74,10 @@ def assign(
     on_host_LBR = torch.full((outputs, images, rows), -1, device="cpu")
     on_host_LBR[output_N, owner_G[instance_N], query_LG[output_N, instance_N]] = instance_N
     live_BR = torch.ones(images, rows, dtype=torch.bool, device=device)
-    if aligned_BA is not None:
+    if prediction.aligned is not None:
+        assert aligned_BA is not None
         on_host_LBR[:, :, prediction.queries :] = aligned_BA
-        live_BR[:, prediction.queries :] = sent(aligned_BA >= 0, device)
+        live_BR[:, prediction.queries :] = prediction.aligned.live_BA
 
     instance_LBR = sent(on_host_LBR, device)
     positives = _positives(on_host_LBR, device)
