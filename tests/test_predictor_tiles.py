@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,9 +17,9 @@ from alignmask import recipes
 from alignmask.data import Batch, CocoDataset, evaluation_transform
 from alignmask.data.rle import encode
 from alignmask.evaluation.evaluate import evaluate_model
-from alignmask.evaluation.predictions import Tiles
 from alignmask.model import Instances, tiles
 from alignmask.model.sparse import SparseInstances
+from alignmask.model.tiles import Tiles
 from alignmask.predictor import Predictor
 from tests import tiny
 from tests.data.coco_files import annotation, box_polygon, write_coco
@@ -34,7 +33,7 @@ class BrightThings(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.config = SimpleNamespace(score="class")
+        self.config = replace(tiny.model_config(), score="class")
         self.device = torch.device("cpu")
         self.sizes: list[tuple[int, ...]] = []
 
@@ -97,7 +96,7 @@ def test_every_instance_once_and_whole(batch_size: int) -> None:
         assert np.array_equal(found.masks_NHW[n].numpy(), expected)
     sizes = model.model.sizes  # type: ignore[union-attr]
     assert {size[2:] for size in sizes} == {(64, 64)}
-    count = len(tiles.windows(SIZE, 64, 0.2))
+    count = len(tiles.windows(SIZE, Tiles(64, 0.2)))
     assert [size[0] for size in sizes] == [batch_size] * (count // batch_size) + (
         [count % batch_size] if count % batch_size else []
     )
@@ -118,6 +117,33 @@ def test_one_tile_is_the_image(tmp_path: Path) -> None:
     assert model.draw(image, tiled).tobytes() == model.draw(image, whole).tobytes()
 
 
+def test_the_settings_say_how_images_are_taken(tmp_path: Path) -> None:
+    model = predictor()
+    tiled = model.predict_in_tiles(picture(), 64, overlap=0.4)
+    config = replace(model.config, data=replace(model.config.data, eval_tile=64, eval_overlap=0.4))
+    model = Predictor(model.model, config, model.class_names, model.category_ids)
+    seen = model.model.sizes  # type: ignore[union-attr]
+    in_tiles = len(seen)
+    ways = [
+        model.predict(picture()),
+        model.predict_encoded(picture()).dense(),
+        model.predict_in_tiles(picture()).dense(),
+        *model.predict([picture(), picture()]),
+        *(one.dense() for one in model.predict_encoded([picture()], threshold=0.1)),
+    ]
+    assert len(seen) == 7 * in_tiles
+    for found in ways:
+        assert torch.equal(found.masks, tiled.dense().masks)
+        assert torch.equal(found.scores, tiled.scores_N)
+    model.predict(picture(), tile=80, overlap=0.1)
+    assert len(seen) == 7 * in_tiles + len(tiles.windows(SIZE, Tiles(80, 0.1)))
+    model.predict_encoded(picture(), tile="whole")
+    assert len(seen) == 7 * in_tiles + len(tiles.windows(SIZE, Tiles(80, 0.1))) + 1
+    for batch_size in (0, -1):
+        with pytest.raises(ValueError, match="batch_size: expected 1 or more"):
+            model.predict(picture(), batch_size=batch_size)
+
+
 def test_evaluation_in_tiles(tmp_path: Path) -> None:
     model = predictor()
     record = {"id": 1, "file_name": "1.png", "height": SIZE[0], "width": SIZE[1]}
@@ -135,7 +161,50 @@ def test_evaluation_in_tiles(tmp_path: Path) -> None:
         assert len(json.loads((tmp_path / "results.json").read_text())) == 4
 
 
+@pytest.mark.parametrize("verb", ["evaluate", "analyze", "calibrate"])
+def test_what_measures_takes_the_settings_tiles(verb: str, tmp_path: Path) -> None:
+    model = predictor()
+    config = replace(model.config, data=replace(model.config.data, eval_tile=64))
+    model = Predictor(model.model, config, model.class_names, model.category_ids)
+    records = [
+        {"id": n, "file_name": f"{n}.png", "height": SIZE[0], "width": SIZE[1]} for n in (1, 2)
+    ]
+    annotations = [
+        annotation(10 * image + n, image_id=image, segmentation=box_polygon(*box))
+        for n, box in enumerate(BOXES)
+        for image in (1, 2)
+    ]
+    images, path = write_coco(tmp_path, records, annotations)
+    for n in (1, 2):
+        Image.fromarray(picture()).save(images / f"{n}.png")
+    given = {"annotations": path, "images": images, "workers": 0}
+    count, seen = len(tiles.windows(SIZE, Tiles(64, 0.2))), model.model.sizes  # type: ignore[union-attr]
+    if verb == "analyze":
+        alignmask.analyze({"m": model}, out=tmp_path / "page", resamples=0, **given)
+        assert len(seen) == 2 * count
+        return
+    if verb == "evaluate":
+        assert alignmask.evaluate(model, **given).metrics["class"].AP == 1
+        assert len(seen) == 2 * count
+        with pytest.raises(ValueError, match="another size"):  # this model cannot resize masks
+            alignmask.evaluate(model, tile="whole", **given)
+        assert len(seen) == 2 * count + 2
+        return
+    report = alignmask.calibrate(model, resamples=0, **given)
+    assert len(seen) == 2 * count
+    assert report.calibration.fit.tile == 64
+    own = model.config.data
+    model.config = replace(model.config, data=replace(own, eval_tile=None, eval_overlap=0.4))
+    report = alignmask.calibrate(model, resamples=0, tile=64, overlap=0, **given)
+    assert len(seen) == 2 * count + 2 * len(tiles.windows(SIZE, Tiles(64, 0)))
+    assert report.calibration.fit.tile == 64
+    with pytest.raises(ValueError, match="another size"):
+        alignmask.calibrate(model, resamples=0, **given)
+
+
 def test_results_have_no_tiles(tmp_path: Path) -> None:
     path = write_coco(tmp_path)[1]
     with pytest.raises(ValueError, match="tiles are for a model"):
         alignmask.evaluate([], annotations=path, tile=64)
+    with pytest.raises(ValueError, match="tiles are for a model"):
+        alignmask.calibrate([], annotations=path, tile=64)

@@ -15,7 +15,7 @@ import torch
 from alignmask._printing import counted
 from alignmask.analysis.compare import unique_names
 from alignmask.checkpoint import load_config, released, resolve
-from alignmask.config import DataConfig, ScoreMode
+from alignmask.config import DataConfig, ScoreMode, TileChoice
 from alignmask.data import CocoDataset, evaluation_transform, val_dataset
 from alignmask.evaluation.predictions import predict_dataset
 from alignmask.evaluation.results_file import Results
@@ -161,7 +161,7 @@ def results_of_exported(
     annotations: PathLike | None,
     batch_size: int,
     workers: int,
-    tile: int | None,
+    tile: TileChoice,
     progress: Progress,
 ) -> list[dict[str, Any]]:
     """The predictions of an exported file as COCO results.
@@ -172,7 +172,7 @@ def results_of_exported(
         raise ValueError(
             "evaluate: an exported file has no data of its own: give images and annotations"
         )
-    if tile is not None:
+    if tile not in ("auto", "whole"):
         raise ValueError(
             "evaluate: tiles are for a checkpoint to predict on, not for an exported file"
         )

@@ -17,13 +17,14 @@ from alignmask._arguments import (
     evaluation_data,
     quiet,
 )
-from alignmask.config import FEWEST, CalibrationMethod, Suppression
+from alignmask.config import FEWEST, CalibrationMethod, Suppression, TileChoice
 from alignmask.evaluation.calibrate import Report, check_iou
 from alignmask.evaluation.calibrate import calibrate as fit_and_report
 from alignmask.evaluation.calibrators import check_replaceable, write_calibration
 from alignmask.evaluation.matches import ANY_OVERLAP
 from alignmask.evaluation.predictions import predict_dataset
 from alignmask.evaluation.results_file import Results, load_ground_truth, load_results
+from alignmask.model.tiles import tiles_for
 from alignmask.pictures.reliability import groups, reliability_diagram
 from alignmask.predictor import Predictor
 
@@ -40,6 +41,8 @@ def calibrate(
     per_class: bool = False,
     fewest: int = FEWEST,
     suppression: Suppression = "off",
+    tile: TileChoice = "auto",
+    overlap: float | None = None,
     seed: int = 0,
     resamples: int = 500,
     out: PathLike | None = None,
@@ -72,13 +75,16 @@ def calibrate(
         fewest: Classes with fewer predictions to fit on share one map.
         suppression: What is done to second masks of one object before anything is fitted. Quality,
             thresholds and guarantees are then of predictions with the same suppression.
+        tile: How a model takes images, as in `evaluate`: side of the tiles in pixels, "whole", or
+            "auto". Quality, thresholds and guarantees are then of predictions in the same tiles.
+        overlap: As in `evaluate`.
         seed: Seed of the split into halves and of the bootstrap.
         resamples: Number of bootstrap resamples for the intervals; 0 for none.
         out: File to write the calibration to; by default calibration.json of the checkpoint. Of
             results, and of a loaded model, nothing is written by default.
         diagram: PNG file to draw reliability diagrams to, of the half that was held out.
         device: Where a checkpoint is loaded to. A loaded model stays where it is.
-        batch_size: Images per forward pass.
+        batch_size: Images per forward pass; tiles, where the model takes images in tiles.
         workers: Data-loading processes; 0 loads in this process.
         ignore_unknown: Leave out results that fit no image or category or have no score, instead of
             refusing the file.
@@ -110,7 +116,9 @@ def calibrate(
     if resamples < 0 or fewest < 1:
         raise ValueError("calibrate: expected resamples of 0 or more and fewest of 1 or more")
     path = None if out is None else Path(out)
-    score, predictor = "file", None
+    score, predictor, tiles = "file", None, None
+    if tile != "auto" and is_results_file(model_or_results):
+        raise ValueError("calibrate: tiles are for a model to predict on: give results without")
     if is_results_file(model_or_results):
         if annotations is None or images is not None:
             raise ValueError("calibrate: of results, give annotations, and no images")
@@ -128,11 +136,12 @@ def calibrate(
             check_replaceable(path)  # before the long work
         predictor = as_predictor(model_or_results, device)
         score = predictor.model.config.score
+        tiles = tiles_for(predictor.config.data, tile, overlap)
         dataset = evaluation_data(predictor, images, annotations)
         with progress("predicting") as advance:
             entries = predict_dataset(
                 predictor.model, dataset, device=predictor.model.device, batch_size=batch_size, workers=workers,
-                progress=advance,
+                progress=advance, tiles=tiles,
             )  # fmt: skip
         ground_truth = load_ground_truth(dataset.annotations, dataset.images).subset(
             dataset.image_ids
@@ -141,6 +150,7 @@ def calibrate(
     report = fit_and_report(
         ground_truth, results, method, precision=precision, iou=iou, confidence=confidence, per_class=per_class,
         fewest=fewest, seed=seed, resamples=resamples, score=score, suppression=suppression,
+        tile=None if tiles is None else tiles.side,
     )  # fmt: skip
     if path is not None:
         write_calibration(path, report.calibration)

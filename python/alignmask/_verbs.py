@@ -40,6 +40,7 @@ from alignmask.config import (
     Sampling,
     ScoreMode,
     Suppression,
+    TileChoice,
 )
 from alignmask.data.images import ImageLike, to_pixels
 from alignmask.evaluation.duplicates import suppress_duplicates
@@ -47,11 +48,11 @@ from alignmask.evaluation.evaluate import Evaluation, evaluate_file, evaluate_mo
 from alignmask.evaluation.metrics import Engine, check_limit
 from alignmask.evaluation.per_class import FILE as PER_CLASS_FILE
 from alignmask.evaluation.per_class import check_csv, write_csv
-from alignmask.evaluation.predictions import Tiles
 from alignmask.evaluation.results_file import Results, load_ground_truth, load_results
 from alignmask.exporting.export import Exported, Form, export_model
 from alignmask.exporting.files import SUFFIX, is_exported
 from alignmask.model import Instances
+from alignmask.model.tiles import tiles_for
 from alignmask.pictures.confusion import FILE as CONFUSION_FILE
 from alignmask.pictures.confusion import check_picture, confusion_picture
 from alignmask.pictures.drawing import Drawable, draw_instances
@@ -106,8 +107,8 @@ def evaluate(
     ignore_unknown: bool = False,
     suppression: Suppression = "off",
     suppression_iou: float = DUPLICATE_IOU,
-    tile: int | None = None,
-    overlap: float = 0.2,
+    tile: TileChoice = "auto",
+    overlap: float | None = None,
     max_detections: int = OFFICIAL_LIMIT,
     errors: bool = False,
     intervals: bool = False,
@@ -135,9 +136,11 @@ def evaluate(
             before anything is measured.
         suppression_iou: Of two predictions of one class whose IoU is above this, the worse-scored
             one is such a mask.
-        tile: Predict in tiles of this side, in pixels, instead of images as a whole; `batch_size`
-            is the number of tiles then. Only for a model.
-        overlap: Least share of a side that neighbouring tiles have in common.
+        tile: Predict in tiles of this side, in pixels, or images as a "whole"; "auto": as the
+            model's settings say (`data.eval_tile`). `batch_size` is a number of tiles, where there
+            are any. Only for a model.
+        overlap: Least share of a side that neighbouring tiles have in common; None: as the model's
+            settings say.
         max_detections: Predictions of a class that count in an image for AP, the best-scored ones;
             at least 10. Only with 100 is AP the official one.
         errors: Also find out how much AP each kind of error costs (TIDE's split).
@@ -179,7 +182,7 @@ def evaluate(
                 "evaluate: results can be measured only against a COCO annotation file: give "
                 "annotations"
             )
-        if tile is not None:
+        if tile != "auto":
             raise ValueError("evaluate: tiles are for a model to predict on: give results without")
         if images is not None:
             raise ValueError(
@@ -198,13 +201,14 @@ def evaluate(
             _write_beside(evaluation, Path(out))
         return evaluation
     predictor = as_predictor(model_or_results, device)
+    tiles = tiles_for(predictor.config.data, tile, overlap)
     dataset = evaluation_data(predictor, images, annotations)
     with progress("evaluating") as advance:
         evaluation = evaluate_model(
             predictor.model, dataset, device=predictor.model.device, batch_size=batch_size, workers=workers,
             out=None if out is None else Path(out), progress=advance, engine=engine,
             suppression=suppression, suppression_iou=suppression_iou, max_detections=max_detections,
-            tiles=None if tile is None else Tiles(tile, overlap), errors=errors, intervals=intervals,
+            tiles=tiles, errors=errors, intervals=intervals,
         )  # fmt: skip
     if out is not None:
         _write_beside(evaluation, Path(out))
@@ -315,7 +319,7 @@ def analyze(
                 )
                 evaluate_model(
                     predictor.model, prepared, device=predictor.model.device, batch_size=batch_size, workers=workers,
-                    out=folder, progress=advance,
+                    out=folder, progress=advance, tiles=tiles_for(predictor.config.data),
                 )  # fmt: skip
             results = load_results(folder / "results.json", ground_truth)
             name += f" ({mode})"

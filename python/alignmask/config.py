@@ -24,6 +24,8 @@ LEAST_LIMIT = 10
 """The smallest such limit: that of AR10."""
 Suppression = Literal["off", "hard", "soft"]
 ShownSuppression = Literal["off", "hard"]
+TileChoice = int | Literal["auto", "whole"]
+"""How an image is predicted: in tiles of this side, as the model's settings say, or as a whole."""
 DUPLICATE_IOU = 0.5
 """Two masks of one class that overlap by more than this cannot both be the mask of a different
 object."""
@@ -263,6 +265,13 @@ class DataConfig:
     """Greatest length of an image's longer side in evaluation and prediction, in pixels. An image
     that would be longer is resized to this length, and its shorter side is then shorter than
     `eval_short_side`."""
+    eval_tile: int | None = None
+    """Side of the tiles in which images are evaluated and predicted, in pixels of the image. Each
+    tile is resized like an image, so small tiles enlarge what they show. For objects that are many
+    or small. None takes every image as a whole."""
+    eval_overlap: float = 0.2
+    """Least share of a side that neighbouring tiles have in common. Objects that are smaller than
+    that are whole in some tile."""
     workers: int = 4
     """Number of data-loading processes for each training process. 0 loads the data in the training
     process itself."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, overload
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, get_args, overload
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from alignmask.config import SHOWN_SCORE, Colours, Config, ShownSuppression
+from alignmask.config import SHOWN_SCORE, Colours, Config, ShownSuppression, TileChoice
 from alignmask.data import collate, evaluation_transform
 from alignmask.data.batch import Batch, Sample, image_alone
 from alignmask.data.images import ImageLike, to_pixels
@@ -21,16 +22,27 @@ from alignmask.evaluation.calibrators import Calibration
 from alignmask.model import AlignMask, Instances
 from alignmask.model.sparse import SparseInstances
 from alignmask.model.suppression import without_second_masks
-from alignmask.model.tiles import predict_in_tiles
+from alignmask.model.tiles import Tiles, in_words, predict_in_tiles, tiles_for
 from alignmask.pictures.drawing import Drawable, draw_instances
 from alignmask.pretrained import read
-
-if TYPE_CHECKING:
-    pass
 
 Threshold = float | Literal["best-f1"]
 SUPPRESSION_IOU = 0.5
 Found = TypeVar("Found", Instances, SparseInstances)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What `Predictor.predict` was asked for, checked."""
+
+    threshold: Threshold
+    suppression: ShownSuppression
+    trusted: bool
+    tiles: Tiles | None
+
+    @property
+    def tile(self) -> int | None:
+        return None if self.tiles is None else self.tiles.side
 
 
 class Predictor:
@@ -77,6 +89,8 @@ class Predictor:
         threshold: Threshold = 0.0,
         suppression: ShownSuppression = "off",
         trusted: bool = False,
+        tile: TileChoice = "auto",
+        overlap: float | None = None,
         batch_size: int = 1,
     ) -> Instances: ...
 
@@ -88,6 +102,8 @@ class Predictor:
         threshold: Threshold = 0.0,
         suppression: ShownSuppression = "off",
         trusted: bool = False,
+        tile: TileChoice = "auto",
+        overlap: float | None = None,
         batch_size: int = 1,
     ) -> list[Instances]: ...
 
@@ -98,9 +114,14 @@ class Predictor:
         threshold: Threshold = 0.0,
         suppression: ShownSuppression = "off",
         trusted: bool = False,
+        tile: TileChoice = "auto",
+        overlap: float | None = None,
         batch_size: int = 1,
     ) -> Instances | list[Instances]:
-        """Find the instances in one image, which is resized as a whole, or in each of several.
+        """Find the instances in one image, or in each of several.
+
+        An image is resized as a whole, or taken tile by tile and what the tiles show is merged
+        (`alignmask.model.tiles.merge`): for many or small objects.
 
         Args:
             image: A path, a PIL image, a uint8 array [H, W, 3] (or [H, W], or [H, W, 4]), or a
@@ -113,30 +134,43 @@ class Predictor:
                 above 0.5, the worse-scored one. Small models often find an object twice.
             trusted: Return only the instances that the guarantee of the calibration covers. It is
                 of predictions with the suppression that the calibration was made with
-                (`calibration.fit.suppression`), which must be the same here.
+                (`calibration.fit.suppression`) and with the same tiles (`calibration.fit.tile`),
+                which must be the same here.
+            tile: Side of the tiles, in pixels of the image, 32 or more; or "whole" for none.
+                "auto": as the model's settings say (`config.data.eval_tile`). Each tile is resized
+                as an image would be, so it should show objects at about the size that they had in
+                training.
+            overlap: Least share of a side that neighbouring tiles have in common. Instances that
+                are smaller than that are whole in some tile. None: as the model's settings say.
             batch_size: Of a list, images of one size that follow each other are predicted together,
-                at most so many per forward pass. The results are those of single images, but sums
-                are rounded in another order: scores may differ in the seventh digit.
+                at most so many per forward pass; in tiles, so many tiles of an image. The results
+                are those of single images, but sums are rounded in another order: scores may differ
+                in the seventh digit.
 
         Returns:
             The instances, best first, on the CPU; of a list of images, a list of them. Masks and
             boxes are at the image's own size.
             Those of a calibrated model have `quality`, the IoU to expect; it, too, is of
-            predictions with the calibration's suppression. Where a guarantee holds, `trusted` says
-            which instances it covers.
+            predictions with the calibration's suppression and tiles. Where a guarantee holds,
+            `trusted` says which instances it covers.
 
         Raises:
             ImageError: The image file cannot be read. (ImageError is a ValueError.)
             ValueError: The image has another shape or another type of numbers; or trusted instances
                 are asked for, and there is no guarantee, or one of other predictions; or there are
-                no thresholds.
+                no thresholds, or tiles cannot be like this.
             TypeError: The argument is not an image.
         """
 
-        def forward(batch: Batch) -> list[Instances]:
-            return [found.cpu() for found in self.model.predict(batch)]
+        asked = self._asked(threshold, suppression, trusted, tile, overlap)
+        if asked.tiles is not None:
+            found = [one.dense() for one in self._in_tiles(image, batch_size, asked)]
+        else:
 
-        found = self._each(image, batch_size, forward, threshold, suppression, trusted)
+            def forward(batch: Batch) -> list[Instances]:
+                return [found.cpu() for found in self.model.predict(batch)]
+
+            found = self._each(image, batch_size, forward, asked)
         return found if isinstance(image, (list, tuple)) else found[0]
 
     @overload
@@ -147,6 +181,8 @@ class Predictor:
         threshold: Threshold = 0.0,
         suppression: ShownSuppression = "off",
         trusted: bool = False,
+        tile: TileChoice = "auto",
+        overlap: float | None = None,
         batch_size: int = 1,
     ) -> SparseInstances: ...
 
@@ -158,6 +194,8 @@ class Predictor:
         threshold: Threshold = 0.0,
         suppression: ShownSuppression = "off",
         trusted: bool = False,
+        tile: TileChoice = "auto",
+        overlap: float | None = None,
         batch_size: int = 1,
     ) -> list[SparseInstances]: ...
 
@@ -168,6 +206,8 @@ class Predictor:
         threshold: Threshold = 0.0,
         suppression: ShownSuppression = "off",
         trusted: bool = False,
+        tile: TileChoice = "auto",
+        overlap: float | None = None,
         batch_size: int = 1,
     ) -> SparseInstances | list[SparseInstances]:
         """As `predict`, with encoded masks: faster and smaller, where run lengths are what is
@@ -178,6 +218,9 @@ class Predictor:
             threshold: As in `predict`.
             suppression: As in `predict`.
             trusted: As in `predict`.
+            tile: As in `predict`. Memory is needed for the image, a batch of tiles and the encoded
+                masks.
+            overlap: As in `predict`.
             batch_size: As in `predict`.
 
         Returns:
@@ -187,38 +230,34 @@ class Predictor:
         Raises:
             ImageError, ValueError, TypeError: As `predict`.
         """
-        found = self._each(
-            image, batch_size, self.model.predict_encoded, threshold, suppression, trusted,
-        )  # fmt: skip
+        asked = self._asked(threshold, suppression, trusted, tile, overlap)
+        if asked.tiles is not None:
+            found = self._in_tiles(image, batch_size, asked)
+        else:
+            found = self._each(image, batch_size, self.model.predict_encoded, asked)
         return found if isinstance(image, (list, tuple)) else found[0]
 
     def predict_in_tiles(
         self,
         image: ImageLike,
-        tile: int = 512,
+        tile: int | None = None,
         *,
-        overlap: float = 0.2,
+        overlap: float | None = None,
         threshold: Threshold = 0.0,
         suppression: ShownSuppression = "off",
         trusted: bool = False,
         batch_size: int = 1,
     ) -> SparseInstances:
-        """Find the instances in one large image, tile by tile: for more or smaller instances than
-        the model finds in the image as a whole.
-
-        Each tile is resized as an image would be, so tiles should show objects at about the size
-        that they had in training. An instance that several tiles show is returned once
-        (`alignmask.model.tiles.merge` says how). Memory is needed for the image, a batch of tiles
-        and the encoded masks.
+        """`predict_encoded` of one image in tiles.
 
         Args:
             image: As in `predict`.
+            tile: Side of the tiles, in pixels of the image. None: as the model's settings say, or
+                512 if they say nothing.
+            overlap: As in `predict`.
             threshold: As in `predict`.
             suppression: As in `predict`, after the tiles are merged.
             trusted: As in `predict`.
-            tile: Side of the tiles, in pixels of the image; 32 or more.
-            overlap: Least share of a side that neighbouring tiles have in common. Instances that
-                are smaller than that are whole in some tile.
             batch_size: Tiles per forward pass.
 
         Returns:
@@ -226,37 +265,46 @@ class Predictor:
             all at once `dense()`.
 
         Raises:
-            ImageError, ValueError, TypeError: As `predict`; ValueError also for tiles that cannot
-                be.
+            ImageError, ValueError, TypeError: As `predict`.
         """
-        self._check(threshold, suppression, trusted)
-        found = predict_in_tiles(
-            self.model, self._pixels(image), self._transform, tile=tile, overlap=overlap,
-            batch_size=batch_size, name=_name(image),
+        side = self.config.data.eval_tile or 512 if tile is None else tile
+        return self.predict_encoded(
+            image, threshold=threshold, suppression=suppression, trusted=trusted, tile=side,
+            overlap=overlap, batch_size=batch_size,
         )  # fmt: skip
-        return self._selected(found, threshold, suppression, trusted)
 
     def _each(
         self,
         image: ImageLike | list[Any] | tuple[Any, ...],
         batch_size: int,
         forward: Callable[[Batch], list[Found]],
-        threshold: Threshold,
-        suppression: ShownSuppression,
-        trusted: bool,
+        asked: _Asked,
     ) -> list[Found]:
         """What is found in each image; of several, those of one size that follow each other
         together."""
-        self._check(threshold, suppression, trusted)
-        if batch_size < 1:
-            raise ValueError(f"predict: batch_size: expected 1 or more, got {batch_size}")
-        images = image if isinstance(image, (list, tuple)) else [image]
-        samples = map(self._sample, images)
+        _check_batch_size(batch_size)
         found: list[Found] = []
-        for _, alike in itertools.groupby(samples, lambda sample: sample.size):
+        for _, alike in itertools.groupby(
+            map(self._sample, _listed(image)), lambda sample: sample.size
+        ):
             while some := [self._transform(s) for s in itertools.islice(alike, batch_size)]:
                 predicted = forward(collate(some).to(self.model.device))
-                found += [self._selected(one, threshold, suppression, trusted) for one in predicted]
+                found += [self._selected(one, asked) for one in predicted]
+        return found
+
+    def _in_tiles(
+        self, image: ImageLike | list[Any] | tuple[Any, ...], batch_size: int, asked: _Asked
+    ) -> list[SparseInstances]:
+        """What is found in each image, one after the other."""
+        _check_batch_size(batch_size)
+        assert asked.tiles is not None
+        found = []
+        for one in _listed(image):
+            merged = predict_in_tiles(
+                self.model, self._pixels(one), self._transform, tiles=asked.tiles, batch_size=batch_size,
+                name=_name(one),
+            )  # fmt: skip
+            found.append(self._selected(merged, asked))
         return found
 
     def batch_of(self, image: ImageLike) -> Batch:
@@ -267,7 +315,15 @@ class Predictor:
     def _sample(self, image: ImageLike) -> Sample:
         return image_alone(self._pixels(image), _name(image))
 
-    def _check(self, threshold: Threshold, suppression: ShownSuppression, trusted: bool) -> None:
+    def _asked(
+        self,
+        threshold: Threshold,
+        suppression: ShownSuppression,
+        trusted: bool,
+        tile: TileChoice,
+        overlap: float | None,
+    ) -> _Asked:
+        """The arguments of `predict`, checked."""
         if suppression not in get_args(ShownSuppression):
             raise ValueError(f"predict: suppression: expected off or hard, got {suppression!r}")
         if isinstance(threshold, str) and threshold != "best-f1":
@@ -276,28 +332,37 @@ class Predictor:
             raise ValueError(
                 "predict: the thresholds of the best F1 are not known: run `alignmask calibrate RUN`"
             )
+        tiles = tiles_for(self.config.data, tile, overlap)
+        asked = _Asked(threshold, suppression, trusted, tiles)
         if not trusted:
-            return
+            return asked
         if self.calibration is None or not self.calibration.guarantees:
             raise ValueError(
                 "predict: nothing is known to be trusted: run `alignmask calibrate RUN --precision "
                 "0.9`"
             )
-        if (made_with := self.calibration.fit.suppression) != suppression:
+        fit = self.calibration.fit
+        if fit.suppression != suppression:
             raise ValueError(
-                f"predict: the guarantee is of predictions with suppression {made_with}, and these "
-                f"are to have {suppression}: "
+                f"predict: the guarantee is of predictions with suppression {fit.suppression}, and "
+                f"these are to have {suppression}: "
                 + (
                     "run `alignmask calibrate` with --suppression off or hard"
-                    if made_with == "soft"
-                    else f"predict with {made_with}, or calibrate with {suppression}"
+                    if fit.suppression == "soft"
+                    else f"predict with {fit.suppression}, or calibrate with {suppression}"
                 )
             )
+        if fit.tile != asked.tile:
+            raise ValueError(
+                f"predict: the guarantee is of predictions {in_words(fit.tile)}, and these are to "
+                f"be {in_words(asked.tile)}: predict with tile {fit.tile or 'whole'}, or calibrate "
+                f"with {asked.tile or 'whole'}"
+            )
+        return asked
 
-    def _selected(
-        self, found: Found, threshold: Threshold, suppression: ShownSuppression, trusted: bool
-    ) -> Found:
+    def _selected(self, found: Found, asked: _Asked) -> Found:
         """With what the calibration says of each, without what was not asked for."""
+        threshold, suppression = asked.threshold, asked.suppression
         # The lowest score first, which leaves the ranks of all others as they are: a guarantee is
         # of the best ones of an image, and a threshold of each class would take some from between.
         lowest = self._thresholds(found).min(initial=1.0) if threshold == "best-f1" else threshold
@@ -314,11 +379,12 @@ class Predictor:
             return found
         score_N, category_N = found.scores_N.double().numpy(), self._categories(found)
         found.quality_N = torch.from_numpy(self.calibration.quality(score_N, category_N)).float()
-        if self.calibration.guarantees and self.calibration.fit.suppression == suppression:
+        fit = self.calibration.fit
+        if self.calibration.guarantees and (fit.suppression, fit.tile) == (suppression, asked.tile):
             found.trusted_N = torch.from_numpy(self.calibration.trusted(score_N, category_N))
         if threshold == "best-f1":
             found = found[torch.from_numpy(score_N >= self._thresholds(found))]
-        if trusted and found.trusted_N is not None:
+        if asked.trusted and found.trusted_N is not None:
             found = found[found.trusted_N]
         return found
 
@@ -360,6 +426,15 @@ class Predictor:
     def _pixels(self, image: ImageLike) -> Tensor:
         data = self.config.data
         return to_pixels(image, exif=data.exif, sample_range=data.sample_range)
+
+
+def _listed(image: ImageLike | list[Any] | tuple[Any, ...]) -> list[Any] | tuple[Any, ...]:
+    return image if isinstance(image, (list, tuple)) else [image]
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"predict: batch_size: expected 1 or more, got {batch_size}")
 
 
 def _name(image: ImageLike) -> str:

@@ -85,7 +85,19 @@ def test_predictions_have_a_quality_and_can_be_trusted(
     assert trusted.scores_N.tolist() == found.scores_N[:3].tolist()
     assert found.trusted.tolist() == [n < 3 for n in range(len(found))]
     tiles = predictor.predict_in_tiles(image, 64)
+    assert tiles.trusted_N is None  # the guarantee is of whole images
+    words = (
+        "of predictions of whole images, and these are to be in tiles of 64 pixels: predict with "
+    )
+    with pytest.raises(ValueError, match=words + "tile whole, or calibrate with 64"):
+        predictor.predict(image, trusted=True, tile=64)
+    assert alignmask_("predict", run, image, "--out", "in_tiles", "--tile", 64) == 0
+    assert "are of predictions of whole images; these are in tiles of 64 pixels" in alignmask_.err
+    calibrated(run, {"fit": {**data["fit"], "tile": 64}})
+    tiles = alignmask.load(run).predict_in_tiles(image, 64)
     assert tiles.trusted_N.tolist() == tiles.dense().trusted.tolist()
+    assert alignmask.load(run).predict(image).trusted_N is None
+    calibrated(run, {"fit": data["fit"]})
     drawn = predictor.draw(image, found, threshold=0)
     found.trusted_N = None
     assert drawn.tobytes() != predictor.draw(image, found, threshold=0).tobytes()

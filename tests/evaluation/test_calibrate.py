@@ -66,7 +66,7 @@ def test_defaults_are_what_the_documentation_says() -> None:
     }
     assert defaults | {"fewest": 0} == {
         "method": "isotonic", "precision": None, "iou": 0.75, "confidence": 0.95, "per_class": False, "fewest": 0, "seed": 0,
-        "resamples": 500, "score": "file", "suppression": "off",
+        "resamples": 500, "score": "file", "suppression": "off", "tile": None,
     }  # fmt: skip
 
 
@@ -85,6 +85,7 @@ def test_fitted_on_one_half_and_reported_on_the_other(
         "fewest": 45,
         "score": "file",
         "suppression": "off",
+        "tile": None,
     }
     half, held_out = (
         match(ground_truth, results),

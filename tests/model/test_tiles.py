@@ -11,17 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as mask_utils
 
+from alignmask.config import DataConfig
 from alignmask.data.rle import encode
 from alignmask.model import sparse
 from alignmask.model.sparse import SparseInstances
-from alignmask.model.tiles import Window, merge, pieces, windows
+from alignmask.model.tiles import Tiles, Window, merge, pieces, tiles_for, windows
+from tests.covers import covers
 
 
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(32, 200), st.floats(0, 0.9))
 def test_windows_cover_the_image_and_overlap(
     height: int, width: int, tile: int, overlap: float
 ) -> None:
-    found = windows((height, width), tile, overlap)
+    found = windows((height, width), Tiles(tile, overlap))
     covered = np.zeros((height, width), bool)
     for top, left, h, w in found:
         assert (h, w) == (min(tile, height), min(tile, width))
@@ -41,7 +43,22 @@ def test_windows_cover_the_image_and_overlap(
 @pytest.mark.parametrize(("tile", "overlap"), [(31, 0.2), (64, 1.0), (64, -0.1)])
 def test_windows_that_cannot_be(tile: int, overlap: float) -> None:
     with pytest.raises(ValueError, match="32 pixels or more and an overlap of 0 to less than 1"):
-        windows((100, 100), tile, overlap)
+        tiles_for(DataConfig(), tile, overlap)
+
+
+@covers("data.eval_tile", "data.eval_overlap")
+def test_what_is_asked_for_comes_before_the_settings() -> None:
+    data = DataConfig()
+    assert tiles_for(data) is None
+    assert tiles_for(data, 64) == (64, 0.2)
+    assert tiles_for(data, "whole", 0.3) is None
+    data = DataConfig(eval_tile=128, eval_overlap=0.4)
+    assert tiles_for(data) == (128, 0.4)
+    assert tiles_for(data, 64) == (64, 0.4)
+    assert tiles_for(data, "auto", 0) == (128, 0)
+    assert tiles_for(data, "whole") is None
+    with pytest.raises(ValueError, match=r"got 16 and 0\.2"):
+        tiles_for(DataConfig(eval_tile=16))
 
 
 def seen(
@@ -64,7 +81,7 @@ def seen(
 def merged(masks_NHW, labels, scores, tile=64, overlap=0.25):
     size = masks_NHW.shape[1:]
     found = []
-    for window in windows(size, tile, overlap):
+    for window in windows(size, Tiles(tile, overlap)):
         found += pieces(seen(masks_NHW, window, labels, scores), window, size)
     return merge(found, size, "class")
 

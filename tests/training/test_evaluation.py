@@ -16,6 +16,7 @@ from alignmask.config import DataConfig
 from alignmask.data import val_dataset
 from alignmask.evaluation.evaluate import Evaluation, evaluate_model
 from alignmask.evaluation.metrics import NUMBERS, CocoMetrics
+from alignmask.model.tiles import Tiles
 from alignmask.training import trainer as trainer_module
 from alignmask.training.trainer import Trainer, train
 from tests import tiny
@@ -88,6 +89,7 @@ def test_the_best_is_that_of_the_highest_ap(
         checkpoint_every=100,
         accumulate=2,
     )
+    settings = replace(settings, data=replace(settings.data, eval_tile=48))
     evaluations = Scripted(0.3, 0.5, 0.4, 0.45)
     monkeypatch.setattr(trainer_module, "evaluate_model", evaluations)
     run = train(settings)
@@ -108,7 +110,9 @@ def test_the_best_is_that_of_the_highest_ap(
     assert_equal(checkpoint.load_weights(checkpoint.latest(run)), evaluations.weights[3])
     for arguments in evaluations.arguments:
         assert arguments.pop("device").type == Accelerator().device.type
-        assert arguments == {"images": 3, "batch_size": 1, "workers": 0, "out": run}
+        assert arguments == {
+            "images": 3, "batch_size": 1, "workers": 0, "out": run, "tiles": Tiles(48, 0.2)
+        }  # fmt: skip
 
     # A resumed run compares with the best of before: 0.48 is no better, 0.6 is.
     for aps, iterations, best in (((0.48,), 5, 2), ((0.49, 0.6), 7, 7)):

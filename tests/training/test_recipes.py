@@ -66,6 +66,8 @@ MASK2FORMER: dict[str, Any] = {
     "data.crop_places": 1,
     "data.eval_short_side": 800,
     "data.eval_max_side": 1333,
+    "data.eval_tile": None,
+    "data.eval_overlap": 0.2,
     "data.workers": 4,
     "loss.class_weight": 2.0,
     "loss.mask_weight": 5.0,

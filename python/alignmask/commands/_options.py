@@ -18,6 +18,7 @@ from alignmask.config import LEAST_LIMIT
 
 File = tyro.conf.arg(metavar="FILE", help_behavior_hint="")
 Folder = tyro.conf.arg(metavar="DIR", help_behavior_hint="")
+TILE = tyro.conf.arg(metavar="auto|whole|SIDE")
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
 
 

@@ -15,11 +15,12 @@ from alignmask._files import write_json
 from alignmask._printing import counted
 from alignmask.commands._console import choose_device, complain, note, progress
 from alignmask.commands._films import Predict, are_films, outputs_of, predict_film
-from alignmask.config import Colours, PredictionFormat, ShownSuppression
+from alignmask.config import Colours, PredictionFormat, ShownSuppression, TileChoice
 from alignmask.data import ImageError, read_image
 from alignmask.evaluation.predictions import to_coco_results
 from alignmask.model import Instances
 from alignmask.model.sparse import DENSE_LIMIT, SparseInstances
+from alignmask.model.tiles import in_words, tiles_for
 from alignmask.predicting.inputs import find_images, has_several_pictures
 from alignmask.predicting.outputs import (
     COCO_FILE,
@@ -41,8 +42,8 @@ def predict_files(
     threshold: float | Literal["best-f1"],
     suppression: ShownSuppression | None,
     trusted: bool,
-    tile: int | None,
-    overlap: float,
+    tile: TileChoice,
+    overlap: float | None,
     colours: Colours,
     batch_size: int,
     device: str,
@@ -67,20 +68,15 @@ def predict_files(
         note(sentence)
     predictor = alignmask.load(checkpoint, device=choose_device(device))
     suppression = _suppression(predictor, suppression, trusted)
+    tiles = tiles_for(predictor.config.data, tile, overlap)
+    if not trusted:  # the guarantee refuses other tiles
+        _note_other_tiles(predictor, None if tiles is None else tiles.side)
 
     def predict(images: list[Tensor]) -> Sequence[Instances | SparseInstances]:
-        if tile is None:
-            return predictor.predict_encoded(
-                images, threshold=threshold, suppression=suppression, trusted=trusted,
-                batch_size=batch_size,
-            )  # fmt: skip
-        return [
-            predictor.predict_in_tiles(
-                image_CHW, tile, overlap=overlap, threshold=threshold, suppression=suppression,
-                trusted=trusted, batch_size=batch_size,
-            )
-            for image_CHW in images
-        ]  # fmt: skip
+        return predictor.predict_encoded(
+            images, threshold=threshold, suppression=suppression, trusted=trusted, tile=tile,
+            overlap=overlap, batch_size=batch_size,
+        )  # fmt: skip
 
     for folder in {output.parent for output in outputs}:
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +102,7 @@ def predict_files(
 
     with progress("predicting") as advance:
         for _, alike in itertools.groupby(read(), lambda entry: entry[2].shape):
-            while some := list(itertools.islice(alike, batch_size if tile is None else 1)):
+            while some := list(itertools.islice(alike, batch_size if tiles is None else 1)):
                 for (position, file, image_CHW), predicted in zip(
                     some, predict([image_CHW for *_, image_CHW in some]), strict=True
                 ):
@@ -177,6 +173,17 @@ WRITTEN: dict[PredictionFormat, str] = {
     "coco": COCO_FILE,
 }
 """The formats, as the last line names them."""
+
+
+def _note_other_tiles(predictor: alignmask.Predictor, tile: int | None) -> None:
+    """Says so if the calibration is of other predictions."""
+    calibration = predictor.calibration
+    if calibration is not None and calibration.fit.tile != tile:
+        note(
+            f"quality, and the thresholds of the best F1, are of predictions "
+            f"{in_words(calibration.fit.tile)}; these are {in_words(tile)}: `alignmask calibrate "
+            f"--tile {tile or 'whole'}` makes them agree"
+        )
 
 
 def _suppression(

@@ -10,8 +10,8 @@ import tyro
 import alignmask
 from alignmask._printing import console
 from alignmask.commands._console import choose_device, progress
-from alignmask.commands._options import File, Flag, Folder, flowing
-from alignmask.config import FEWEST, CalibrationMethod, Suppression
+from alignmask.commands._options import TILE, File, Flag, Folder, flowing
+from alignmask.config import FEWEST, CalibrationMethod, Suppression, TileChoice
 
 
 def main(arguments: list[str]) -> int:
@@ -32,6 +32,8 @@ def command(
     per_class: Flag = False,
     fewest: int = FEWEST,
     suppression: Suppression = "off",
+    tile: Annotated[TileChoice, TILE] = "auto",
+    overlap: float | None = None,
     seed: int = 0,
     resamples: int = 500,
     out: Annotated[Path | None, File] = None,
@@ -73,6 +75,11 @@ def command(
         suppression: What is done to second masks of one object before anything is fitted: off
             leaves them, hard removes them, soft lowers their scores. Quality, thresholds and
             guarantees are of predictions with the same suppression.
+        tile: Predict in tiles of this side, in pixels, or images as a whole; auto: as the model was
+            made (data.eval_tile). Quality, thresholds and guarantees are of predictions in the same
+            tiles.
+        overlap: Least share of a side that neighbouring tiles have in common. By default it is the
+            model's own (data.eval_overlap).
         seed: Seed of the split into halves and of the bootstrap.
         resamples: Number of bootstrap resamples of the images for the intervals; 0 for none.
         out: File to write the calibration to; by default calibration.json of the checkpoint. Of a
@@ -117,6 +124,8 @@ def command(
         per_class=per_class,
         fewest=fewest,
         suppression=suppression,
+        tile=tile,
+        overlap=overlap,
         seed=seed,
         resamples=resamples,
         out=out,

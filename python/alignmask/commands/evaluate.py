@@ -10,8 +10,8 @@ import tyro
 import alignmask
 from alignmask._printing import console
 from alignmask.commands._console import choose_device, progress
-from alignmask.commands._options import File, Flag, Folder, check_measuring, flowing
-from alignmask.config import DUPLICATE_IOU, OFFICIAL_LIMIT, Suppression
+from alignmask.commands._options import TILE, File, Flag, Folder, check_measuring, flowing
+from alignmask.config import DUPLICATE_IOU, OFFICIAL_LIMIT, Suppression, TileChoice
 
 
 def main(arguments: list[str]) -> int:
@@ -37,8 +37,8 @@ def command(
     ignore_unknown: Flag = False,
     suppression: Suppression = "off",
     suppression_iou: float = DUPLICATE_IOU,
-    tile: int | None = None,
-    overlap: float = 0.2,
+    tile: Annotated[TileChoice, TILE] = "auto",
+    overlap: float | None = None,
     max_detections: int = OFFICIAL_LIMIT,
     errors: Flag = False,
     intervals: Flag = False,
@@ -74,9 +74,11 @@ def command(
             leaves them, hard removes them, soft lowers their scores.
         suppression_iou: Of two predictions of a class that overlap by more than this IoU, the
             worse-scored is such a mask.
-        tile: Predict in tiles of this side, in pixels, instead of images as a whole: for large
-            images, or more instances than the model has queries. --batch-size counts tiles then.
-        overlap: Least share of a side that neighbouring tiles have in common.
+        tile: Predict in tiles of this side, in pixels, or images as a whole. auto: as the model was
+            made (data.eval_tile). Tiles are for large images, small objects, or more instances than
+            the model has queries. --batch-size counts tiles then.
+        overlap: Least share of a side that neighbouring tiles have in common. By default it is the
+            model's own (data.eval_overlap).
         max_detections: Predictions of a class that count in an image for AP, the best-scored ones.
             Only with 100 is AP the official one; more objects than that need more.
         errors: Also print how much AP each kind of error costs: wrong classes, poor masks, second

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from alignmask.commands._options import Flag, flowing
-from alignmask.config import SHOWN_SCORE, Colours, PredictionFormat, ShownSuppression
+from alignmask.commands._options import TILE, Flag, flowing
+from alignmask.config import SHOWN_SCORE, Colours, PredictionFormat, ShownSuppression, TileChoice
 
 
 def main(arguments: list[str]) -> int:
@@ -34,8 +34,8 @@ def command(
     ] = SHOWN_SCORE,
     suppression: ShownSuppression | None = None,
     trusted: Flag = False,
-    tile: int | None = None,
-    overlap: float = 0.2,
+    tile: Annotated[TileChoice, TILE] = "auto",
+    overlap: float | None = None,
     colours: Colours = "instance",
     batch_size: int = 1,
     device: str = "auto",
@@ -68,13 +68,15 @@ def command(
             0.5, the worse-scored one. off keeps them. By default it is hard; with --trusted, it is
             what the guarantee was made with.
         trusted: Keep only what the guarantee of `alignmask calibrate --precision` covers.
-        tile: Predict in tiles of this side, in pixels, and merge what they show: for large images,
-            or more instances than the model has queries. Tiles should show objects at about the
-            size that they had in training.
-        overlap: Least share of a side that neighbouring tiles have in common.
+        tile: Predict in tiles of this side, in pixels, and merge what they show, or take images as
+            a whole. auto: as the model was made (data.eval_tile). Tiles are for large images, small
+            objects, or more instances than the model has queries. They should show objects at about
+            the size that they had in training.
+        overlap: Least share of a side that neighbouring tiles have in common. By default it is the
+            model's own (data.eval_overlap).
         colours: What the colours of the pictures tell apart: the instances of an image, or the
             classes.
-        batch_size: Images of equal size per forward pass, or frames of a film; with --tile, tiles.
+        batch_size: Images of equal size per forward pass, or frames of a film; in tiles, tiles.
         device: Where the model runs: cpu, cuda, cuda:1, ...; auto chooses a GPU if there is one.
     """
     if isinstance(threshold, float) and not 0 <= threshold <= 1:

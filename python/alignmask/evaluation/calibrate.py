@@ -103,6 +103,7 @@ def calibrate(
     resamples: int = 500,
     score: str = "file",
     suppression: Suppression = "off",
+    tile: int | None = None,
 ) -> Report:
     """Fits a calibration on one half of the images and measures it on the other.
 
@@ -114,6 +115,7 @@ def calibrate(
         seed: Of the split and of the bootstrap.
         score: What kind of score it is, to be stored.
         suppression: What is done to second masks before anything is fitted and tested.
+        tile: Side of the tiles in which the results were predicted, to be stored; None: as a whole.
     Raises:
         ValueError: Fewer than 2 images, no prediction, or scores outside 0..1.
     """
@@ -130,6 +132,7 @@ def calibrate(
         fewest=fewest,
         score=score,
         suppression=suppression,
+        tile=tile,
     )
     calibration = fit_calibration(matches[ANY_OVERLAP].subset(ours), method, fit, fewest)
     thresholds = best_thresholds(matches[F1_IOU].subset(ours))

@@ -74,6 +74,8 @@ class Fit:
     """What kind of score was fitted: the score mode of the model, or "file"."""
     suppression: Suppression = "off"
     """What was done to second masks before anything was fitted, tested or counted."""
+    tile: int | None = None
+    """Side of the tiles in which images were predicted, in pixels; None: as a whole."""
 
 
 @dataclass(frozen=True)

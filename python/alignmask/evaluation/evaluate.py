@@ -53,7 +53,6 @@ from alignmask.evaluation.metrics import (
 from alignmask.evaluation.per_class import FEW_CLASSES, ClassRow, class_rows, class_table
 from alignmask.evaluation.predictions import (
     ImagePredictions,
-    Tiles,
     entries_of,
     in_order,
     predict_images,
@@ -66,6 +65,7 @@ from alignmask.evaluation.results_file import (
     load_ground_truth,
     load_results,
 )
+from alignmask.model.tiles import Tiles
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from alignmask.data import CocoDataset, collate, leave_signals_to_the_main_proce
 from alignmask.data.batch import Batch, Sample, Size
 from alignmask.model.postprocess import combine_scores
 from alignmask.model.sparse import SparseInstances
-from alignmask.model.tiles import predict_in_tiles
+from alignmask.model.tiles import Tiles, predict_in_tiles
 
 if TYPE_CHECKING:
     from alignmask.model import AlignMask, Instances
@@ -33,13 +33,6 @@ class Predicts(Protocol):
     def train(self, mode: bool = True, /) -> Any: ...
     def eval(self) -> Any: ...
     def predict_encoded(self, batch: Batch, /) -> list[SparseInstances]: ...
-
-
-class Tiles(NamedTuple):
-    """Predict tile by tile, as `Predictor.predict_in_tiles`."""
-
-    tile: int = 512
-    overlap: float = 0.2
 
 
 @dataclass(frozen=True)
@@ -111,12 +104,13 @@ def predict_dataset(
     batch_size: int,
     workers: int,
     progress: Callable[[int, int], None] | None = None,
+    tiles: Tiles | None = None,
 ) -> list[dict[str, Any]]:
     """The predictions for a data set as COCO results, in the default score mode; nothing is
     measured. Arguments as in `evaluate_model`."""
     everything = range(len(dataset))
     found = predict_images(
-        model, dataset, everything, torch.device(device), batch_size, workers, progress
+        model, dataset, everything, torch.device(device), batch_size, workers, progress, tiles
     )
     return entries_of(in_order(found))
 
@@ -150,8 +144,8 @@ def predict_images(
         (sample,) = batch
         assert dataset.transform is not None
         merged = predict_in_tiles(
-            cast("AlignMask", model), sample.image_CHW, dataset.transform, tile=tiles.tile, overlap=tiles.overlap,
-            batch_size=batch_size, name=sample.file_name,
+            cast("AlignMask", model), sample.image_CHW, dataset.transform, tiles=tiles, batch_size=batch_size,
+            name=sample.file_name,
         )  # fmt: skip
         return [(sample.image_id, merged)]
 

@@ -47,7 +47,7 @@ class Instances:
     forecast, with equal values for different scores; the order is that of the scores."""
     trusted_N: Tensor | None = None
     """bool: which ones the guarantee of the calibration covers; None if there is no guarantee, or
-    if it is of predictions with another suppression of second masks."""
+    if it is of predictions with another suppression of second masks or in other tiles."""
 
     def __repr__(self) -> str:
         height, width = self.masks_NHW.shape[1:]

@@ -16,7 +16,7 @@ import torch
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
-from alignmask.config import ScoreMode
+from alignmask.config import DataConfig, ScoreMode, TileChoice
 from alignmask.data.batch import Sample, Size, collate, image_alone
 from alignmask.model.postprocess import combine_scores
 from alignmask.model.sparse import SparseInstances
@@ -24,8 +24,43 @@ from alignmask.model.sparse import SparseInstances
 if TYPE_CHECKING:
     from alignmask.model.alignmask import AlignMask
 
+LEAST_SIDE = 32
+"""Smaller tiles show too little, in pixels."""
 SAME = 0.5
 """Overlap from which the masks of two tiles are one instance."""
+
+
+class Tiles(NamedTuple):
+    """Predict tile by tile."""
+
+    side: int
+    """In pixels of the image."""
+    overlap: float
+    """Least share of a side that neighbouring tiles have in common."""
+
+
+def tiles_for(
+    data: DataConfig, tile: TileChoice = "auto", overlap: float | None = None
+) -> Tiles | None:
+    """The tiles that are asked for, or else those of the settings; None: images as a whole.
+
+    Raises ValueError for tiles that cannot be.
+    """
+    side = data.eval_tile if tile == "auto" else None if tile == "whole" else tile
+    if side is None:
+        return None
+    overlap = data.eval_overlap if overlap is None else overlap
+    if side < LEAST_SIDE or not 0 <= overlap < 1:
+        raise ValueError(
+            f"tiles: expected a side of {LEAST_SIDE} pixels or more and an overlap of 0 to less "
+            f"than 1, got {side} and {overlap:g}"
+        )
+    return Tiles(side, overlap)
+
+
+def in_words(side: int | None) -> str:
+    """How images are taken, for sentences."""
+    return "of whole images" if side is None else f"in tiles of {side} pixels"
 
 
 class Window(NamedTuple):
@@ -35,22 +70,14 @@ class Window(NamedTuple):
     width: int
 
 
-def windows(size: Size, tile: int, overlap: float) -> list[Window]:
-    """The tiles of an image: of side `tile` (or the image's, if that is less), spread evenly, each
-    two neighbours sharing at least the given share of a side.
-
-    Raises ValueError unless the tile has 32 pixels or more a side, and 0 <= overlap < 1.
-    """
-    if tile < 32 or not 0 <= overlap < 1:
-        raise ValueError(
-            "tiles: expected a side of 32 pixels or more and an overlap of 0 to less than 1, got "
-            f"{tile} and {overlap:g}"
-        )
-    height, width = min(tile, size[0]), min(tile, size[1])
+def windows(size: Size, tiles: Tiles) -> list[Window]:
+    """The tiles of an image: of the side asked for (or the image's, if that is less), spread
+    evenly, each two neighbours sharing at least the given share of a side."""
+    height, width = min(tiles.side, size[0]), min(tiles.side, size[1])
     return [
         Window(top, left, height, width)
-        for top in _starts(size[0], height, overlap)
-        for left in _starts(size[1], width, overlap)
+        for top in _starts(size[0], height, tiles.overlap)
+        for left in _starts(size[1], width, tiles.overlap)
     ]
 
 
@@ -59,8 +86,7 @@ def predict_in_tiles(
     image_CHW: Tensor,
     transform: Callable[[Sample], Sample],
     *,
-    tile: int,
-    overlap: float,
+    tiles: Tiles,
     batch_size: int = 1,
     name: str = "image",
 ) -> SparseInstances:
@@ -69,13 +95,12 @@ def predict_in_tiles(
     Args:
         image_CHW: uint8 [3, H, W].
         transform: Of a tile, as of an image.
-        tile, overlap: As in `windows`.
         batch_size: Tiles per forward pass.
         name: For error messages.
     """
     size = (image_CHW.shape[1], image_CHW.shape[2])
     found: list[Piece] = []
-    places = windows(size, tile, overlap)
+    places = windows(size, tiles)
     for first in range(0, len(places), batch_size):
         part = places[first : first + batch_size]
         samples = [

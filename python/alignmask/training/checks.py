@@ -10,6 +10,7 @@ from alignmask.config import Config, TrainConfig
 from alignmask.data import CocoDataset
 from alignmask.evaluation.results_file import load_ground_truth
 from alignmask.model.stages import STAGES
+from alignmask.model.tiles import tiles_for
 from alignmask.training.best import check_metric
 from alignmask.training.trackers import check_trackers
 
@@ -39,8 +40,9 @@ def check_settings(t: TrainConfig) -> None:
 def check_data(config: Config, data: CocoDataset, val_data: CocoDataset) -> None:
     """Raises ValueError for everything that training or its evaluation would stumble over later:
     nothing to train on, categories that differ, as many of them as the model has no classes for,
-    faults of the validation annotations beyond `val_limit`."""
+    tiles that cannot be, faults of the validation annotations beyond `val_limit`."""
     data.require_instances()
+    tiles_for(config.data)
     if not val_data.instances_per_image.any():
         warnings.warn(
             f"{val_data.annotations}: none of the {len(val_data)} validation images has an "

@@ -28,6 +28,7 @@ from alignmask.data import Batch, resolve_paths, train_dataset, val_dataset
 from alignmask.evaluation.evaluate import Evaluation, evaluate_model
 from alignmask.loss import Criterion
 from alignmask.model import AlignMask, build_model
+from alignmask.model.tiles import tiles_for
 from alignmask.pretrained.read import LoadReport, initialise
 from alignmask.training import non_finite, precision, processes
 from alignmask.training.accumulation import Part, parts_of_step
@@ -273,7 +274,7 @@ class Trainer:
         processes.share_buffers(self.accelerator, weights)
         result = evaluate_model(
             weights, self.val_data, device=self.accelerator.device, batch_size=self.micro_batch,
-            workers=self.config.data.workers, out=self.run_dir,
+            workers=self.config.data.workers, out=self.run_dir, tiles=tiles_for(self.config.data),
         )  # fmt: skip
         modes = result.as_dict()["modes"]
         self.say(result.table())
