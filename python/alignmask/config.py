@@ -341,6 +341,10 @@ class TrainConfig:
     accumulate: int = 1
     """Number of forward and backward passes per optimizer step. More of them need less memory for
     the same batch size."""
+    shard: bool = False
+    """Share weights, gradients, the optimizer's moments and the moving average out among the
+    processes, each of which otherwise has a copy of them (FSDP2 of torch). A large model then takes
+    less memory in each process, and more is exchanged in every step."""
     learning_rate: float = 1e-4
     """Learning rate of AdamW after the warm-up and before the schedule reduces it; the backbone has
     a rate of its own."""

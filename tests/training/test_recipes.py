@@ -82,6 +82,7 @@ MASK2FORMER: dict[str, Any] = {
     "train.iterations": 368_750,
     "train.batch_size": 16,
     "train.accumulate": 1,
+    "train.shard": False,
     "train.learning_rate": 1e-4,
     "train.backbone_multiplier": 0.1,
     "train.weight_decay": 0.05,

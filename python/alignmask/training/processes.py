@@ -16,13 +16,13 @@ from alignmask.training.precision import Precision
 def join(t: TrainConfig, precision: Precision) -> Accelerator:
     """This process's place among those that torchrun, `accelerate launch` or nothing started.
 
-    Raises ValueError where FSDP was asked for.
+    Raises ValueError where Accelerate was asked for FSDP.
     """
     # On a CPU, Accelerate would ignore it and copy the model to all processes after all.
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1", "yes"):
         raise ValueError(
-            "FSDP is not supported: the moving average, checkpoints and evaluation take whole "
-            "weights, which every process holds; launch without --use_fsdp"
+            "accelerate launch --use_fsdp is not supported: the moving average, checkpoints and "
+            "evaluation would not know of it; launch without it, and give --train.shard"
         )
     # An earlier run of this process may have had another precision.
     AcceleratorState._reset_state()

@@ -30,7 +30,7 @@ from alignmask.loss import Criterion
 from alignmask.model import AlignMask, build_model
 from alignmask.model.tiles import tiles_for
 from alignmask.pretrained.read import LoadReport, initialise
-from alignmask.training import non_finite, precision, processes
+from alignmask.training import non_finite, precision, processes, sharding
 from alignmask.training.accumulation import Part, parts_of_step
 from alignmask.training.batches import MicroBatches, seed_of, training_batches
 from alignmask.training.best import Judge
@@ -86,14 +86,11 @@ class Trainer:
             self.initial_weights = initialise(model, t.init_from, self.train_data.class_names)
         model.backbone.freeze(t.freeze_backbone)
         self.criterion = Criterion(config.model, config.loss)
-        optimizer = build_optimizer(model, t)
-        self.ema = ModelEmaV3(model, decay=t.ema, use_warmup=True) if t.ema else None
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        # `prepare` would make half precision a part of the model, and so of its evaluation.
-        # `train_step` uses autocast instead.
-        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-        if self.ema is not None:
+        self.ema = None
+        if t.ema:
+            self.ema = ModelEmaV3(model, decay=t.ema, use_warmup=True, foreach=not t.shard)
             self.ema.to(self.accelerator.device)
+        self._prepare(model)
 
         self.step = 0
         """Number of finished iterations."""
@@ -106,6 +103,22 @@ class Trainer:
         self.signals = StopSignals()
         if checkpoint is not None:
             self.load(checkpoint)
+
+    def _prepare(self, model: AlignMask) -> None:
+        """The model and its optimizer on this process's device, as one of several."""
+        t, accelerator = self.config.train, self.accelerator
+        self.model: torch.nn.Module
+        if t.shard:
+            self.model = model.to(accelerator.device)
+            sharding.share_out(model, accelerator.device)
+            if self.ema is not None:
+                sharding.share_out(self.ema.module, accelerator.device)
+            self.optimizer = accelerator.prepare(build_optimizer(model, t))
+            return
+        self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, t))
+        # `prepare` would make half precision a part of the model, and so of its evaluation.
+        # `train_step` uses autocast instead.
+        accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
 
     @property
     def plain_model(self) -> AlignMask:
@@ -257,6 +270,7 @@ class Trainer:
         norm = self.accelerator.clip_grad_norm_(
             self.model.parameters(), self.config.train.clip or math.inf
         )
+        norm = sharding.whole(norm)
         # Such a step would make the weights NaN. (fp16's loss scaling skips the step instead, and
         # halves the scale.) Here the host waits for the device; the other time is in the matching.
         non_finite.check(losses, norm if self.accelerator.scaler is None else None)
@@ -270,8 +284,10 @@ class Trainer:
         is the best so far."""
         weights = self.ema.module if self.ema is not None else self.plain_model
         self.say(f"evaluating on {counted(len(self.val_data), 'image')} ...")
-        weights.eval()
         processes.share_buffers(self.accelerator, weights)
+        if self.config.train.shard:
+            weights = sharding.whole_model(weights, self.config).to(self.accelerator.device)
+        weights.eval()
         result = evaluate_model(
             weights, self.val_data, device=self.accelerator.device, batch_size=self.micro_batch,
             workers=self.config.data.workers, out=self.run_dir, tiles=tiles_for(self.config.data),
@@ -314,13 +330,11 @@ class Trainer:
 
     def save(self) -> None:
         """Write a full checkpoint of this iteration. The main process writes; the others wait."""
+        weights = sharding.whole_weights(self.plain_model)
+        ema = sharding.whole_weights(self.ema.module) if self.ema is not None else None
+        state = self._state()
         if self.accelerator.is_main_process:
-            self.folder.save(
-                self._meta(),
-                self.plain_model.state_dict(),
-                ema=self.ema.module.state_dict() if self.ema is not None else None,
-                state=self._state(),
-            )
+            self.folder.save(self._meta(), weights, ema=ema, state=state)
         self.last_saved = self.step
         self.accelerator.wait_for_everyone()
         self._tell("on_checkpoint", self.step, self.folder.checkpoint(self.step))
@@ -328,9 +342,9 @@ class Trainer:
     def load(self, checkpoint: Path) -> None:
         """Continue from a full checkpoint."""
         meta, state = checkpoints.load_meta(checkpoint), checkpoints.load_state(checkpoint)
-        self.plain_model.load_state_dict(checkpoints.load_weights(checkpoint, ema=False))
+        sharding.load_weights(self.plain_model, checkpoints.load_weights(checkpoint, ema=False))
         if self.ema is not None:
-            self.ema.module.load_state_dict(checkpoints.load_weights(checkpoint, ema=True))
+            sharding.load_weights(self.ema.module, checkpoints.load_weights(checkpoint, ema=True))
         self._load_optimizer(state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -344,14 +358,14 @@ class Trainer:
         configured = [
             (group["initial_lr"], group["weight_decay"]) for group in self.optimizer.param_groups
         ]
-        self.optimizer.load_state_dict(state)
+        self.optimizer.load_state_dict(sharding.state_parts(self.optimizer, state))
         for group, (rate, decay) in zip(self.optimizer.param_groups, configured, strict=True):
             group["initial_lr"], group["weight_decay"] = rate, decay
 
     def _state(self) -> dict[str, Any]:
         scaler = self.accelerator.scaler
         return {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": sharding.whole_state(self.optimizer),
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
 
@@ -393,12 +407,15 @@ class Trainer:
             "error": what,
             "seed": seed_of(self.config.train.seed, self.step, process),
         }
-        weights = self.plain_model.state_dict()
-        try:
-            non_finite.write(folder, self.config, weights, self._state(), meta, batches)
-            kept = f"the step is kept: `alignmask replay {folder}` repeats it"
-        except OSError as error:
-            kept = f"the step could not be kept: {error}"
+        # Of a sharded model, this process has a part, and others may not come to give theirs.
+        kept = "the step is not kept: no process has the whole weights (train.shard)"
+        if not self.config.train.shard:
+            try:
+                weights = self.plain_model.state_dict()
+                non_finite.write(folder, self.config, weights, self._state(), meta, batches)
+                kept = f"the step is kept: `alignmask replay {folder}` repeats it"
+            except OSError as error:
+                kept = f"the step could not be kept: {error}"
         return (
             f"iteration {self.step}: {what}; images {batches[number].image_ids}; last good checkpoint: "
             f"{good}; {kept}"
