@@ -22,6 +22,7 @@ from alignmask.evaluation.results_file import Results
 from alignmask.exporting.files import ExportedModel
 from alignmask.exporting.segmenter import inputs_of
 from alignmask.loading import load
+from alignmask.model.tiles import tiles_for
 from alignmask.predicting.inputs import find_images
 from alignmask.predictor import Predictor
 from alignmask.pretrained.read import MASK2FORMER_SUFFIXES
@@ -162,24 +163,24 @@ def results_of_exported(
     batch_size: int,
     workers: int,
     tile: TileChoice,
+    overlap: float | None,
     progress: Progress,
 ) -> list[dict[str, Any]]:
     """The predictions of an exported file as COCO results.
 
-    Raises ValueError if its data is not given, if the categories are not its classes, or for tiles.
+    Raises ValueError if its data is not given, or if the categories are not its classes.
     """
     if images is None or annotations is None:
         raise ValueError(
             "evaluate: an exported file has no data of its own: give images and annotations"
         )
-    if tile not in ("auto", "whole"):
-        raise ValueError(
-            "evaluate: tiles are for a checkpoint to predict on, not for an exported file"
-        )
     model = ExportedModel(path, torch.get_num_threads())
     about = model.about
     data = DataConfig(eval_short_side=about["short_side"], eval_max_side=about["max_side"])
     data = replace(data, exif=about["exif"], sample_range=about["sample_range"])
+    if "tile" in about:  # not in older files
+        data = replace(data, eval_tile=about["tile"], eval_overlap=about["overlap"])
+    tiles = tiles_for(data, tile, overlap)
     dataset = _prepared(data, images, annotations)
     _require_classes(dataset, about["class_names"])
     with progress("evaluating") as advance:
@@ -190,6 +191,7 @@ def results_of_exported(
             batch_size=batch_size,
             workers=workers,
             progress=advance,
+            tiles=tiles,
         )
 
 

@@ -171,11 +171,18 @@ def evaluate(
         check_picture(Path(out) / CONFUSION_FILE)
     if isinstance(model_or_results, (str, os.PathLike)) and is_exported(Path(model_or_results)):
         model_or_results = results_of_exported(
-            Path(model_or_results), images, annotations, batch_size, workers, tile, progress
+            Path(model_or_results),
+            images,
+            annotations,
+            batch_size,
+            workers,
+            tile,
+            overlap,
+            progress,
         )
         if out is not None:
             write_json(Path(out) / "results.json", model_or_results)
-        images = None
+        images, tile = None, "auto"
     if not isinstance(model_or_results, Predictor) and are_results(model_or_results):
         if annotations is None:
             raise ValueError(
@@ -402,6 +409,8 @@ def export(
         "max_side": predictor.config.data.eval_max_side,
         "exif": predictor.config.data.exif,
         "sample_range": predictor.config.data.sample_range,
+        "tile": predictor.config.data.eval_tile,
+        "overlap": predictor.config.data.eval_overlap,
     }
     photos = photos_of(predictor, images)
     return export_model(predictor.model, path, form, about, photos, say)

@@ -190,14 +190,42 @@ def test_eval_of_an_exported_file_is_that_of_its_checkpoint(
         assert one == other
 
 
+def test_an_exported_file_takes_tiles(
+    workshop: Path, written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are asked for, or else those of the model that was exported."""
+    images, annotations = workshop / "shapes/val", workshop / "shapes/instances_val.json"
+    seen: list[int] = []
+
+    def note(path: Path, threads: int | None = None) -> Any:
+        run = open_file(path, threads)
+        return lambda image_BCHW, *size: seen.append(len(image_BCHW)) or run(image_BCHW, *size)
+
+    open_file = files.open_file
+    monkeypatch.setattr(files, "open_file", note)
+    given = {"images": images, "annotations": annotations, "workers": 0, "batch_size": 4}
+    alignmask.evaluate(written.file, **given, tile=48)
+    assert seen == [4, 4, 4]  # of three images of 64 x 64
+    alignmask.evaluate(written.file, **given)
+    assert seen[3:] == [3]
+    said = files.about(written.file)
+    assert (said["tile"], said["overlap"]) == (None, 0.2)
+    monkeypatch.setattr(files, "about", lambda path: {**said, "tile": 32, "overlap": 0})
+    evaluation = alignmask.evaluate(written.file, **given)
+    assert seen[4:] == [4, 4, 4]
+    assert evaluation.predictions > 10
+    alignmask.evaluate(written.file, **given, tile="whole")
+    assert seen[7:] == [3]
+
+
 def test_eval_mistakes(
     workshop: Path, written: Written, alignmask_: Terminal, tmp_path: Path
 ) -> None:
     images, annotations = workshop / "shapes/val", workshop / "shapes/instances_val.json"
     data = ("--data-images", images, "--annotations", annotations)
     assert "no data of its own" in alignmask_.complaint("eval", written.file)
-    assert "tiles are for a checkpoint" in alignmask_.complaint(
-        "eval", written.file, *data, "--tile", 64
+    assert "a side of 32 pixels or more" in alignmask_.complaint(
+        "eval", written.file, *data, "--tile", 16
     )
     foreign = tmp_path / "model.pt2"
     foreign.write_text("mine")

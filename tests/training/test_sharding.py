@@ -35,8 +35,8 @@ def root(processes: int, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_alike(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """AdamW steps along the sign of a gradient, which of mere rounding is chance: in biases before a
-    norm and in those of keys, which change no output, and in one of a thousand other weights."""
+    """AdamW steps along the sign of a gradient, which of mere rounding is chance: in biases before
+    a norm and those of keys, which change no output, and in one of a thousand other weights."""
     assert found.keys() == expected.keys()
     different, compared = 0, 0
     for name, value in expected.items():

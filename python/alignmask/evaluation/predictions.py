@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -16,23 +16,22 @@ from torch.utils.data import DataLoader, Dataset
 
 from alignmask.config import SCORE_MODES
 from alignmask.data import CocoDataset, collate, leave_signals_to_the_main_process, rle
-from alignmask.data.batch import Batch, Sample, Size
+from alignmask.data.batch import Sample, Size
 from alignmask.model.postprocess import combine_scores
 from alignmask.model.sparse import SparseInstances
-from alignmask.model.tiles import Tiles, predict_in_tiles
+from alignmask.model.tiles import Encodes, Tiles, predict_in_tiles
 
 if TYPE_CHECKING:
-    from alignmask.model import AlignMask, Instances
+    from alignmask.model import Instances
 
 
-class Predicts(Protocol):
+class Predicts(Encodes, Protocol):
     """What a data set is predicted by: an `AlignMask`, or an exported file."""
 
     training: bool
 
     def train(self, mode: bool = True, /) -> Any: ...
     def eval(self) -> Any: ...
-    def predict_encoded(self, batch: Batch, /) -> list[SparseInstances]: ...
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ def predict_images(
         (sample,) = batch
         assert dataset.transform is not None
         merged = predict_in_tiles(
-            cast("AlignMask", model), sample.image_CHW, dataset.transform, tiles=tiles, batch_size=batch_size,
+            model, sample.image_CHW, dataset.transform, tiles=tiles, batch_size=batch_size,
             name=sample.file_name,
         )  # fmt: skip
         return [(sample.image_id, merged)]

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignmask.config import ExportFormat
+from alignmask.config import ExportFormat, ModelConfig
 from alignmask.data import rle
 from alignmask.data.batch import Batch
 from alignmask.exporting.parity import Run
@@ -125,6 +125,8 @@ class ExportedModel:
     """An exported file with the methods by which a model is evaluated."""
 
     training = False
+    config = ModelConfig(score="class")
+    """A file has one score, which is not made of others."""
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
         self.about = about(path)
@@ -151,11 +153,10 @@ class ExportedModel:
                 shares = F.interpolate(masks[None].float(), original, mode="bilinear")[0]
                 masks = shares > 0.5
             scores = scores_N[kept]
-            instances.append(
-                Instances(
-                    scores, labels_N[kept], masks, boxes_of(masks), scores, torch.ones_like(scores)
-                )
+            whole = Instances(
+                scores, labels_N[kept], masks, boxes_of(masks), scores, torch.ones_like(scores)
             )
+            instances.append(whole[masks.flatten(1).any(1)])  # resizing may leave nothing
         return instances
 
     def predict_encoded(self, batch: Batch) -> list[SparseInstances]:

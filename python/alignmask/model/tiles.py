@@ -9,25 +9,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
-from alignmask.config import DataConfig, ScoreMode, TileChoice
-from alignmask.data.batch import Sample, Size, collate, image_alone
+from alignmask.config import DataConfig, ModelConfig, ScoreMode, TileChoice
+from alignmask.data.batch import Batch, Sample, Size, collate, image_alone
 from alignmask.model.postprocess import combine_scores
 from alignmask.model.sparse import SparseInstances
-
-if TYPE_CHECKING:
-    from alignmask.model.alignmask import AlignMask
 
 LEAST_SIDE = 32
 """Smaller tiles show too little, in pixels."""
 SAME = 0.5
 """Overlap from which the masks of two tiles are one instance."""
+
+
+class Encodes(Protocol):
+    """What images are predicted by: an `AlignMask`, or an exported file."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+    @property
+    def device(self) -> torch.device: ...
+    def predict_encoded(self, batch: Batch, /) -> list[SparseInstances]: ...
 
 
 class Tiles(NamedTuple):
@@ -82,7 +89,7 @@ def windows(size: Size, tiles: Tiles) -> list[Window]:
 
 
 def predict_in_tiles(
-    model: AlignMask,
+    model: Encodes,
     image_CHW: Tensor,
     transform: Callable[[Sample], Sample],
     *,
