@@ -120,7 +120,7 @@ def test_one_tile_is_the_image(tmp_path: Path) -> None:
 def test_the_settings_say_how_images_are_taken(tmp_path: Path) -> None:
     model = predictor()
     tiled = model.predict_in_tiles(picture(), 64, overlap=0.4)
-    config = replace(model.config, data=replace(model.config.data, eval_tile=64, eval_overlap=0.4))
+    config = replace(model.config, data=replace(model.config.data, tile=64, tile_overlap=0.4))
     model = Predictor(model.model, config, model.class_names, model.category_ids)
     seen = model.model.sizes  # type: ignore[union-attr]
     in_tiles = len(seen)
@@ -164,7 +164,7 @@ def test_evaluation_in_tiles(tmp_path: Path) -> None:
 @pytest.mark.parametrize("verb", ["evaluate", "analyze", "calibrate"])
 def test_what_measures_takes_the_settings_tiles(verb: str, tmp_path: Path) -> None:
     model = predictor()
-    config = replace(model.config, data=replace(model.config.data, eval_tile=64))
+    config = replace(model.config, data=replace(model.config.data, tile=64))
     model = Predictor(model.model, config, model.class_names, model.category_ids)
     records = [
         {"id": n, "file_name": f"{n}.png", "height": SIZE[0], "width": SIZE[1]} for n in (1, 2)
@@ -194,7 +194,7 @@ def test_what_measures_takes_the_settings_tiles(verb: str, tmp_path: Path) -> No
     assert len(seen) == 2 * count
     assert report.calibration.fit.tile == 64
     own = model.config.data
-    model.config = replace(model.config, data=replace(own, eval_tile=None, eval_overlap=0.4))
+    model.config = replace(model.config, data=replace(own, tile=None, tile_overlap=0.4))
     report = alignmask.calibrate(model, resamples=0, tile=64, overlap=0, **given)
     assert len(seen) == 2 * count + 2 * len(tiles.windows(SIZE, Tiles(64, 0)))
     assert report.calibration.fit.tile == 64

@@ -179,7 +179,7 @@ def results_of_exported(
     data = DataConfig(eval_short_side=about["short_side"], eval_max_side=about["max_side"])
     data = replace(data, exif=about["exif"], sample_range=about["sample_range"])
     if "tile" in about:  # not in older files
-        data = replace(data, eval_tile=about["tile"], eval_overlap=about["overlap"])
+        data = replace(data, tile=about["tile"], tile_overlap=about["overlap"])
     tiles = tiles_for(data, tile, overlap)
     dataset = _prepared(data, images, annotations)
     _require_classes(dataset, about["class_names"])

@@ -137,7 +137,7 @@ def evaluate(
         suppression_iou: Of two predictions of one class whose IoU is above this, the worse-scored
             one is such a mask.
         tile: Predict in tiles of this side, in pixels, or images as a "whole"; "auto": as the
-            model's settings say (`data.eval_tile`). `batch_size` is a number of tiles, where there
+            model's settings say (`data.tile`). `batch_size` is a number of tiles, where there
             are any. Only for a model.
         overlap: Least share of a side that neighbouring tiles have in common; None: as the model's
             settings say.
@@ -409,8 +409,8 @@ def export(
         "max_side": predictor.config.data.eval_max_side,
         "exif": predictor.config.data.exif,
         "sample_range": predictor.config.data.sample_range,
-        "tile": predictor.config.data.eval_tile,
-        "overlap": predictor.config.data.eval_overlap,
+        "tile": predictor.config.data.tile,
+        "overlap": predictor.config.data.tile_overlap,
     }
     photos = photos_of(predictor, images)
     return export_model(predictor.model, path, form, about, photos, say)

@@ -241,11 +241,20 @@ class DataConfig:
     val_limit: int | None = None
     """Number of validation images to use, from the first one on. None uses all of them."""
 
+    tile: int | None = None
+    """Side of the tiles in which images are evaluated and predicted, in pixels of the image. Each
+    tile is resized like an image, so small tiles enlarge what they show: for objects that are many
+    or small. Training then shows parts of images at the same sizes (see `scale`). None takes every
+    image as a whole."""
+    tile_overlap: float = 0.2
+    """Least share of a side that neighbouring tiles have in common. Objects that are smaller than
+    that are whole in some tile."""
     crop: int = 1024
     """Side of the square training crop, in pixels. Must be divisible by 32."""
     scale: tuple[float, float] = (0.1, 2.0)
     """Large-scale jittering: each training image is resized to fit a square of side `crop` times a
-    random factor from this range, and then cropped."""
+    random factor from this range, and then cropped. With `tile`, it is resized so much that a tile
+    would fit that square, whatever the size of the image."""
     crop_places: int = 1
     """Number of random places of the training crop, of which the best is taken: the one where the
     crop's edge cuts the smallest share of the objects that it shows. With 1, chance decides alone.
@@ -265,13 +274,6 @@ class DataConfig:
     """Greatest length of an image's longer side in evaluation and prediction, in pixels. An image
     that would be longer is resized to this length, and its shorter side is then shorter than
     `eval_short_side`."""
-    eval_tile: int | None = None
-    """Side of the tiles in which images are evaluated and predicted, in pixels of the image. Each
-    tile is resized like an image, so small tiles enlarge what they show. For objects that are many
-    or small. None takes every image as a whole."""
-    eval_overlap: float = 0.2
-    """Least share of a side that neighbouring tiles have in common. Objects that are smaller than
-    that are whole in some tile."""
     workers: int = 4
     """Number of data-loading processes for each training process. 0 loads the data in the training
     process itself."""

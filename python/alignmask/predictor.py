@@ -137,7 +137,7 @@ class Predictor:
                 (`calibration.fit.suppression`) and with the same tiles (`calibration.fit.tile`),
                 which must be the same here.
             tile: Side of the tiles, in pixels of the image, 32 or more; or "whole" for none.
-                "auto": as the model's settings say (`config.data.eval_tile`). Each tile is resized
+                "auto": as the model's settings say (`config.data.tile`). Each tile is resized
                 as an image would be, so it should show objects at about the size that they had in
                 training.
             overlap: Least share of a side that neighbouring tiles have in common. Instances that
@@ -267,7 +267,7 @@ class Predictor:
         Raises:
             ImageError, ValueError, TypeError: As `predict`.
         """
-        side = self.config.data.eval_tile or 512 if tile is None else tile
+        side = self.config.data.tile or 512 if tile is None else tile
         return self.predict_encoded(
             image, threshold=threshold, suppression=suppression, trusted=trusted, tile=side,
             overlap=overlap, batch_size=batch_size,

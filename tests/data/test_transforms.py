@@ -16,7 +16,8 @@ from torchvision import tv_tensors
 
 from alignmask.config import DataConfig
 from alignmask.data import Sample, collate, evaluation_transform, training_transform
-from alignmask.data.transforms import LargeScaleJitter, _resize_masks
+from alignmask.data.transforms import LargeScaleJitter, TileJitter, _resize_masks
+from tests.covers import covers
 
 PLAIN = DataConfig(crop=64, scale=(1.0, 1.0), flip=0.0)
 
@@ -74,6 +75,63 @@ def test_the_factor_is_uniform_in_the_range():
     assert places.min() < 0.02
     assert places.max() > 0.98
     assert abs(places.mean() - 0.5) < 0.05
+
+
+@given(
+    st.integers(1, 300), st.integers(1, 300), st.integers(32, 128), st.floats(0.3, 2.0),
+    st.integers(0, 99),
+)  # fmt: skip
+@covers("data.tile")
+def test_with_tiles_images_of_all_sizes_are_resized_alike(height, width, tile, factor, seed):
+    """A pixel of the image becomes crop x factor / tile, in the image and in its masks."""
+    torch.manual_seed(seed)
+    y, x = torch.arange(height)[:, None], torch.arange(width)
+    bright = ((y // 16 + x // 16) % 2 == 0).expand(height, width)
+    image = (bright * 250).to(torch.uint8).expand(3, -1, -1).contiguous()
+    sample = make_sample(bright[None], image)
+    result = training_transform(replace(PLAIN, tile=tile, scale=(factor, factor)))(sample)
+    side = round(tile / factor)
+    for found, length in zip(result.size, (height, width), strict=True):
+        # The factor is a float32, so the side may be rounded the other way.
+        assert min(
+            abs(found - min(s, length) * 64 / s) for s in (side - 1, side, side + 1)
+        ) <= 0.51 + (found == 1)
+        assert found <= 64
+    assert result.canvas == (64, 64)
+    assert collate([result]).image_BCHW.shape == (1, 3, 64, 64)
+    if len(result.masks_NHW) and min(result.size) > 8 and 64 / side > 0.5:
+        same = (result.image_CHW[0] > 125) == result.masks_NHW[0]
+        assert same.float().mean() > 0.75  # all but the seams of the chequers
+
+
+def test_a_part_for_a_tile_may_lie_anywhere():
+    jitter = TileJitter(50, 64, (0.5, 2.0))
+    image = tv_tensors.Image(torch.zeros(3, 90, 200, dtype=torch.uint8))
+    params = [jitter.make_params([image]) for _ in range(2000)]
+    factors = np.array([50 / p["window"][3] for p in params])
+    assert 0.49 <= factors.min() < 0.52
+    assert 1.9 < factors.max() <= 2.01
+    assert np.abs(np.quantile(factors, [0.25, 0.5, 0.75]) - [0.875, 1.25, 1.625]).max() < 0.06
+    for axis, length in ((0, 90), (1, 200)):
+        free = np.array([length - p["window"][2 + axis] for p in params])
+        start = np.array([p["window"][axis] for p in params])
+        assert ((0 <= start) & (start <= free)).all()
+        places = (start / np.maximum(free, 1))[free > 30]
+        assert places.min() < 0.03
+        assert places.max() > 0.97
+        assert abs(places.mean() - 0.5) < 0.05
+
+
+def test_the_best_part_for_a_tile_cuts_no_object():
+    masks = torch.zeros(2, 60, 300, dtype=torch.bool)
+    masks[0, 20:40, 100:130], masks[1, 10:30, 210:225] = True, True
+    data = replace(PLAIN, tile=64, scale=(1.0, 1.0), crop_places=60)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        result = training_transform(data)(make_sample(masks))
+        assert len(result.masks_NHW) >= 1
+        for mask in result.masks_NHW:
+            assert int(mask.sum()) in (600, 300)
 
 
 @given(

@@ -64,7 +64,7 @@ def test_data() -> None:
         # INPUT: MIN_SIZE_TEST 800, MAX_SIZE_TEST 1333.
         "eval_short_side": 800,
         "eval_max_side": 1333,
-        "eval_overlap": 0.2,
+        "tile_overlap": 0.2,
         "workers": 4,
     }
 

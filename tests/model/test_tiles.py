@@ -46,19 +46,19 @@ def test_windows_that_cannot_be(tile: int, overlap: float) -> None:
         tiles_for(DataConfig(), tile, overlap)
 
 
-@covers("data.eval_tile", "data.eval_overlap")
+@covers("data.tile", "data.tile_overlap")
 def test_what_is_asked_for_comes_before_the_settings() -> None:
     data = DataConfig()
     assert tiles_for(data) is None
     assert tiles_for(data, 64) == (64, 0.2)
     assert tiles_for(data, "whole", 0.3) is None
-    data = DataConfig(eval_tile=128, eval_overlap=0.4)
+    data = DataConfig(tile=128, tile_overlap=0.4)
     assert tiles_for(data) == (128, 0.4)
     assert tiles_for(data, 64) == (64, 0.4)
     assert tiles_for(data, "auto", 0) == (128, 0)
     assert tiles_for(data, "whole") is None
     with pytest.raises(ValueError, match=r"got 16 and 0\.2"):
-        tiles_for(DataConfig(eval_tile=16))
+        tiles_for(DataConfig(tile=16))
 
 
 def seen(

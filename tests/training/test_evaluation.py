@@ -89,7 +89,7 @@ def test_the_best_is_that_of_the_highest_ap(
         checkpoint_every=100,
         accumulate=2,
     )
-    settings = replace(settings, data=replace(settings.data, eval_tile=48))
+    settings = replace(settings, data=replace(settings.data, tile=48))
     evaluations = Scripted(0.3, 0.5, 0.4, 0.45)
     monkeypatch.setattr(trainer_module, "evaluate_model", evaluations)
     run = train(settings)

@@ -66,8 +66,8 @@ MASK2FORMER: dict[str, Any] = {
     "data.crop_places": 1,
     "data.eval_short_side": 800,
     "data.eval_max_side": 1333,
-    "data.eval_tile": None,
-    "data.eval_overlap": 0.2,
+    "data.tile": None,
+    "data.tile_overlap": 0.2,
     "data.workers": 4,
     "loss.class_weight": 2.0,
     "loss.mask_weight": 5.0,
@@ -261,7 +261,8 @@ MEASURED: dict[str, dict[str, Any]] = {
         **training(800, 8, 2e-3, 0.5, 50, 10_000, 200, None), "loss.class_weight": 6.0, "loss.weigh_negatives": False,
     },
     "nuclei_small": {
-        **widths(128, 100, 4096, 1024), **files(None), **sides(256, 256, 512), "data.scale": [0.7, 1.5],
+        **widths(128, 100, 4096, 1024), **files(None), **sides(256, 256, 256), "data.scale": [0.45, 1.2],
+        "data.tile": 128, "data.tile_overlap": 0.25,
         "data.vertical_flip": 0.5, "data.color_jitter": 0.2, "model.num_classes": 1, "model.backbone.freeze_norm": True,
         **training(4000, 2, 6e-4, 0.1, 100, 2000, 500, 50), "model.pixel_decoder.place": True,
         "loss.class_weight": 8.0, "loss.weigh_negatives": False,
@@ -279,7 +280,11 @@ MEASURED: dict[str, dict[str, Any]] = {
 # Not measured: everything else as in the recipe that was.
 MEASURED["nuclei_many"] = {
     **MEASURED["nuclei_small"], **widths(128, 300, 4096, 1024), "model.detections": 300,
-    "data.crop_places": 8,
+    "data.crop_places": 8, "data.scale": [0.7, 1.5], "data.tile": None, **sides(256, 256, 512),
+}  # fmt: skip
+MEASURED["own_small"] = {
+    **MEASURED["nuclei_small"], "data.scale": [0.5, 1.5], "data.vertical_flip": 0.0, "data.tile": None,
+    "data.tile_overlap": 0.2, **sides(256, 256, 512),
 }  # fmt: skip
 
 

@@ -76,10 +76,10 @@ def command(
             leaves them, hard removes them, soft lowers their scores. Quality, thresholds and
             guarantees are of predictions with the same suppression.
         tile: Predict in tiles of this side, in pixels, or images as a whole; auto: as the model was
-            made (data.eval_tile). Quality, thresholds and guarantees are of predictions in the same
+            made (data.tile). Quality, thresholds and guarantees are of predictions in the same
             tiles.
         overlap: Least share of a side that neighbouring tiles have in common. By default it is the
-            model's own (data.eval_overlap).
+            model's own (data.tile_overlap).
         seed: Seed of the split into halves and of the bootstrap.
         resamples: Number of bootstrap resamples of the images for the intervals; 0 for none.
         out: File to write the calibration to; by default calibration.json of the checkpoint. Of a

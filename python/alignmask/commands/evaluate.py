@@ -75,10 +75,10 @@ def command(
         suppression_iou: Of two predictions of a class that overlap by more than this IoU, the
             worse-scored is such a mask.
         tile: Predict in tiles of this side, in pixels, or images as a whole. auto: as the model was
-            made (data.eval_tile). Tiles are for large images, small objects, or more instances than
+            made (data.tile). Tiles are for large images, small objects, or more instances than
             the model has queries. --batch-size counts tiles then.
         overlap: Least share of a side that neighbouring tiles have in common. By default it is the
-            model's own (data.eval_overlap).
+            model's own (data.tile_overlap).
         max_detections: Predictions of a class that count in an image for AP, the best-scored ones.
             Only with 100 is AP the official one; more objects than that need more.
         errors: Also print how much AP each kind of error costs: wrong classes, poor masks, second

@@ -69,11 +69,11 @@ def command(
             what the guarantee was made with.
         trusted: Keep only what the guarantee of `alignmask calibrate --precision` covers.
         tile: Predict in tiles of this side, in pixels, and merge what they show, or take images as
-            a whole. auto: as the model was made (data.eval_tile). Tiles are for large images, small
+            a whole. auto: as the model was made (data.tile). Tiles are for large images, small
             objects, or more instances than the model has queries. They should show objects at about
             the size that they had in training.
         overlap: Least share of a side that neighbouring tiles have in common. By default it is the
-            model's own (data.eval_overlap).
+            model's own (data.tile_overlap).
         colours: What the colours of the pictures tell apart: the instances of an image, or the
             classes.
         batch_size: Images of equal size per forward pass, or frames of a film; in tiles, tiles.

@@ -28,8 +28,8 @@ Window = tuple[int, int, int, int]
 
 
 def training_transform(data: DataConfig) -> Transform:
-    """Large-scale jittering to `data.crop`, flips, colour jitter; instances that the crop empties
-    are dropped.
+    """Large-scale jittering to `data.crop`, of the image or of parts of the size of `data.tile`;
+    flips, colour jitter; instances that the crop empties are dropped.
 
     The result is at most crop x crop; its `canvas` makes `collate` pad it to exactly that. Raises
     ValueError, naming the setting, for a crop that is not divisible by 32 or an impossible range.
@@ -48,7 +48,10 @@ def training_transform(data: DataConfig) -> Transform:
         raise ValueError(
             f"data.color_jitter: expected a strength of at least 0, got {data.color_jitter}"
         )
-    steps: list[v2.Transform] = [LargeScaleJitter(data.crop, data.scale, data.crop_places)]
+    jitter: v2.Transform = LargeScaleJitter(data.crop, data.scale, data.crop_places)
+    if data.tile is not None:
+        jitter = TileJitter(data.tile, data.crop, data.scale, data.crop_places)
+    steps = [jitter]
     if data.flip:
         steps.append(v2.RandomHorizontalFlip(data.flip))
     if data.vertical_flip:
@@ -105,6 +108,41 @@ class LargeScaleJitter(v2.Transform):
         if isinstance(inpt, tv_tensors.Mask):
             return tv_tensors.wrap(_resize_masks(inpt, params["size"], params["window"]), like=inpt)
         return F.crop(F.resize(inpt, list(params["size"]), antialias=True), *params["window"])
+
+
+class TileJitter(v2.Transform):
+    """A part of the image at about the size at which tiles show it: a square of side tile / factor,
+    factor uniform in `scale`, resized to crop x crop; at the best of `places` random places.
+
+    As `LargeScaleJitter`, with two differences. The factor refers to a tile instead of the image,
+    so images of all sizes are resized alike. And the part is cut out first, so large images are not
+    resized as a whole.
+    """
+
+    def __init__(self, tile: int, crop: int, scale: tuple[float, float], places: int = 1) -> None:
+        super().__init__()
+        self.tile, self.crop, self.scale, self.places = tile, crop, scale, places
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        image: Size = v2.query_size(flat_inputs)
+        side = max(1, round(self.tile / torch.empty(()).uniform_(*self.scale).item()))
+        window = (windows := [self._window(image, side) for _ in range(self.places)])[0]
+        if self.places > 1:
+            (masks,) = (each for each in flat_inputs if isinstance(each, tv_tensors.Mask))
+            window = _best_window(masks, image, windows)
+        height, width = (max(1, round(shown * self.crop / side)) for shown in window[2:])
+        return {"window": window, "size": (height, width)}
+
+    def _window(self, image: Size, side: int) -> Window:
+        """A random one in an image of that size."""
+        top, left = (int(torch.randint(max(0, length - side) + 1, ())) for length in image)
+        return top, left, min(side, image[0]), min(side, image[1])
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        part, size = F.crop(inpt, *params["window"]), params["size"]
+        if isinstance(inpt, tv_tensors.Mask):
+            return tv_tensors.wrap(_resize_masks(part, size, (0, 0, *size)), like=inpt)
+        return F.resize(part, list(size), antialias=True)
 
 
 class _TrainingTransform:

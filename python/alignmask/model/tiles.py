@@ -53,10 +53,10 @@ def tiles_for(
 
     Raises ValueError for tiles that cannot be.
     """
-    side = data.eval_tile if tile == "auto" else None if tile == "whole" else tile
+    side = data.tile if tile == "auto" else None if tile == "whole" else tile
     if side is None:
         return None
-    overlap = data.eval_overlap if overlap is None else overlap
+    overlap = data.tile_overlap if overlap is None else overlap
     if side < LEAST_SIDE or not 0 <= overlap < 1:
         raise ValueError(
             f"tiles: expected a side of {LEAST_SIDE} pixels or more and an overlap of 0 to less "
