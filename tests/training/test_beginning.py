@@ -19,7 +19,7 @@ from alignmask.training.checks import describe_data
 from alignmask.training.log import Log
 from alignmask.training.trainer import Trainer, train
 from tests import tiny
-from tests.data.coco_files import annotation, image_record, write_coco
+from tests.data.coco_files import annotation, box_polygon, image_record, write_coco
 from tests.pretrained.heads import head, saved, with_rows
 from tests.training.runs import config
 
@@ -128,7 +128,7 @@ def test_settings_cannot_be_changed_in_place() -> None:
 
 def test_images_with_more_instances_than_queries_are_counted(tmp_path: Path) -> None:
     """In one of the sentences of the start; as many as there are queries is no more."""
-    small = recipes.nuclei_small()
+    small = recipes.own_small()
     instances = [annotation(n, 1 + n // 101) for n in range(101 + 100)]  # 101 of one image, 100
     images, path = write_coco(tmp_path, [image_record(1), image_record(2)], instances)
     data = CocoDataset(images, path)
@@ -136,4 +136,34 @@ def test_images_with_more_instances_than_queries_are_counted(tmp_path: Path) -> 
     assert sentence.startswith(
         "1 of 2 training images have more instances (up to 101) than the model has queries (100)"
     )
-    assert len(list(describe_data(recipes.nuclei_many(), data, data))) == 2
+    assert sum("than the model has queries" in s for s in describe_data(small, data, data)) == 1
+    for recipe in (recipes.nuclei_many(), recipes.nuclei_small()):  # tiles show parts of images
+        sentences = describe_data(recipe, data, data)
+        assert not any("than the model has queries" in sentence for sentence in sentences)
+
+
+@pytest.mark.parametrize(
+    ("side", "shown", "tile"),
+    [(16, (256, 256), 128), (19, (256, 256), 160), (20, (256, 256), None), (30, (512, 700), 256)],
+)
+def test_small_objects_are_told_of_with_a_tile(
+    side: int, shown: tuple[int, int], tile: int | None, tmp_path: Path
+) -> None:
+    """Two of three have that side; images are resized to a short side of 256 pixels."""
+    instances = [
+        annotation(n, segmentation=box_polygon(10, 10, 10 + s, 10 + s))
+        for n, s in enumerate((side, side, 100))
+    ]
+    images, path = write_coco(tmp_path, [image_record(1, *shown)], instances)
+    data = CocoDataset(images, path)
+    assert data.instance_sizes_N3.tolist() == [[s, *shown] for s in (side, side, 100)]
+    recipe = recipes.own_small()
+    found = [s for s in describe_data(recipe, data, data) if "such masks are coarse" in s]
+    assert len(found) == (tile is not None)
+    if tile is None:
+        return
+    seen = round((side * 256 / shown[0]) ** 2)
+    assert found[0].startswith(f"half of the training instances have {seen} pixels or fewer when")
+    assert found[0].endswith(f"--data.tile {tile} would enlarge them")
+    with_tile = replace(recipe, data=replace(recipe.data, tile=tile))
+    assert not any("masks are coarse" in s for s in describe_data(with_tile, data, data))

@@ -109,6 +109,9 @@ class CocoDataset(Dataset[Sample]):
         self.listed = file.listed
         """Number of annotations that the file has of these images."""
         self._short_polygons = file.short_polygons
+        self.instance_sizes_N3 = _sizes(file)
+        """float32 [instances, 3], pixels: the root of the mask's area, and the shorter and the
+        longer side of its image."""
 
         faults = Faults()
         stored = self._find_files(self._instances(file), faults)
@@ -324,6 +327,13 @@ class CocoDataset(Dataset[Sample]):
                 FewBitsWarning,
                 stacklevel=4,
             )
+
+
+def _sizes(file: CocoFile) -> torch.Tensor:
+    shown = {image.id: (image.height, image.width) for image in file.images.values()}
+    sizes = [(a.pixels, *shown[a.image_id]) for a in file.annotations if a.is_instance]
+    size_N3 = torch.tensor(sizes, dtype=torch.float32).reshape(-1, 3)
+    return torch.cat((size_N3[:, :1].sqrt(), size_N3[:, 1:].sort(dim=1).values), dim=1)
 
 
 def _upright_size(header: Header) -> str:

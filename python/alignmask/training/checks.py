@@ -5,14 +5,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 
+import torch
+
 from alignmask._printing import counted
-from alignmask.config import Config, TrainConfig
+from alignmask.config import Config, DataConfig, TrainConfig
 from alignmask.data import CocoDataset
 from alignmask.evaluation.results_file import load_ground_truth
 from alignmask.model.stages import STAGES
 from alignmask.model.tiles import tiles_for
 from alignmask.training.best import check_metric
 from alignmask.training.trackers import check_trackers
+
+SMALL_SIDE = 20
+"""Objects of fewer pixels a side, where the model sees them, have coarse masks: these have a
+quarter of the resolution."""
+GOOD_SIDE = 32
 
 
 def check_settings(t: TrainConfig) -> None:
@@ -71,10 +78,31 @@ def describe_data(config: Config, data: CocoDataset, val_data: CocoDataset) -> I
     """Sentences for the log."""
     yield f"training data: {data.describe()}"
     yield f"validation data: {val_data.describe()}"
+    yield from _small_objects(config.data, data)
     queries, instances = config.model.query_decoder.queries, data.instances_per_image
+    if config.data.tile is not None:
+        return  # which show a part of an image
     if crowded := int((instances > queries).sum()):
         yield (
             f"{crowded} of {len(instances)} training images have more instances (up to "
             f"{int(instances.max())}) than the model has queries ({queries}): it cannot find "
-            "all of them. Raise --model.query-decoder.queries, or cut the images into tiles"
+            "all of them. Raise --model.query-decoder.queries, or train on tiles (--data.tile)"
+        )
+
+
+def _small_objects(settings: DataConfig, data: CocoDataset) -> Iterator[str]:
+    """A sentence if most objects are small where the model sees them, with the tile that would show
+    them at a good size (docs/log.md, 2026-11-27)."""
+    side_N, short_N, long_N = data.instance_sizes_N3.unbind(1)
+    if not len(side_N):
+        return
+    if settings.tile is not None:
+        short_N, long_N = short_N.clamp(max=settings.tile), long_N.clamp(max=settings.tile)
+    ratio_N = torch.minimum(settings.eval_short_side / short_N, settings.eval_max_side / long_N)
+    seen = float((side_N * ratio_N).median())
+    tile = max(64, 32 * round(settings.eval_short_side * float(side_N.median()) / GOOD_SIDE / 32))
+    if seen < SMALL_SIDE and (settings.tile is None or tile < settings.tile):
+        yield (
+            f"half of the training instances have {seen**2:.0f} pixels or fewer when images are "
+            f"resized for evaluation: such masks are coarse. --data.tile {tile} would enlarge them"
         )
