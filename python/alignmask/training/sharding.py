@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
@@ -29,6 +27,9 @@ def share_out(model: AlignMask, device: torch.device) -> None:
 
     Raises ValueError if there is one process alone.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     if not torch.distributed.is_initialized():
         raise ValueError(
             "train.shard: there is one process, and nobody to share with: start several "
@@ -103,5 +104,5 @@ def _part(value: Any, like: Tensor) -> Any:
         return value
     if isinstance(like, DTensor):
         value = value.to(like.device).contiguous()
-        return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+        return distribute_tensor(value, like.device_mesh, like.placements)
     return torch.empty_like(like, dtype=value.dtype).copy_(value)
