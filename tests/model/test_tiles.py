@@ -57,6 +57,9 @@ def test_what_is_asked_for_comes_before_the_settings() -> None:
     assert tiles_for(data, 64) == (64, 0.4)
     assert tiles_for(data, "auto", 0) == (128, 0)
     assert tiles_for(data, "whole") is None
+    for wrong in (None, "64", "all", 64.5):
+        with pytest.raises(ValueError, match="expected auto, whole, or a side in pixels, got"):
+            tiles_for(data, wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"got 16 and 0\.2"):
         tiles_for(DataConfig(tile=16))
 

@@ -53,9 +53,11 @@ def tiles_for(
 
     Raises ValueError for tiles that cannot be.
     """
-    side = data.tile if tile == "auto" else None if tile == "whole" else tile
-    if side is None:
+    if tile == "whole" or (tile == "auto" and data.tile is None):
         return None
+    side = data.tile if tile == "auto" else tile
+    if not isinstance(side, int):
+        raise ValueError(f"tiles: expected auto, whole, or a side in pixels, got {side!r}")
     overlap = data.tile_overlap if overlap is None else overlap
     if side < LEAST_SIDE or not 0 <= overlap < 1:
         raise ValueError(
