@@ -80,7 +80,7 @@ FLOORS = (
     {"analysis", "ablation", "predictor"},
     {"loading"},
     {"_arguments"},
-    {"_verbs", "_calibrating"},
+    {"_verbs", "_calibrating", "_exporting"},
     {"alignmask"},  # the package itself: names alone
     {"commands"},
     {"cli"},

@@ -21,7 +21,8 @@ from alignmask._version import __version__
 if TYPE_CHECKING:
     from alignmask import ops, recipes
     from alignmask._calibrating import calibrate
-    from alignmask._verbs import analyze, draw, evaluate, export, train
+    from alignmask._exporting import export
+    from alignmask._verbs import analyze, draw, evaluate, train
     from alignmask.config import Config
     from alignmask.loading import from_huggingface, from_mask2former, load
     from alignmask.model import Instances
@@ -53,7 +54,7 @@ _HOMES = {
     "calibrate": "_calibrating",
     "draw": "_verbs",
     "evaluate": "_verbs",
-    "export": "_verbs",
+    "export": "_exporting",
     "from_huggingface": "loading",
     "from_mask2former": "loading",
     "load": "loading",
