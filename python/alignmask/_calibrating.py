@@ -117,9 +117,9 @@ def calibrate(
         raise ValueError("calibrate: expected resamples of 0 or more and fewest of 1 or more")
     path = None if out is None else Path(out)
     score, predictor, tiles = "file", None, None
-    if tile != "auto" and is_results_file(model_or_results):
-        raise ValueError("calibrate: tiles are for a model to predict on: give results without")
     if is_results_file(model_or_results):
+        if tile != "auto":
+            raise ValueError("calibrate: tiles are for a model to predict on: give results without")
         if annotations is None or images is not None:
             raise ValueError("calibrate: of results, give annotations, and no images")
         ground_truth = load_ground_truth(str(annotations))

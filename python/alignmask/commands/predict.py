@@ -76,7 +76,8 @@ def command(
             model's own (data.tile_overlap).
         colours: What the colours of the pictures tell apart: the instances of an image, or the
             classes.
-        batch_size: Images of equal size per forward pass, or frames of a film; in tiles, tiles.
+        batch_size: Images of equal size per forward pass, or frames of a film. Of an image that is
+            taken in tiles, tiles.
         device: Where the model runs: cpu, cuda, cuda:1, ...; auto chooses a GPU if there is one.
     """
     if isinstance(threshold, float) and not 0 <= threshold <= 1:

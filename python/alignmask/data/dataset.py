@@ -109,9 +109,6 @@ class CocoDataset(Dataset[Sample]):
         self.listed = file.listed
         """Number of annotations that the file has of these images."""
         self._short_polygons = file.short_polygons
-        self.instance_sizes_N3 = _sizes(file)
-        """float32 [instances, 3], pixels: the root of the mask's area, and the shorter and the
-        longer side of its image."""
 
         faults = Faults()
         stored = self._find_files(self._instances(file), faults)
@@ -220,6 +217,7 @@ class CocoDataset(Dataset[Sample]):
         }
         labels = {category_id: label for label, category_id in enumerate(file.categories)}
         places: dict[str, list[str]] = {}
+        sizes: list[tuple[int, int, int]] = []
         if file.without_polygon:
             places[NO_POLYGON] = file.without_polygon
         for annotation in file.annotations:
@@ -230,6 +228,13 @@ class CocoDataset(Dataset[Sample]):
                 image = stored[annotation.image_id]
                 image.labels.append(labels[annotation.category_id])
                 image.counts.append(annotation.counts)
+                sizes.append((annotation.pixels, image.height, image.width))
+        size_N3 = torch.tensor(sizes, dtype=torch.float32).reshape(-1, 3)
+        self.instance_sizes_N3 = torch.cat(
+            (size_N3[:, :1].sqrt(), size_N3[:, 1:].sort(dim=1).values), dim=1
+        )
+        """float32 [instances, 3], pixels: the root of the mask's area, and the shorter and the
+        longer side of its image."""
         self.left_out.update({reason: len(where) for reason, where in places.items()})
         # Some crowds are what COCO's own files have.
         many = 2 * self.left_out.total() > file.listed
@@ -327,13 +332,6 @@ class CocoDataset(Dataset[Sample]):
                 FewBitsWarning,
                 stacklevel=4,
             )
-
-
-def _sizes(file: CocoFile) -> torch.Tensor:
-    shown = {image.id: (image.height, image.width) for image in file.images.values()}
-    sizes = [(a.pixels, *shown[a.image_id]) for a in file.annotations if a.is_instance]
-    size_N3 = torch.tensor(sizes, dtype=torch.float32).reshape(-1, 3)
-    return torch.cat((size_N3[:, :1].sqrt(), size_N3[:, 1:].sort(dim=1).values), dim=1)
 
 
 def _upright_size(header: Header) -> str:

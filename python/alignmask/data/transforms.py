@@ -48,10 +48,10 @@ def training_transform(data: DataConfig) -> Transform:
         raise ValueError(
             f"data.color_jitter: expected a strength of at least 0, got {data.color_jitter}"
         )
-    jitter: v2.Transform = LargeScaleJitter(data.crop, data.scale, data.crop_places)
-    if data.tile is not None:
-        jitter = TileJitter(data.tile, data.crop, data.scale, data.crop_places)
-    steps = [jitter]
+    shared = data.crop, data.scale, data.crop_places
+    steps: list[v2.Transform] = [
+        LargeScaleJitter(*shared) if data.tile is None else TileJitter(data.tile, *shared)
+    ]
     if data.flip:
         steps.append(v2.RandomHorizontalFlip(data.flip))
     if data.vertical_flip:
@@ -93,16 +93,7 @@ class LargeScaleJitter(v2.Transform):
         factor = torch.empty(()).uniform_(*self.scale).item()
         ratio = self.crop * factor / max(height, width)
         size = max(1, round(height * ratio)), max(1, round(width * ratio))
-        windows = [self._window(size) for _ in range(self.places)]
-        if self.places > 1:
-            (masks,) = (each for each in flat_inputs if isinstance(each, tv_tensors.Mask))
-            return {"size": size, "window": _best_window(masks, size, windows)}
-        return {"size": size, "window": windows[0]}
-
-    def _window(self, size: Size) -> Window:
-        """A random one in an image of that size."""
-        top, left = (int(torch.randint(max(0, side - self.crop) + 1, ())) for side in size)
-        return top, left, min(self.crop, size[0]), min(self.crop, size[1])
+        return {"size": size, "window": _place(flat_inputs, size, self.crop, self.places)}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         if isinstance(inpt, tv_tensors.Mask):
@@ -126,17 +117,9 @@ class TileJitter(v2.Transform):
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         image: Size = v2.query_size(flat_inputs)
         side = max(1, round(self.tile / torch.empty(()).uniform_(*self.scale).item()))
-        window = (windows := [self._window(image, side) for _ in range(self.places)])[0]
-        if self.places > 1:
-            (masks,) = (each for each in flat_inputs if isinstance(each, tv_tensors.Mask))
-            window = _best_window(masks, image, windows)
+        window = _place(flat_inputs, image, side, self.places)
         height, width = (max(1, round(shown * self.crop / side)) for shown in window[2:])
         return {"window": window, "size": (height, width)}
-
-    def _window(self, image: Size, side: int) -> Window:
-        """A random one in an image of that size."""
-        top, left = (int(torch.randint(max(0, length - side) + 1, ())) for length in image)
-        return top, left, min(side, image[0]), min(side, image[1])
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         part, size = F.crop(inpt, *params["window"]), params["size"]
@@ -180,6 +163,21 @@ class _EvaluationTransform:
             image_CHW=F.resize_image(sample.image_CHW, list(size), antialias=True),
             masks_NHW=_resize_masks(sample.masks_NHW, size, (0, 0, *size)),
         )
+
+
+def _place(flat_inputs: list[Any], size: Size, side: int, places: int) -> Window:
+    """Where a square of that side is cut out of an image that has `size`: at the best of `places`
+    random places. A shorter image is taken whole."""
+    windows = [_random_window(size, side) for _ in range(places)]
+    if places == 1:
+        return windows[0]
+    (masks,) = (each for each in flat_inputs if isinstance(each, tv_tensors.Mask))
+    return _best_window(masks, size, windows)
+
+
+def _random_window(size: Size, side: int) -> Window:
+    top, left = (int(torch.randint(max(0, length - side) + 1, ())) for length in size)
+    return top, left, min(side, size[0]), min(side, size[1])
 
 
 def _best_window(masks_NHW: Tensor, size: Size, windows: list[Window]) -> Window:
