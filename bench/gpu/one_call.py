@@ -23,7 +23,18 @@ def main() -> None:
         torch.autograd.grad(
             ops.masked_point_pool(features, instances, owner, where)[0].sum(), features
         )
-    ops.mask_iou(torch.randn(B, QUERIES, HALF_SIDE, HALF_SIDE, device=DEVICE), instances, owner)
+    coarse = torch.randn(B, QUERIES, 16, 16, device=DEVICE)
+    for predictions in (
+        torch.nn.functional.interpolate(coarse, size=(HALF_SIDE, HALF_SIDE), mode="bicubic"),
+        torch.randn(B, QUERIES, HALF_SIDE, HALF_SIDE, device=DEVICE),
+    ):
+        ops.mask_iou(predictions, instances, owner)
+    logits = torch.randn(400, 1, 16, 16, device=DEVICE)
+    logits = torch.nn.functional.interpolate(logits, size=(HALF_SIDE, HALF_SIDE), mode="bicubic")
+    smooth = (5 * logits[:, 0]).requires_grad_()
+    sampled = ops.mask_points(smooth, instances, torch.arange(400, device=DEVICE) % len(instances), POINTS, 1)[0]
+    torch.autograd.grad(sampled.sum(), smooth)
+    ops.mask_rle(smooth[:100].detach(), (SIDE, SIDE))
     rows = OUTPUTS * B * QUERIES
     label = torch.randint(-1, CLASSES, (rows,), device=DEVICE)
     ops.quality_focal_loss(

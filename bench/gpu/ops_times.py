@@ -9,11 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from common import DEVICE, GPU, SIDE, B, Results, attention, generator, loop_ms, masks, times_of
 from torch import Tensor
 
 from alignmask import ops
+from tests.loss import pointrend
+from tests.ops import cases
+
+try:
+    from pycocotools import mask as mask_utils
+except ImportError:  # the job that needs it says so
+    mask_utils = None
 
 HALF_SIDE = SIDE // 4
 """Of the pixel embedding and of predicted masks."""
@@ -109,6 +117,58 @@ def iou(dtype: torch.dtype, scale: int, smooth: bool) -> Iterator[Job]:
     yield f"mask_iou {short_name(dtype)} x{scale} {'smooth' if smooth else 'noise'}", run
 
 
+def mask_points(dtype: torch.dtype) -> Iterator[Job]:
+    """The positive rows of a step: 7 instances and 35 aligned queries an image, ten outputs."""
+    rows = OUTPUTS * B * (42 if GPU else 2)
+
+    def given() -> tuple[Tensor, Tensor, Tensor]:
+        logits = torch.randn(rows, 1, 16, 16, device=DEVICE, generator=generator())
+        logits = torch.nn.functional.interpolate(
+            logits, size=(HALF_SIDE, HALF_SIDE), mode="bicubic"
+        )
+        index = torch.arange(rows, device=DEVICE) % (7 * B)
+        return 5 * logits[:, 0].to(dtype), masks(7 * B, SIDE), index
+
+    def run() -> dict[str, Any]:
+        logits, targets, index = given()
+        logits.requires_grad_()
+        return times_of(lambda: ops.mask_points(logits, targets, index, POINTS, 1)[0], (logits,))
+
+    def composed() -> dict[str, Any]:
+        logits, targets, index = given()
+        logits.requires_grad_()
+        return times_of(
+            lambda: pointrend.composed(logits, targets, index, POINTS)[0], (logits,)
+        )
+
+    yield f"mask_points {short_name(dtype)}", run
+    if dtype == torch.float32:
+        yield "mask_points float32, plain torch (grid_sample, topk)", composed
+
+
+def mask_rle(smooth: bool) -> Iterator[Job]:
+    """100 masks of 256 x 256 at 1024 x 1024; every call waits for the number of runs."""
+    shape = cases.MASK_RLE["1024x1024" if GPU else "odd"]
+
+    def run() -> dict[str, Any]:
+        logits = cases.mask_rle(shape, smooth=smooth).to(DEVICE)
+        return {"forward": {"loop ms": loop_ms(lambda: ops.mask_rle(logits, *shape.sizes))}}
+
+    def composed() -> dict[str, Any]:
+        logits = cases.mask_rle(shape, smooth=smooth).to(DEVICE)
+
+        def call() -> Any:
+            full = torch.nn.functional.interpolate(logits[None], size=shape.size, mode="bilinear")
+            dense = np.asfortranarray((full[0] > 0).byte().cpu().numpy().transpose(1, 2, 0))
+            return mask_utils.encode(dense)
+
+        return {"forward": {"loop ms": loop_ms(call, calls=2)}}
+
+    yield f"mask_rle float32 {'smooth' if smooth else 'noise'}", run
+    if smooth:
+        yield "mask_rle float32 smooth, plain torch and pycocotools", composed
+
+
 def loss(dtype: torch.dtype) -> Iterator[Job]:
     def run() -> dict[str, Any]:
         rows = OUTPUTS * B * QUERIES
@@ -149,7 +209,10 @@ def jobs() -> Iterator[Job]:
             yield from pooling(dtype, layout)
         for scale, smooth in ((4, True), (4, False), (1, True)):
             yield from iou(dtype, scale, smooth)
+        yield from mask_points(dtype)
         yield from loss(dtype)
+    for smooth in (True, False):
+        yield from mask_rle(smooth)
     yield from deformable_attention(other, 2.0)
     for dtype in (single, half):
         yield from deformable_attention(dtype, 8.0)

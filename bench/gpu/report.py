@@ -5,7 +5,7 @@ It needs this interpreter's torch, numpy and pytest; whatever else is not there 
 the reason. Sections come by worth, each under a limit of its own and all under --budget seconds;
 whatever happens to one, the later ones run. Timings run alone, tests side by side. The report is
 bench/results/<gpu>-<date>.md with its numbers in a .json beside it; if OUT names a folder, both go
-there, too, with the log, the profiler's counters and its table of kernels: five files.
+there, too, with the log, the profiler's counters and its tables of kernels: at most seven files.
 
 `--device cpu` goes through the motions at small shapes. `python bench/gpu/install.py prepare`
 first, on a machine with a network, makes what a machine without one needs: copy
@@ -33,9 +33,10 @@ HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent.parent
 SKIPPED = 77
 SUITE = (
-    "mask_iou", "masked_point_pool", "ms_deform_attn", "ms_deform_attn_from_offsets", "quality_focal_loss",
+    "mask_iou", "mask_points", "mask_rle", "masked_point_pool", "ms_deform_attn", "ms_deform_attn_from_offsets",
+    "quality_focal_loss",
 )  # fmt: skip
-KERNELS = "regex:ms_deform_attn|mask_iou|masked_point_pool|quality_focal|gradient"
+KERNELS = "regex:ms_deform_attn|mask_iou|mask_points|mask_rle|masked_point_pool|quality_focal|gradient"
 COUNTERS = (
     "SpeedOfLight",
     "MemoryWorkloadAnalysis",
@@ -194,6 +195,7 @@ class Report:
                 program("expected", 120, architecture, gpu_only=True),
                 program("compile_all", 120, architecture, as_="jit_compile", gpu_only=True),
                 program("peers", 120, "build", as_="peers_build", program="ninja", gpu_only=True),
+                program("step", 110, "compiled", "warm", as_="compiled_warm", gpu_only=True),
             ],
             # Alone: one of them looks at the time.
             [
@@ -210,6 +212,7 @@ class Report:
             [program("peers", 90)],
             [program("whole_models", 80, as_="hf")],
             [program("step", 90)],
+            [program("step", 90, "compiled", as_="compiled_step", gpu_only=True)],
             [
                 tests(
                     "jit",
@@ -337,9 +340,9 @@ class Report:
             folder.mkdir(parents=True, exist_ok=True)
             for path in written:
                 shutil.copy(path, folder)
-        for name in ("ncu.csv", "step_profile.txt"):
-            if (self.work / "results" / name).exists():
-                shutil.copy(self.work / "results" / name, self.out)
+        for found in ("ncu.csv", "step_profile*.txt"):
+            for path in (self.work / "results").glob(found):
+                shutil.copy(path, self.out)
 
 
 def end(process: subprocess.Popen) -> None:

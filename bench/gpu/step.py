@@ -11,6 +11,7 @@ import collections
 import contextlib
 import dataclasses
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ try:
     from alignmask.loss import Criterion
     from alignmask.model import build_model
     from alignmask.recipes import r50_50ep
+    from alignmask.training.graphs import GraphedForward
     from alignmask.training.optimizer import build_optimizer
 except ImportError as error:
     skip(f"the training step is left out: {error}")
@@ -39,8 +41,10 @@ def without_cudnn_attention() -> Iterator[None]:
         torch.backends.cuda.enable_cudnn_sdp(True)
 
 
+GRAPHS = "bf16, CUDA graphs"
 VARIANTS: dict[str, tuple[torch.dtype, bool, Callable[[], Any]]] = {
     "bf16": (torch.bfloat16, True, contextlib.nullcontext),
+    GRAPHS: (torch.bfloat16, True, contextlib.nullcontext),
     "tf32": (torch.float32, True, contextlib.nullcontext),
     "fp32": (torch.float32, False, contextlib.nullcontext),
     "bf16, no cuDNN attention": (torch.bfloat16, True, without_cudnn_attention),
@@ -66,6 +70,7 @@ class Step:
         torch.manual_seed(0)
         self.model = build_model(self.model_config).to(DEVICE).train()
         self.criterion = Criterion(self.model_config, self.loss)
+        self.graphed = GraphedForward(self.model)
         self.optimizer = build_optimizer(self.model, config.train)
         self.batch = batch(B, INSTANCES, self.model_config.num_classes)
         self.value = 0.0
@@ -76,7 +81,7 @@ class Step:
         autocast = torch.autocast(DEVICE, dtype, enabled=dtype != torch.float32)
         with context():
             with autocast:
-                prediction = self.model(self.batch)
+                prediction = (self.graphed if variant == GRAPHS else self.model)(self.batch)
             loss = self.criterion(prediction, self.batch).total(self.loss)
             after("criterion")
             loss.backward()
@@ -126,7 +131,7 @@ def waits(step: Step) -> dict[str, int]:
     )
 
 
-def profile(step: Step) -> dict[str, int]:
+def profile(step: Step, variant: str = "bf16", file: str = "step_profile.txt") -> dict[str, int]:
     """Launches and waits by torch's profiler; its table of kernels goes into a file."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
@@ -134,13 +139,13 @@ def profile(step: Step) -> dict[str, int]:
     with profiler(
         activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if GPU else [])]
     ) as run:
-        step.run("bf16")
+        step.run(variant)
         synchronize()
     averages = run.key_averages()
     order = "self_device_time_total" if GPU else "self_cpu_time_total"
     table = averages.table(sort_by=order, row_limit=70, max_name_column_width=90)
     (WORK / "results").mkdir(parents=True, exist_ok=True)
-    (WORK / "results" / "step_profile.txt").write_text(table)
+    (WORK / "results" / file).write_text(table)
     counts = {event.key: event.count for event in averages}
     launches = sum(count for key, count in counts.items() if "LaunchKernel" in key)
     watched = (
@@ -184,7 +189,37 @@ def main() -> None:
     results.attempt("profile", lambda: profile(step))
     if GPU:
         results.attempt("waits for the device", lambda: waits(step))
+        results.attempt(
+            "profile, CUDA graphs", lambda: profile(step, GRAPHS, "step_profile_graphs.txt")
+        )
+
+
+def compiled() -> None:
+    """The layers under torch.compile, then the backbone, too, in graphs as above: a step, and the
+    time of its kernels. Compiling takes minutes; `warm` compiles alone."""
+    results, step = Results("compiled_step"), Step()
+    model = step.model
+    for name, regions in (
+        ("layers", [*model.pixel_decoder.layers, *model.query_decoder.layers]),
+        ("layers and backbone", [model.backbone.body]),
+    ):
+        for region in regions:
+            region.compile(dynamic=False)
+        step.graphed = GraphedForward(model)
+        results.attempt(
+            f"training step, {name} compiled",
+            lambda: rounds({GRAPHS: lambda: step.run(GRAPHS)}, 1 if "warm" in sys.argv else 5),
+        )
+    if "warm" not in sys.argv:
+        results.attempt(
+            "profile, compiled", lambda: profile(step, GRAPHS, "step_profile_compiled.txt")
+        )
 
 
 if __name__ == "__main__":
-    main()
+    if "compiled" not in sys.argv:
+        main()
+    elif GPU:
+        compiled()
+    else:  # Inductor's compiler takes longer than all the rest
+        skip("a compiled training step is left out without a GPU")

@@ -347,6 +347,10 @@ class TrainConfig:
     """Share weights, gradients, the optimizer's moments and the moving average out among the
     processes, each of which otherwise has a copy of them (FSDP2 of torch). A large model then takes
     less memory in each process, and more is exchanged in every step."""
+    cuda_graphs: bool = False
+    """Replay the backbone, the pixel decoder and the query decoder from CUDA graphs, so that a slow
+    processor does not hold a GPU back. One GPU alone, without accumulation, and images of one size.
+    The weights after a step are those of a run without it, within rounding."""
     learning_rate: float = 1e-4
     """Learning rate of AdamW after the warm-up and before the schedule reduces it; the backbone has
     a rate of its own."""

@@ -18,6 +18,7 @@ from alignmask import checkpoint
 from alignmask.config import Config, DataConfig, TrainConfig
 from alignmask.data import Sample, collate
 from alignmask.loss import Criterion
+from alignmask.training.graphs import GraphedForward
 from alignmask.training.optimizer import build_optimizer
 from alignmask.training.trainer import Trainer, train
 from tests import tiny
@@ -102,6 +103,50 @@ def test_a_run(accelerated: str, shapes: DataConfig, tmp_path: Path, precision: 
         assert any(not torch.equal(plain[name], ema[name]) for name in plain)
     assert (checkpoint.load_state(latest)["scaler"] is not None) == (precision == "fp16")
     assert (run / "best" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_graphs(device: str, same_points: None, precision: str) -> None:
+    """A step from CUDA graphs has the loss and the gradients of one without them, also when the
+    number of slots has changed and comes back."""
+    if device == "cpu":
+        pytest.skip("a CPU has no graphs: tests/training/test_graphs.py has the rest")
+    count = replace(tiny.ALIGNED, count=64, point_sets=8)
+    model = tiny.model(aligned_queries=count).to(device).train()
+    graphed = GraphedForward(model)
+    for counts in ((3, 0, 2), (6, 1, 5), (2, 2, 1)):
+        batch, results = tiny.batch(counts).to(device), []
+        for forward in (model, graphed):
+            model.zero_grad()
+            torch.manual_seed(0)
+            with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+                prediction = forward(batch)
+            loss = Criterion(model.config, LOSS)(prediction, batch).total(LOSS)
+            loss.backward()
+            grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+            results.append((loss.detach(), grads))
+        (loss, expected), (loss_graphed, found) = results
+        tolerance = 1e-3 if precision == "fp32" else 0.1
+        torch.testing.assert_close(loss_graphed, loss, rtol=tolerance / 5, atol=0)
+        assert found.keys() == expected.keys()
+        largest = max(float(grad.abs().max()) for grad in expected.values())
+        for name, grad in expected.items():
+            assert (found[name] - grad).abs().max() <= tolerance * largest, name
+    assert sorted(graphed.queries) == [32, 64]
+
+
+def test_a_run_from_graphs(accelerated: str, shapes: DataConfig, tmp_path: Path) -> None:
+    """Its losses are those of a run without, while a worker's batches are pinned."""
+    runs = []
+    for graphs in (False, True):
+        settings = config(shapes, tmp_path / str(graphs), precision="fp32", cuda_graphs=graphs)
+        if accelerated == "cpu" and graphs:
+            with pytest.raises(ValueError, match="no GPU"):
+                train(settings)
+            return
+        runs.append(losses(train(settings)))
+    assert runs[1][1] == pytest.approx(runs[0][1], rel=1e-3)
+    assert runs[1] == pytest.approx(runs[0], rel=0.05)
 
 
 def test_resume(accelerated: str, shapes: DataConfig, tmp_path: Path) -> None:

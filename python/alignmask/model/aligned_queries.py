@@ -17,8 +17,9 @@ from alignmask.data.batch import sent
 from alignmask.model.layers import mlp
 
 SLOT_STEP = 32
-"""On a GPU the number of slots is rounded up to a multiple of this, but not beyond N_AQ: every new
-shape has a cost there (cuDNN searches for its best attention kernel)."""
+"""On a GPU the number of slots is rounded up to a multiple of this, one at least, but not beyond
+N_AQ: every new shape has a cost there (cuDNN searches for its best attention kernel, CUDA graphs
+are captured)."""
 
 
 @dataclass
@@ -104,7 +105,7 @@ class AlignedQueryGenerator(nn.Module):
         return (
             slots
             if device.type == "cpu"
-            else min(-(-slots // SLOT_STEP) * SLOT_STEP, self.config.count)
+            else min(max(-(-slots // SLOT_STEP), 1) * SLOT_STEP, self.config.count)
         )
 
 

@@ -30,7 +30,7 @@ from alignmask.loss import Criterion
 from alignmask.model import AlignMask, build_model
 from alignmask.model.tiles import tiles_for
 from alignmask.pretrained.read import LoadReport, initialise
-from alignmask.training import non_finite, precision, processes, sharding
+from alignmask.training import graphs, non_finite, precision, processes, sharding
 from alignmask.training.accumulation import Part, parts_of_step
 from alignmask.training.batches import MicroBatches, seed_of, training_batches
 from alignmask.training.best import Judge
@@ -69,6 +69,7 @@ class Trainer:
         self.folder = RunFolder(config)
         self.precision = precision.resolve(t.precision, precision.capability_at_hand())
         self.accelerator = processes.join(t, self.precision)
+        graphs.check(t, self.accelerator.device, self.accelerator.num_processes)
         self.micro_batch = processes.images_together(t, self.accelerator.num_processes)
         self.train_data, self.val_data = (
             train_dataset(config.data),
@@ -108,6 +109,7 @@ class Trainer:
         """The model and its optimizer on this process's device, as one of several."""
         t, accelerator = self.config.train, self.accelerator
         self.model: torch.nn.Module
+        self.forward: graphs.GraphedForward | None = None
         if t.shard:
             self.model = model.to(accelerator.device)
             sharding.share_out(model, accelerator.device)
@@ -119,6 +121,8 @@ class Trainer:
         # `prepare` would make half precision a part of the model, and so of its evaluation.
         # `train_step` uses autocast instead.
         accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        if t.cuda_graphs:
+            self.forward = graphs.GraphedForward(self.plain_model)
 
     @property
     def plain_model(self) -> AlignMask:
@@ -260,7 +264,7 @@ class Trainer:
     def _losses(self, part: Part) -> dict[str, torch.Tensor]:
         """The loss to minimise and, for the log, its parts."""
         with self.accelerator.autocast():
-            prediction = self.model(part.batch, part.points_BTK2)
+            prediction = (self.forward or self.model)(part.batch, part.points_BTK2)
         losses = self.criterion(prediction, part.batch, part.normalisers)
         return {"loss": losses.total(self.config.loss), **losses.summary()}
 
