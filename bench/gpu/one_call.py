@@ -32,7 +32,9 @@ def main() -> None:
     logits = torch.randn(400, 1, 16, 16, device=DEVICE)
     logits = torch.nn.functional.interpolate(logits, size=(HALF_SIDE, HALF_SIDE), mode="bicubic")
     smooth = (5 * logits[:, 0]).requires_grad_()
-    sampled = ops.mask_points(smooth, instances, torch.arange(400, device=DEVICE) % len(instances), POINTS, 1)[0]
+    sampled = ops.mask_points(
+        smooth, instances, torch.arange(400, device=DEVICE) % len(instances), POINTS, 1
+    )[0]
     torch.autograd.grad(sampled.sum(), smooth)
     ops.mask_rle(smooth[:100].detach(), (SIDE, SIDE))
     rows = OUTPUTS * B * QUERIES

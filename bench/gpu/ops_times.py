@@ -137,9 +137,7 @@ def mask_points(dtype: torch.dtype) -> Iterator[Job]:
     def composed() -> dict[str, Any]:
         logits, targets, index = given()
         logits.requires_grad_()
-        return times_of(
-            lambda: pointrend.composed(logits, targets, index, POINTS)[0], (logits,)
-        )
+        return times_of(lambda: pointrend.composed(logits, targets, index, POINTS)[0], (logits,))
 
     yield f"mask_points {short_name(dtype)}", run
     if dtype == torch.float32:

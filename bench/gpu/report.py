@@ -36,7 +36,9 @@ SUITE = (
     "mask_iou", "mask_points", "mask_rle", "masked_point_pool", "ms_deform_attn", "ms_deform_attn_from_offsets",
     "quality_focal_loss",
 )  # fmt: skip
-KERNELS = "regex:ms_deform_attn|mask_iou|mask_points|mask_rle|masked_point_pool|quality_focal|gradient"
+KERNELS = (
+    "regex:ms_deform_attn|mask_iou|mask_points|mask_rle|masked_point_pool|quality_focal|gradient"
+)
 COUNTERS = (
     "SpeedOfLight",
     "MemoryWorkloadAnalysis",

@@ -350,7 +350,7 @@ class TrainConfig:
     cuda_graphs: bool = False
     """Replay the backbone, the pixel decoder and the query decoder from CUDA graphs, so that a slow
     processor does not hold a GPU back. One GPU alone, without accumulation, and images of one size.
-    The weights after a step are those of a run without it, within rounding."""
+    It has not been tried on a GPU yet."""
     learning_rate: float = 1e-4
     """Learning rate of AdamW after the warm-up and before the schedule reduces it; the backbone has
     a rate of its own."""

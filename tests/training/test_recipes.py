@@ -83,6 +83,7 @@ MASK2FORMER: dict[str, Any] = {
     "train.batch_size": 16,
     "train.accumulate": 1,
     "train.shard": False,
+    "train.cuda_graphs": False,
     "train.learning_rate": 1e-4,
     "train.backbone_multiplier": 0.1,
     "train.weight_decay": 0.05,

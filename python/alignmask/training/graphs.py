@@ -143,7 +143,9 @@ def check(t: TrainConfig, device: torch.device, processes: int) -> None:
     if device.type != "cuda":
         reason = "there is no GPU"
     elif processes > 1:
-        reason = f"there are {processes} processes, whose gradients are exchanged while they are made"
+        reason = (
+            f"there are {processes} processes, whose gradients are exchanged while they are made"
+        )
     elif t.accumulate > 1:
         reason = "a graph's gradients are overwritten, so train.accumulate must be 1"
     if reason:
@@ -153,6 +155,8 @@ def check(t: TrainConfig, device: torch.device, processes: int) -> None:
 def _like(tensor: Tensor) -> Tensor:
     """An example of a region's input; maps with all channels of a pixel together, as the model
     makes them."""
-    layout = torch.channels_last if tensor.ndim == 4 and tensor.requires_grad else torch.preserve_format
+    layout = (
+        torch.channels_last if tensor.ndim == 4 and tensor.requires_grad else torch.preserve_format
+    )
     made = tensor.detach().clone(memory_format=layout)
     return made.requires_grad_(tensor.requires_grad)

@@ -28,7 +28,7 @@ from alignmask.training.run_lock import hold
 MAY_DIFFER = (
     "name", "out",
     "model.score", "data.workers",
-    "train.iterations", "train.batch_size", "train.accumulate", "train.shard",
+    "train.iterations", "train.batch_size", "train.accumulate", "train.shard", "train.cuda_graphs",
     "train.learning_rate", "train.scale_learning_rate_from", "train.backbone_multiplier", "train.weight_decay",
     "train.schedule", "train.milestones", "train.warmup", "train.clip", "train.precision", "train.ema",
     "train.best_by", "train.patience", "train.trackers",
