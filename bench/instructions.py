@@ -71,6 +71,8 @@ def recorded_calls() -> dict[str, list[Call]]:
     low = record(lambda: ops.mask_iou(*cases.mask_iou(cases.IouShape(1, 100, (64, 64), 1, 15))))
     high = record(lambda: ops.mask_iou(*cases.mask_iou(cases.IouShape(1, 100, (64, 64), 4, 15))))
     chosen = record(lambda: gradients(ops.mask_points(*looked_at)[0], looked_at[0]))
+    shape = cases.RleShape(20, (64, 64), *[(256, 256)] * 3)
+    runs = record(lambda: ops.mask_rle(cases.mask_rle(shape, smooth=True), *shape.sizes))
     quality = record(lambda: gradients(ops.quality_focal_loss(*loss), loss[0]))
     return {
         "ms_deform_attn 128², forward": deformed[:1],
@@ -83,6 +85,8 @@ def recorded_calls() -> dict[str, list[Call]]:
         "mask_iou 100 × 15, 64² upsampled to 256²": high,
         "mask_points 4 rows of 64², 12544 points, forward": chosen[:1],
         "mask_points 4 rows of 64², 12544 points, backward": chosen[1:],
+        "mask_rle 20 masks, 64² to 256², what they measure": runs[:1],
+        "mask_rle 20 masks, 64² to 256², their counts": runs[1:],
         "quality_focal_loss 1000 × 80, loss and gradient": quality,
     }
 

@@ -6,6 +6,8 @@ that do the work, by what the multiprocessors can issue (four instructions per c
 kernels are slower than both: caches miss, latency shows, loops have ends. Both branches of a
 condition are counted, so the instructions are an upper bound of what a loop issues.
 
+Of mask_rle there is no count: its one loop resizes twice, once, or not at all.
+
 `scalar` is deformable attention by the plan that most public kernels share, written anew for this
 comparison (bench/one_thread_per_scalar.cuh). Its instructions are counted in the same way.
 """
@@ -58,6 +60,10 @@ CORNERS_OF_TOKEN = 4
 SETS, SET_POINTS, COVERED = 5, 12544, 0.1  # an instance's mask covers a tenth of the image, say
 # Of words of a prediction have pixels that are set, of its cells lie on its border, say.
 SET, MIXED = 0.2, 0.02
+# Rows with a mask loss: of 7 instances an image and 35 aligned queries. Candidates are drawn in
+# pairs, once for each 11 bits of their float32 distances from 0, and once more to be written.
+LOSS_ROWS, LOSS_MASKS, CANDIDATE_PAIRS, KEY_DIGITS = B * OUTPUTS * 42, B * 7, 3 * SET_POINTS // 2, 3
+FRESH = SET_POINTS // 4
 
 
 @dataclass(frozen=True)
@@ -220,6 +226,21 @@ def others(architecture: int) -> Iterator[Case]:
             "logit",
             B * MODEL_QUERIES * pixels,
         )
+    for dtype, size in (("float", 4), ("Half", 2)):
+        sass = code("mask_points", f"mask_points_forward<{dtype}>", architecture)
+        look, write = loop(sass, r"ATOMS", r"LDG"), loop(sass, r"BAR", r"STG", r"LDG")
+        points, each = LOSS_ROWS * SET_POINTS, loop(sass, r"LDG", r"STG\.E")
+        issued = LOSS_ROWS * CANDIDATE_PAIRS / 32 * (KEY_DIGITS * look + write)
+        issued += LOSS_ROWS * FRESH / 32 * each
+        logits = LOSS_ROWS * pixels
+        bytes_ = size * logits + LOSS_MASKS * 1024 * 1024 + points * (3 * 4 + size)
+        asked = 2 * LOSS_ROWS * CANDIDATE_PAIRS * (KEY_DIGITS + 1) * 4 * size
+        yield Case(f"mask_points {dtype}", bytes_, asked, issued, "point", points)
+        sass = code("mask_points", f"mask_points_backward<{dtype}>", architecture)
+        issued = points / 32 * sum(not line.endswith(":") for line in sass.splitlines())
+        # Sums in float32: zeroed, then added to in the L2 cache, written once; half: converted.
+        bytes_ = points * (2 * 4 + size) + 2 * 4 * logits + (6 * logits if size == 2 else 0)
+        yield Case(f"mask_points backward {dtype}", bytes_, bytes_, issued, "point", points)
     rows = B * OUTPUTS * MODEL_QUERIES
     for dtype, size, vector in (("float", 4, 4), ("Half", 2, 8)):
         sass = code(

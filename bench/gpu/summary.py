@@ -22,6 +22,10 @@ MEASURED = {
     "masked_point_pool Half": ("masked_point_pool bfloat16 NHWC", "forward"),
     "mask_iou to 1024 x 1024 float": ("mask_iou float32 x4 smooth", "forward"),
     "mask_iou to 1024 x 1024 Half": ("mask_iou bfloat16 x4 smooth", "forward"),
+    "mask_points float": ("mask_points float32", "forward"),
+    "mask_points Half": ("mask_points bfloat16", "forward"),
+    "mask_points backward float": ("mask_points float32", "backward"),
+    "mask_points backward Half": ("mask_points bfloat16", "backward"),
     "quality_focal_loss float": ("quality_focal_loss float32", "forward+backward"),
     "quality_focal_loss Half": ("quality_focal_loss bfloat16", "forward+backward"),
 }
