@@ -11,10 +11,10 @@ PROCESSES ?= logical
 bin := $(VENV)/bin
 stamp := $(VENV)/.installed
 native := CMakeLists.txt $(wildcard cmake/*.cmake core/*/* core/*/*/* bindings/*)
-cpp := $(wildcard $(foreach ending,h cpp cuh cu,core/*/*.$(ending) core/*/*/*.$(ending) bindings/*.$(ending) tests/native/*.$(ending) \
+cpp := $(wildcard $(foreach ending,h cpp cuh cu,core/*/*.$(ending) core/*/*/*.$(ending) bindings/*.$(ending) tests/native/*.$(ending) tests/native/fuzz/*.$(ending) \
          tests/sanitize/*.$(ending) tests/simt/*.$(ending)))
 
-.PHONY: help setup simt sanitize sanitize-simt demo test test-all lint format bench native-test cuda-check roofline test-gpu gpu-report bench-model mutate wheel matrix docs clean
+.PHONY: help setup simt sanitize sanitize-simt demo test test-all lint format bench native-test fuzz cuda-check roofline test-gpu gpu-report bench-model mutate wheel matrix docs clean
 
 help:  ## List what make can do
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -66,6 +66,9 @@ native-test: setup  ## Build the core alone and run its C++ test
 	@$(bin)/cmake -S . -B build/native -G Ninja -DPython_EXECUTABLE=$(abspath $(bin)/python) -DCMAKE_MAKE_PROGRAM=$(abspath $(bin)/ninja)
 	@$(bin)/cmake --build build/native
 	@$(bin)/ctest --test-dir build/native --output-on-failure
+
+fuzz: setup  ## Look for calls that break the core, with libFuzzer (SECONDS=600; needs clang)
+	@tests/native/fuzz/run.sh $(or $(SECONDS),600)
 
 nvrtc12 := build/nvrtc12/nvidia/cuda_nvrtc/lib
 

@@ -23,15 +23,21 @@ std::string size_string(std::int64_t height, std::int64_t width) {
 ArgumentCheck check_input(const MaskRleArgs& args) {
   ArgumentCheck check(MaskRleArgs::op());
   check.input("logits", args.logits, "Nhw", kFloats);
-  const auto positive = [&](const char* name, std::int64_t height, std::int64_t width) {
+  // Memory for a column of these sizes is taken, and no tensor shows how much that is.
+  constexpr std::int64_t kLongestSide = 1 << 24;
+  const auto sides = [&](const char* name, std::int64_t height, std::int64_t width) {
     if (height < 1 || width < 1)
       check.fail_value(std::string(name) + " must be of 1 pixel or more a side, got " +
                        size_string(height, width));
+    if (height > kLongestSide || width > kLongestSide)
+      check.fail_value(std::string(name) + " " + size_string(height, width) +
+                       " has a side of more than 2^24 pixels, whose places float32 cannot tell "
+                       "apart");
   };
-  positive("logits", check.size('h'), check.size('w'));
-  positive("size", args.height, args.width);
-  positive("padded", args.padded_height, args.padded_width);
-  positive("valid", args.valid_height, args.valid_width);
+  sides("logits", check.size('h'), check.size('w'));
+  sides("size", args.height, args.width);
+  sides("padded", args.padded_height, args.padded_width);
+  sides("valid", args.valid_height, args.valid_width);
   if (args.valid_height > args.padded_height || args.valid_width > args.padded_width)
     check.fail_value("valid " + size_string(args.valid_height, args.valid_width) +
                      " must lie within padded " +

@@ -24,7 +24,7 @@ struct MaskRleArgs {
   TensorView logits;  ///< [N, h, w]  float16, bfloat16, float32 or float64; any strides, as all
                       ///< below
 
-  // Of at least 1; valid <= padded, and H · W < 2^31.
+  // Sides of 1 to 2^24; valid <= padded, and H · W < 2^31.
   int height = 0, width = 0;                ///< H, W
   int padded_height = 0, padded_width = 0;  ///< of the network's input
   int valid_height = 0, valid_width = 0;    ///< the part of it that shows the image

@@ -64,6 +64,10 @@ void test_errors() {
       "size must be of 1 pixel or more a side, got (0, 2)", [](C& c) { c.args.height = 0; },
       ValueError(""));
   fails(
+      "padded (4, 16777217) has a side of more than 2^24 pixels, whose places float32 cannot tell "
+      "apart",
+      [](C& c) { c.args.padded_width = (1 << 24) + 1; }, ValueError(""));
+  fails(
       "valid (4, 5) must lie within padded (4, 4)", [](C& c) { c.args.valid_width = 5; },
       ValueError(""));
   fails(

@@ -302,6 +302,16 @@ ERRORS: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         r"size \(65536, 32768\) has 2\^31 pixels or more",
         lambda: ops.mask_rle(torch.ones(1, 2, 2), (65536, 32768), (4, 4)),
     ),
+    "wide": (
+        ValueError,
+        r"padded \(4, 16777217\) has a side of more than 2\^24 pixels",
+        lambda: ops.mask_rle(torch.ones(1, 2, 2), (4, 4), (4, 2**24 + 1)),
+    ),
+    "high": (
+        ValueError,
+        r"size \(2147483647, 1\) has a side of more than 2\^24 pixels",
+        lambda: ops.mask_rle(torch.ones(1, 2, 2), (2**31 - 1, 1)),
+    ),
 }
 
 

@@ -35,7 +35,8 @@ def mask_rle(
 
     Args:
         logits_NHW: Mask logits. fp64, fp32, fp16 or bf16.
-        size: Height and width of the image, less than 2^31 pixels.
+        size: Height and width of the image, less than 2^31 pixels. No side of it or of the others
+            may have more than 2^24.
         padded: Height and width of the network's input, of which the logits are a smaller map; None
             stands for `size`.
         valid: The upper left part of it that shows the image; None stands for all of it.
@@ -52,7 +53,7 @@ def mask_rle(
 
     Raises:
         TypeError: A wrong type or dtype.
-        ValueError: A wrong shape, a size below 1, or a `valid` beyond `padded`.
+        ValueError: A wrong shape, a side below 1 or beyond 2^24, or a `valid` beyond `padded`.
     """
     _check.tensors("mask_rle", logits=logits_NHW)
     if not _library.has_kernel("mask_rle", logits_NHW.device):

@@ -15,6 +15,7 @@ from alignmask.ops import _check
 from alignmask.ops._precision import in_full_precision
 
 _CHUNK_PIXELS = 16 * 2**20  # that are upsampled at once; several copies exist
+LONGEST_SIDE = 2**24
 Size = tuple[int, int]
 
 
@@ -28,6 +29,11 @@ def check(logits: Tensor, size: Size, padded: Size, valid: Size) -> None:
         if height < 1 or width < 1:
             raise ValueError(
                 f"{op}: {name} must be of 1 pixel or more a side, got ({height}, {width})"
+            )
+        if max(height, width) > LONGEST_SIDE:
+            raise ValueError(
+                f"{op}: {name} ({height}, {width}) has a side of more than 2^24 pixels, whose places "
+                "float32 cannot tell apart"
             )
     if valid[0] > padded[0] or valid[1] > padded[1]:
         raise ValueError(
