@@ -115,7 +115,8 @@ class GraphedForward:
         )
         # Meanwhile the data loader's thread pins memory, which the default mode forbids.
         own_thread = patch.object(torch.cuda, "graph", _OfThisThread)
-        with torch.random.fork_rng(), autocast, own_thread:
+        devices = [given[0].device] if device == "cuda" else []
+        with torch.random.fork_rng(devices), autocast, own_thread:
             graphed = torch.cuda.make_graphed_callables(
                 region,
                 examples,
