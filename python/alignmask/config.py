@@ -179,6 +179,9 @@ class ModelConfig:
     times the mean probability inside the mask, as in Mask2Former. class^0.5*mask: the square root
     of the class score times that mean probability; it had the highest AP in this project's
     comparisons (docs/log.md)."""
+    iou_head: bool = False
+    """Predict the IoU of every query's mask, as Mask Scoring R-CNN does. The prediction takes the
+    place of the mean probability inside the mask in every score."""
     detections: int = 100
     """Number of (query, class) pairs to keep per image: those with the highest class scores."""
 
@@ -287,6 +290,8 @@ class LossConfig:
     """Weight of the classification, in the loss and in the matching cost."""
     mask_weight: float = 5.0
     """Weight of the masks' binary cross-entropy, in the loss and in the matching cost."""
+    iou_weight: float = 1.0
+    """Weight of the squared error of the predicted IoU (`model.iou_head`)."""
     dice_weight: float = 5.0
     """Weight of the masks' dice loss, in the loss and in the matching cost."""
     aligned_weight: float = 1.0

@@ -48,10 +48,13 @@ class Losses:
 
     objects: LossTerms
     aligned: LossTerms
+    iou: Tensor | None = None
+    """The squared error of the predicted IoUs."""
 
     def total(self, config: LossConfig) -> Tensor:
         """The weighted sum that is minimised."""
-        return self.objects.total(config) + config.aligned_weight * self.aligned.total(config)
+        found = self.objects.total(config) + config.aligned_weight * self.aligned.total(config)
+        return found if self.iou is None else found + config.iou_weight * self.iou
 
     def summary(self) -> dict[str, Tensor]:
         """Name -> loss at the last output, for the log."""
@@ -79,7 +82,9 @@ class Criterion:
         process has in this step."""
         classification, config = self.model_config.classification, self.loss_config
         with torch.autocast(prediction.class_logits_LBRC.device.type, enabled=False):
-            iou_needed = classification == "quality_focal" or config.iou_cost
+            iou_needed = (
+                classification == "quality_focal" or config.iou_cost or self.model_config.iou_head
+            )
             iou_LGR = mask_ious(prediction, batch, config) if iou_needed else None
             aligned_BA: Tensor | None = None
             live: Tensor | int = 0
@@ -92,10 +97,11 @@ class Criterion:
             norm = normalisers or Normalisers.of_step([self.count(batch, live)])
             classification_2L = self._classification(prediction, targets, norm.classification_2)
             mask_2L, dice_2L = self._masks(prediction, batch, targets, norm.masks_2)
+            iou = self._iou(prediction, targets, norm.masks_2)
         objects, aligned = (
             LossTerms(*terms) for terms in zip(classification_2L, mask_2L, dice_2L, strict=True)
         )
-        return Losses(objects, aligned)
+        return Losses(objects, aligned, iou)
 
     def count(self, batch: Batch, live: Tensor | int) -> Tensor:
         """-> [3]: what the batch, with so many live aligned queries, adds to the normalisers of its
@@ -134,6 +140,16 @@ class Criterion:
         return sigmoid_focal_loss(
             logits_LBRC, one_hot_LBRC.float(), gamma=self.loss_config.gamma
         ).sum(-1)
+
+    def _iou(self, prediction: Prediction, targets: Targets, norm_2: Tensor) -> Tensor | None:
+        """Of the matched queries of the last output."""
+        if prediction.iou_logits_BQ is None:
+            return None
+        assert targets.iou_LBR is not None
+        queries = prediction.queries
+        error_BQ = prediction.iou_logits_BQ.float().sigmoid() - targets.iou_LBR[-1, :, :queries]
+        matched_BQ = targets.instance_LBR[-1, :, :queries] >= 0
+        return (error_BQ.square() * matched_BQ).sum() / norm_2[0]
 
     def _masks(
         self, prediction: Prediction, batch: Batch, targets: Targets, norm_2: Tensor

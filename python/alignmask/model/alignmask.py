@@ -11,6 +11,7 @@ from alignmask.data.batch import Batch
 from alignmask.model.aligned_queries import AlignedQueryGenerator
 from alignmask.model.backbone import Backbone
 from alignmask.model.heads import Heads, Prediction
+from alignmask.model.iou_head import IouHead
 from alignmask.model.pixel_decoder import PixelDecoder
 from alignmask.model.postprocess import Instances, postprocess
 from alignmask.model.query_decoder import QueryDecoder
@@ -30,6 +31,7 @@ class AlignMask(nn.Module):
         self.query_decoder = QueryDecoder(
             config.query_decoder, width, heads, config.aligned_queries
         )
+        self.iou_head = IouHead(width) if config.iou_head else None
         self.aligned_queries = None
         if config.aligned_queries is not None:
             self.aligned_queries = AlignedQueryGenerator(config.aligned_queries, width)
@@ -48,7 +50,10 @@ class AlignMask(nn.Module):
             aligned = self.aligned_queries(
                 features.embedding_BEHW, batch.masks_GHW, batch.owner_G, batch.counts, points_BTK2
             )
-        return self.query_decoder(features, aligned)
+        prediction: Prediction = self.query_decoder(features, aligned)
+        if self.iou_head is not None:
+            prediction.iou_logits_BQ = self.iou_head(prediction)
+        return prediction
 
     @torch.inference_mode()
     def predict(self, batch: Batch) -> list[Instances]:

@@ -38,6 +38,8 @@ class Prediction:
     pixel_embedding_BEHW: Tensor
     queries: int
     """Q: the first rows are object queries, the others aligned queries."""
+    iou_logits_BQ: Tensor | None = None
+    """The predicted IoUs of the last output's masks; None without such a head."""
     aligned: AlignedQueries | None = None
     """The aligned queries from which the other rows were computed; None if there are none."""
 

@@ -142,14 +142,18 @@ class BestPairs(NamedTuple):
     """The part of it that is this image."""
     original: Size
     """What that is resized to then."""
+    iou_U: Tensor | None
+    """The predicted IoUs of the masks, if there is a head for them."""
 
     def ranked(
         self, mask_score_U: Tensor, boxes_U4: Tensor, mode: ScoreMode
-    ) -> tuple[Tensor, Tensor]:
-        """The scores of the pairs, and the pairs whose masks are not empty, the best first."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The masks' scores, the scores of the pairs, and the pairs whose masks are not empty, the best first."""
+        if self.iou_U is not None:
+            mask_score_U = self.iou_U
         score_N = combine_scores(self.scores_N, mask_score_U[self.which_N], mode)
         best = score_N.argsort(descending=True, stable=True)
-        return score_N, best[(boxes_U4[self.which_N, 2] > 0)[best]]  # an empty mask's box is empty
+        return mask_score_U, score_N, best[(boxes_U4[self.which_N, 2] > 0)[best]]  # an empty mask's box is empty
 
 
 def best_pairs(prediction: Prediction, batch: Batch, config: ModelConfig) -> Iterator[BestPairs]:
@@ -179,6 +183,9 @@ def best_pairs(prediction: Prediction, batch: Batch, config: ModelConfig) -> Ite
             (height, width),
             batch.sizes[b],
             batch.original_sizes[b],
+            None
+            if prediction.iou_logits_BQ is None
+            else prediction.iou_logits_BQ[b, query_U].float().sigmoid(),
         )
 
 
@@ -201,7 +208,7 @@ def postprocess(prediction: Prediction, batch: Batch, config: ModelConfig) -> li
                 logits_UHW[part], padded, pairs.valid, original
             )
         boxes_U4 = boxes_of(masks_UHW)
-        score_N, best = pairs.ranked(mask_score_U, boxes_U4, config.score)
+        mask_score_U, score_N, best = pairs.ranked(mask_score_U, boxes_U4, config.score)
         of_U = pairs.which_N[best]
         found.append(
             Instances(

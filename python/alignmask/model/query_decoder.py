@@ -198,7 +198,7 @@ class QueryDecoder(nn.Module):
             torch.stack(mask_embeddings),
             embedding_BEHW,
             queries,
-            aligned,
+            aligned=aligned,
         )
 
     def _aligned_position(self, slots: int) -> Tensor:

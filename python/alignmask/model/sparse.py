@@ -117,7 +117,7 @@ def postprocess_encoded(
         counts_R, offsets, _, box_U4, mask_score_U = ops.mask_rle(
             pairs.logits_UHW, pairs.original, pairs.padded, pairs.valid
         )
-        score_N, best = pairs.ranked(mask_score_U, box_U4, config.score)
+        mask_score_U, score_N, best = pairs.ranked(mask_score_U, box_U4, config.score)
         rle_U = from_runs(counts_R, offsets, pairs.original)
         of_U = pairs.which_N[best]
         found.append(
