@@ -24,8 +24,9 @@ class IouHead(nn.Module):
 
     def forward(self, prediction: Prediction) -> Tensor:
         """-> [B, Q]: logits, of the last output's masks."""
-        mask_BQE = prediction.object_rows.mask_embedding_LBRE[-1]
-        pixels_BEHW = prediction.pixel_embedding_BEHW
+        # Detached: what the head learns does not change the masks.
+        mask_BQE = prediction.object_rows.mask_embedding_LBRE[-1].detach()
+        pixels_BEHW = prediction.pixel_embedding_BEHW.detach()
         with torch.no_grad():
             logits_BQHW = torch.einsum("bqe,behw->bqhw", mask_BQE, pixels_BEHW)
             inside_BQS = (logits_BQHW > 0).flatten(2).to(pixels_BEHW.dtype)
