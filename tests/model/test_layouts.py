@@ -55,7 +55,7 @@ def test_maps_are_upsampled_with_their_channels_together(
 
 @pytest.mark.parametrize(
     ("counts", "on_cpu", "on_gpu"),
-    [([0, 0], 0, 0), ([3, 1], 15, 32), ([7, 0], 35, 64), ([30, 2], 100, 100)],
+    [([0, 0], 0, 32), ([3, 1], 15, 32), ([7, 0], 35, 64), ([30, 2], 100, 100)],
 )
 def test_aligned_queries_have_few_shapes_on_a_gpu(
     monkeypatch: pytest.MonkeyPatch, counts: list[int], on_cpu: int, on_gpu: int
