@@ -8,6 +8,7 @@ through the motions.
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import sys
@@ -281,6 +282,13 @@ def attention(dtype: torch.dtype, spread: float = 2.0, images: int = B) -> tuple
     offsets = (spread * torch.randn(images, S, N, L, P, 2, device=DEVICE, generator=g)).to(dtype)
     logits = torch.randn(images, S, N, L, P, device=DEVICE, generator=g).to(dtype)
     return value, LEVELS, reference, offsets, logits
+
+
+def smooth_maps(*shape: int) -> Tensor:
+    """Noise of 16 x 16 pixels, enlarged to `shape`, [..., H, W]: zeros lie along lines, as those of
+    a model's mask logits do."""
+    coarse = torch.randn(1, math.prod(shape[:-2]), 16, 16, device=DEVICE, generator=generator())
+    return torch.nn.functional.interpolate(coarse, size=shape[-2:], mode="bicubic").view(shape)
 
 
 def masks(count: int, side: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from common import DEVICE, SIDE, B, attention, generator, masks, say, synchronize
+from common import DEVICE, SIDE, B, attention, generator, masks, say, smooth_maps, synchronize
 from ops_times import CLASSES, HALF_SIDE, MASKS, OUTPUTS, POINTS, QUERIES, SETS
 
 from alignmask import ops
@@ -23,15 +23,10 @@ def main() -> None:
         torch.autograd.grad(
             ops.masked_point_pool(features, instances, owner, where)[0].sum(), features
         )
-    coarse = torch.randn(B, QUERIES, 16, 16, device=DEVICE)
-    for predictions in (
-        torch.nn.functional.interpolate(coarse, size=(HALF_SIDE, HALF_SIDE), mode="bicubic"),
-        torch.randn(B, QUERIES, HALF_SIDE, HALF_SIDE, device=DEVICE),
-    ):
+    size = (B, QUERIES, HALF_SIDE, HALF_SIDE)
+    for predictions in (smooth_maps(*size), torch.randn(size, device=DEVICE)):
         ops.mask_iou(predictions, instances, owner)
-    logits = torch.randn(400, 1, 16, 16, device=DEVICE)
-    logits = torch.nn.functional.interpolate(logits, size=(HALF_SIDE, HALF_SIDE), mode="bicubic")
-    smooth = (5 * logits[:, 0]).requires_grad_()
+    smooth = (5 * smooth_maps(400, HALF_SIDE, HALF_SIDE)).requires_grad_()
     sampled = ops.mask_points(
         smooth, instances, torch.arange(400, device=DEVICE) % len(instances), POINTS, 1
     )[0]

@@ -7,11 +7,24 @@ what asking for a call costs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from common import DEVICE, GPU, SIDE, B, Results, attention, generator, loop_ms, masks, times_of
+from common import (
+    DEVICE,
+    GPU,
+    SIDE,
+    B,
+    Results,
+    attention,
+    generator,
+    loop_ms,
+    masks,
+    smooth_maps,
+    times_of,
+)
 from torch import Tensor
 
 from alignmask import ops
@@ -101,13 +114,9 @@ def pooling(dtype: torch.dtype, layout: torch.memory_format) -> Iterator[Job]:
 
 def iou(dtype: torch.dtype, scale: int, smooth: bool) -> Iterator[Job]:
     def run() -> dict[str, Any]:
-        size = (16, 16) if smooth else (HALF_SIDE, HALF_SIDE)
-        predictions = torch.randn(B, QUERIES, *size, device=DEVICE, generator=generator())
-        if smooth:
-            predictions = torch.nn.functional.interpolate(
-                predictions, size=(HALF_SIDE, HALF_SIDE), mode="bicubic"
-            )
-        predictions = predictions.to(dtype)
+        size = (B, QUERIES, HALF_SIDE, HALF_SIDE)
+        noise = partial(torch.randn, device=DEVICE, generator=generator())
+        predictions = (smooth_maps if smooth else noise)(*size).to(dtype)
         targets, owner = (
             masks(MASKS * B, HALF_SIDE * scale),
             torch.arange(MASKS * B, device=DEVICE) % B,
@@ -122,12 +131,8 @@ def mask_points(dtype: torch.dtype) -> Iterator[Job]:
     rows = OUTPUTS * B * (42 if GPU else 2)
 
     def given() -> tuple[Tensor, Tensor, Tensor]:
-        logits = torch.randn(rows, 1, 16, 16, device=DEVICE, generator=generator())
-        logits = torch.nn.functional.interpolate(
-            logits, size=(HALF_SIDE, HALF_SIDE), mode="bicubic"
-        )
-        index = torch.arange(rows, device=DEVICE) % (7 * B)
-        return 5 * logits[:, 0].to(dtype), masks(7 * B, SIDE), index
+        logits = 5 * smooth_maps(rows, HALF_SIDE, HALF_SIDE).to(dtype)
+        return logits, masks(7 * B, SIDE), torch.arange(rows, device=DEVICE) % (7 * B)
 
     def run() -> dict[str, Any]:
         logits, targets, index = given()
