@@ -44,17 +44,16 @@ KINDS: dict[str, tuple[str, ...]] = {
 def prepare(data: Path, store: Path = STORE) -> None:
     import timm
 
-    from alignmask.model.backbone import _lite0_file
-    from alignmask.safe_load import read_tensors
+    from alignmask.model.backbone import _load_lite0
 
     shutil.rmtree(store, ignore_errors=True)
     store.mkdir(parents=True)
     shutil.copytree(data / "images", store / "images")
     for part in ("train", "val"):
         shutil.copy(data / f"instances_{part}.json", store)
-    own = timm.create_model("tf_efficientnet_lite0").state_dict()
-    weights = dict(zip(own, read_tensors(_lite0_file()).values(), strict=True))
-    save_file({name: halved(x) for name, x in weights.items()}, store / WEIGHTS)
+    network = timm.create_model("tf_efficientnet_lite0")
+    _load_lite0(network)
+    save_file({name: halved(x) for name, x in network.state_dict().items()}, store / WEIGHTS)
     size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
     print(f"{store}: {size / 2**20:.0f} MiB")
 

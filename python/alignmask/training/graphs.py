@@ -71,7 +71,7 @@ class GraphedForward:
         self._check_size(batch)
         given = (batch.image_BCHW, batch.valid_BHW)
         if self.pixels is None:
-            self.pixels = self._captured(Pixels(self.model), given)
+            self.pixels = _captured(Pixels(self.model), given)
         *levels, embedding_BEHW = self.pixels(*given)
         aligned, slots = None, 0
         inputs = [*levels, embedding_BEHW.detach()]  # masks of attention have no gradient
@@ -82,7 +82,8 @@ class GraphedForward:
             slots = aligned.set_BA.shape[1]
             inputs += [aligned.features_BAE, aligned.instance_BA, aligned.set_BA]
         if slots not in self.queries:
-            self.queries[slots] = self._captured(Queries(self.model), tuple(inputs))
+            self.pool = self.pool or torch.cuda.graph_pool_handle()
+            self.queries[slots] = _captured(Queries(self.model), tuple(inputs), self.pool)
         class_logits_LBRC, mask_embedding_LBRE = self.queries[slots](*inputs)
         return Prediction(
             class_logits_LBRC,
@@ -101,32 +102,31 @@ class GraphedForward:
                 f"before had {list(self.size)}; a fixed crop (data.crop) makes all batches equal"
             )
 
-    def _captured(self, region: nn.Module, given: tuple[Tensor, ...]) -> Any:
-        """The region as two graphs, forward and backward. Neither random numbers nor statistics
-        that are gathered in training notice."""
-        examples = tuple(_like(tensor) for tensor in given)
-        before = [buffer.clone() for buffer in region.buffers()]
-        if isinstance(region, Queries) and self.pool is None:
-            self.pool = torch.cuda.graph_pool_handle()
-        # With autocast's cache, weights in half precision would not belong to the graph.
-        device = given[0].device.type
-        autocast = torch.autocast(
-            device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device), False
+
+def _captured(region: nn.Module, given: tuple[Tensor, ...], pool: Any = None) -> Any:
+    """The region as two graphs, forward and backward, in the memory of `pool` or in their own.
+    Neither random numbers nor statistics that are gathered in training notice."""
+    examples = tuple(_like(tensor) for tensor in given)
+    before = [buffer.clone() for buffer in region.buffers()]
+    # With autocast's cache, weights in half precision would not belong to the graph.
+    device = given[0].device.type
+    autocast = torch.autocast(
+        device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device), False
+    )
+    # Meanwhile the data loader's thread pins memory, which the default mode forbids.
+    own_thread = patch.object(torch.cuda, "graph", _OfThisThread)
+    devices = [given[0].device] if device == "cuda" else []
+    with torch.random.fork_rng(devices), autocast, own_thread:
+        graphed = torch.cuda.make_graphed_callables(
+            region,
+            examples,
+            allow_unused_input=True,
+            pool=pool,
         )
-        # Meanwhile the data loader's thread pins memory, which the default mode forbids.
-        own_thread = patch.object(torch.cuda, "graph", _OfThisThread)
-        devices = [given[0].device] if device == "cuda" else []
-        with torch.random.fork_rng(devices), autocast, own_thread:
-            graphed = torch.cuda.make_graphed_callables(
-                region,
-                examples,
-                allow_unused_input=True,
-                pool=self.pool if isinstance(region, Queries) else None,
-            )
-        with torch.no_grad():
-            for buffer, value in zip(region.buffers(), before, strict=True):
-                buffer.copy_(value)
-        return graphed
+    with torch.no_grad():
+        for buffer, value in zip(region.buffers(), before, strict=True):
+            buffer.copy_(value)
+    return graphed
 
 
 class _OfThisThread(torch.cuda.graph):
