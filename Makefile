@@ -68,7 +68,7 @@ native-test: setup  ## Build the core alone and run its C++ test
 	@$(bin)/ctest --test-dir build/native --output-on-failure
 
 fuzz: setup  ## Look for calls that break the core, with libFuzzer (SECONDS=600; needs clang)
-	@tests/native/fuzz/run.sh $(or $(SECONDS),600)
+	@PYTHON=$(abspath $(bin)/python) tests/native/fuzz/run.sh $(or $(SECONDS),600)
 
 nvrtc12 := build/nvrtc12/nvidia/cuda_nvrtc/lib
 

@@ -92,6 +92,7 @@ class Trainer:
             self.ema = ModelEmaV3(model, decay=t.ema, use_warmup=True, foreach=not t.shard)
             self.ema.to(self.accelerator.device)
         self._prepare(model)
+        self.forward = graphs.GraphedForward(self.plain_model) if t.cuda_graphs else self.model
 
         self.step = 0
         """Number of finished iterations."""
@@ -109,7 +110,6 @@ class Trainer:
         """The model and its optimizer on this process's device, as one of several."""
         t, accelerator = self.config.train, self.accelerator
         self.model: torch.nn.Module
-        self.forward: graphs.GraphedForward | None = None
         if t.shard:
             self.model = model.to(accelerator.device)
             sharding.share_out(model, accelerator.device)
@@ -121,8 +121,6 @@ class Trainer:
         # `prepare` would make half precision a part of the model, and so of its evaluation.
         # `train_step` uses autocast instead.
         accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-        if t.cuda_graphs:
-            self.forward = graphs.GraphedForward(self.plain_model)
 
     @property
     def plain_model(self) -> AlignMask:
@@ -264,7 +262,7 @@ class Trainer:
     def _losses(self, part: Part) -> dict[str, torch.Tensor]:
         """The loss to minimise and, for the log, its parts."""
         with self.accelerator.autocast():
-            prediction = (self.forward or self.model)(part.batch, part.points_BTK2)
+            prediction = self.forward(part.batch, part.points_BTK2)
         losses = self.criterion(prediction, part.batch, part.normalisers)
         return {"loss": losses.total(self.config.loss), **losses.summary()}
 
