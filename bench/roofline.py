@@ -6,7 +6,7 @@ that do the work, by what the multiprocessors can issue (four instructions per c
 kernels are slower than both: caches miss, latency shows, loops have ends. Both branches of a
 condition are counted, so the instructions are an upper bound of what a loop issues.
 
-Of mask_rle there is no count: its one loop resizes twice, once, or not at all.
+mask_rle is not counted: the sizes decide whether its only loop resizes twice, once, or not at all.
 
 `scalar` is deformable attention by the plan that most public kernels share, written anew for this
 comparison (bench/one_thread_per_scalar.cuh). Its instructions are counted in the same way.

@@ -95,7 +95,7 @@ def calibrate(
         has the calibration from then on, and so has a checkpoint that is loaded anew.
 
     Raises:
-        FileNotFoundError: There is no such checkpoint.
+        FileNotFoundError: The checkpoint does not exist.
         ValueError: A file is damaged or is not to be overwritten, there are fewer than 2 images or
             no predictions, or an argument is out of range.
 

@@ -50,7 +50,7 @@ def export(
         missing.
 
     Raises:
-        FileNotFoundError: There is no such checkpoint.
+        FileNotFoundError: The checkpoint does not exist.
         FileExistsError: There is a file at the path that is not an exported model.
         ValueError: The path does not end as the format asks, or there are no images.
         ImportError: The packages of the extra `[onnx]` are missing.

@@ -148,7 +148,7 @@ def evaluate(
         to 1, or -1 where there is no ground truth. `table()` shows them in percent.
 
     Raises:
-        FileNotFoundError: There is no such checkpoint.
+        FileNotFoundError: The checkpoint does not exist.
         ValueError: A file is damaged, the data's categories are not the model's, or it is not clear
             which data is meant.
 
