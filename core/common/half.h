@@ -50,7 +50,9 @@ ALIGNMASK_HOST_DEVICE BFloat16 to_bfloat16(float x) {
 
 ALIGNMASK_HOST_DEVICE Half to_half(float x) {
 #if defined(__F16C__)
-  return {static_cast<std::uint16_t>(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT))};
+  // As _cvtss_sh, which older clangs have as a macro that is C, not C++.
+  const __m128i halves = _mm_cvtps_ph(_mm_set_ss(x), _MM_FROUND_TO_NEAREST_INT);
+  return {static_cast<std::uint16_t>(_mm_cvtsi128_si32(halves))};
 #else
   const std::uint32_t bits = bit_cast<std::uint32_t>(x);
   const std::uint32_t sign = (bits >> 16) & 0x8000u;
