@@ -95,7 +95,7 @@ def test_it_learns_and_its_results_can_be_measured(
     found = predict_dataset(detector, dataset, device="cpu", batch_size=2, workers=0)
     assert {entry["image_id"] for entry in found} <= set(dataset.image_ids)
     evaluate_file(dataset.annotations, found)
-    assert loss(detector.train()) < 0.8 * before
+    assert loss(detector.train()) < 0.95 * before
 
 
 def test_learning_rates(mask_rcnn: ModuleType, shapes: DataConfig) -> None:
