@@ -59,10 +59,10 @@ def score_iou_plot(columns: dict[str, np.ndarray], span: tuple[float, float]) ->
         source=source, view=view, height=280, sizing_mode="stretch_width", index_position=None, row_height=24,
         reorderable=False,
         columns=[
-            TableColumn(field="category", title="class", width=120),
+            TableColumn(field="category", title="class", width=100),
             TableColumn(field="score", title="score", formatter=number, width=60),
             TableColumn(field="iou", title="IoU", formatter=number, width=60),
-            TableColumn(field="gap", title="score − IoU", formatter=number, width=80, default_sort="descending"),
+            TableColumn(field="gap", title="score − IoU", formatter=number, width=100, default_sort="descending"),
             TableColumn(field="area", title="pixels", formatter=count, width=70),
             TableColumn(field="image", title="image id", formatter=count, width=90),
         ],
