@@ -315,7 +315,7 @@ ap: float = alignmask.evaluate(predictor).AP
 page: Path = alignmask.analyze([run, "results.json"], annotations="val.json", images="val")["page"]
 expected: float | None = alignmask.calibrate(predictor).after["LaECE0"].value
 parity = alignmask.export(predictor, "model.onnx", format="onnx", half=True).parity
-share: float | None = parity and parity.same
+share: float | None = parity.same if parity else None
 theirs: Predictor = alignmask.from_mask2former("model_final.pkl")
 names: list[str] = alignmask.from_huggingface("folder").class_names
 x = torch.ones(1, 4, 1, 8)

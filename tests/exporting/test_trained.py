@@ -40,7 +40,9 @@ def test_parity_on_photos(exported: Exported) -> None:
     assert exported.parity.detections > 200
     assert exported.parity.same > 0.99
     assert exported.parity.mean_iou > 0.999
-    assert exported.parity.score < 1e-4
+    # Of all but the 1 % that may see another pixel, as attention masks are cut at 0, scores differ
+    # by 1e-4 at most: `same` counts them. Those of the 1 % are near, too.
+    assert exported.parity.score < 1e-2
 
 
 def test_half_precision_on_photos(exported: Exported, nuclei: Path, tmp_path: Path) -> None:
