@@ -28,12 +28,6 @@ from tests.gpu.steps import gradients
 pytestmark = pytest.mark.usefixtures("float32_is_float32")
 
 
-SLOW_ON_CPU = pytest.mark.parametrize(
-    "device", ["cuda", pytest.param("cpu", marks=pytest.mark.slow)]
-)
-"""What other tests cover on the CPU."""
-
-
 def outputs(prediction: Prediction) -> dict[str, Tensor]:
     found = {
         "class logits": prediction.class_logits_LBRC,
@@ -194,7 +188,7 @@ def test_evaluation(device: str, shapes: DataConfig, tmp_path: Path) -> None:
     assert scores[0] == pytest.approx(scores[1], rel=1e-2)
 
 
-@SLOW_ON_CPU
+@pytest.mark.parametrize("device", ["cuda", pytest.param("cpu", marks=pytest.mark.slow)])
 def test_export(device: str, lively: AlignMask, tmp_path: Path) -> None:
     """The program that is written computes on the device what the model computes; `export` compares
     them."""
@@ -203,7 +197,6 @@ def test_export(device: str, lively: AlignMask, tmp_path: Path) -> None:
     assert exported.parity is not None  # it raises if file and model differ
 
 
-@SLOW_ON_CPU
 def test_compiled(device: str) -> None:
     """Traced as one graph, without Inductor's code, whose compilation takes minutes."""
     torch.compiler.reset()

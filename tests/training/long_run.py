@@ -43,7 +43,8 @@ def settings(out: Path, steps: int) -> Config:
     )  # fmt: skip
     run = config(
         data, out, batch_size=1,
-        iterations=steps, ema=0.99, evaluate_every=1000, checkpoint_every=500, keep_checkpoints=2, log_every=10,
+        iterations=steps, ema=0.99, evaluate_every=1000, checkpoint_every=min(500, steps // 8), keep_checkpoints=2,
+        log_every=10,
         freeze_backbone=4,  # half of the time, and nothing else like it
     )  # fmt: skip
     decoder = replace(run.model.query_decoder, layers=1)
