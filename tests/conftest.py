@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -20,13 +21,21 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 def run_apart(command: list[str], timeout: float) -> None:
     """Run a test's program in a process of its own: from the repository's folder, which it can
-    import from, without GPUs, one thread. Raises AssertionError with what it said if it fails."""
-    done = subprocess.run(
+    import from, without GPUs, one thread. Raises AssertionError with what it said if it fails or
+    takes longer than `timeout` seconds; nothing that it started is left then."""
+    with subprocess.Popen(
         command, cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True, text=True, timeout=timeout,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            said = process.communicate(timeout=timeout)[1]
+        except subprocess.TimeoutExpired:
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()  # torchrun's processes are in sessions of their own
+            process.kill()
+            said = f"{process.communicate()[1]}\nstopped after {timeout:g} s"
+    assert process.returncode == 0, said
 
 
 def bench_module(name: str) -> ModuleType:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -16,7 +17,7 @@ from alignmask.training.precision import Precision
 def join(t: TrainConfig, precision: Precision) -> Accelerator:
     """This process's place among those that torchrun, `accelerate launch` or nothing started.
 
-    Raises ValueError where Accelerate was asked for FSDP.
+    Raises ValueError where Accelerate was asked for FSDP. Warns if torchrun's restarts may hang.
     """
     # On a CPU, Accelerate would ignore it and copy the model to all processes after all.
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1", "yes"):
@@ -24,6 +25,7 @@ def join(t: TrainConfig, precision: Precision) -> Accelerator:
             "accelerate launch --use_fsdp is not supported: the moving average, checkpoints and "
             "evaluation would not know of it; launch without it, and give --train.shard"
         )
+    _warn_of_restarts()
     # An earlier run of this process may have had another precision.
     AcceleratorState._reset_state()
     # Without GPUs, Accelerate ignores torchrun's other processes unless it is asked for the CPU
@@ -35,6 +37,21 @@ def join(t: TrainConfig, precision: Precision) -> Accelerator:
         gradient_accumulation_steps=t.accumulate,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+
+
+def _warn_of_restarts() -> None:
+    """By default torchrun keeps one store for all its attempts, where a restarted process may find
+    the address of one that has died (https://github.com/pytorch/pytorch/issues/135712)."""
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if restarts and shared and os.environ.get("RANK", "0") == "0":
+        warnings.warn(
+            "torchrun may restart this run, and restarts can fail or hang, because its processes "
+            "may look for ones that have died (pytorch issue 135712); start it with the "
+            "environment variable TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, and with --standalone or "
+            "--rdzv-backend c10d",
+            stacklevel=2,
+        )
 
 
 def images_together(t: TrainConfig, processes: int) -> int:
