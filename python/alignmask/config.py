@@ -153,6 +153,10 @@ class AlignedQueryConfig:
     share_self_attention: bool = True
     """Use the decoder's self-attention layers for aligned queries, too. False gives them copies of
     their own (Table 3)."""
+    noised: float | None = None
+    """Instead of pooling: a learned embedding of the class, and in every layer the instance's mask
+    as attention mask, in which a share of the pixels, this times the mask's area, is turned over
+    (MP-Former; 0.2 there)."""
     share_masked_attention: bool = True
     """Use the decoder's masked-attention layers for aligned queries, too. False gives them copies
     of their own (Table 3)."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from alignmask import ops
 from alignmask.config import AlignedQueryConfig
@@ -33,6 +34,20 @@ class AlignedQueries:
     set_BA: Tensor
     """The point set from which the query was pooled."""
 
+    masks_GHW: Tensor | None = None
+    """For `noised`: what live slots attend to."""
+    noise: float = 0.0
+
+    def attention(self, h: int, w: int) -> Tensor:
+        """-> [B, A, h * w], True where a slot may attend: its noised mask."""
+        assert self.masks_GHW is not None
+        area_Ghw = F.adaptive_avg_pool2d(self.masks_GHW[:, None].float(), (h, w))[:, 0]
+        seen_GS = (area_Ghw > 0).flatten(1)
+        seen_BAS = seen_GS[self.instance_BA.clamp(min=0)]
+        share_BA1 = seen_BAS.float().mean(2, keepdim=True) * self.noise
+        noised_BAS = seen_BAS ^ (torch.rand(seen_BAS.shape, device=seen_BAS.device) < share_BA1)
+        return noised_BAS | ~self.live_BA[:, :, None] | ~noised_BAS.any(2, keepdim=True)
+
     @property
     def live_BA(self) -> Tensor:
         """False for padding."""
@@ -43,9 +58,10 @@ class AlignedQueryGenerator(nn.Module):
     """Makes one aligned query for each instance and point set (Eq. 1), and puts them into slots
     (Fig. 3)."""
 
-    def __init__(self, config: AlignedQueryConfig, width: int) -> None:
+    def __init__(self, config: AlignedQueryConfig, width: int, classes: int = 1) -> None:
         super().__init__()
         self.config = config
+        self.label = nn.Parameter(torch.randn(classes, width)) if config.noised is not None else None
         self.norm = nn.LayerNorm(width)
         self.mlp = mlp(width, width, width)
 
@@ -56,12 +72,22 @@ class AlignedQueryGenerator(nn.Module):
         owner_G: Tensor,
         counts: list[int],
         points_BTK2: Tensor | None = None,
+        labels_G: Tensor | None = None,
     ) -> AlignedQueries:
         """counts: the number of instances in each image, as Python ints, so that the number of
         slots is known without waiting for the GPU. points_BTK2: those of `draw_points`, which are
         otherwise drawn here."""
         if points_BTK2 is None:
             points_BTK2 = self.draw_points(len(counts), embedding_BEHW.device)
+        if self.label is not None and labels_G is not None:
+            sets = self.config.point_sets
+            queries_GTE = self.label[labels_G][:, None].expand(-1, sets, -1)
+            weight_GT = masks_GHW.flatten(1).any(1).float()[:, None].expand(-1, sets)
+            slot_GT = self._assign(weight_GT, counts)
+            slots = self._slots(counts, embedding_BEHW.device)
+            made = _fill_slots(queries_GTE, slot_GT, owner_G, len(counts), slots)
+            made.masks_GHW, made.noise = masks_GHW, float(self.config.noised or 0)
+            return made
         queries_GTE, weight_GT = self._queries(embedding_BEHW, masks_GHW, owner_G, points_BTK2)
         slot_GT = self._assign(weight_GT, counts)
         slots = self._slots(counts, embedding_BEHW.device)

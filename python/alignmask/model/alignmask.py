@@ -32,7 +32,9 @@ class AlignMask(nn.Module):
         )
         self.aligned_queries = None
         if config.aligned_queries is not None:
-            self.aligned_queries = AlignedQueryGenerator(config.aligned_queries, width)
+            self.aligned_queries = AlignedQueryGenerator(
+                config.aligned_queries, width, config.num_classes
+            )
 
     def forward(self, batch: Batch, points_BTK2: Tensor | None = None) -> Prediction:
         """In training mode, aligned queries are made from the batch's masks. In eval mode there are
@@ -46,7 +48,8 @@ class AlignMask(nn.Module):
         aligned = None
         if self.training and self.aligned_queries is not None:
             aligned = self.aligned_queries(
-                features.embedding_BEHW, batch.masks_GHW, batch.owner_G, batch.counts, points_BTK2
+                features.embedding_BEHW, batch.masks_GHW, batch.owner_G, batch.counts, points_BTK2,
+                batch.labels_G,
             )
         return self.query_decoder(features, aligned)
 

@@ -190,6 +190,10 @@ class QueryDecoder(nn.Module):
             level = levels[index % LEVELS]
             _, mask_embedding_BRE = outputs[-1]
             attention_mask = _attention_mask(mask_embedding_BRE, level.embedding_BES)
+            if aligned is not None and aligned.masks_GHW is not None:
+                h, w = features.levels[index % LEVELS].shape[2:]
+                own = aligned.attention(h, w)[:, None]
+                attention_mask = torch.cat((attention_mask[:, :, :queries], own), dim=2)
             x_BRE = layer(x_BRE, position_RE, level, attention_mask, queries, aligned_mask)
             outputs.append(self.heads(x_BRE))
         class_logits, mask_embeddings = zip(*outputs, strict=True)
