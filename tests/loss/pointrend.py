@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignmask.loss.points import sample_masks
-
 CHUNK = 128
 """Number of rows to process at once: it bounds the memory of their candidates."""
 
@@ -50,6 +48,8 @@ def samples_at(
     points_RK2: Tensor, logits_RHW: Tensor, masks_GHW: Tensor, index_R: Tensor
 ) -> tuple[Tensor, Tensor]:
     """-> [R, K] each: logits and targets at given points."""
+    from alignmask.loss.points import sample_masks  # not where the ops alone are installed
+
     return sample_maps(logits_RHW, points_RK2), sample_masks(masks_GHW, index_R, points_RK2)
 
 
