@@ -121,7 +121,7 @@ class Detector(nn.Module):
         proposals, _ = network.rpn(images, maps)
         found, _ = network.roi_heads(maps, proposals, images.image_sizes)
         full = network.transform.postprocess(found, images.image_sizes, batch.original_sizes)
-        return [instances(one) for one in full]
+        return [instances({name: x.cpu() for name, x in one.items()}) for one in full]
 
 
 def targets(batch: Batch) -> list[dict[str, Tensor]]:
@@ -183,16 +183,16 @@ def optimizer_for(
     return adamw, lambda step: warm(step) * float(falls[min(step, total - 1)])
 
 
-def train(config: Config, kind: str, anchors: tuple[int, ...]) -> Detector:
+def train(config: Config, kind: str, anchors: tuple[int, ...], device: str = "cpu") -> Detector:
     torch.manual_seed(config.train.seed)
-    detector = Detector(config, anchors).train()
+    detector = Detector(config, anchors).to(device).train()
     optimizer, factor = optimizer_for(config, kind, detector)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     decay = config.train.ema if kind == "adamw" else None
     averaged = decay and AveragedModel(detector, multi_avg_fn=get_ema_multi_avg_fn(decay))
     total, start = config.train.iterations, time.monotonic()
     for step, batch in zip(range(1, total + 1), batches(config), strict=False):
-        terms = detector.losses(batch)
+        terms = detector.losses(batch.to(device))
         loss = torch.stack(list(terms.values())).sum()
         if not loss.isfinite():
             raise FloatingPointError(
@@ -230,7 +230,10 @@ def main() -> None:
     parser.add_argument(
         "--anchors", type=int, nargs=5, default=(32, 64, 128, 256, 512), help="sides, pixels"
     )
+    parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
+    if given.out.exists():
+        parser.error(f"{given.out} exists; name another file")
     config = recipes.RECIPES[given.recipe]()
     data = replace(
         config.data,
@@ -247,11 +250,11 @@ def main() -> None:
             config.train, seed=given.seed, iterations=given.iterations or config.train.iterations
         ),
     )
-    detector = train(config, given.optimizer, tuple(given.anchors))
+    detector = train(config, given.optimizer, tuple(given.anchors), given.device)
     found = predict_dataset(
         detector,
         val_dataset(data, masks=False),
-        device="cpu",
+        device=given.device,
         batch_size=4,
         workers=0,
         tiles=tiles_for(data),
