@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build/installed"
 THIS = f"{sys.version_info.major}.{sys.version_info.minor}"
-TESTING = ("pytest", "hypothesis", "numba", "scipy", "psutil", "threadpoolctl", "pycocotools")
+TESTING = ("pytest", "hypothesis", "numba", "scipy", "psutil", "pycocotools")
 """What the tests need beside the package."""
 
 
