@@ -9,8 +9,8 @@ and suppression are torchvision's own. Its widths are not: a step with torchvisi
 1,024 hidden units and 512 regions takes eight times as long on a CPU as one of a small recipe's
 AlignMask, so all have the width of the recipe's model (128 channels, 512 units, 128 regions for
 `nuclei_small`). The pyramid has GroupNorm, as the maps of some backbones are large. It is trained
-by the recipe's optimizer with averaged weights, or with `--optimizer sgd` as torchvision's recipe
-does it.
+by AdamW with the recipe's learning rates and averaged weights, or with `--optimizer sgd` as in
+torchvision's recipe.
 
 B images, N instances of one image, H x W pixels.
 """
@@ -35,7 +35,7 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.ops import FeaturePyramidNetwork, masks_to_boxes
+from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from alignmask import recipes
@@ -46,8 +46,10 @@ from alignmask.data.build import train_dataset, val_dataset
 from alignmask.data.rle import encode
 from alignmask.evaluation.predictions import predict_dataset
 from alignmask.model.backbone import Backbone
+from alignmask.model.postprocess import boxes_of
 from alignmask.model.sparse import SparseInstances
 from alignmask.model.tiles import tiles_for
+from alignmask.training.optimizer import learning_rate_factor
 
 RATE = 0.02 / 16
 """torchvision's learning rate for one image of the batch."""
@@ -131,8 +133,7 @@ def targets(batch: Batch) -> list[dict[str, Tensor]]:
     )
     result = []
     for masks_NHW, labels_N in given:
-        boxes_N4 = masks_to_boxes(masks_NHW)
-        boxes_N4[:, 2:] += 1  # past the last pixel
+        boxes_N4 = boxes_of(masks_NHW)
         result.append({"boxes": boxes_N4, "labels": labels_N + 1, "masks": masks_NHW.byte()})
     return result
 
@@ -141,12 +142,14 @@ def instances(found: dict[str, Tensor]) -> SparseInstances:
     masks_NHW = found["masks"][:, 0] >= 0.5
     kept_N = masks_NHW.any(2).any(1)
     masks_NHW, scores_N = masks_NHW[kept_N], found["scores"][kept_N]
-    boxes_N4 = masks_to_boxes(masks_NHW)
-    boxes_N4[:, 2:] += 1
-    size = (masks_NHW.shape[1], masks_NHW.shape[2])
-    labels_N = found["labels"][kept_N] - 1
     return SparseInstances(
-        scores_N, labels_N, encode(masks_NHW), boxes_N4, scores_N, torch.ones_like(scores_N), size
+        scores_N,
+        found["labels"][kept_N] - 1,
+        encode(masks_NHW),
+        boxes_of(masks_NHW),
+        scores_N,
+        torch.ones_like(scores_N),
+        (masks_NHW.shape[1], masks_NHW.shape[2]),
     )
 
 
@@ -163,24 +166,23 @@ def optimizer_for(
     config: Config, kind: str, detector: Detector
 ) -> tuple[torch.optim.Optimizer, Callable[[int], float]]:
     """An optimizer, and the factor of its learning rate at each iteration."""
-    train, total = config.train, config.train.iterations
+    train = config.train
     body = [p for p in detector.network.backbone.backbone.parameters() if p.requires_grad]
     known = set(map(id, body))
     rest = [p for p in detector.parameters() if p.requires_grad and id(p) not in known]
-    warm: Callable[[int], float] = lambda step: min(1.0, (step + 1) / max(1, train.warmup))  # noqa: E731
+    optimizer: torch.optim.Optimizer
     if kind == "sgd":
-        sgd = torch.optim.SGD(body + rest, RATE * train.batch_size, momentum=0.9, weight_decay=1e-4)
-        return (
-            sgd,
-            lambda step: warm(step) * 0.1 ** sum(step >= total * at for at in (16 / 26, 22 / 26)),
+        train = replace(train, schedule="step", milestones=(16 / 26, 22 / 26))
+        optimizer = torch.optim.SGD(
+            body + rest, RATE * train.batch_size, momentum=0.9, weight_decay=1e-4
         )
-    groups = [
-        {"params": body, "lr": train.learning_rate * train.backbone_multiplier},
-        {"params": rest},
-    ]
-    adamw = torch.optim.AdamW(groups, train.learning_rate, weight_decay=train.weight_decay)
-    falls = torch.cos(torch.arange(total) * (torch.pi / total)) / 2 + 0.5
-    return adamw, lambda step: warm(step) * float(falls[min(step, total - 1)])
+    else:
+        groups = [
+            {"params": body, "lr": train.learning_rate * train.backbone_multiplier},
+            {"params": rest},
+        ]
+        optimizer = torch.optim.AdamW(groups, train.learning_rate, weight_decay=train.weight_decay)
+    return optimizer, lambda step: learning_rate_factor(train, step, step / train.iterations)
 
 
 def train(config: Config, kind: str, anchors: tuple[int, ...], device: str = "cpu") -> Detector:

@@ -26,13 +26,13 @@ def run_apart(command: list[str], timeout: float) -> None:
     with subprocess.Popen(
         command, cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)},
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         try:
             said = process.communicate(timeout=timeout)[1]
         except subprocess.TimeoutExpired:
             for child in psutil.Process(process.pid).children(recursive=True):
-                child.kill()  # torchrun's processes are in sessions of their own
+                child.kill()
             process.kill()
             said = f"{process.communicate()[1]}\nstopped after {timeout:g} s"
     assert process.returncode == 0, said

@@ -27,7 +27,14 @@ def mask_rcnn() -> ModuleType:
 
 
 def config(data: DataConfig, iterations: int = 2) -> Config:
-    train = TrainConfig(iterations=iterations, batch_size=2, warmup=4, learning_rate=1e-3, ema=0.5)
+    train = TrainConfig(
+        iterations=iterations,
+        batch_size=2,
+        warmup=4,
+        learning_rate=1e-3,
+        schedule="cosine",
+        ema=0.5,
+    )
     return Config("test", model=tiny.model_config(num_classes=6), data=data, train=train)
 
 

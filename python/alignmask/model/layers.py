@@ -21,8 +21,8 @@ def by_parts(function: Callable[..., Tensor], *tensors_BSE: Tensor) -> Tensor:
     """`function` of the tensors, for a function that treats every token by itself: without
     gradients on a CPU as many tokens at once as its caches hold. [B, S, E] -> [B, S, E]."""
     first = tensors_BSE[0]
-    traced = exporting() or torch.compiler.is_compiling()  # the number of threads cannot be
-    if torch.is_grad_enabled() or traced or first.device.type != "cpu":
+    # In torch.compile and torch.export, too, which cannot ask for the number of threads.
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or first.device.type != "cpu":
         return function(*tensors_BSE)
     rows = ROWS * torch.get_num_threads()
     if first.shape[1] <= rows:
