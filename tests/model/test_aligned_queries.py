@@ -13,8 +13,13 @@ from hypothesis import strategies as st
 
 from alignmask.config import AlignedQueryConfig, Visible
 from alignmask.model.aligned_queries import AlignedQueries, AlignedQueryGenerator, assign_slots
+from alignmask.model.pixel_decoder import PixelFeatures
 from alignmask.model.query_decoder import _aligned_visibility
 from tests import tiny
+
+
+def features(embedding_BEHW: torch.Tensor) -> PixelFeatures:
+    return PixelFeatures([], embedding_BEHW)
 
 
 def expected_slots(counts: list[int], sets: int, count: int) -> list[list[tuple[int, int]]]:
@@ -44,9 +49,7 @@ def test_slots_are_filled_set_by_set_and_cut_at_the_count(
     generator = AlignedQueryGenerator(
         AlignedQueryConfig(count=count, point_sets=sets, points=8), 32
     )
-    aligned = generator(
-        torch.randn(len(counts), 32, 8, 8), batch.masks_GHW, batch.owner_G, batch.counts
-    )
+    aligned = generator(features(torch.randn(len(counts), 32, 8, 8)), batch)
     for b, expected in enumerate(expected_slots(counts, sets, count)):
         padding = [(-1, -1)] * (aligned.instance_BA.shape[1] - len(expected))
         found = list(zip(aligned.instance_BA[b].tolist(), aligned.set_BA[b].tolist(), strict=True))
@@ -85,7 +88,7 @@ def test_a_query_is_the_mlp_of_the_normalised_mean_over_the_mask() -> None:
     masks[0, :, :56] = True
     masks[1, :, 72:] = True
     masks[:, :4] = masks[:, -4:] = masks[:, :, :4] = masks[:, :, -4:] = False
-    aligned = generator(embedding, masks, torch.zeros(2, dtype=torch.long), [2])
+    aligned = generator(features(embedding), replace(tiny.batch((2,)), masks_GHW=masks))
     for slot, side in enumerate((left, right)):
         expected = generator.mlp(generator.norm(side))
         torch.testing.assert_close(aligned.features_BAE[0, slot], expected, rtol=1e-4, atol=1e-4)
@@ -95,7 +98,7 @@ def test_an_instance_that_a_set_missed_makes_no_query() -> None:
     batch = tiny.batch((2,), (32, 32))
     batch.masks_GHW[0] = False  # nothing to hit
     generator = AlignedQueryGenerator(tiny.ALIGNED, 32)
-    aligned = generator(torch.randn(1, 32, 8, 8), batch.masks_GHW, batch.owner_G, batch.counts)
+    aligned = generator(features(torch.randn(1, 32, 8, 8)), batch)
     assert 0 not in aligned.instance_BA.tolist()[0]
     assert aligned.live_BA.sum() == 3  # the other instance, once per set
 
@@ -127,6 +130,8 @@ def test_visibility(sees: Visible, expected: list[list[int]]) -> None:
         {"share_self_attention": False, "share_masked_attention": False},
         {"visible": "set"},
         {"visible": "all"},
+        {"mask_noise": 0.2},
+        {"mask_noise": 0.2, "share_masked_attention": False},
     ],
     ids=str,
 )
@@ -204,7 +209,7 @@ def test_gradient_into_the_pixel_embedding_is_a_switch(detach: bool) -> None:
     batch = tiny.batch((2,))
     generator = AlignedQueryGenerator(replace(tiny.ALIGNED, detach_pixel_embedding=detach), 32)
     embedding = torch.randn(1, 32, 16, 24, requires_grad=True)
-    aligned = generator(embedding, batch.masks_GHW, batch.owner_G, batch.counts)
+    aligned = generator(features(embedding), batch)
     aligned.features_BAE.square().sum().backward()
     assert (embedding.grad is None) == detach
 
@@ -227,9 +232,8 @@ def test_live_queries_are_counted_before_there_is_an_embedding() -> None:
     """Of few points in a set, all may miss an instance; that slot stays empty."""
     generator = AlignedQueryGenerator(replace(tiny.ALIGNED, points=4), 32)
     batch = tiny.batch((3, 0, 2))
-    truth = batch.masks_GHW, batch.owner_G, batch.counts
-    points_BTK2 = generator.draw_points(3, torch.device("cpu"))
-    made = generator(torch.rand(3, 32, 16, 24), *truth, points_BTK2)
+    points_BTK2, counted = generator.count_live(batch)
+    made = generator(features(torch.rand(3, 32, 16, 24)), batch, points_BTK2)
     live = int((made.instance_BA >= 0).sum())
     assert 0 < live < 7 + 6
-    assert int(generator.count_live(*truth, points_BTK2)) == live
+    assert int(counted) == live

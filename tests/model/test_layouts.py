@@ -3,8 +3,8 @@ computed."""
 
 from __future__ import annotations
 
-import dataclasses
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -16,14 +16,15 @@ from alignmask.config import AlignedQueryConfig, PixelDecoderConfig
 from alignmask.model import pixel_decoder
 from alignmask.model.aligned_queries import AlignedQueryGenerator
 from alignmask.model.layers import feed_forward, mlp
-from alignmask.model.pixel_decoder import PixelDecoder
+from alignmask.model.pixel_decoder import PixelDecoder, PixelFeatures
 from alignmask.ops import _library
+from tests import tiny
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_the_pixel_embedding_has_its_channels_together(device: str) -> None:
     """The pooling kernel reads vectors of channels; on a GPU, GroupNorm's output has them apart."""
-    config = dataclasses.replace(PixelDecoderConfig(), width=64, heads=2, layers=1, ffn_width=64)
+    config = replace(PixelDecoderConfig(), width=64, heads=2, layers=1, ffn_width=64)
     with FakeTensorMode(), torch.device(device):
         decoder = PixelDecoder(config, [8, 16, 32, 64])
         maps = [torch.randn(2, 8 << i, 32 >> i, 48 >> i) for i in range(4)]
@@ -36,7 +37,7 @@ def test_maps_are_upsampled_with_their_channels_together(
     images: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """torch copies a map that it does not take for channels-last, and its result once more."""
-    config = dataclasses.replace(PixelDecoderConfig(), width=64, heads=2, layers=1, ffn_width=64)
+    config = replace(PixelDecoderConfig(), width=64, heads=2, layers=1, ffn_width=64)
     seen = []
 
     def interpolate(x: torch.Tensor, **options: object) -> torch.Tensor:
@@ -64,17 +65,19 @@ def test_aligned_queries_have_few_shapes_on_a_gpu(
     only cost time."""
     monkeypatch.setattr(_library._gpus, "usable", lambda device: True)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)  # not in FakeTensorMode
+    one = tiny.batch((1,))
     for device, slots in (("cpu", on_cpu), ("cuda", on_gpu)):
         with FakeTensorMode() if device == "cuda" else nullcontext(), torch.device(device):
             generator = AlignedQueryGenerator(
                 AlignedQueryConfig(count=100, point_sets=5, points=16), 32
             )
-            embedding_BEHW, masks_GHW = (
-                torch.randn(2, 32, 8, 8),
-                torch.ones(sum(counts), 32, 32, dtype=torch.bool),
+            batch = replace(
+                one,
+                masks_GHW=torch.ones(sum(counts), 32, 32, dtype=torch.bool),
+                owner_G=torch.zeros(sum(counts), dtype=torch.long),
+                counts=counts,
             )
-            owner_G = torch.zeros(sum(counts), dtype=torch.long)
-            queries = generator(embedding_BEHW, masks_GHW, owner_G, counts)
+            queries = generator(PixelFeatures([], torch.randn(2, 32, 8, 8)), batch)
         assert queries.features_BAE.shape == (2, slots, 32)
         assert queries.instance_BA.shape == queries.set_BA.shape == (2, slots)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from alignmask import ops
 from alignmask.config import AlignedQueryConfig
 from alignmask.model.aligned_queries import AlignedQueryGenerator
+from alignmask.model.pixel_decoder import PixelFeatures
 from tests import tiny
 from tests.covers import covers
 from tests.model import peers
@@ -119,9 +120,7 @@ def test_dividing_by_all_points_makes_small_objects_faint() -> None:
         generator = AlignedQueryGenerator(replace(tiny.ALIGNED, normalize=normalize), 32)
         embedding = torch.randn(1, 32, 16, 24) * 0.003
         torch.manual_seed(1)
-        found.append(
-            generator(embedding, batch.masks_GHW, batch.owner_G, batch.counts).features_BAE
-        )
+        found.append(generator(PixelFeatures([], embedding), batch).features_BAE)
     assert (found[0] - found[1]).abs().max() > 0.05
 
 

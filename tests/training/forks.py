@@ -80,7 +80,7 @@ class Noting(RecordingTrainer):
     def _note_live(self, generator: Any, arguments: Any, found: Any) -> None:
         self.live.append(int(found.live_BA.sum()))
         limit, sets = generator.config.count, generator.config.point_sets
-        self.slots.append(sum(min(limit, sets * count) for count in arguments[3]))
+        self.slots.append(sum(min(limit, sets * count) for count in arguments[1].counts))
 
 
 def train(root: Path, name: str, accumulate: int = 1, last: int = -1) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from alignmask.config import BackboneConfig, LossConfig, TrainConfig
+from alignmask.config import AlignedQueryConfig, BackboneConfig, LossConfig, TrainConfig
 from alignmask.loss import Criterion
 from alignmask.training import graphs
 from tests import tiny
@@ -41,13 +41,18 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> Captured:
     return found
 
 
-@pytest.mark.parametrize("aligned", [True, False])
-def test_a_step_is_that_of_the_model(captured: Captured, aligned: bool) -> None:
-    changes: dict[str, Any] = {} if aligned else {"aligned_queries": None}
+@pytest.mark.parametrize(
+    "aligned",
+    [tiny.ALIGNED, replace(tiny.ALIGNED, mask_noise=0.2), None],
+    ids=["pooled", "noised", "none"],
+)
+def test_a_step_is_that_of_the_model(
+    captured: Captured, aligned: AlignedQueryConfig | None
+) -> None:
     backbone = BackboneConfig("resnet10t", pretrained=False, freeze_norm=False)
     results = []
     for graphed in (True, False):
-        model = tiny.model(backbone=backbone, **changes).train()
+        model = tiny.model(backbone=backbone, aligned_queries=aligned).train()
         forward = graphs.GraphedForward(model) if graphed else model
         losses = []
         for counts in ((3, 0, 2), (1, 1, 1), (3, 0, 2)):

@@ -99,6 +99,7 @@ PAPER: dict[str, Any] = {
     "model.classification": "quality_focal",
     "model.aligned_queries.count": 100,  # N_AQ
     "model.aligned_queries.point_sets": 5,  # T
+    "model.aligned_queries.mask_noise": None,
     "model.aligned_queries.points": 12544,  # K
     "model.aligned_queries.share_self_attention": True,  # the last line of Table 3
     "model.aligned_queries.share_masked_attention": True,

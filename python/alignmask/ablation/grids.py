@@ -44,11 +44,13 @@ def adapt(
     aligned: dict[str, Any] | Literal["off"] | None = None,
     **loss: Any,
 ) -> Callable[[Config], Config]:
-    """The full method with these fields changed; aligned="off": without Aligned Query Learning."""
+    """The paper's full method with these fields changed; aligned="off": without Aligned Query Learning."""
 
     def change(config: Config) -> Config:
         queries = config.model.aligned_queries or AlignedQueryConfig()
-        queries = replace(queries, share_self_attention=True, share_masked_attention=True)
+        queries = replace(
+            queries, mask_noise=None, share_self_attention=True, share_masked_attention=True
+        )
         kept = None if aligned == "off" else replace(queries, **(aligned or {}))
         settings = {"classification": "quality_focal", "aligned_queries": kept, **(model or {})}
         return replace(
@@ -165,6 +167,7 @@ BEYOND = Grid(
     (
         replace(FULL, labels=("none",)),
         _one("iou_cost", "loss.iou_cost = 2", iou_cost=2.0),
+        _one("mask_noise", "aligned_queries.mask_noise = 0.2", aligned={"mask_noise": 0.2}),
         _one("score_targets", "loss.target_score_share = 0.25", target_score_share=0.25),
     ),
 )

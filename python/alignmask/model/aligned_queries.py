@@ -1,7 +1,8 @@
 """Aligned Query Learning: queries pooled from ground-truth masks, in training only (section 2.2,
-Eq. 1, Fig. 3).
+Eq. 1, Fig. 3). `noised_masks.py` makes such queries in another way.
 
-B images, A slots per image, E channels, T point sets, K points, G instances of the whole batch.
+B images, A slots per image, E channels, T point sets, K points, G instances of the whole batch, S
+tokens of one level.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 
 from alignmask import ops
 from alignmask.config import AlignedQueryConfig
-from alignmask.data.batch import sent
+from alignmask.data.batch import Batch, sent
 from alignmask.model.layers import mlp
+from alignmask.model.pixel_decoder import PixelFeatures
 
 SLOT_STEP = 32
 """On a GPU the number of slots is rounded up to a multiple of this, one at least, but not beyond
@@ -32,6 +34,9 @@ class AlignedQueries:
     """Index into the batch's instances (0..G-1)."""
     set_BA: Tensor
     """The point set from which the query was pooled."""
+    attention: tuple[Tensor, ...] = ()
+    """For each layer of the decoder, where a query attends [B, A, S], bool. Without it, a query
+    attends to the mask that it predicts, as object queries do."""
 
     @property
     def live_BA(self) -> Tensor:
@@ -50,36 +55,32 @@ class AlignedQueryGenerator(nn.Module):
         self.mlp = mlp(width, width, width)
 
     def forward(
-        self,
-        embedding_BEHW: Tensor,
-        masks_GHW: Tensor,
-        owner_G: Tensor,
-        counts: list[int],
-        points_BTK2: Tensor | None = None,
+        self, features: PixelFeatures, batch: Batch, points_BTK2: Tensor | None = None
     ) -> AlignedQueries:
-        """counts: the number of instances in each image, as Python ints, so that the number of
-        slots is known without waiting for the GPU. points_BTK2: those of `draw_points`, which are
-        otherwise drawn here."""
+        """points_BTK2: those of `draw_points`, which are otherwise drawn here."""
+        embedding_BEHW, masks_GHW = features.embedding_BEHW, batch.masks_GHW
         if points_BTK2 is None:
-            points_BTK2 = self.draw_points(len(counts), embedding_BEHW.device)
-        queries_GTE, weight_GT = self._queries(embedding_BEHW, masks_GHW, owner_G, points_BTK2)
-        slot_GT = self._assign(weight_GT, counts)
-        slots = self._slots(counts, embedding_BEHW.device)
-        return _fill_slots(queries_GTE, slot_GT, owner_G, len(counts), slots)
+            points_BTK2 = self.draw_points(batch.batch_size, embedding_BEHW.device)
+        queries_GTE, weight_GT = self._queries(
+            embedding_BEHW, masks_GHW, batch.owner_G, points_BTK2
+        )
+        slot_GT = self._assign(weight_GT, batch.counts)
+        return fill_slots(queries_GTE, slot_GT, batch, self.config)
 
     def draw_points(self, images: int, device: torch.device) -> Tensor:
         """Phi: K random points [B, T, K, 2]."""
         return torch.rand(images, self.config.point_sets, self.config.points, 2, device=device)
 
     @torch.no_grad()
-    def count_live(
-        self, masks_GHW: Tensor, owner_G: Tensor, counts: list[int], points_BTK2: Tensor
-    ) -> Tensor:
-        """How many aligned queries `forward` will make of these points: a scalar, before there is
-        an embedding."""
-        nothing_B111 = points_BTK2.new_zeros(len(counts), 1, 1, 1)
-        weight_GT = ops.masked_point_pool(nothing_B111, masks_GHW, owner_G, points_BTK2)[1]
-        return (self._assign(weight_GT, counts) >= 0).sum()
+    def count_live(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Before there is an embedding: points for `forward`, and how many aligned queries it will
+        make of them, a scalar."""
+        points_BTK2 = self.draw_points(batch.batch_size, batch.masks_GHW.device)
+        nothing_B111 = points_BTK2.new_zeros(batch.batch_size, 1, 1, 1)
+        weight_GT = ops.masked_point_pool(
+            nothing_B111, batch.masks_GHW, batch.owner_G, points_BTK2
+        )[1]
+        return points_BTK2, (self._assign(weight_GT, batch.counts) >= 0).sum()
 
     def _queries(
         self, pe_BEHW: Tensor, m_GHW: Tensor, owner_G: Tensor, phi_BTK2: Tensor
@@ -99,15 +100,6 @@ class AlignedQueryGenerator(nn.Module):
         """-> [G, T]. If no point of a set hits an instance, that set makes no query for it."""
         return assign_slots(weight_GT > 0, counts, self.config.count)
 
-    def _slots(self, counts: list[int], device: torch.device) -> int:
-        """Slots per image: as many as the image with the most instances needs."""
-        slots = min(self.config.count, self.config.point_sets * max(counts, default=0))
-        return (
-            slots
-            if device.type == "cpu"
-            else min(max(-(-slots // SLOT_STEP), 1) * SLOT_STEP, self.config.count)
-        )
-
 
 def assign_slots(made_GT: Tensor, counts: list[int], limit: int) -> Tensor:
     """-> [G, T]: which slot of its image the query of an instance and a point set gets; -1 for
@@ -123,12 +115,14 @@ def assign_slots(made_GT: Tensor, counts: list[int], limit: int) -> Tensor:
     return torch.where(made_GT & (slot_GT < limit), slot_GT, -1)
 
 
-def _fill_slots(
-    queries_GTE: Tensor, slot_GT: Tensor, owner_G: Tensor, images: int, slots: int
+def fill_slots(
+    queries_GTE: Tensor, slot_GT: Tensor, batch: Batch, config: AlignedQueryConfig
 ) -> AlignedQueries:
+    """Put the queries of instances and point sets into their slots (`assign_slots`)."""
     instances, sets, width = queries_GTE.shape
+    images, slots = batch.batch_size, _slots(batch.counts, config, slot_GT.device)
     # There is one extra slot at the end. Index -1 writes to it, and it is cut off below.
-    at = (owner_G[:, None].expand_as(slot_GT), slot_GT)
+    at = (batch.owner_G[:, None].expand_as(slot_GT), slot_GT)
     features_BAE = queries_GTE.new_zeros(images, slots + 1, width).index_put(at, queries_GTE)
     empty_BA = torch.full((images, slots + 1), -1, device=slot_GT.device)
     instance_G1 = torch.arange(instances, device=slot_GT.device)[:, None]
@@ -136,3 +130,12 @@ def _fill_slots(
     instance_BA = empty_BA.index_put(at, instance_G1.expand_as(slot_GT))
     set_BA = empty_BA.index_put(at, set_T.expand_as(slot_GT))
     return AlignedQueries(features_BAE[:, :slots], instance_BA[:, :slots], set_BA[:, :slots])
+
+
+def _slots(counts: list[int], config: AlignedQueryConfig, device: torch.device) -> int:
+    """Slots per image: as many as the image with the most instances needs. `counts` is on the host,
+    so that this number is known without waiting for the GPU."""
+    slots = min(config.count, config.point_sets * max(counts, default=0))
+    if device.type == "cpu":
+        return slots
+    return min(max(-(-slots // SLOT_STEP), 1) * SLOT_STEP, config.count)

@@ -11,6 +11,7 @@ from alignmask.data.batch import Batch
 from alignmask.model.aligned_queries import AlignedQueryGenerator
 from alignmask.model.backbone import Backbone
 from alignmask.model.heads import Heads, Prediction
+from alignmask.model.noised_masks import NoisedMaskGenerator
 from alignmask.model.pixel_decoder import PixelDecoder
 from alignmask.model.postprocess import Instances, postprocess
 from alignmask.model.query_decoder import QueryDecoder
@@ -30,24 +31,20 @@ class AlignMask(nn.Module):
         self.query_decoder = QueryDecoder(
             config.query_decoder, width, heads, config.aligned_queries
         )
-        self.aligned_queries = None
-        if config.aligned_queries is not None:
-            self.aligned_queries = AlignedQueryGenerator(config.aligned_queries, width)
+        self.aligned_queries = _generator(config)
 
     def forward(self, batch: Batch, points_BTK2: Tensor | None = None) -> Prediction:
         """In training mode, aligned queries are made from the batch's masks. In eval mode there are
         none.
 
         points_BTK2: Where they are pooled, if that was drawn before
-        (`AlignedQueryGenerator.draw_points`).
+        (`AlignedQueryGenerator.count_live`).
         """
         maps = self.backbone(batch.image_BCHW, batch.valid_BHW)
         features = self.pixel_decoder(maps)
         aligned = None
         if self.training and self.aligned_queries is not None:
-            aligned = self.aligned_queries(
-                features.embedding_BEHW, batch.masks_GHW, batch.owner_G, batch.counts, points_BTK2
-            )
+            aligned = self.aligned_queries(features, batch, points_BTK2)
         return self.query_decoder(features, aligned)
 
     @torch.inference_mode()
@@ -72,6 +69,15 @@ class AlignMask(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+
+def _generator(config: ModelConfig) -> AlignedQueryGenerator | NoisedMaskGenerator | None:
+    aligned, width = config.aligned_queries, config.pixel_decoder.width
+    if aligned is None:
+        return None
+    if aligned.mask_noise is None:
+        return AlignedQueryGenerator(aligned, width)
+    return NoisedMaskGenerator(aligned, width, config.num_classes, config.query_decoder.layers)
 
 
 def build_model(config: ModelConfig) -> AlignMask:

@@ -190,6 +190,9 @@ class QueryDecoder(nn.Module):
             level = levels[index % LEVELS]
             _, mask_embedding_BRE = outputs[-1]
             attention_mask = _attention_mask(mask_embedding_BRE, level.embedding_BES)
+            if aligned is not None and aligned.attention:
+                objects, _ = _kinds(attention_mask, 2, queries)
+                attention_mask = torch.cat((objects, aligned.attention[index][:, None]), dim=2)
             x_BRE = layer(x_BRE, position_RE, level, attention_mask, queries, aligned_mask)
             outputs.append(self.heads(x_BRE))
         class_logits, mask_embeddings = zip(*outputs, strict=True)

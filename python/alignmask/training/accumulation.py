@@ -42,8 +42,7 @@ def parts_of_step(batches: Sequence[Batch], model: AlignMask, criterion: Criteri
         drawn: Tensor | None = None
         live: Tensor | int = 0
         if (generator := model.aligned_queries) is not None:
-            drawn = generator.draw_points(batch.batch_size, batch.masks_GHW.device)
-            live = generator.count_live(batch.masks_GHW, batch.owner_G, batch.counts, drawn)
+            drawn, live = generator.count_live(batch)
         points.append(drawn)
         counts.append(criterion.count(batch, live))
     normalisers = Normalisers.of_step(counts)

@@ -42,9 +42,12 @@ class Queries(nn.Module):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         """tensors: the maps, the pixel embedding, and the fields of the aligned queries if there
-        are any."""
+        are any, their attention masks last."""
         features = PixelFeatures(list(tensors[:3]), tensors[3])
-        aligned = AlignedQueries(*tensors[4:]) if len(tensors) > 4 else None
+        aligned = None
+        if len(tensors) > 4:
+            features_BAE, instance_BA, set_BA, *attention = tensors[4:]
+            aligned = AlignedQueries(features_BAE, instance_BA, set_BA, tuple(attention))
         prediction: Prediction = self.query_decoder(features, aligned)
         return prediction.class_logits_LBRC, prediction.mask_embedding_LBRE
 
@@ -76,11 +79,11 @@ class GraphedForward:
         aligned, slots = None, 0
         inputs = [*levels, embedding_BEHW.detach()]  # masks of attention have no gradient
         if self.model.aligned_queries is not None:
-            aligned = self.model.aligned_queries(
-                embedding_BEHW, batch.masks_GHW, batch.owner_G, batch.counts, points_BTK2
-            )
+            features = PixelFeatures(levels, embedding_BEHW)
+            aligned = self.model.aligned_queries(features, batch, points_BTK2)
             slots = aligned.set_BA.shape[1]
             inputs += [aligned.features_BAE, aligned.instance_BA, aligned.set_BA]
+            inputs += aligned.attention
         if slots not in self.queries:
             self.pool = self.pool or torch.cuda.graph_pool_handle()
             self.queries[slots] = _captured(Queries(self.model), tuple(inputs), self.pool)
