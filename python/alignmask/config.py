@@ -272,6 +272,9 @@ class DataConfig:
     color_jitter: float = 0.0
     """Strength of random changes of brightness, contrast and saturation in training. 0 switches
     them off."""
+    invert: float = 0.0
+    """Probability that a training image is turned into its negative: for objects that are bright in
+    some images and dark in others, as under a microscope."""
 
     eval_short_side: int = 800
     """Length to which an image's shorter side is resized for evaluation and prediction, in

@@ -179,6 +179,21 @@ def test_flips_are_as_frequent_as_they_should_be_and_flip_nothing_else() -> None
         assert seen.count(axes) / 500 == pytest.approx(probability, abs=4 * error)
 
 
+@covers("data.invert")
+def test_a_share_of_the_images_becomes_negatives() -> None:
+    image = torch.arange(3 * 32 * 32).view(3, 32, 32).to(torch.uint8)
+    masks = torch.rand(2, 32, 32) < 0.5
+    seen = []
+    for seed in range(400):
+        torch.manual_seed(seed)
+        result = training_transform(replace(PLAIN, crop=32, invert=0.3))(sample(image, masks))
+        negative = torch.equal(result.image_CHW, 255 - image)
+        assert negative or torch.equal(result.image_CHW, image)
+        assert torch.equal(result.masks_NHW, masks)
+        seen.append(negative)
+    assert sum(seen) / 400 == pytest.approx(0.3, abs=4 * (0.3 * 0.7 / 400) ** 0.5)
+
+
 @pytest.mark.parametrize("strength", [0.2, 0.4])
 @covers("data.color_jitter")
 def test_colour_jitter_is_as_strong_as_it_should_be(strength: float) -> None:

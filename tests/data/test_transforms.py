@@ -299,6 +299,7 @@ def test_evaluation_size(size, expected):
         ({"flip": 1.5}, "data.flip"),
         ({"vertical_flip": -0.1}, "data.vertical_flip"),
         ({"color_jitter": -0.1}, "data.color_jitter"),
+        ({"invert": 1.1}, "data.invert"),
     ],
 )
 def test_impossible_training_settings(changes, name):

@@ -61,6 +61,7 @@ def test_data() -> None:
         "flip": 0.5,
         "vertical_flip": 0.0,
         "color_jitter": 0.0,
+        "invert": 0.0,
         "crop_places": 1,  # detectron2 crops at one random place
         # INPUT: MIN_SIZE_TEST 800, MAX_SIZE_TEST 1333.
         "eval_short_side": 800,

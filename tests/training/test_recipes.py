@@ -63,6 +63,7 @@ MASK2FORMER: dict[str, Any] = {
     "data.flip": 0.5,
     "data.vertical_flip": 0.0,
     "data.color_jitter": 0.0,
+    "data.invert": 0.0,
     "data.crop_places": 1,
     "data.eval_short_side": 800,
     "data.eval_max_side": 1333,

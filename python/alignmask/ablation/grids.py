@@ -44,7 +44,8 @@ def adapt(
     aligned: dict[str, Any] | Literal["off"] | None = None,
     **loss: Any,
 ) -> Callable[[Config], Config]:
-    """The paper's full method with these fields changed; aligned="off": without Aligned Query Learning."""
+    """The paper's full method with these fields changed; aligned="off": without Aligned Query
+    Learning."""
 
     def change(config: Config) -> Config:
         queries = config.model.aligned_queries or AlignedQueryConfig()

@@ -29,7 +29,7 @@ Window = tuple[int, int, int, int]
 
 def training_transform(data: DataConfig) -> Transform:
     """Large-scale jittering to `data.crop`, of the image or of parts of the size of `data.tile`;
-    flips, colour jitter; instances that the crop empties are dropped.
+    flips, colour jitter, negatives; instances that the crop empties are dropped.
 
     The result is at most crop x crop; its `canvas` makes `collate` pad it to exactly that. Raises
     ValueError, naming the setting, for a crop that is not divisible by 32 or an impossible range.
@@ -41,7 +41,7 @@ def training_transform(data: DataConfig) -> Transform:
         raise ValueError(f"data.scale: expected 0 < low <= high, got {data.scale}")
     if data.crop_places < 1:
         raise ValueError(f"data.crop_places: expected at least 1, got {data.crop_places}")
-    for name in ("flip", "vertical_flip"):
+    for name in ("flip", "vertical_flip", "invert"):
         if not 0 <= getattr(data, name) <= 1:
             raise ValueError(f"data.{name}: expected a probability, got {getattr(data, name)}")
     if data.color_jitter < 0:
@@ -59,6 +59,8 @@ def training_transform(data: DataConfig) -> Transform:
     if data.color_jitter:
         strength = data.color_jitter
         steps.append(v2.ColorJitter(brightness=strength, contrast=strength, saturation=strength))
+    if data.invert:
+        steps.append(v2.RandomInvert(data.invert))
     return _TrainingTransform(v2.Compose(steps), (data.crop, data.crop))
 
 
