@@ -390,9 +390,9 @@ class TrainConfig:
     switches clipping off."""
     precision: PrecisionChoice = "auto"
     """Number format of a training step. auto: bf16 on GPUs that support it (A100 and newer), fp16
-    on older ones, fp32 on a CPU. bf16 and fp16: autocast, for fp16 with loss scaling. tf32: inputs
-    of matrix products are rounded to TF32. fp32: nothing is rounded. Evaluation always runs in
-    fp32."""
+    on older ones, fp32 on a CPU. bf16 and fp16: autocast, for fp16 with loss scaling, which needs a
+    GPU. tf32: inputs of matrix products are rounded to TF32. fp32: nothing is rounded. Evaluation
+    always runs in fp32."""
     ema: float | None = None
     """Decay of the moving average of the weights. The average is evaluated, and kept as the best
     checkpoint, in place of the weights. None keeps no average."""

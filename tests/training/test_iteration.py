@@ -16,6 +16,7 @@ from alignmask import checkpoint
 from alignmask.config import DataConfig
 from alignmask.data import TrainingStream, resolve_paths, train_dataset
 from alignmask.loss import Criterion
+from alignmask.training import checks
 from alignmask.training.trainer import Trainer, seed_of
 from tests import tiny
 from tests.covers import covers
@@ -231,7 +232,9 @@ def test_the_log_has_the_means_since_its_last_line(recorded: RecordingTrainer) -
 
 
 @covers("train.precision")
-def test_number_formats_reach_the_layers(shapes: DataConfig, tmp_path: Path) -> None:
+def test_number_formats_reach_the_layers(
+    shapes: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """float16, which needs a GPU, reaches Accelerate."""
     seen: dict[str, tuple[torch.dtype, bool]] = {}
     for precision in ("auto", "fp32", "tf32", "bf16"):
@@ -245,10 +248,19 @@ def test_number_formats_reach_the_layers(shapes: DataConfig, tmp_path: Path) -> 
     assert seen["fp32"] == (torch.float32, False)
     assert seen["tf32"] == (torch.float32, True)
     assert seen["bf16"] == (torch.bfloat16, True)
-    assert (
-        Trainer(config(shapes, tmp_path, "fp16", precision="fp16")).accelerator.mixed_precision
-        == "fp16"
-    )
+    monkeypatch.setattr(checks, "capability_at_hand", lambda: (7, 0))
+    fp16 = Trainer(config(shapes, tmp_path, "fp16", precision="fp16"))
+    assert fp16.accelerator.mixed_precision == "fp16"
+
+
+def test_float16_is_refused_without_a_gpu(
+    shapes: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accelerate would compute in float32 and say nothing."""
+    monkeypatch.setattr(checks, "capability_at_hand", lambda: None)
+    with pytest.raises(ValueError, match=r"train\.precision fp16: there is no GPU.*use bf16"):
+        Trainer(config(shapes, tmp_path, precision="fp16"))
+    assert not list(tmp_path.iterdir())
 
 
 def tf32_is_on() -> bool:

@@ -14,6 +14,7 @@ from alignmask.evaluation.results_file import load_ground_truth
 from alignmask.model.stages import STAGES
 from alignmask.model.tiles import tiles_for
 from alignmask.training.best import check_metric
+from alignmask.training.precision import capability_at_hand
 from alignmask.training.trackers import check_trackers
 
 SMALL_SIDE = 20
@@ -40,6 +41,10 @@ def check_settings(t: TrainConfig) -> None:
     if not 0 < t.layer_decay <= 1:
         raise ValueError(
             f"train.layer_decay: expected more than 0 and at most 1, got {t.layer_decay:g}"
+        )
+    if t.precision == "fp16" and capability_at_hand() is None:
+        raise ValueError(
+            "train.precision fp16: there is no GPU, and its loss scaling needs one; use bf16, fp32 or auto"
         )
     check_trackers(t.trackers)
 
