@@ -4,6 +4,7 @@ that they are there."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -49,12 +50,15 @@ class CopiesFromTheHost(TorchDispatchMode):
         return result
 
 
-@pytest.fixture
-def pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[AlignMask, Batch]]:
+@pytest.fixture(params=[None, 0.2], ids=["pooled", "noised"])
+def pretend(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[AlignMask, Batch]]:
     """A model and a batch that say they are on a GPU, for which there are kernels."""
     monkeypatch.setattr(_library._gpus, "usable", lambda device: True)
     monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)  # FakeTensorMode knows none
-    model, batch = tiny.model(), tiny.batch()
+    aligned = replace(tiny.ALIGNED, mask_noise=request.param)
+    model, batch = tiny.model(aligned_queries=aligned), tiny.batch()
     with FakeTensorMode(allow_non_fake_inputs=True):
         for module in model.modules():
             for held in (module._parameters, module._buffers):

@@ -105,13 +105,14 @@ def test_a_run(accelerated: str, shapes: DataConfig, tmp_path: Path, precision: 
     assert (run / "best" / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize("noise", [None, 0.2], ids=["pooled", "noised"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_graphs(device: str, same_points: None, precision: str) -> None:
+def test_graphs(device: str, same_points: None, precision: str, noise: float | None) -> None:
     """A step from CUDA graphs has the loss and the gradients of one without them, also when the
     number of slots has changed and comes back."""
     if device == "cpu":
         pytest.skip("a CPU has no graphs: tests/training/test_graphs.py has the rest")
-    count = replace(tiny.ALIGNED, count=64, point_sets=8)
+    count = replace(tiny.ALIGNED, count=64, point_sets=8, mask_noise=noise)
     model = tiny.model(aligned_queries=count).to(device).train()
     graphed = GraphedForward(model)
     for counts in ((3, 0, 2), (6, 1, 5), (2, 2, 1)):
