@@ -37,8 +37,11 @@ KINDS: dict[str, tuple[str, ...]] = {
     "align": (),
     "m2f": MASK2FORMER,
     "qfl": ("--without", "model.aligned-queries"),
+    "pooled": ("--model.aligned-queries.mask-noise", "None"),
+    "noised": ("--model.aligned-queries.mask-noise", "0.2"),
 }
-"""The recipe's AlignMask; Mask2Former; the quality focal loss alone."""
+"""The recipe's AlignMask; Mask2Former; the quality focal loss alone; aligned queries that are
+pooled from masks, and those that attend to masks with noise."""
 
 
 def prepare(data: Path, store: Path = STORE) -> None:
