@@ -46,7 +46,6 @@ class NoisedMaskGenerator(nn.Module):
         made = fill_slots(queries_GTE, self._assign(batch), batch, self.config)
         return replace(made, attention=self._attention(features, batch, made.instance_BA))
 
-    @torch.no_grad()
     def count_live(self, batch: Batch) -> tuple[None, Tensor]:
         """No points, and how many queries `forward` will make, a scalar."""
         return None, (self._assign(batch) >= 0).sum()
@@ -56,7 +55,6 @@ class NoisedMaskGenerator(nn.Module):
         seen_GT = batch.masks_GHW.flatten(1).any(1)[:, None].expand(-1, self.config.point_sets)
         return assign_slots(seen_GT, batch.counts, self.config.count)
 
-    @torch.no_grad()
     def _attention(
         self, features: PixelFeatures, batch: Batch, instance_BA: Tensor
     ) -> tuple[Tensor, ...]:
