@@ -287,6 +287,7 @@ def test_trainings_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture) -
     store = ["--store", str(tmp_path / "store")]
     assert trainings.main([*store, "prepare", str(tmp_path / "data")]) == 0
     names = [f"{kind}_3" for kind in trainings.KINDS]
+    noise = {"pooled_3": None, "noised_3": 0.2}
     small = ["--iterations", "1", "--batch", "1", "--workers", "0", "--minutes", "9"]
     given = [*store, "run", *names, *small, "--out", str(tmp_path / "out")]
     assert trainings.main([*given, "--", "--train.ema", "0.9"]) == 0, capsys.readouterr().out
@@ -295,7 +296,9 @@ def test_trainings_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture) -
         assert {x.dtype for x in weights.values() if x.ndim > 1} == {torch.float16}
         config = json.loads((tmp_path / "out/runs" / name / "config.json").read_text())
         assert (config["train"]["seed"], config["train"]["ema"]) == (3, 0.9)
-        assert (config["model"]["aligned_queries"] is None) == (name != "align_3")
+        aligned = config["model"]["aligned_queries"]
+        assert (aligned is None) == (name in ("m2f_3", "qfl_3"))
+        assert name not in noise or aligned["mask_noise"] == noise[name]
     with tarfile.open(tmp_path / "out/logs.tar.gz") as tar:
         assert {f"{name}/metrics.jsonl" for name in names} <= set(tar.getnames())
 
