@@ -124,7 +124,7 @@ class QueryDecoderConfig:
 
 @dataclass(frozen=True)
 class AlignedQueryConfig:
-    """Aligned Query Learning (section 2.2, Fig. 3): training-only queries made from ground-truth
+    """Aligned Query Learning (section 2.2, Fig. 3): training-only queries pooled from ground-truth
     masks."""
 
     count: int = 100
@@ -135,11 +135,10 @@ class AlignedQueryConfig:
     """T: number of random point sets per image. Each set makes one aligned query for each
     instance."""
     mask_noise: float | None = None
-    """How aligned queries learn of their instance. None: each one is pooled from the pixel
-    embedding inside the mask (the paper, Eq. 1). A number: as in MP-Former, which has 0.2, each one
-    begins as a learned vector of its class, and in every layer attends to its mask with noise: as
-    many pixels as this share of the mask has are turned over at random. The settings `points`,
-    `normalize` and `detach_pixel_embedding` belong to pooling."""
+    """Where aligned queries attend in the image. None: to the mask that each one predicts, as
+    object queries do (the paper). A number, as in MP-Former, which has 0.2: to the instance's mask
+    with noise, anew in every layer; as many pixels as this share of the mask has are turned over at
+    random."""
     points: int = 12544
     """K: number of points in a set. 12544 points are 112 x 112."""
     normalize: Literal["mask", "points"] = "mask"

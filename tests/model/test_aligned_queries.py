@@ -47,7 +47,7 @@ def test_slots_are_filled_set_by_set_and_cut_at_the_count(
     batch = tiny.batch(tuple(counts), (32, 32), seed)
     batch.masks_GHW.fill_(True)  # no set misses an instance
     generator = AlignedQueryGenerator(
-        AlignedQueryConfig(count=count, point_sets=sets, points=8), 32
+        AlignedQueryConfig(count=count, point_sets=sets, points=8), 32, layers=3
     )
     aligned = generator(features(torch.randn(len(counts), 32, 8, 8)), batch)
     for b, expected in enumerate(expected_slots(counts, sets, count)):
@@ -78,7 +78,9 @@ def test_slots_of_two_images() -> None:
 def test_a_query_is_the_mlp_of_the_normalised_mean_over_the_mask() -> None:
     """Eq. 1 on a constant embedding per mask side: the mean over the mask's points is the embedding
     there."""
-    generator = AlignedQueryGenerator(AlignedQueryConfig(count=4, point_sets=1, points=2000), 32)
+    generator = AlignedQueryGenerator(
+        AlignedQueryConfig(count=4, point_sets=1, points=2000), 32, layers=3
+    )
     left, right = torch.randn(32), torch.randn(32)
     embedding = torch.cat(
         (left.view(1, 32, 1, 1).expand(1, 32, 8, 8), right.view(1, 32, 1, 1).expand(1, 32, 8, 8)), 3
@@ -97,7 +99,7 @@ def test_a_query_is_the_mlp_of_the_normalised_mean_over_the_mask() -> None:
 def test_an_instance_that_a_set_missed_makes_no_query() -> None:
     batch = tiny.batch((2,), (32, 32))
     batch.masks_GHW[0] = False  # nothing to hit
-    generator = AlignedQueryGenerator(tiny.ALIGNED, 32)
+    generator = AlignedQueryGenerator(tiny.ALIGNED, 32, layers=3)
     aligned = generator(features(torch.randn(1, 32, 8, 8)), batch)
     assert 0 not in aligned.instance_BA.tolist()[0]
     assert aligned.live_BA.sum() == 3  # the other instance, once per set
@@ -207,7 +209,9 @@ def test_eval_mode_makes_no_aligned_queries() -> None:
 @pytest.mark.parametrize("detach", [True, False])
 def test_gradient_into_the_pixel_embedding_is_a_switch(detach: bool) -> None:
     batch = tiny.batch((2,))
-    generator = AlignedQueryGenerator(replace(tiny.ALIGNED, detach_pixel_embedding=detach), 32)
+    generator = AlignedQueryGenerator(
+        replace(tiny.ALIGNED, detach_pixel_embedding=detach), 32, layers=3
+    )
     embedding = torch.randn(1, 32, 16, 24, requires_grad=True)
     aligned = generator(features(embedding), batch)
     aligned.features_BAE.square().sum().backward()
@@ -230,7 +234,7 @@ def test_learned_position_is_a_switch() -> None:
 
 def test_live_queries_are_counted_before_there_is_an_embedding() -> None:
     """Of few points in a set, all may miss an instance; that slot stays empty."""
-    generator = AlignedQueryGenerator(replace(tiny.ALIGNED, points=4), 32)
+    generator = AlignedQueryGenerator(replace(tiny.ALIGNED, points=4), 32, layers=3)
     batch = tiny.batch((3, 0, 2))
     points_BTK2, counted = generator.count_live(batch)
     made = generator(features(torch.rand(3, 32, 16, 24)), batch, points_BTK2)

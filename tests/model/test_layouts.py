@@ -69,7 +69,7 @@ def test_aligned_queries_have_few_shapes_on_a_gpu(
     for device, slots in (("cpu", on_cpu), ("cuda", on_gpu)):
         with FakeTensorMode() if device == "cuda" else nullcontext(), torch.device(device):
             generator = AlignedQueryGenerator(
-                AlignedQueryConfig(count=100, point_sets=5, points=16), 32
+                AlignedQueryConfig(count=100, point_sets=5, points=16), 32, layers=3
             )
             batch = replace(
                 one,

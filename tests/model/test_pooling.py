@@ -117,7 +117,7 @@ def test_dividing_by_all_points_makes_small_objects_faint() -> None:
     batch, found = tiny.batch((1,)), []
     for normalize in ("mask", "points"):
         torch.manual_seed(0)
-        generator = AlignedQueryGenerator(replace(tiny.ALIGNED, normalize=normalize), 32)
+        generator = AlignedQueryGenerator(replace(tiny.ALIGNED, normalize=normalize), 32, layers=3)
         embedding = torch.randn(1, 32, 16, 24) * 0.003
         torch.manual_seed(1)
         found.append(generator(PixelFeatures([], embedding), batch).features_BAE)

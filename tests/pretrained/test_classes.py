@@ -68,29 +68,6 @@ def test_the_same_classes_load_fully(tmp_path: Path) -> None:
     assert str(report) == "classes taken by name: 2 (b, a)"
 
 
-@pytest.mark.parametrize("softmax", [False, True])
-def test_the_labels_of_noised_masks_follow_the_names_too(tmp_path: Path, softmax: bool) -> None:
-    """Also between a source of as many classes in another order, and of more of them."""
-    noised = replace(tiny.ALIGNED, mask_noise=0.2)
-    source = with_rows(3, softmax, aligned_queries=noised)
-    rows = torch.arange(3.0)[:, None].expand(3, 32)
-    with torch.no_grad():
-        source.aligned_queries.label.copy_(rows)
-    path = saved(source, ["cat", "dog", "emu"], tmp_path / "source")
-    for names in (["emu", "cat", "dog"], ["emu", "fox"]):
-        model = with_rows(len(names), softmax, seed=1, aligned_queries=noised)
-        before = model.aligned_queries.label.detach().clone()
-        report = initialise(model, path, names)
-        after = model.aligned_queries.label
-        assert torch.equal(after[0], rows[2])
-        assert torch.equal(after[1], rows[0] if names[1] == "cat" else before[1])
-        assert report.not_loaded == report.unused == []
-    pooled = with_rows(3, softmax, aligned_queries=tiny.ALIGNED)
-    report = initialise(pooled, path, ["cat", "dog", "emu"])
-    assert report.unused == ["aligned_queries.label"]
-    assert "aligned_queries.mlp.0.weight" in report.not_loaded
-
-
 def test_no_class_in_common(tmp_path: Path) -> None:
     before, after, report = fitted(["a", "b"], ["c", "d"], tmp_path)
     assert torch.equal(before, after)

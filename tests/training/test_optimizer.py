@@ -55,7 +55,7 @@ def test_every_kind_of_parameter() -> None:
             )
             for name in (
                 "query", "query_position", "level_embedding", "aligned_position", "relative_position_bias_table",
-                "absolute_pos_embed", "pos_embed", "label", "gamma",
+                "absolute_pos_embed", "pos_embed", "gamma",
             ):  # fmt: skip
                 self.register_parameter(name, nn.Parameter(torch.ones(2)))
             self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
@@ -95,11 +95,6 @@ def test_groups_of_a_whole_model() -> None:
         *(f"backbone.body.layers_{i}.blocks.0.attn.relative_position_bias_table" for i in range(4)),
     }  # fmt: skip
     assert all("norm" not in name for name in found.keys() - kept)
-
-
-def test_the_labels_of_noised_masks_do_not_decay() -> None:
-    found = settings(tiny.model(aligned_queries=replace(tiny.ALIGNED, mask_noise=0.2)))
-    assert found["aligned_queries.label"] == (0.5, 0.5, 0.0)
 
 
 def test_adamws_own_numbers() -> None:

@@ -1,5 +1,5 @@
 """Aligned Query Learning: queries pooled from ground-truth masks, in training only (section 2.2,
-Eq. 1, Fig. 3). `noised_masks.py` makes such queries in another way.
+Eq. 1, Fig. 3).
 
 B images, A slots per image, E channels, T point sets, K points, G instances of the whole batch, S
 tokens of one level.
@@ -7,7 +7,7 @@ tokens of one level.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from alignmask import ops
 from alignmask.config import AlignedQueryConfig
 from alignmask.data.batch import Batch, sent
 from alignmask.model.layers import mlp
+from alignmask.model.noised_masks import check_noise, noised_masks
 from alignmask.model.pixel_decoder import PixelFeatures
 
 SLOT_STEP = 32
@@ -48,9 +49,11 @@ class AlignedQueryGenerator(nn.Module):
     """Makes one aligned query for each instance and point set (Eq. 1), and puts them into slots
     (Fig. 3)."""
 
-    def __init__(self, config: AlignedQueryConfig, width: int) -> None:
+    def __init__(self, config: AlignedQueryConfig, width: int, layers: int) -> None:
+        """layers: those of the query decoder. Raises ValueError if `mask_noise` is no share."""
         super().__init__()
-        self.config = config
+        check_noise(config.mask_noise)
+        self.config, self.layers = config, layers
         self.norm = nn.LayerNorm(width)
         self.mlp = mlp(width, width, width)
 
@@ -65,7 +68,13 @@ class AlignedQueryGenerator(nn.Module):
             embedding_BEHW, masks_GHW, batch.owner_G, points_BTK2
         )
         slot_GT = self._assign(weight_GT, batch.counts)
-        return fill_slots(queries_GTE, slot_GT, batch, self.config)
+        slots = self._slots(batch.counts, embedding_BEHW.device)
+        made = _fill_slots(queries_GTE, slot_GT, batch.owner_G, batch.batch_size, slots)
+        noise, sizes = self.config.mask_noise, [map.shape[2:] for map in features.levels]
+        if noise is None:
+            return made
+        masks = noised_masks(masks_GHW, made.instance_BA, sizes, self.layers, noise)
+        return replace(made, attention=masks)
 
     def draw_points(self, images: int, device: torch.device) -> Tensor:
         """Phi: K random points [B, T, K, 2]."""
@@ -100,6 +109,16 @@ class AlignedQueryGenerator(nn.Module):
         """-> [G, T]. If no point of a set hits an instance, that set makes no query for it."""
         return assign_slots(weight_GT > 0, counts, self.config.count)
 
+    def _slots(self, counts: list[int], device: torch.device) -> int:
+        """Slots per image: as many as the image with the most instances needs. `counts` is on the
+        host, so that this number is known without waiting for the GPU."""
+        slots = min(self.config.count, self.config.point_sets * max(counts, default=0))
+        return (
+            slots
+            if device.type == "cpu"
+            else min(max(-(-slots // SLOT_STEP), 1) * SLOT_STEP, self.config.count)
+        )
+
 
 def assign_slots(made_GT: Tensor, counts: list[int], limit: int) -> Tensor:
     """-> [G, T]: which slot of its image the query of an instance and a point set gets; -1 for
@@ -115,14 +134,12 @@ def assign_slots(made_GT: Tensor, counts: list[int], limit: int) -> Tensor:
     return torch.where(made_GT & (slot_GT < limit), slot_GT, -1)
 
 
-def fill_slots(
-    queries_GTE: Tensor, slot_GT: Tensor, batch: Batch, config: AlignedQueryConfig
+def _fill_slots(
+    queries_GTE: Tensor, slot_GT: Tensor, owner_G: Tensor, images: int, slots: int
 ) -> AlignedQueries:
-    """Put the queries of instances and point sets into their slots (`assign_slots`)."""
     instances, sets, width = queries_GTE.shape
-    images, slots = batch.batch_size, _slots(batch.counts, config, slot_GT.device)
     # There is one extra slot at the end. Index -1 writes to it, and it is cut off below.
-    at = (batch.owner_G[:, None].expand_as(slot_GT), slot_GT)
+    at = (owner_G[:, None].expand_as(slot_GT), slot_GT)
     features_BAE = queries_GTE.new_zeros(images, slots + 1, width).index_put(at, queries_GTE)
     empty_BA = torch.full((images, slots + 1), -1, device=slot_GT.device)
     instance_G1 = torch.arange(instances, device=slot_GT.device)[:, None]
@@ -130,12 +147,3 @@ def fill_slots(
     instance_BA = empty_BA.index_put(at, instance_G1.expand_as(slot_GT))
     set_BA = empty_BA.index_put(at, set_T.expand_as(slot_GT))
     return AlignedQueries(features_BAE[:, :slots], instance_BA[:, :slots], set_BA[:, :slots])
-
-
-def _slots(counts: list[int], config: AlignedQueryConfig, device: torch.device) -> int:
-    """Slots per image: as many as the image with the most instances needs. `counts` is on the host,
-    so that this number is known without waiting for the GPU."""
-    slots = min(config.count, config.point_sets * max(counts, default=0))
-    if device.type == "cpu":
-        return slots
-    return min(max(-(-slots // SLOT_STEP), 1) * SLOT_STEP, config.count)

@@ -11,7 +11,6 @@ from alignmask.data.batch import Batch
 from alignmask.model.aligned_queries import AlignedQueryGenerator
 from alignmask.model.backbone import Backbone
 from alignmask.model.heads import Heads, Prediction
-from alignmask.model.noised_masks import NoisedMaskGenerator
 from alignmask.model.pixel_decoder import PixelDecoder
 from alignmask.model.postprocess import Instances, postprocess
 from alignmask.model.query_decoder import QueryDecoder
@@ -31,7 +30,11 @@ class AlignMask(nn.Module):
         self.query_decoder = QueryDecoder(
             config.query_decoder, width, heads, config.aligned_queries
         )
-        self.aligned_queries = _generator(config)
+        self.aligned_queries = None
+        if config.aligned_queries is not None:
+            self.aligned_queries = AlignedQueryGenerator(
+                config.aligned_queries, width, config.query_decoder.layers
+            )
 
     def forward(self, batch: Batch, points_BTK2: Tensor | None = None) -> Prediction:
         """In training mode, aligned queries are made from the batch's masks. In eval mode there are
@@ -69,15 +72,6 @@ class AlignMask(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
-
-
-def _generator(config: ModelConfig) -> AlignedQueryGenerator | NoisedMaskGenerator | None:
-    aligned, width = config.aligned_queries, config.pixel_decoder.width
-    if aligned is None:
-        return None
-    if aligned.mask_noise is None:
-        return AlignedQueryGenerator(aligned, width)
-    return NoisedMaskGenerator(aligned, width, config.num_classes, config.query_decoder.layers)
 
 
 def build_model(config: ModelConfig) -> AlignMask:

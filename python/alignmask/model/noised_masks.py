@@ -1,70 +1,40 @@
-"""Aligned queries that are told where to look: a learned vector of the class, and the mask of the
-instance with noise as attention mask of every layer, in training only (MP-Former: Zhang et al.,
-CVPR 2023, arXiv 2303.07336).
+"""Attention masks that tell an aligned query where to look: the mask of its instance, with noise
+(MP-Former: Zhang et al., CVPR 2023, arXiv 2303.07336).
 
-Slots, losses and what a query sees in self-attention are those of `aligned_queries.py`. A "point
-set" is here a copy of all queries, with noise of its own.
-
-B images, A slots per image, E channels, T point sets, G instances of the whole batch, H x W a
-mask's size, h x w a level's, S = h * w tokens.
+B images, A slots per image, G instances of the whole batch, H x W a mask's size, h x w a level's,
+S = h * w tokens.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-from alignmask.config import AlignedQueryConfig
-from alignmask.data.batch import Batch
-from alignmask.model.aligned_queries import AlignedQueries, assign_slots, fill_slots
-from alignmask.model.pixel_decoder import PixelFeatures
+from torch import Tensor
 
 
-class NoisedMaskGenerator(nn.Module):
-    """Makes one query for each instance and point set. It takes the place of
-    `AlignedQueryGenerator`."""
+def noised_masks(
+    masks_GHW: Tensor,
+    instance_BA: Tensor,
+    sizes: Sequence[Sequence[int]],
+    layers: int,
+    noise: float,
+) -> tuple[Tensor, ...]:
+    """-> for each of `layers` decoder layers, [B, A, S], bool: where the queries attend.
 
-    def __init__(self, config: AlignedQueryConfig, width: int, classes: int, layers: int) -> None:
-        """layers: those of the query decoder. Raises ValueError if the noise is no share."""
-        super().__init__()
-        noise = config.mask_noise
-        if noise is None or not 0 <= noise <= 1:
-            raise ValueError(
-                f"model.aligned_queries.mask_noise: expected a share from 0 to 1, got {noise}"
-            )
-        self.config, self.layers, self.noise = config, layers, noise
-        self.label = nn.Parameter(torch.randn(classes, width))
+    The layers attend to levels of the given sizes (h, w) in turn. A slot without an instance, -1 in
+    instance_BA, attends to everything.
+    """
+    levels = [_of_slots(cells_of(masks_GHW, h, w), instance_BA) for h, w in sizes]
+    return tuple(with_noise(levels[layer % len(levels)], noise) for layer in range(layers))
 
-    def forward(
-        self, features: PixelFeatures, batch: Batch, points_BTK2: Tensor | None = None
-    ) -> AlignedQueries:
-        """points_BTK2 is not used: these queries need no points."""
-        queries_GTE = self.label[batch.labels_G][:, None].expand(-1, self.config.point_sets, -1)
-        made = fill_slots(queries_GTE, self._assign(batch), batch, self.config)
-        return replace(made, attention=self._attention(features, batch, made.instance_BA))
 
-    def count_live(self, batch: Batch) -> tuple[None, Tensor]:
-        """No points, and how many queries `forward` will make, a scalar."""
-        return None, (self._assign(batch) >= 0).sum()
-
-    def _assign(self, batch: Batch) -> Tensor:
-        """-> [G, T]. An instance whose mask is empty makes no query."""
-        seen_GT = batch.masks_GHW.flatten(1).any(1)[:, None].expand(-1, self.config.point_sets)
-        return assign_slots(seen_GT, batch.counts, self.config.count)
-
-    def _attention(
-        self, features: PixelFeatures, batch: Batch, instance_BA: Tensor
-    ) -> tuple[Tensor, ...]:
-        """-> for each layer of the decoder, [B, A, S]."""
-        levels = [
-            _mask_of_slots(cells_of(batch.masks_GHW, *map_BEhw.shape[2:]), instance_BA)
-            for map_BEhw in features.levels
-        ]
-        return tuple(
-            with_noise(levels[layer % len(levels)], self.noise) for layer in range(self.layers)
+def check_noise(noise: float | None) -> None:
+    """Raises ValueError unless it is a share, or None."""
+    if noise is not None and not 0 <= noise <= 1:
+        raise ValueError(
+            f"model.aligned_queries.mask_noise: expected a share from 0 to 1, or None, got {noise}"
         )
 
 
@@ -78,8 +48,9 @@ def cells_of(masks_GHW: Tensor, h: int, w: int) -> Tensor:
     return cells_GhW.unflatten(2, (w, columns)).amax(3).bool()
 
 
-def _mask_of_slots(cells_Ghw: Tensor, instance_BA: Tensor) -> Tensor:
-    """-> [B, A, S]: the mask of the instance in each slot; that of padding is empty."""
+def _of_slots(cells_Ghw: Tensor, instance_BA: Tensor) -> Tensor:
+    """-> [B, A, S]: the mask of the instance in each slot. The last row, which -1 reads, is empty:
+    with it, padding needs no instance to be there."""
     nothing_1S = cells_Ghw.new_zeros(1, cells_Ghw.shape[1] * cells_Ghw.shape[2])
     return torch.cat((cells_Ghw.flatten(1), nothing_1S))[instance_BA]
 

@@ -19,10 +19,7 @@ from alignmask.pretrained import configs, names
 from alignmask.safe_load import CheckpointError, read_huggingface, read_json, read_tensors
 
 Kind = Literal["alignmask", "mask2former", "huggingface"]
-CLASSIFY = r"query_decoder\.heads\.classify\..*"
-LABEL = "aligned_queries.label"
-HEAD = re.compile(rf"{CLASSIFY}|{re.escape(LABEL)}")
-"""Parts with a row for each class. The label vectors have none for "no object"."""
+HEAD = re.compile(r"query_decoder\.heads\.classify\..*")
 ALIGNED = re.compile(
     r"aligned_queries\..*|query_decoder\.aligned_position|query_decoder\.layers\.\d+\.aligned_(masked|self)_attention\..*"
 )
@@ -256,12 +253,11 @@ def _fit(
         found = match_classes(class_names, classes(source, count)[0])
         if found.rows != {row: row for row in range(count)} or found.new:
             report.classes = found
-            softmax = model.config.classification == "softmax"
-            no_object = {len(class_names): count} if softmax else {}
+            rows = dict(found.rows)
+            if model.config.classification == "softmax":
+                rows[len(class_names)] = count  # no object
             tensors |= {
-                name: _with_rows(
-                    own[name], tensors[name], found.rows | ({} if name == LABEL else no_object)
-                )
+                name: _with_rows(own[name], tensors[name], rows)
                 for name in head
                 if name in tensors and tensors[name].shape[1:] == own[name].shape[1:]
             }

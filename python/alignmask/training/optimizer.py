@@ -19,7 +19,6 @@ EMBEDDINGS = (
     "query_position",
     "level_embedding",
     "aligned_position",
-    "label",  # of noised masks
     "relative_position_bias_table",
     "absolute_pos_embed",
     "pos_embed",
