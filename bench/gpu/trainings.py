@@ -38,10 +38,9 @@ KINDS: dict[str, tuple[str, ...]] = {
     "m2f": MASK2FORMER,
     "qfl": ("--without", "model.aligned-queries"),
     "pooled": ("--model.aligned-queries.mask-noise", "None"),
-    "noised": ("--model.aligned-queries.mask-noise", "0.2"),
 }
-"""The recipe's AlignMask; Mask2Former; the quality focal loss alone; aligned queries that are
-pooled from masks, and those that attend to masks with noise."""
+"""The recipe's AlignMask; Mask2Former; the quality focal loss alone; aligned queries that attend to
+the masks that they predict, as in the paper."""
 
 
 def prepare(data: Path, store: Path = STORE) -> None:

@@ -287,7 +287,7 @@ def test_trainings_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture) -
     store = ["--store", str(tmp_path / "store")]
     assert trainings.main([*store, "prepare", str(tmp_path / "data")]) == 0
     names = [f"{kind}_3" for kind in trainings.KINDS]
-    noise = {"pooled_3": None, "noised_3": 0.2}
+    noise = {"align_3": 0.2, "pooled_3": None}
     small = ["--iterations", "1", "--batch", "1", "--workers", "0", "--minutes", "9"]
     given = [*store, "run", *names, *small, "--out", str(tmp_path / "out")]
     assert trainings.main([*given, "--", "--train.ema", "0.9"]) == 0, capsys.readouterr().out

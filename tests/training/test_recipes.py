@@ -265,7 +265,7 @@ MEASURED: dict[str, dict[str, Any]] = {
     },
     "nuclei_small": {
         **widths(128, 100, 4096, 1024), **files(None), **sides(256, 256, 256), "data.scale": [0.45, 1.2],
-        "data.tile": 128, "data.tile_overlap": 0.25,
+        "data.tile": 128, "data.tile_overlap": 0.25, "model.aligned_queries.mask_noise": 0.2,
         "data.vertical_flip": 0.5, "data.color_jitter": 0.2, "model.num_classes": 1, "model.backbone.freeze_norm": True,
         **training(4000, 2, 6e-4, 0.1, 100, 2000, 500, 50), "model.pixel_decoder.place": True,
         "loss.class_weight": 8.0, "loss.weigh_negatives": False,
