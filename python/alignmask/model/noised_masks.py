@@ -36,12 +36,21 @@ class NoisedMaskGenerator(nn.Module):
                 f"model.aligned_queries.mask_noise: expected a share from 0 to 1, got {noise}"
             )
         self.config, self.layers, self.noise = config, layers, noise
-        self.label = nn.Parameter(torch.randn(classes, width))
+        self.pooled = None
+        if config.pooled_and_noised:
+            from alignmask.model.aligned_queries import AlignedQueryGenerator
+
+            self.pooled = AlignedQueryGenerator(config, width)
+        else:
+            self.label = nn.Parameter(torch.randn(classes, width))
 
     def forward(
         self, features: PixelFeatures, batch: Batch, points_BTK2: Tensor | None = None
     ) -> AlignedQueries:
         """points_BTK2 is not used: these queries need no points."""
+        if self.pooled is not None:
+            made = self.pooled(features, batch, points_BTK2)
+            return replace(made, attention=self._attention(features, batch, made.instance_BA))
         queries_GTE = self.label[batch.labels_G][:, None].expand(-1, self.config.point_sets, -1)
         made = fill_slots(queries_GTE, self._assign(batch), batch, self.config)
         return replace(made, attention=self._attention(features, batch, made.instance_BA))
