@@ -140,6 +140,8 @@ class AlignedQueryConfig:
     begins as a learned vector of its class, and in every layer attends to its mask with noise: as
     many pixels as this share of the mask has are turned over at random. The settings `points`,
     `normalize` and `detach_pixel_embedding` belong to pooling."""
+    blank: bool = False
+    """One vector for all classes."""
     pooled_and_noised: bool = False
     """Pooled queries that also attend to their mask with noise."""
     points: int = 12544

@@ -42,7 +42,7 @@ class NoisedMaskGenerator(nn.Module):
 
             self.pooled = AlignedQueryGenerator(config, width)
         else:
-            self.label = nn.Parameter(torch.randn(classes, width))
+            self.label = nn.Parameter(torch.randn(1 if config.blank else classes, width))
 
     def forward(
         self, features: PixelFeatures, batch: Batch, points_BTK2: Tensor | None = None
@@ -51,7 +51,7 @@ class NoisedMaskGenerator(nn.Module):
         if self.pooled is not None:
             made = self.pooled(features, batch, points_BTK2)
             return replace(made, attention=self._attention(features, batch, made.instance_BA))
-        queries_GTE = self.label[batch.labels_G][:, None].expand(-1, self.config.point_sets, -1)
+        queries_GTE = self.label[batch.labels_G * (len(self.label) > 1)][:, None].expand(-1, self.config.point_sets, -1)
         made = fill_slots(queries_GTE, self._assign(batch), batch, self.config)
         return replace(made, attention=self._attention(features, batch, made.instance_BA))
 
