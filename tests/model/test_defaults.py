@@ -37,7 +37,7 @@ def test_model() -> None:
         "aligned_queries": {
             "count": 100,  # N_AQ, section 2.2
             "point_sets": 5,  # T
-            "mask_noise": None,  # pooled, Eq. 1
+            "mask_noise": None,  # section 2.2: attends to what it predicts
             "points": 112 * 112,  # K
             "normalize": "mask",
             "detach_pixel_embedding": False,
