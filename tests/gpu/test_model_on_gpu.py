@@ -22,6 +22,7 @@ from alignmask.exporting.export import Form, export_model
 from alignmask.exporting.parity import agreement
 from alignmask.model import AlignMask
 from alignmask.model.heads import Prediction
+from alignmask.model.pixel_decoder import PixelFeatures
 from tests import tiny
 from tests.gpu.steps import gradients
 
@@ -84,7 +85,7 @@ def test_aligned_queries_equal_those_of_plain_torch_on_the_cpu(
         )
         there = batch.to(place)
         with ops.use_reference(*way) if way else torch.enable_grad():
-            made = generator.to(place)(embedding, there.masks_GHW, there.owner_G, batch.counts)
+            made = generator.to(place)(PixelFeatures([], embedding), there)
             (gradient,) = torch.autograd.grad(made.features_BAE.square().sum(), embedding)
         results.append(
             (
