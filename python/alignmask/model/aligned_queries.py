@@ -50,7 +50,8 @@ class AlignedQueryGenerator(nn.Module):
     (Fig. 3)."""
 
     def __init__(self, config: AlignedQueryConfig, width: int, layers: int) -> None:
-        """layers: those of the query decoder. Raises ValueError if `mask_noise` is no share."""
+        """layers: number of layers of the query decoder. Raises ValueError unless `mask_noise` is
+        None or between 0 and 1."""
         super().__init__()
         check_noise(config.mask_noise)
         self.config, self.layers = config, layers
@@ -60,7 +61,7 @@ class AlignedQueryGenerator(nn.Module):
     def forward(
         self, features: PixelFeatures, batch: Batch, points_BTK2: Tensor | None = None
     ) -> AlignedQueries:
-        """points_BTK2: those of `draw_points`, which are otherwise drawn here."""
+        """points_BTK2: those of `count_live`; without them, points are drawn here."""
         embedding_BEHW, masks_GHW = features.embedding_BEHW, batch.masks_GHW
         if points_BTK2 is None:
             points_BTK2 = self.draw_points(batch.batch_size, embedding_BEHW.device)
@@ -70,9 +71,10 @@ class AlignedQueryGenerator(nn.Module):
         slot_GT = self._assign(weight_GT, batch.counts)
         slots = self._slots(batch.counts, embedding_BEHW.device)
         made = _fill_slots(queries_GTE, slot_GT, batch.owner_G, batch.batch_size, slots)
-        noise, sizes = self.config.mask_noise, [map.shape[2:] for map in features.levels]
+        noise = self.config.mask_noise
         if noise is None:
             return made
+        sizes = [map_BEhw.shape[2:] for map_BEhw in features.levels]
         masks = noised_masks(masks_GHW, made.instance_BA, sizes, self.layers, noise)
         return replace(made, attention=masks)
 

@@ -189,9 +189,11 @@ class QueryDecoder(nn.Module):
         for index, layer in enumerate(self.layers):
             level = levels[index % LEVELS]
             _, mask_embedding_BRE = outputs[-1]
-            attention_mask = _attention_mask(mask_embedding_BRE, level.embedding_BES)
-            if aligned is not None and aligned.attention:
-                objects, _ = _kinds(attention_mask, 2, queries)
+            if aligned is None or not aligned.attention:
+                attention_mask = _attention_mask(mask_embedding_BRE, level.embedding_BES)
+            else:
+                objects_BQE, _ = _kinds(mask_embedding_BRE, 1, queries)
+                objects = _attention_mask(objects_BQE, level.embedding_BES)
                 attention_mask = torch.cat((objects, aligned.attention[index][:, None]), dim=2)
             x_BRE = layer(x_BRE, position_RE, level, attention_mask, queries, aligned_mask)
             outputs.append(self.heads(x_BRE))
