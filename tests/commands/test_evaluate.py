@@ -147,11 +147,11 @@ def test_eval_mistakes(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> 
     assert f"{tmp_path}/none.json: cannot be read" in complaint(
         "eval", "--results", tmp_path / "none.json", "--annotations", annotations
     )
-    assert f"{tmp_path}/none.json: cannot read" in complaint(
+    assert f"{tmp_path}/none.json: cannot be read" in complaint(
         "eval", "--results", results, "--annotations", tmp_path / "none.json"
     )
     results.write_text("[{")
-    assert "results.json: not valid JSON" in complaint(
+    assert "results.json: malformed JSON" in complaint(
         "eval", "--results", results, "--annotations", annotations
     )
     assert "no such file or folder" in complaint("eval", tmp_path / "nowhere")

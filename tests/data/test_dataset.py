@@ -366,7 +366,7 @@ def test_json_faults(tmp_path):
     path.write_bytes(b'{"images": "\xff"}')
     with pytest.raises(CocoError, match="not UTF-8 text"):
         read_coco_json(path)
-    with pytest.raises(CocoError, match="cannot read the annotation file: No such file"):
+    with pytest.raises(CocoError, match="cannot be read: No such file"):
         CocoDataset(tmp_path, tmp_path / "missing.json")
 
 

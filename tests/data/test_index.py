@@ -54,18 +54,18 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that are parsed."""
     paths: list[Path] = []
-    parse = coco_json._parse_json
+    parse = coco_json.read_records
 
-    def noted(path: Path) -> dict[str, Any]:
+    def noted(path: Path, keys: tuple[str, ...]) -> Any:
         paths.append(path)
-        return parse(path)
+        return parse(path, keys)
 
-    monkeypatch.setattr(coco_json, "_parse_json", noted)
+    monkeypatch.setattr(coco_json, "read_records", noted)
     return paths
 
 
 def fresh(path: Path) -> CocoFile:
-    return coco_json._read(coco_json._Reader(path, *coco_json._content(path, None)), None)
+    return coco_json._read(coco_json._Reader(path, *coco_json._records(path, None)), None)
 
 
 def test_the_second_time_it_is_not_parsed(file: Path, parsed: list[Path]) -> None:

@@ -62,7 +62,7 @@ def test_numbers_of_thousands_of_digits_are_refused(annotations: Path) -> None:
     digits = "9" * 5000
     path = annotations.with_name("results.json")
     path.write_text(f'[{{"image_id": {digits}}}]')
-    with pytest.raises(CocoError, match=r"results\.json: not valid JSON: Exceeds the limit"):
+    with pytest.raises(CocoError, match=r"results\.json: not a COCO file: Exceeds the limit"):
         load_results(path, load_ground_truth(annotations))
     path.write_text(f'{{"images": [{digits}], "annotations": [], "categories": []}}')
     with pytest.raises(CocoError, match=r"results\.json: not a COCO file: Exceeds the limit"):

@@ -51,12 +51,11 @@ def test_files_that_are_no_json(tmp_path: Path, world: World) -> None:
     broken = tmp_path / "broken.json"
     for content in (text[: len(text) // 2].encode(), b"", b"\xff\xfe{", b"{'a': 1}"):
         broken.write_bytes(content)
-        with pytest.raises(
-            CocoError, match=r"broken\.json.*(malformed JSON at line 1, column|not UTF-8)"
-        ):
-            load_ground_truth(broken)
-        with pytest.raises(CocoError, match=r"broken\.json: not valid JSON"):
-            load_results(broken, truth)
+        for load in (load_ground_truth, lambda path: load_results(path, truth)):
+            with pytest.raises(
+                CocoError, match=r"broken\.json: (malformed JSON at line 1, column|not UTF-8)"
+            ):
+                load(broken)
     broken.write_bytes(b"[" * 200_000)
     for load in (load_ground_truth, lambda path: load_results(path, truth)):
         with pytest.raises(CocoError, match=r"broken\.json.*nested too deeply"):

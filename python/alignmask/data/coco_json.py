@@ -4,8 +4,7 @@ what it accepts, no later stage refuses."""
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,12 @@ from alignmask.data.faults import (
     brief,
     is_number,
 )
+from alignmask.data.json_files import Records, read_json, read_records
 from alignmask.data.masks import are_normalised, parse_segmentation
 from alignmask.data.records import AnnotationRecord, CocoFile, ImageRecord
 from alignmask.data.yolo import read_yolo
+
+_LISTS = ("images", "annotations", "categories")
 
 MAX_PIXELS = 2**31 - 1
 """Of an image: pycocotools counts the pixels of masks in 32 bits."""
@@ -58,34 +60,23 @@ def read_coco_json(path: str | Path, images: Path | None = None) -> dict[str, An
     return content
 
 
-def _content(path: Path, images: Path | None) -> tuple[dict[str, Any], Faults, dict[int, str]]:
+def _content(
+    path: Path, images: Path | None, read: Callable[[Path], Any] = read_json
+) -> tuple[dict[str, Any], Faults, dict[int, str]]:
     """What the file or folder has, its faults so far, and where it has the annotations."""
     if path.is_dir():
         draft = read_yolo(path, images)
         return draft.content(), draft.faults, draft.places
-    return _parse_json(path), Faults(), {}
-
-
-def _parse_json(path: Path) -> dict[str, Any]:
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            content = json.load(file)
-    except OSError as error:
-        raise fault(path, f"cannot read the annotation file: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        raise fault(
-            path, f"malformed JSON at line {error.lineno}, column {error.colno}: {error.msg}"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise fault(path, f"not UTF-8 text: {error.reason} at byte {error.start}") from error
-    except ValueError as error:  # a number of thousands of digits
-        raise fault(path, f"not a COCO file: {error}") from error
-    except RecursionError as error:
-        raise fault(path, "not a COCO file: its lists are nested too deeply") from error
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+    content = read(path)
+    for key in _LISTS:
+        if not isinstance(content, dict) or not isinstance(content.get(key), (list, Records)):
             raise fault(path, f"expected a JSON object with a list {key!r}")
-    return content
+    return content, Faults(), {}
+
+
+def _records(path: Path, images: Path | None) -> tuple[dict[str, Any], Faults, dict[int, str]]:
+    """As `_content`, with annotations that are parsed when their turn comes."""
+    return _content(path, images, lambda path: read_records(path, _LISTS))
 
 
 def read_coco(path: str | Path, limit: int | None = None, images: Path | None = None) -> CocoFile:
@@ -104,7 +95,7 @@ def read_coco(path: str | Path, limit: int | None = None, images: Path | None = 
     path = Path(path)
 
     def read() -> CocoFile:
-        return _read(_Reader(path, *_content(path, images)), limit)
+        return _read(_Reader(path, *_records(path, images)), limit)
 
     return index.kept(path, read) if limit is None and index.is_worthwhile(path) else read()
 
@@ -136,7 +127,7 @@ def _read(reader: _Reader, limit: int | None) -> CocoFile:
 def inspect_coco(path: str | Path, images: Path | None = None) -> tuple[CocoFile, Faults]:
     """What `read_coco` would return if the records with faults were not there, and the faults.
     Raises CocoError if the file is no COCO file."""
-    reader = _Reader(Path(path), *_content(Path(path), images))
+    reader = _Reader(Path(path), *_records(Path(path), images))
     categories, records = reader.categories(), reader.images()
     return reader.annotations(categories, records, None), reader.faults
 

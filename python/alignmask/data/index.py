@@ -125,14 +125,14 @@ def _load(index: Path, path: Path) -> CocoFile | None:
         for (number, height, width), name in zip(found["images"].tolist(), names, strict=True)
     ]
     rows = zip(
-        found["annotations"].tolist(),
+        *found["annotations"].T.tolist(),
         found["areas"].tolist(),
         _unpacked("counts", found),
         strict=True,
     )
     annotations = [
         AnnotationRecord(number, image, category, counts, pixels, area, bool(crowd))
-        for (number, image, category, pixels, crowd), area, counts in rows
+        for number, image, category, pixels, crowd, area, counts in rows
     ]
     return CocoFile(
         path, {image.id: image for image in images}, dict(rest["categories"]), annotations,
@@ -146,8 +146,8 @@ def _packed(name: str, parts: Sequence[bytes]) -> dict[str, np.ndarray[Any, Any]
 
 
 def _unpacked(name: str, arrays: dict[str, np.ndarray[Any, Any]]) -> list[bytes]:
-    whole = arrays[name].tobytes()
-    return [whole[a:b] for a, b in itertools.pairwise(arrays[f"{name}_ends"].tolist())]
+    whole = arrays[name].data
+    return [bytes(whole[a:b]) for a, b in itertools.pairwise(arrays[f"{name}_ends"].tolist())]
 
 
 def _bytes(name: str | None) -> bytes:

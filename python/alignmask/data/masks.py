@@ -21,6 +21,8 @@ Segmentation = list[list[float]] | bytes
 # image. No image is this large.
 _LARGEST_COORDINATE = 1e5
 
+_NUMBERS = frozenset((int, float))
+
 
 def parse_segmentation(segmentation: Any, size: Size) -> tuple[Segmentation, int]:
     """Check the structure of a JSON segmentation against its image's size (height, width); cheap,
@@ -120,8 +122,8 @@ def encode_segmentation(segmentation: Segmentation, size: Size) -> dict[str, Any
     coordinates are not finite numbers."""
     if isinstance(segmentation, bytes):
         return {"size": list(size), "counts": segmentation}
-    polygons = [_coordinates(polygon) for polygon in segmentation]
-    return coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
+    rles = coco_mask.frPyObjects([_coordinates(polygon) for polygon in segmentation], *size)
+    return rles[0] if len(rles) == 1 else coco_mask.merge(rles)
 
 
 def decode_rles(rles: list[dict[str, Any]], size: Size) -> np.ndarray:
@@ -146,7 +148,8 @@ def are_normalised(polygons: Segmentation, size: Size) -> bool:
 def _check_polygons(polygons: list[Any]) -> None:
     """Raise SegmentationError unless it is a list of lists of an even number of coordinates."""
     if any(
-        _is_pair(point) for polygon in polygons if isinstance(polygon, list) for point in polygon
+        isinstance(polygon, list) and list in map(type, polygon) and any(map(_is_pair, polygon))
+        for polygon in polygons
     ):
         raise SegmentationError(f"expected x, y, x, y, ..., got {brief(polygons)}", PAIRS)
     if len(polygons) > 2 and all(_is_pair(polygon) for polygon in polygons):
@@ -172,17 +175,21 @@ def _is_pair(value: Any) -> bool:
 
 def _coordinates(polygon: list[float]) -> np.ndarray:
     # NumPy would read None as NaN, and text as a number.
-    if strange := [value for value in polygon if type(value) not in (int, float)]:
+    if not _NUMBERS.issuperset(map(type, polygon)):
+        strange = next(value for value in polygon if type(value) not in _NUMBERS)
         raise SegmentationError(
-            f"polygon with something that is not a number: {brief(strange[0])} in {brief(polygon)}"
+            f"polygon with something that is not a number: {brief(strange)} in {brief(polygon)}"
         )
-    # NaN fails the comparison; Python's integers may be longer than a float can hold.
-    if not all(abs(value) <= _LARGEST_COORDINATE for value in polygon):
+    try:
+        coordinates = np.asarray(polygon, dtype=np.float64)
+    except OverflowError:  # an integer of more than 308 digits
+        coordinates = np.full(1, np.inf)
+    if not (np.abs(coordinates) <= _LARGEST_COORDINATE).all():  # NaN fails the comparison
         raise SegmentationError(
             f"polygon coordinates must be finite and within +-{_LARGEST_COORDINATE:g}: "
             f"{brief(polygon)}"
         )
-    return np.asarray(polygon, dtype=np.float64)
+    return coordinates
 
 
 def _wrong_coverage(covered: int, size: Size) -> str:

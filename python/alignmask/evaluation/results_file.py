@@ -3,7 +3,6 @@ compressed RLE."""
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from alignmask.data import CocoError, rle
 from alignmask.data.batch import Size
 from alignmask.data.coco_json import read_coco
 from alignmask.data.faults import NO_POLYGON, Faults, SegmentationError, brief, is_number, some
+from alignmask.data.json_files import Records, read_records
 from alignmask.evaluation.file_names import FileNames
 
 UNKNOWN_IMAGE, UNKNOWN_CATEGORY = "of an unknown image", "of an unknown category"
@@ -185,10 +185,10 @@ def load_results(
     if isinstance(results, Results):
         return results
     if isinstance(results, (str, Path)):
-        source, raw = str(results), read_json(Path(results))
+        source, raw = str(results), read_records(Path(results))
     else:
         source, raw = "results", results
-    if not isinstance(raw, (list, tuple)):
+    if not isinstance(raw, (list, tuple, Records)):
         raise CocoError(
             f"{source}: a COCO results file is a list of entries, got {type(raw).__name__}"
         )
@@ -300,15 +300,3 @@ def _range(ids: Iterable[int]) -> str:
         if len(found) <= 2
         else f"{found[0]}, {found[1]}, ..., {found[-1]}"
     )
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises CocoError if it cannot be read, with the place of a syntax error."""
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise CocoError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:  # of JSON, of UTF-8, or a number of thousands of digits
-        raise CocoError(f"{path}: not valid JSON: {error}") from error
-    except RecursionError as error:
-        raise CocoError(f"{path}: not a COCO file: its lists are nested too deeply") from error
