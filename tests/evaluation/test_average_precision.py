@@ -16,7 +16,7 @@ from alignmask.evaluation.average_precision import RECALLS, AveragePrecision, _n
 from alignmask.evaluation.calibration import localisation_aware_error
 from alignmask.evaluation.duplicates import count_duplicates, rival_pairs
 from alignmask.evaluation.evaluate import evaluate_file
-from alignmask.evaluation.matches import match_one
+from alignmask.evaluation.matches import match
 from alignmask.evaluation.resampled import compared_measures, weighted_pearson
 from alignmask.evaluation.results_file import load_ground_truth, load_results
 from tests.evaluation.oracle import official_numbers
@@ -118,7 +118,7 @@ def test_compared_measures_equal_those_of_resampled_images(tmp_path: Path, seed:
             ground_truth = load_ground_truth(write(some, tmp_path)[0])
             results = load_results(some.results, ground_truth)
             pairs, rivals_P2 = score_iou_pairs(ground_truth, results), rival_pairs(results)
-            matches = match_one(ground_truth, results, 0.0)
+            matches = match(ground_truth, results, [0.0])[0.0]
             values.append(
                 compared_measures(ground_truth, results, pairs, rivals_P2, matches)(weight_I)
             )

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 
 from alignmask.evaluation.best_f1 import BestF1, Thresholds, best_thresholds, f1_at
 from alignmask.evaluation.evaluate import evaluate_file
-from alignmask.evaluation.matches import match_one
+from alignmask.evaluation.matches import match
 from alignmask.evaluation.results_file import load_ground_truth, load_results
 from tests.evaluation.matched import made
 from tests.evaluation.test_matches import oracle as matched
@@ -36,7 +36,7 @@ def f1_of(
 def test_equals_loops(tmp_path: Path, world: World) -> None:
     annotations, results = write(world, tmp_path)
     ground_truth = load_ground_truth(annotations)
-    matches = match_one(ground_truth, load_results(results, ground_truth), 0.5)
+    matches = match(ground_truth, load_results(results, ground_truth), [0.5])[0.5]
     found = matched(world, 0.5)
     thresholds = best_thresholds(matches)
     objects = {a["category_id"] for a in world.annotations if not a["iscrowd"]}

@@ -80,7 +80,7 @@ def test_seeded() -> None:
 
 
 def test_how_it_reads() -> None:
-    assert str(Estimate(0.12345, 0.1, 0.2)) == "0.123 [0.100, 0.200]"
-    assert [str(Estimate(None)), str(Estimate(0.5))] == ["-", "0.500"]
+    assert Estimate(-0.12345, -0.2, 0.1).signed() == "-0.123 [-0.200, +0.100]"
+    assert [Estimate(None).signed(), Estimate(0.5).signed()] == ["-", "+0.500"]
     assert Estimate(0.12345, 0.1, 0.2).percent() == "12.3 [10.0, 20.0]"
     assert [Estimate(None).percent(), Estimate(0.5).percent()] == ["-", "50.0"]

@@ -13,7 +13,7 @@ from PIL import Image
 import alignmask
 from alignmask.evaluation.confusion import Confusion, confusion
 from alignmask.evaluation.evaluate import evaluate_file
-from alignmask.evaluation.matches import match_one
+from alignmask.evaluation.matches import match
 from alignmask.evaluation.results_file import load_ground_truth, load_results
 from alignmask.pictures.confusion import confusion_picture
 from tests.evaluation.test_matches import oracle as matched
@@ -27,7 +27,7 @@ def measured(world: World, folder: Path, score: float = 0.5) -> Confusion:
     annotations, results = write(world, folder)
     ground_truth = load_ground_truth(annotations)
     checked = load_results(results, ground_truth)
-    return confusion(ground_truth, checked, match_one(ground_truth, checked, 0.5), score)
+    return confusion(ground_truth, checked, match(ground_truth, checked, [0.5])[0.5], score)
 
 
 def oracle(world: World, score: float) -> np.ndarray:

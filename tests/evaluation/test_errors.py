@@ -9,7 +9,7 @@ import pytest
 
 from alignmask.evaluation.errors import ErrorSplit, error_split
 from alignmask.evaluation.evaluate import evaluate_file
-from alignmask.evaluation.matches import match_one
+from alignmask.evaluation.matches import match
 from alignmask.evaluation.results_file import load_ground_truth, load_results
 from tests.evaluation.oracle import official_numbers
 from tests.evaluation.test_matches import oracle as matched
@@ -24,7 +24,7 @@ def measured(world: World, folder: Path) -> ErrorSplit:
     annotations, results = write(world, folder)
     ground_truth = load_ground_truth(annotations)
     checked = load_results(results, ground_truth)
-    return error_split(ground_truth, checked, match_one(ground_truth, checked, 0.5))
+    return error_split(ground_truth, checked, match(ground_truth, checked, [0.5])[0.5])
 
 
 def box(top: int, left: int, side: int = 10) -> np.ndarray:

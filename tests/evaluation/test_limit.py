@@ -105,9 +105,9 @@ def test_impossible_limits_are_refused(
 
 
 NOTE = (
-    "At most 100 predictions of a class count in an image, which limits AP: 1 image has more "
-    "objects, 1 image has more predictions of one class. --max-detections measures with another "
-    "limit."
+    "At most 100 predictions of a class count in an image, which limits AP, F1 and the errors: 1 image has "
+    "more objects, 1 image has more predictions of one class. --max-detections measures with "
+    "another limit."
 )
 
 
@@ -137,6 +137,22 @@ def test_the_limit_is_told(files: tuple[Path, Path]) -> None:
     assert title == "per class (%); at most 1000 a class and image"
 
 
+def test_all_that_is_measured_follows_the_limit(files: tuple[Path, Path]) -> None:
+    """Of 151 objects, 151 are found, all but one by a perfect mask."""
+    for limit, counted in ((100, 100), (1000, 150)):
+        found = evaluate_file(*files, max_detections=limit, errors=True)
+        cell = found.classes[0]
+        assert (cell.name, cell.instances, cell.threshold) == ("cell", 150, 1 - (counted - 1) / 1000)
+        assert cell.F1 == pytest.approx(2 * counted / (counted + 150))
+        assert found.confusion.counts[0] == (counted, 0, 150 - counted)
+        assert found.errors.counts["missed"] == 150 - counted
+        assert found.errors.AP50 == pytest.approx(found.metrics["score"].AP50)
+        truth = load_ground_truth(files[0])
+        model = analyze_model("m", truth, load_results(files[1], truth), max_detections=limit)
+        assert model.errors == found.errors
+        assert model.calibration == found.calibration
+
+
 def test_what_counts_as_more(tmp_path: Path) -> None:
     """Objects and predictions of one class in one image; crowds are none."""
     world = crowded(objects=100)
@@ -147,8 +163,8 @@ def test_what_counts_as_more(tmp_path: Path) -> None:
     world.predict(1, 1, box_mask(SIZE, 0, 0, 1, 1), 0.1)
     found = evaluate_file(truth, world.results)
     assert found.images_over_limit == {"objects": 0, "predictions": 1}
-    assert "limits AP: 1 image has more predictions of one class." in text(found)
-    assert "limits AP: 3 images have more objects of" in limit_note({"objects": 3}, 100)
+    assert "limits AP, F1 and the errors: 1 image has more predictions of one class." in text(found)
+    assert "limits AP, F1 and the errors: 3 images have more objects of" in limit_note({"objects": 3}, 100)
     assert limit_note({"objects": 0, "predictions": 0}, 100) == ""
 
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from pycocotools import mask as mask_utils
 
-from alignmask.evaluation.matches import PER_CLASS, match
+from alignmask.config import OFFICIAL_LIMIT
+from alignmask.evaluation.matches import match
 from alignmask.evaluation.results_file import Results, load_ground_truth, load_results
 from tests.evaluation.worlds import World, box_mask, small_world, worlds, write
 
@@ -118,11 +119,11 @@ def test_a_mask_that_touches_nothing_takes_no_object_away(tmp_path) -> None:
 
 def test_only_the_best_hundred_of_a_class_count(tmp_path) -> None:
     world = World({1: SIZE}, {1: "a", 2: "b"})
-    for n in range(PER_CLASS + 3):
+    for n in range(OFFICIAL_LIMIT + 3):
         world.predict(1, 1, box_mask(SIZE, 0, 0, 2, 2), n / 200)
     world.predict(1, 2, box_mask(SIZE, 0, 0, 2, 2), 0.0)
     matches = match(*loaded(world, tmp_path))[0.5]
-    assert matches.position_N.tolist() == list(range(3, PER_CLASS + 4))
+    assert matches.position_N.tolist() == list(range(3, OFFICIAL_LIMIT + 4))
     assert matches.left_out == {"in a crowd region": 0, "after the best 100": 3}
 
 

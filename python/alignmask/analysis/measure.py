@@ -122,7 +122,8 @@ def analyze_model(
         ]
         return measured(replace(results, entries=entries))
 
-    matches, rivals_P2 = match(ground_truth, results), rival_pairs(results)
+    matches = match(ground_truth, results, per_class=max_detections)
+    rivals_P2 = rival_pairs(results)
     return ModelAnalysis(
         name=name,
         results=results,

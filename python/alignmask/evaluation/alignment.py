@@ -20,7 +20,7 @@ from alignmask.evaluation.results_file import (
     load_ground_truth,
     load_results,
 )
-from alignmask.evaluation.tables import number_table
+from alignmask.evaluation.tables import number_table, three_decimals
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -301,7 +301,7 @@ def alignment_table(statistics: dict[str, AlignmentStatistics]) -> Table:
                 top.mean_iou_any_class,
                 top.pcc_any_class,
             )
-            shown = ["-" if value is None else f"{value:.3f}" for value in values]
+            shown = map(three_decimals, values)
             table.add_row(
                 *([name] if named else []),
                 f"{100 * top.fraction:g} %",

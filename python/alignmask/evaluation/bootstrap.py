@@ -56,13 +56,6 @@ class Estimate:
             return f"{100 * self.value:.1f}"
         return f"{100 * self.value:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
-    def __str__(self) -> str:
-        if self.value is None:
-            return "-"
-        return f"{self.value:.3f}" + (
-            "" if self.low is None else f" [{self.low:.3f}, {self.high:.3f}]"
-        )
-
 
 def intervals(
     measure: Measure, images: int, *, resamples: int = 500, level: float = 0.95, seed: int = 0

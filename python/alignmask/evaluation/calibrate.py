@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,14 +14,14 @@ from alignmask._files import sha256
 from alignmask._printing import counted
 from alignmask.config import FEWEST, SHOWN_SCORE, CalibrationMethod, Suppression
 from alignmask.evaluation.best_f1 import F1_IOU, best_thresholds, f1_at
-from alignmask.evaluation.bootstrap import Estimate, Measure, intervals, paired_intervals
+from alignmask.evaluation.bootstrap import Estimate, Measure, paired_intervals
 from alignmask.evaluation.calibration import measure
 from alignmask.evaluation.calibrators import Calibration, Fit, fit_calibration, split_images
 from alignmask.evaluation.duplicates import suppress_duplicates
 from alignmask.evaluation.guarantee import find_guarantee
-from alignmask.evaluation.matches import ANY_OVERLAP, Matches, match, match_one
+from alignmask.evaluation.matches import ANY_OVERLAP, Matches, match
 from alignmask.evaluation.results_file import GroundTruth, Results
-from alignmask.evaluation.tables import number_table
+from alignmask.evaluation.tables import number_table, three_decimals
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,9 +37,10 @@ class Report:
 
     calibration: Calibration
     held_out: Mapping[float, Matches]
-    before: dict[str, Estimate]
-    after: dict[str, Estimate]
-    difference: dict[str, Estimate]
+    before: Mapping[str, float | None]
+    after: Mapping[str, float | None]
+    """The measures of the scores, and of the calibrated ones."""
+    difference: Mapping[str, Estimate]
     f1: dict[str, float | None]
     """F1 on the held-out images: with the "best" threshold of each class, and "from 0.5 on"."""
     categories: Mapping[int, str]
@@ -52,21 +53,9 @@ class Report:
         title = f"on the {counted(images, 'image that was', 'images that were')} held out"
         table = number_table(title, "score", "quality", "difference [95 %]", first="")
         for name in COMPARED:
-            values = (
-                Estimate(self.before[name].value),
-                Estimate(self.after[name].value),
-                self.difference[name],
-            )
-            table.add_row(name, *map(str, values))
+            values = (three_decimals(side[name]) for side in (self.before, self.after))
+            table.add_row(name, *values, self.difference[name].signed())
         return table
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        columns = {"before": self.before, "after": self.after, "difference": self.difference}
-        return {
-            column: {name: estimates[name].as_dict() for name in COMPARED}
-            for column, estimates in columns.items()
-        } | {"f1": self.f1}
 
     def sentences(self) -> list[str]:
         """What the table does not show: thresholds and guarantees, in words."""
@@ -122,7 +111,8 @@ def calibrate(
     check_iou(iou)
     results = suppress_duplicates(results, suppression)
     ours, others = split_images(list(ground_truth.sizes), seed)
-    matches = match(ground_truth, results)
+    thresholds = (ANY_OVERLAP, 0.5, 0.75, iou)
+    matches = match(ground_truth, results, thresholds, per_class=max(1, len(results.entries)))
     fit = Fit(
         annotations=Path(ground_truth.source).name,
         annotations_sha256=annotations_hash(Path(ground_truth.source)),
@@ -135,13 +125,12 @@ def calibrate(
         tile=tile,
     )
     calibration = fit_calibration(matches[ANY_OVERLAP].subset(ours), method, fit, fewest)
-    thresholds = best_thresholds(matches[F1_IOU].subset(ours))
-    if thresholds.pooled.threshold is not None:
-        calibration = replace(calibration, best_f1=thresholds)
+    best_f1 = best_thresholds(matches[F1_IOU].subset(ours))
+    if best_f1.pooled.threshold is not None:
+        calibration = replace(calibration, best_f1=best_f1)
     if precision is not None:
-        right = matches[iou] if iou in matches else match_one(ground_truth, results, iou)
-        chosen, tested = right.subset(ours), right.subset(others)
-        classes: tuple[int | None, ...] = right.category_ids if per_class else (None,)
+        chosen, tested = matches[iou].subset(ours), matches[iou].subset(others)
+        classes: tuple[int | None, ...] = chosen.category_ids if per_class else (None,)
         guarantees = [
             find_guarantee(
                 chosen, tested, precision=precision, confidence=confidence, category_id=category_id
@@ -160,8 +149,8 @@ def calibrate(
     return Report(
         calibration=calibration,
         held_out=before,
-        before=intervals(measured(before), images, resamples=resamples, seed=seed),
-        after=intervals(measured(after), images, resamples=resamples, seed=seed),
+        before=measure(before),
+        after=measure(after),
         difference=paired_intervals(
             measured(before), measured(after), images, resamples=resamples, seed=seed
         ),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alignmask.evaluation.matches import ANY_OVERLAP, Matches
-from alignmask.evaluation.tables import number_table
+from alignmask.evaluation.tables import number_table, three_decimals
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -229,7 +229,7 @@ def calibration_table(
         "the score as a forecast of the IoU", *SHOWN.values(), first=column if named else None
     )
     for name, values in measured.items():
-        shown = ["-" if (value := values[key]) is None else f"{value:.3f}" for key in SHOWN]
+        shown = [three_decimals(values[key]) for key in SHOWN]
         table.add_row(*([name] if named else []), *shown)
     return table
 

@@ -71,6 +71,7 @@ def error_split(ground_truth: GroundTruth, results: Results, matches: Matches) -
         return ErrorSplit(0.0, lost, {**nothing, "missed": len(truths)})
     data = hotcoco.COCO(replace(ground_truth, annotations=truths).as_coco())
     tool = hotcoco.COCOeval(data, data.load_res(entries), "segm")
+    tool.params.max_dets = [1 + int(matches.class_rank_N.max())]  # all that were matched
     tool.evaluate()
     split = tool.tide_errors(pos_thr=FOUND, bg_thr=BACKGROUND)
     return ErrorSplit(

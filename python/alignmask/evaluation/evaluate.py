@@ -260,7 +260,7 @@ def _measure(
         counted[mode] = count_duplicates(pairs, rivals_P2)
         if mode == default:
             of_class = count_by_class(pairs, rivals_P2)
-    matches = match(ground_truth, kept[default])
+    matches = match(ground_truth, kept[default], per_class=max_detections)
     thresholds = best_thresholds(matches[F1_IOU])
     return Evaluation(
         metrics=metrics,

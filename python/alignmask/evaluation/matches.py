@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from alignmask.config import OFFICIAL_LIMIT
 from alignmask.evaluation.alignment import NO_TRUTH, rank_within
 from alignmask.evaluation.metrics import official_tool
 from alignmask.evaluation.results_file import (
     AnnotationsLike,
     GroundTruth,
-    Results,
     ResultsLike,
     load_ground_truth,
     load_results,
@@ -26,9 +26,6 @@ from alignmask.evaluation.results_file import (
 
 ANY_OVERLAP = 0.0
 """The IoU threshold at which every true overlap can be a match."""
-PER_CLASS = 100
-"""Predictions of one class in one image that are matched, the best-scored ones, as for COCO's
-AP."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +35,7 @@ class Matches:
     In every image and class the predictions choose in the order of their scores, each the free
     ground-truth mask with which its IoU is largest, if it is at least the threshold: so a second
     mask of an object is not matched. Predictions that only a crowd region covers are neither right
-    nor wrong, and left out; so is what comes after the best PER_CLASS predictions of a class in an
-    image.
+    nor wrong, and left out; so is what comes after a number of predictions of a class in an image.
     """
 
     threshold: float
@@ -123,7 +119,7 @@ def match(
     thresholds: Sequence[float] = (ANY_OVERLAP, 0.5, 0.75),
     *,
     ignore_unknown: bool = False,
-    per_class: int = PER_CLASS,
+    per_class: int = OFFICIAL_LIMIT,
 ) -> Mapping[float, Matches]:
     """Matches predictions to ground truth, with the official COCO tool: area range "all".
 
@@ -134,7 +130,8 @@ def match(
         annotations, results, ignore_unknown: As `alignmask.evaluation.metrics.evaluate_results`
             takes them.
         thresholds: IoU thresholds; each is matched by itself.
-        per_class: Predictions of a class in an image that are matched, the best-scored ones.
+        per_class: Predictions of a class in an image that are matched, the best-scored ones; by
+            default as many as count in COCO's AP.
     Returns:
         The matches at each threshold.
     """
@@ -206,11 +203,6 @@ def match(
             thresholds, iou_TN, truth_TN, ignored_TN, strict=True
         )
     }
-
-
-def match_one(ground_truth: GroundTruth, results: Results, threshold: float) -> Matches:
-    """The matches at one IoU threshold."""
-    return match(ground_truth, results, (threshold,))[threshold]
 
 
 def _truths(

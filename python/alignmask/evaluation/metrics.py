@@ -114,7 +114,7 @@ def limit_note(over: Mapping[str, int], limit: int) -> str:
     if not images:
         return ""
     return (
-        f"At most {limit} predictions of a class count in an image, which limits AP: "
+        f"At most {limit} predictions of a class count in an image, which limits AP, F1 and the errors: "
         f"{', '.join(images)} of one class. --max-detections measures with another limit."
     )
 

@@ -14,7 +14,7 @@ from alignmask.evaluation.best_f1 import Thresholds
 from alignmask.evaluation.duplicates import Duplicates
 from alignmask.evaluation.metrics import CocoMetrics, headings, percent, unique_names
 from alignmask.evaluation.results_file import GroundTruth
-from alignmask.evaluation.tables import number_table
+from alignmask.evaluation.tables import number_table, three_decimals
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -97,7 +97,7 @@ def class_table(rows: Sequence[ClassRow], metrics: CocoMetrics, title: str) -> T
             str(row.shown),
             "-" if row.duplicates is None else percent(row.duplicates),
             percent(row.F1),
-            "-" if row.threshold is None else f"{row.threshold:.3f}",
+            three_decimals(row.threshold),
         )
     return table
 

@@ -35,3 +35,8 @@ def number_table(
         padding=0,
         min_width=cell_len(title),
     )
+
+
+def three_decimals(value: float | None) -> str:
+    """A number, or "-" where it is not defined."""
+    return "-" if value is None else f"{value:.3f}"
