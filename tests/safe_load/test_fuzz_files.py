@@ -76,7 +76,7 @@ NESTED = b"N" + b"\x85" + b"q\x00h\x00\x86" * 60
         (b"cnumpy.core.numeric\n_frombuffer\n(B\x00\x00\x00\x00" + F4 + NESTED + b"NtR.", "is no shape"),
         (b"cnumpy\ndtype\n" + NESTED + b"\x85R.", "arrays of dtype"),
         (NESTED + NESTED + b"\x93.", "str expected, got tuple"),
-        (b"]}" + b"\x8a\xff" + b"\x7f" * 255 + b"Nse.", "damaged"),
+        (b"]}" + b"\x8a\xff" + b"\x7f" * 255 + b"Nse.", "refused: <2039 bits> as a key"),
     ],
 )  # fmt: skip
 def test_messages_and_keys_do_not_walk_values_without_end(
@@ -91,9 +91,9 @@ def test_messages_and_keys_do_not_walk_values_without_end(
 
 def test_entries_that_are_no_tensors_are_named_briefly(tmp_path: Path) -> None:
     path = tmp_path / "x.pkl"
-    path.write_bytes(pickle.dumps({10**5000: 1, "a": 2, ("b", 3): None}))
+    path.write_bytes(pickle.dumps({10**12: 1, "a": 2, ("b", 3): None}))
     with pytest.raises(
-        CheckpointError, match=r"<16610 bits> \(int\), a \(int\), \('b', 3\) \(None"
+        CheckpointError, match=r"1000000000000 \(int\), a \(int\), \('b', 3\) \(None"
     ):
         read_tensors(path)
 

@@ -120,9 +120,24 @@ ATTACKS: dict[str, Callable[[], bytes]] = {
     "the instruction NEWOBJ_EX": lambda: b"\x80\x04ccollections\nOrderedDict\n)}\x92.",
     "an extension code": lambda: b"\x80\x02\x82\x01.",
     "a persistent id in a plain pickle": lambda: b"\x80\x02X\x01\x00\x00\x00xQ.",
+    "a key that takes forever to hash": lambda: keyed("OrderedDict", NESTED),
+    "the key in a Counter": lambda: keyed("Counter", NESTED),
+    "a key of a hash that others can share": lambda: pickle.dumps({2**61 - 1: 0}),
+    "the key, negative, in a set": lambda: pickle.dumps({-(2**61)}),
     "a call of what is no function": lambda: b"\x80\x02K\x01)R.",
     "a call of a type": lambda: b"\x80\x02cnumpy\nndarray\nK\x01\x85R.",
 }
+
+
+NESTED = b"K\x01\x85" + 60 * b"q\x00h\x00\x86"
+"""(1,), in a pair with itself 60 times."""
+
+
+def keyed(name: str, key: bytes) -> bytes:
+    """A dictionary {key: 1} by a call: of a list of pairs, or of a dictionary as a Counter is."""
+    items = key + b"K\x01"
+    content = b"}" + items + b"s" if name == "Counter" else b"](" + items + b"\x86e"
+    return b"\x80\x02ccollections\n" + name.encode() + b"\n" + content + b"\x85R."
 
 
 def saved(value: Any, zipped: bool = True) -> bytes:

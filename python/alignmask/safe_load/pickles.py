@@ -12,6 +12,7 @@ import math
 import pickle
 import pickletools
 import reprlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
@@ -129,6 +130,14 @@ def _sizes(sizes: Any) -> tuple[int, ...]:
 # ---- what a pickle may call
 
 
+def _dictionary(content: Any = ()) -> Dictionary:
+    """Of another dictionary, or of pairs."""
+    found = Dictionary()
+    for key, value in content.items() if isinstance(content, dict) else content:
+        found[_key(key)] = value
+    return found
+
+
 def _reconstruct_array(kind: Any, shape: Any, code: Any) -> Array:
     return Array()
 
@@ -170,8 +179,8 @@ def _parameter(data: Any, *_: Any) -> Any:
 
 
 CALLS: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": Dictionary,
-    "collections.Counter": Dictionary,
+    "collections.OrderedDict": _dictionary,
+    "collections.Counter": _dictionary,
     "numpy.core.multiarray._reconstruct": _reconstruct_array,
     "numpy._core.multiarray._reconstruct": _reconstruct_array,
     "numpy.core.numeric._frombuffer": _array_from_buffer,
@@ -385,8 +394,10 @@ def _items(target: Any, values: list[Any]) -> None:
 
 def _key(value: Any) -> Any:
     """Of a dictionary or a set: plain values, and tuples of these. To hash a tuple that is nested
-    in itself again and again takes forever."""
+    in itself again and again takes forever, and so do many integers of one hash."""
     for part in value if isinstance(value, tuple) else (value,):
-        if not isinstance(part, (str, bytes, int, float, type(None))):
+        if not isinstance(part, (str, bytes, int, float, type(None))) or (
+            isinstance(part, int) and abs(part) >= sys.hash_info.modulus
+        ):
             raise CheckpointError(f"refused: {brief(value)} as a key")
     return value
