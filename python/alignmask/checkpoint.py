@@ -152,7 +152,7 @@ def latest(run: Path) -> Path | None:
 
 def prune(run: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints."""
-    for folder in sorted((run / "checkpoints").glob("step_*"))[: -max(keep, 1)]:
+    for folder in sorted((run / "checkpoints").glob("step_*"))[:-keep]:
         # Killed while it removes files, it would leave half a checkpoint behind.
         hidden = folder.rename(folder.with_name(f".{folder.name}{_OLD}"))
         shutil.rmtree(hidden)
@@ -193,7 +193,15 @@ def resolve(path: Path) -> Path:
     foreign = (
         f"To convert weights of Mask2Former or Hugging Face into one: alignmask convert {path} DIR"
     )
-    if path.is_file() and path.name not in (MODEL, EMA, STATE, CONFIG, META, CALIBRATION):
+    if path.is_file() and path.name not in (
+        MODEL,
+        EMA,
+        STATE,
+        CONFIG,
+        META,
+        CALIBRATION,
+        CHECKSUMS,
+    ):
         raise FileNotFoundError(f"checkpoint {path}: not a file of a checkpoint folder. {foreign}")
     best = path / "best"
     candidates = (

@@ -85,7 +85,10 @@ def test_frozen_modules_compute_as_in_evaluation(shapes: DataConfig, tmp_path: P
         ({"freeze_backbone": -1}, "train.freeze_backbone: expected 0 to 4 stages, got -1"),
         ({"layer_decay": 0.0}, "train.layer_decay: expected more than 0 and at most 1, got 0"),
         ({"layer_decay": 1.5}, "train.layer_decay: expected more than 0 and at most 1, got 1.5"),
-        ({"scale_learning_rate_from": 0}, "expected a batch size, or None, got 0"),
+        (
+            {"scale_learning_rate_from": 0},
+            "train.scale_learning_rate_from: expected 1 or more, got 0",
+        ),
     ],
 )
 def test_settings_that_cannot_be(

@@ -23,16 +23,27 @@ quarter of the resolution."""
 GOOD_SIDE = 32
 
 
+LEAST = {
+    "iterations": 0, "batch_size": 1, "accumulate": 1, "learning_rate": 0, "scale_learning_rate_from": 1,
+    "backbone_multiplier": 0, "weight_decay": 0, "warmup": 0, "clip": 0, "evaluate_every": 1, "patience": 1,
+    "checkpoint_every": 1, "log_every": 1, "keep_checkpoints": 1, "max_minutes": 0,
+}  # fmt: skip
+"""The smallest values of the training's settings."""
+
+
 def check_settings(t: TrainConfig) -> None:
     """Raises ValueError for settings of the training that can be seen to be wrong without data, and
     ImportError for a tracker whose package is missing."""
     check_metric(t.best_by)
-    if t.patience is not None and t.patience < 1:
-        raise ValueError(f"train.patience: expected 1 or more, or None, got {t.patience}")
-    if t.scale_learning_rate_from is not None and t.scale_learning_rate_from < 1:
+    for name, least in LEAST.items():
+        value = getattr(t, name)
+        if isinstance(value, (int, float)) and not value >= least:
+            raise ValueError(f"train.{name}: expected {least} or more, got {value}")
+    if t.ema is not None and not 0 <= t.ema < 1:
+        raise ValueError(f"train.ema: expected at least 0 and less than 1, got {t.ema:g}")
+    if any(not 0 <= share <= 1 for share in t.milestones):
         raise ValueError(
-            "train.scale_learning_rate_from: expected a batch size, or None, got "
-            f"{t.scale_learning_rate_from}"
+            f"train.milestones: expected shares of the run, from 0 to 1, got {t.milestones}"
         )
     if not 0 <= t.freeze_backbone <= STAGES:
         raise ValueError(
