@@ -118,3 +118,14 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert "group_id" not in text
     with pytest.raises(FileExistsError, match="nothing is overwritten"):
         write_cvat(path, tmp_path / "x.xml")
+
+
+def test_shapes_without_end(tmp_path: Path) -> None:
+    xml = write(
+        tmp_path,
+        '<ellipse label="zelle" cx="5" cy="5" rx="1e999" ry="3"/>'
+        '<mask label="zelle" rle="1" left="inf" top="4" width="3" height="2"/>'
+        '<ellipse label="zelle" cx="5" cy="5" rx="1e300" ry="3"/>',
+    )
+    with pytest.raises(CocoError, match="2 that are not as CVAT writes them, 1 with a faulty"):
+        convert_cvat(xml, tmp_path / "out.json")

@@ -146,3 +146,13 @@ def test_pairs_that_are_shares_are_mended_at_once(tmp_path: Path) -> None:
     _, path = write_coco(tmp_path, annotations=[annotation(1, segmentation=[pairs])])
     assert mend(path, tmp_path / "mended.json").total() == 2
     assert read_coco(tmp_path / "mended.json").annotations[0].pixels == 96
+
+
+def test_area_and_box_in_shares_are_left_out(tmp_path: Path) -> None:
+    """Or else a large object would count as a small one."""
+    half = {"area": 0.25, "bbox": [0.1, 0.1, 0.5, 0.5]}
+    share = annotation(1, segmentation=[box_polygon(0.1, 0.1, 0.6, 0.6)[0]], **half)
+    _, path = write_coco(tmp_path, annotations=[share])
+    mend(path, tmp_path / "mended.json")
+    (record,) = read_coco(tmp_path / "mended.json").annotations
+    assert record.area == record.pixels == 150

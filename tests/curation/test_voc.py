@@ -141,3 +141,11 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
                   "image id 1: 255", "1 of class names of several lines"):  # fmt: skip
         assert words in str(caught.value)
     assert not (tmp_path / "voc").exists()
+
+
+def test_instance_255_of_a_mask_of_16_bits_is_no_void(tmp_path: Path) -> None:
+    objects = np.zeros(SIZE, np.uint16)
+    objects[1, :3] = 254, 255, 256
+    layout(tmp_path, a=(objects > 0, (objects > 0) * 15))
+    Image.fromarray(objects).save(tmp_path / "SegmentationObject" / "a.png")
+    assert convert_voc(tmp_path, tmp_path / "out.json")["instances"] == 3

@@ -11,6 +11,7 @@ from pycocotools import mask as coco_mask
 from alignmask.curation.yolo import convert_yolo, write_yolo
 from alignmask.data import CocoError
 from alignmask.data.coco_json import read_coco
+from alignmask.data.draft import Draft
 from tests.data.coco_files import annotation, image_record, rle, write_coco
 
 BOXES = "annotations without a mask left out (boxes, fewer than 3 points)"
@@ -142,3 +143,29 @@ def test_details_of_folders(tmp_path: Path) -> None:
     (folder / "images" / "1.jpg").write_bytes((folder / "images" / "1.png").read_bytes())
     with pytest.raises(CocoError, match=r"1 images of one name\n.*1.jpg and .*1.png"):
         convert_yolo(folder / "labels", folder / "again.json")
+
+
+def test_images_in_subfolders(tmp_path: Path) -> None:
+    """Two of one name in different folders, too."""
+    names = ("a.png", "sub/a.png", "sub/deep/c.png")
+    records = [{**image_record(n), "file_name": name} for n, name in enumerate(names, 1)]
+    images, path = write_coco(tmp_path, records, [annotation(n, n) for n in (1, 2, 3)])
+    out, back = tmp_path / "yolo", tmp_path / "back.json"
+    write_yolo(path, out)
+    labels = sorted(str(file.relative_to(out / "labels")) for file in out.rglob("*.txt"))
+    assert labels == ["a.txt", "sub/a.txt", "sub/deep/c.txt"]
+    assert convert_yolo(out / "labels", back, images) == {"images": 3, "instances": 3}
+    _, twice = write_coco(tmp_path, [image_record(1), {**image_record(2), "file_name": "1.PNG"}])
+    with pytest.raises(CocoError, match=r"\.txt files: 1 of images that would have one file"):
+        write_yolo(twice, tmp_path / "none")
+
+
+def test_a_class_that_occurs_twice(tmp_path: Path) -> None:
+    folder = tmp_path / "labels"
+    folder.mkdir()
+    (folder / "a.txt").write_text("")
+    (folder / "classes.txt").write_text("cat\ndog\ncat\n")
+    with pytest.raises(CocoError, match=r"classes\.txt: 'cat' occurs twice"):
+        convert_yolo(folder, tmp_path / "out.json")
+    with pytest.raises(CocoError, match="the names of the classes: 'a' occurs twice"):
+        Draft(["a", "b", "a"])

@@ -69,7 +69,9 @@ def write_coco(
         pixels = np.random.default_rng(record["id"]).integers(
             0, 256, (record["height"], record["width"], 3)
         )
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / "images" / record["file_name"])
+        file = folder / "images" / record["file_name"]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(file)
     path = folder / "instances.json"
     path.write_text(json.dumps(content))
     return folder / "images", path

@@ -308,6 +308,20 @@ def test_a_microscopes_range(tmp_path):
         CocoDataset(images, path, sample_range=(5, 5))
 
 
+def test_the_range_advised_is_that_of_the_brightest_image(tmp_path):
+    """1000 has as many digits as 4000, and 1023 as 4095."""
+    images, path = write_coco(tmp_path, [image_record(1), image_record(2)])
+    for number, highest in ((1, 4000), (2, 1000)):
+        samples = np.full((20, 30), highest, np.uint16)
+        Image.fromarray(samples).save(images / f"{number}.png")
+    for order in ((1, 2), (2, 1)):
+        content = json.loads(path.read_text())
+        content["images"] = [image_record(n) for n in order]
+        path.write_text(json.dumps(content))
+        with pytest.warns(UserWarning, match="above 4095"):
+            CocoDataset(images, path)
+
+
 # --- faults ---
 
 

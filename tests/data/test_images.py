@@ -116,12 +116,17 @@ def test_an_orientation_that_does_not_exist_turns_nothing(tmp_path, value):
         (np.array([[0, 100, 200, 4095]], np.uint16), (100, 300)),
         (np.array([[-5, 100, 200, 70000]], np.int32), (100, 300)),
         (np.array([[-1.0, 0.0, 0.5, 2.0, np.nan]], np.float32), (0.0, 1.0)),
+        (np.array([[-np.inf, -10, 0, np.inf, np.nan]], np.float32), (-10.0, 10.0)),
     ],
 )
 def test_a_range_of_samples_is_spread_over_all_levels(tmp_path, samples, sample_range):
     Image.fromarray(samples).save(tmp_path / "a.tif")
-    expected = {100: [0, 0, 127, 255], 0.0: [0, 0, 128, 255, 0]}[sample_range[0]]
-    found = read_image(tmp_path / "a.tif", sample_range=sample_range)
+    expected = {100: [0, 0, 127, 255], 0.0: [0, 0, 128, 255, 0], -10.0: [0, 0, 128, 255, 0]}[
+        sample_range[0]
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = read_image(tmp_path / "a.tif", sample_range=sample_range)
     assert found[1, 0].tolist() == expected
     with pytest.raises(ImageError, match="black below white"):
         read_image(tmp_path / "a.tif", sample_range=(2, 2))

@@ -96,7 +96,7 @@ def _read_image(xml: Path, image: ElementTree.Element, draft: Draft) -> None:
             continue
         try:
             region = _region(shape, size)
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, OverflowError) as error:
             kind = f"no {error}" if isinstance(error, KeyError) else str(error)
             draft.faults.add("that are not as CVAT writes them", f"{place}: {kind}")
             continue
@@ -106,7 +106,8 @@ def _read_image(xml: Path, image: ElementTree.Element, draft: Draft) -> None:
 
 
 def _region(shape: ElementTree.Element, size: Size) -> Any:
-    """A polygon [x, y, x, y, ...], or a mask [H, W]. Raises KeyError or ValueError."""
+    """A polygon [x, y, x, y, ...], or a mask [H, W]. Raises KeyError, ValueError or
+    OverflowError."""
     values = shape.attrib
     if shape.tag == "polygon":
         points = [point.split(",") for point in values["points"].split(";") if point.strip()]

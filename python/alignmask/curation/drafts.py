@@ -15,11 +15,12 @@ from alignmask.data.batch import Size
 from alignmask.data.coco_json import (
     AnnotationRecord,
     CocoFile,
+    ImageRecord,
     read_coco_with_content,
     read_draft,
 )
 from alignmask.data.draft import Draft
-from alignmask.data.faults import SegmentationError
+from alignmask.data.faults import Faults, SegmentationError
 from alignmask.data.masks import encode_segmentation
 from alignmask.data.outlines import outlines
 
@@ -90,6 +91,26 @@ def instances_of(
     return file, found
 
 
+def file_of(image: ImageRecord, suffix: str) -> str:
+    """The name of an image's own file of annotations, in the subfolder that the image is in."""
+    parts = (image.file_name or str(image.id)).replace("\\", "/").split("/")
+    inside = [part for part in parts if part not in ("", ".", "..")] or [str(image.id)]
+    return str(Path(*inside).with_suffix(suffix))
+
+
+def files_of(file: CocoFile, suffix: str) -> dict[int, str]:
+    """`file_of` every image, by its id. Raises CocoError if two images would have one file."""
+    names = {image.id: file_of(image, suffix) for image in file.images.values()}
+    faults, owners = Faults(), dict[str, int]()
+    for image_id, name in names.items():
+        first = owners.setdefault(name.casefold(), image_id)
+        if first != image_id:
+            place = f"image id {first} and image id {image_id}: {name}"
+            faults.add("of images that would have one file", place)
+    faults.raise_if_any(str(file.path), f"{suffix} files")
+    return names
+
+
 class Shapes:
     """The shapes of one image: those of one label and one group are an instance."""
 
@@ -144,11 +165,15 @@ def clipped(mask_HW: np.ndarray, left: int, top: int, size: Size) -> np.ndarray:
     return whole_HW
 
 
+_MOST_CORNERS = 4096
+"""Of an ellipse, which then differs from it by less than a pixel at any size that images have."""
+
+
 def ellipse(
     center: tuple[float, float], radii: tuple[float, float], degrees: float = 0
 ) -> list[float]:
     """A polygon with the ellipse's area, turned clockwise in an image (y downwards)."""
-    corners = max(16, int(2 * max(radii)) + 1)
+    corners = min(max(16, int(2 * max(radii)) + 1), _MOST_CORNERS)
     angle_K = 2 * np.pi * np.arange(corners) / corners
     # A polygon inside of the ellipse would be too small.
     grown = np.sqrt(2 * np.pi / corners / np.sin(2 * np.pi / corners))

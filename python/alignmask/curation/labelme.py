@@ -26,6 +26,7 @@ from alignmask.curation.drafts import (
     Shapes,
     clipped,
     ellipse,
+    files_of,
     instances_of,
     write_draft,
 )
@@ -273,17 +274,8 @@ def write_labelme(annotations: Path, out: Path, images: Path | None = None) -> C
     must_be_new(out, "data")
     counts: Counter[str] = Counter()
     file, found = instances_of(annotations, counts)
-    names, faults = _image_paths(file.images, images, out), Faults()
-    targets: dict[str, int] = {}
-    for image in file.images.values():
-        target = _target(image)
-        if target.casefold() in targets:
-            faults.add(
-                "of images that would have one file",
-                f"image id {targets[target.casefold()]} and image id {image.id}: {target}",
-            )
-        targets[target.casefold()] = image.id
-    faults.raise_if_any(str(annotations), "LabelMe files")
+    targets = files_of(file, ".json")
+    names = _image_paths(file.images, targets, images, out)
     with new_folder(out) as part:
         for image in file.images.values():
             size = (image.height, image.width)
@@ -299,18 +291,13 @@ def write_labelme(annotations: Path, out: Path, images: Path | None = None) -> C
                 "imageHeight": image.height,
                 "imageWidth": image.width,
             }
-            write_json(part / _target(image), content, indent=2)
+            write_json(part / targets[image.id], content, indent=2)
     return +counts
 
 
-def _target(image: ImageRecord) -> str:
-    """The name of an image's LabelMe file, in the subfolder that the image is in."""
-    parts = (image.file_name or str(image.id)).replace("\\", "/").split("/")
-    inside = [part for part in parts if part not in ("", ".", "..")] or [str(image.id)]
-    return str(Path(*inside).with_suffix(".json"))
-
-
-def _image_paths(records: dict[int, ImageRecord], images: Path | None, out: Path) -> dict[int, str]:
+def _image_paths(
+    records: dict[int, ImageRecord], targets: dict[int, str], images: Path | None, out: Path
+) -> dict[int, str]:
     """By image id: what a LabelMe file calls its image, relative to itself."""
     names = [image.file_name or "" for image in records.values()]
     if images is None:
@@ -320,7 +307,7 @@ def _image_paths(records: dict[int, ImageRecord], images: Path | None, out: Path
     faults.raise_if_any(str(images), "images")
     return {
         image.id: Path(
-            os.path.relpath((images / name).resolve(), (out / _target(image)).parent.resolve())
+            os.path.relpath((images / name).resolve(), (out / targets[image.id]).parent.resolve())
         ).as_posix()
         for image, name in zip(records.values(), found, strict=True)
     }

@@ -123,6 +123,8 @@ def _to_pixels(records: list[dict[str, Any]], images: list[Any], changes: Counte
                 [value * size[place % 2] for place, value in enumerate(polygon)]
                 for polygon in segmentation
             ]
+            for shares in ("area", "bbox"):  # without them, the mask's count
+                record.pop(shares, None)
             changes["polygons multiplied by the image's size"] += 1
 
 

@@ -140,10 +140,13 @@ def _read_masks(
 
 def _indices(path: Path, colours: list[Colour] | None) -> np.ndarray:
     """int64 [H, W]: 0 for background, `VOID` for void. Of a mask in colours, numbered by `colours`,
-    or as they come, which leaves out `VOID`."""
+    or as they come, which leaves out `VOID`. A mask of 16 bits has no void."""
     with Image.open(path) as picture:
         if picture.mode in ("P", "L", "1", "I;16", "I"):
-            return np.asarray(picture).astype(np.int64)
+            index_HW = np.asarray(picture).astype(np.int64)
+            if picture.mode.startswith("I") and colours is None:
+                index_HW[index_HW == VOID] = index_HW.max() + 1  # is an instance like others
+            return index_HW
         rgb_HW3 = np.asarray(picture.convert("RGB")).astype(np.int64)
     code_HW = rgb_HW3 @ np.array([65536, 256, 1])
     present, index_HW = np.unique(code_HW, return_inverse=True)

@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from alignmask._files import must_be_new, new_folder
-from alignmask.curation.drafts import instances_of, write_draft
-from alignmask.data.faults import CocoError
+from alignmask.curation.drafts import files_of, instances_of, write_draft
 from alignmask.data.outlines import outlines
 from alignmask.data.yolo import read_yolo
 
@@ -35,7 +34,8 @@ def convert_yolo(folder: Path, out: Path, images: Path | None = None) -> Counter
 
 
 def write_yolo(annotations: Path, out: Path) -> Counter[str]:
-    """Write a folder of YOLO labels and data.yaml; returns what was written and left out, counted.
+    """Write a folder of YOLO labels, with the subfolders of the images, and data.yaml; returns what
+    was written and left out, counted.
 
     Raises:
         FileExistsError: `out` exists.
@@ -56,18 +56,14 @@ def write_yolo(annotations: Path, out: Path) -> Counter[str]:
                 values = " ".join(f"{share:.6f}" for share in shares)
                 lines[image_id].append(f"{labels[instance.record.category_id]} {values}")
     counts["images"] = counts.pop("images")  # is listed last
-    stems = Counter(Path(image.file_name or str(image.id)).stem for image in file.images.values())
-    if twice := [stem for stem, count in stems.items() if count > 1]:
-        raise CocoError(f"{annotations}: several images would have the label file {twice[0]}.txt")
+    targets = files_of(file, ".txt")
     names = "".join(
         f"  {n}: {json.dumps(name)}\n" for n, name in enumerate(file.categories.values())
     )
     with new_folder(out) as part:
-        (part / "labels").mkdir()
-        for image_id, image in file.images.items():
-            stem = Path(image.file_name or str(image.id)).stem
-            (part / "labels" / f"{stem}.txt").write_text(
-                "".join(f"{line}\n" for line in lines[image_id])
-            )
+        for image_id, target in targets.items():
+            path = part / "labels" / target
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(f"{line}\n" for line in lines[image_id]))
         (part / "data.yaml").write_text(f"path: .\nnames:\n{names}", encoding="utf-8")
     return +counts

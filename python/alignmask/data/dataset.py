@@ -323,11 +323,12 @@ class CocoDataset(Dataset[Sample]):
             for path in deep[:_DEEP_IMAGES]:
                 with contextlib.suppress(ImageError):  # it is said when its turn comes
                     read_image(path, exif=self.exif, sample_range=self.sample_range)
-        dark = [str(entry.message) for entry in caught if entry.category is FewBitsWarning]
+        dark = [m for entry in caught if isinstance(m := entry.message, FewBitsWarning)]
         if dark:
             warnings.warn(
                 f"{self.annotations}: {counted(len(deep), 'image')} with 16 bits a sample; "
-                f"{len(dark)} of the {min(len(deep), _DEEP_IMAGES)} looked at: {max(dark, key=len)} "
+                f"{len(dark)} of the {min(len(deep), _DEEP_IMAGES)} looked at: "
+                f"{max(dark, key=lambda message: message.top)} "
                 f"(first: {deep[0]})",
                 FewBitsWarning,
                 stacklevel=4,

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from alignmask.data.batch import Size
-from alignmask.data.faults import Faults, brief
+from alignmask.data.faults import CocoError, Faults, brief
+
+
+def require_distinct(names: Sequence[str], source: str) -> None:
+    """Raises CocoError if two classes have one name."""
+    if twice := [name for name, number in Counter(names).items() if number > 1]:
+        raise CocoError(f"{source}: {brief(twice[0])} occurs twice")
 
 
 class Draft:
@@ -16,9 +22,12 @@ class Draft:
     Args:
         classes: The names of all classes, in the order of their category ids, 1, 2, ...; None takes
             those that annotations have, sorted, so that two parts of a data set agree more often.
+
+    Raises CocoError if a name occurs twice.
     """
 
     def __init__(self, classes: Sequence[str] | None = None) -> None:
+        require_distinct(classes or (), "the names of the classes")
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
         self.places: dict[int, str] = {}

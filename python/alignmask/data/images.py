@@ -52,7 +52,17 @@ class ImageError(ValueError):
 
 
 class FewBitsWarning(UserWarning):
-    """An image of 16 bits a sample uses so few of them that it is nearly black."""
+    """An image of 16 bits a sample uses so few of them that it is nearly black.
+
+    top: The largest value of as many bits.
+    """
+
+    def __init__(self, top: int) -> None:
+        super().__init__(
+            f"16-bit images without a value above {top} are nearly black: if their range is 0 to "
+            f"{top}, set data.sample_range ({top} becomes white)"
+        )
+        self.top = top
 
 
 class Header(NamedTuple):
@@ -88,7 +98,8 @@ def read_image(
             upright. "ignore": it stays as it is stored. (Pillow turns TIFF files upright itself.)
         sample_range: The values of 16-bit and 32-bit samples that become black and white. By
             default 16-bit samples keep their high byte: 0..65535 maps to 0..255 whatever the
-            image's own range, with a `FewBitsWarning` if all of them are below 16384.
+            image's own range, with a `FewBitsWarning` if all of them are below 16384. NaN
+            becomes black.
 
     Raises:
         ImageError: The file is missing, truncated, corrupt, not an image, or too large to be read
@@ -136,7 +147,8 @@ def to_rgb(image: Image.Image, sample_range: SampleRange | None = None) -> np.nd
     if not low < high:
         raise ValueError(f"sample_range: expected black below white, got {low} and {high}")
     levels = high - low + (image.mode != "F")  # integers include both ends
-    grey_HW = (np.nan_to_num(samples_HW.astype(np.float64)) - low) * 256 / levels
+    finite_HW = np.nan_to_num(samples_HW.astype(np.float64), nan=low, posinf=high, neginf=low)
+    grey_HW = (finite_HW - low) * 256 / levels
     return np.repeat(np.clip(grey_HW, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
 
 
@@ -152,12 +164,7 @@ def _is_32_bit(image: Image.Image) -> bool:
 def _warn_few_bits(highest: int) -> None:
     if 0 < highest < _DARK:
         top = (1 << max(8, highest.bit_length())) - 1
-        warnings.warn(
-            f"16-bit images without a value above {top} are nearly black: if their range is 0 to "
-            f"{top}, set data.sample_range ({top} becomes white)",
-            FewBitsWarning,
-            stacklevel=2,
-        )
+        warnings.warn(FewBitsWarning(top), stacklevel=2)
 
 
 def _orientation(

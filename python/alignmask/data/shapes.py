@@ -3,7 +3,7 @@ occlusion.
 
 Classes differ only in shape; colours, textures, sizes and angles have the same distribution for all
 of them, so that a model has to look at outlines. An instance's mask is what is visible of it. Image
-i of a split depends on (seed, split, i) and the image size only.
+i of a split depends on i, the split and the settings, but for the numbers of images.
 
 Dimensions: H x W pixels, N instances of one image.
 """

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from alignmask.data.draft import Draft
+from alignmask.data.draft import Draft, require_distinct
 from alignmask.data.faults import CocoError, Faults, brief
 from alignmask.data.images import Header, ImageError, image_suffixes, read_header
 
@@ -157,7 +157,9 @@ def class_names(folder: Path) -> list[str]:
         if path := find_yaml(place):
             return names_of(path)
         if (place / "classes.txt").is_file():
-            return (place / "classes.txt").read_text(encoding="utf-8").rstrip().splitlines()
+            names = (place / "classes.txt").read_text(encoding="utf-8").rstrip().splitlines()
+            require_distinct(names, f"{place / 'classes.txt'}")
+            return names
     raise CocoError(f"{folder}: no data.yaml or classes.txt with the names of the classes")
 
 
@@ -174,8 +176,7 @@ def names_of(path: Path) -> list[str]:
             f"{path}: names: expected a list, or names by number from 0, got {brief(names)}"
         )
     names = [str(name) for name in names]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise CocoError(f"{path}: names: {brief(twice[0])} occurs twice")
+    require_distinct(names, f"{path}: names")
     if content.get("nc") not in (None, len(names)):
         raise CocoError(f"{path}: nc is {brief(content['nc'])}, and there are {len(names)} names")
     if content.get("kpt_shape"):
@@ -247,8 +248,10 @@ def _parse(line: str, where: str, classes: int, faults: Faults) -> tuple[int | N
         faults.add("lines that are not `class x y x y ...`", f"{where}: {brief(line)}")
     elif not 0 <= number < classes:
         faults.add("of a class that has no name", f"{where}: {int(number)}")
-    elif len(values) % 2 or len(values) < 4:
+    elif len(values) % 2:
         faults.add("with an odd number of coordinates", f"{where}: {brief(line)}")
+    elif len(values) < 4:
+        faults.add("with a single point", f"{where}: {brief(line)}")
     elif not all(-0.01 <= value <= 1.01 for value in values):
         faults.add("with coordinates outside of 0 to 1", f"{where}: {brief(line)}")
     else:
