@@ -208,3 +208,10 @@ def test_results_have_no_tiles(tmp_path: Path) -> None:
         alignmask.evaluate([], annotations=path, tile=64)
     with pytest.raises(ValueError, match="tiles are for a model"):
         alignmask.calibrate([], annotations=path, tile=64)
+
+
+def test_results_take_no_overlap_either(tmp_path: Path) -> None:
+    path = write_coco(tmp_path)[1]
+    for verb in (alignmask.evaluate, alignmask.calibrate):
+        with pytest.raises(ValueError, match="tiles are for a model"):
+            verb([], annotations=path, overlap=0.5)

@@ -118,7 +118,7 @@ def calibrate(
     path = None if out is None else Path(out)
     score, predictor, tiles = "file", None, None
     if is_results_file(model_or_results):
-        if tile != "auto":
+        if tile != "auto" or overlap is not None:
             raise ValueError("calibrate: tiles are for a model to predict on: give results without")
         if annotations is None or images is not None:
             raise ValueError("calibrate: of results, give annotations, and no images")

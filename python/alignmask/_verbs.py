@@ -45,6 +45,7 @@ from alignmask.evaluation.evaluate import Evaluation, evaluate_file, evaluate_mo
 from alignmask.evaluation.metrics import Engine, check_limit
 from alignmask.evaluation.per_class import FILE as PER_CLASS_FILE
 from alignmask.evaluation.per_class import check_csv, write_csv
+from alignmask.evaluation.predictions import predict_dataset
 from alignmask.evaluation.results_file import Results, load_ground_truth, load_results
 from alignmask.exporting.files import is_exported
 from alignmask.model import Instances
@@ -178,14 +179,14 @@ def evaluate(
         )
         if out is not None:
             write_json(Path(out) / "results.json", model_or_results)
-        images, tile = None, "auto"
+        images, tile, overlap = None, "auto", None
     if not isinstance(model_or_results, Predictor) and are_results(model_or_results):
         if annotations is None:
             raise ValueError(
                 "evaluate: results can be measured only against a COCO annotation file: give "
                 "annotations"
             )
-        if tile != "auto":
+        if tile != "auto" or overlap is not None:
             raise ValueError("evaluate: tiles are for a model to predict on: give results without")
         if images is not None:
             raise ValueError(
@@ -320,10 +321,11 @@ def analyze(
                 prepared = evaluation_data(
                     predictor, dataset.images, dataset.annotations, limit=len(dataset)
                 )
-                evaluate_model(
+                entries = predict_dataset(
                     predictor.model, prepared, device=predictor.model.device, batch_size=batch_size, workers=workers,
-                    out=folder, progress=advance, tiles=tiles_for(predictor.config.data),
+                    progress=advance, tiles=tiles_for(predictor.config.data),
                 )  # fmt: skip
+            write_json(folder / "results.json", entries)
             results = load_results(folder / "results.json", ground_truth)
             name += f" ({mode})"
         results = suppress_duplicates(results, suppression, suppression_iou)

@@ -98,7 +98,7 @@ def test_ablate_mistakes(
     text = alignmask_.complaint(*ablate_arguments(workshop, tmp_path, "--only", "fall"))
     assert "unknown fall: expected some of softmax_no_aql, no_aql, full" in text
     text = alignmask_.complaint("ablate", "table3", "r50_12ep", "--out", tmp_path)
-    assert "instances_train2017.json: cannot read" in text
+    assert "instances_train2017.json: cannot be read" in text
     with monkeypatch.context() as patch:
         patch.setenv("WORLD_SIZE", "2")
         assert "start one process per GPU" in alignmask_.complaint(

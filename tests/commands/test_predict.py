@@ -225,6 +225,7 @@ def test_predict_searches_subfolders(workshop: Path, alignmask_: Terminal, tmp_p
         ]  # fmt: skip
     assert alignmask_.out.endswith(f" in 3 images: pictures and label maps in {out}\n")
     assert alignmask_(*command, "--format", "coco") == 0
+    assert "left out 1 subfolder, which --recursive searches, too" in alignmask_.err
     entries = json.loads((out / "predictions.json").read_text())
     assert {entry["file_name"] for entry in entries} == {str(folder / "a.jpg")}
 
@@ -317,7 +318,7 @@ def test_predict_mistakes(workshop: Path, alignmask_: Terminal, tmp_path: Path) 
     photo(tmp_path / "empty" / "sub" / "a.png")
     assert complaint("predict", run, tmp_path / "empty") == (
         f"predict: no image files in {tmp_path}/empty; left out 1 file that is not an image: "
-        "1 .txt; subfolders are searched with --recursive"
+        "1 .txt; left out 1 subfolder, which --recursive searches, too"
     )
     assert "no image files given" in complaint("predict", run)
     assert "checkpoint nowhere: no such file or folder" in complaint("predict", "nowhere", file)

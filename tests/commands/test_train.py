@@ -85,7 +85,7 @@ def test_train_mistakes(workshop: Path, alignmask_: Terminal, tmp_path: Path) ->
     )
     assert "--model.num-classes 6" in text
     text = alignmask_.complaint("train", "r50_50ep", "--out", tmp_path)
-    assert "datasets/coco/annotations/instances_train2017.json: cannot read" in text
+    assert "datasets/coco/annotations/instances_train2017.json: cannot be read" in text
     text = alignmask_.complaint(*train_arguments(workshop, "--data.crop", "65", name="other"))
     assert "data.crop: expected a positive multiple of 32, got 65" in text
     assert not (workshop / "other").exists()

@@ -23,6 +23,8 @@ from alignmask.evaluation.metrics import CocoMetrics, evaluate_results
 from alignmask.evaluation.predictions import predict_images, to_coco_results
 from alignmask.evaluation.results_file import load_ground_truth
 from alignmask.model import Instances
+from alignmask.model.tiles import Tiles
+from tests import tiny
 from tests.evaluation.oracle import official_numbers
 from tests.evaluation.worlds import (
     POWERS,
@@ -435,3 +437,13 @@ def test_faulty_predictions_name_their_image() -> None:
 
 
 # -- what is printed
+
+
+@pytest.mark.parametrize("tiles", [None, Tiles(64, 0.2)])
+def test_batches_of_nothing_are_refused(tmp_path: Path, tiles: Tiles | None) -> None:
+    dataset = dataset_of(small_world(), tmp_path)
+    for size in (0, -1):
+        with pytest.raises(ValueError, match=f"batch_size: expected 1 or more, got {size}"):
+            evaluate_model(
+                tiny.model().eval(), dataset, device="cpu", batch_size=size, workers=0, out=None, tiles=tiles
+            )  # fmt: skip

@@ -142,7 +142,11 @@ def test_all_that_is_measured_follows_the_limit(files: tuple[Path, Path]) -> Non
     for limit, counted in ((100, 100), (1000, 150)):
         found = evaluate_file(*files, max_detections=limit, errors=True)
         cell = found.classes[0]
-        assert (cell.name, cell.instances, cell.threshold) == ("cell", 150, 1 - (counted - 1) / 1000)
+        assert (cell.name, cell.instances, cell.threshold) == (
+            "cell",
+            150,
+            1 - (counted - 1) / 1000,
+        )
         assert cell.F1 == pytest.approx(2 * counted / (counted + 150))
         assert found.confusion.counts[0] == (counted, 0, 150 - counted)
         assert found.errors.counts["missed"] == 150 - counted
@@ -164,7 +168,9 @@ def test_what_counts_as_more(tmp_path: Path) -> None:
     found = evaluate_file(truth, world.results)
     assert found.images_over_limit == {"objects": 0, "predictions": 1}
     assert "limits AP, F1 and the errors: 1 image has more predictions of one class." in text(found)
-    assert "limits AP, F1 and the errors: 3 images have more objects of" in limit_note({"objects": 3}, 100)
+    assert "limits AP, F1 and the errors: 3 images have more objects of" in limit_note(
+        {"objects": 3}, 100
+    )
     assert limit_note({"objects": 0, "predictions": 0}, 100) == ""
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from alignmask.data import CocoError
 from alignmask.data.faults import SHOWN_FAULTS, is_number
@@ -341,3 +342,14 @@ def test_numbers(value: Any) -> None:
 )
 def test_no_numbers(value: Any) -> None:
     assert not is_number(value)
+
+
+def test_a_folder_of_labels_is_read_as_it_is_now(tmp_path: Path) -> None:
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    for folder in (images, labels):
+        folder.mkdir()
+    Image.new("RGB", (30, 20)).save(images / "a.png")
+    (labels / "a.txt").write_text("0 0.1 0.1 0.9 0.1 0.9 0.9\n")
+    for name in ("cat", "cow"):
+        (tmp_path / "classes.txt").write_text(f"{name}\n")
+        assert list(load_ground_truth(labels, images).categories.values()) == [name]

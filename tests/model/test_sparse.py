@@ -15,7 +15,7 @@ from alignmask import ops
 from alignmask.config import SCORE_MODES
 from alignmask.data.rle import encode
 from alignmask.model.postprocess import Instances, postprocess
-from alignmask.model.sparse import SparseInstances, postprocess_encoded
+from alignmask.model.sparse import LazyMasks, SparseInstances, postprocess_encoded
 from tests import tiny
 from tests.model.test_postprocess import batch, prediction
 
@@ -84,3 +84,14 @@ def test_predict_encoded_refuses_training_mode_and_what_is_not_finite() -> None:
         model.get_parameter("query_decoder.heads.classify.bias").fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="the model's output is not finite"):
         model.eval().predict_encoded(tiny.batch())
+
+
+@pytest.mark.parametrize("index", [1, -1, np.int64(1), torch.tensor(1), torch.tensor(-1)])
+def test_any_integer_picks_a_mask(index: object) -> None:
+    masks_NHW = torch.zeros(3, 5, 4, dtype=torch.bool)
+    masks_NHW[1, 2], masks_NHW[2, 3] = True, True
+    masks = LazyMasks(encode(masks_NHW), (5, 4))
+    assert torch.equal(masks[index], masks_NHW[index])
+    assert len(masks[torch.tensor([1])]) == 1
+    with pytest.raises(IndexError):
+        masks[3]

@@ -57,6 +57,7 @@ MSDeformAttnParams params_for(const MSDeformAttnArgs& args) {
   checked_int(S + kAttentionThreads, args.op(), "S");
   checked_int(B * N, args.op(), "B·N");
   checked_int(L * P, args.op(), "L·P");
+  checked_int(kTileQueries * P + kAttentionThreads, args.op(), "P");  // of a tile of queries
   params.value = value.data;
   params.locations = locations.data;
   params.weights = weights.data;

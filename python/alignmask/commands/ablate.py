@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -16,7 +16,7 @@ from alignmask.ablation.claims import Claims
 from alignmask.ablation.grids import GRIDS, Grid
 from alignmask.commands._console import INTERRUPTED, choose_recipe, complain
 from alignmask.commands._options import Flag, let_settings_flow
-from alignmask.commands.train import Part, switch_off
+from alignmask.commands.train import switch_off
 from alignmask.config import Config
 from alignmask.recipes import RECIPES
 from alignmask.training.signals import Stopped
@@ -57,7 +57,9 @@ def _command(grid: str, recipe: Callable[[], Config]) -> Callable[..., int]:
 
     def command(
         config: Annotated[Config, tyro.conf.arg(name="")] = base,
-        without: Annotated[tuple[Part, ...], tyro.conf.arg(help_behavior_hint="")] = (),
+        without: Annotated[
+            tuple[Literal["data.shapes"], ...], tyro.conf.arg(help_behavior_hint="")
+        ] = (),
         seeds: tuple[int, ...] = (0, 1, 2),
         only: tuple[str, ...] = (),
         softmax_class_weight: float = 2.0,

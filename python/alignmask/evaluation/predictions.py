@@ -19,7 +19,7 @@ from alignmask.data import CocoDataset, collate, leave_signals_to_the_main_proce
 from alignmask.data.batch import Sample, Size
 from alignmask.model.postprocess import combine_scores
 from alignmask.model.sparse import SparseInstances
-from alignmask.model.tiles import Encodes, Tiles, predict_in_tiles
+from alignmask.model.tiles import Encodes, Tiles, check_batch_size, predict_in_tiles
 
 if TYPE_CHECKING:
     from alignmask.model import Instances
@@ -124,6 +124,7 @@ def predict_images(
     progress: Callable[[int, int], None] | None,
     tiles: Tiles | None = None,
 ) -> list[ImagePredictions]:
+    check_batch_size(batch_size)
     batches = _batches_of_one_size(dataset, shard, batch_size if tiles is None else 1)
     position = itertools.chain.from_iterable(batches)
     loader: DataLoader[Any] = DataLoader(

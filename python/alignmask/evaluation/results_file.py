@@ -84,7 +84,7 @@ class Results:
     """`image_id, category_id, segmentation` (compressed RLE, bytes), `score`, in the file's order.
     Not to be changed."""
     ignored: dict[str, int] = field(default_factory=dict)
-    """Entries left out because of `ignore_unknown`, counted by reason."""
+    """Entries left out because of `ignore_unknown` or by suppression, counted by reason."""
 
     def subset(self, image_ids: Iterable[int]) -> Results:
         wanted = set(image_ids)
@@ -114,7 +114,8 @@ def group_by_image(entries: Iterable[dict[str, Any]]) -> dict[int, list[dict[str
 def load_ground_truth(
     annotations: Path | str | GroundTruth, images: Path | None = None
 ) -> GroundTruth:
-    """Read a COCO annotation file (the last few are kept in memory, by path and modification time).
+    """Read a COCO annotation file (the last few are kept in memory, by path and modification time)
+    or a folder of YOLO labels.
 
     Args:
         images: Of a folder of YOLO labels, as in `read_coco`.
@@ -126,13 +127,17 @@ def load_ground_truth(
     if isinstance(annotations, GroundTruth):
         return annotations
     path = Path(annotations).resolve()
-    files = path.rglob("*.txt") if path.is_dir() else [path] if path.exists() else []
-    modified = max((file.stat().st_mtime_ns for file in files), default=0)
-    return _load_ground_truth(path, images if path.is_dir() else None, modified)
+    if not path.is_file():
+        return _read_ground_truth(path, images)
+    return _kept_ground_truth(path, path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=4)
-def _load_ground_truth(path: Path, images: Path | None, _modified: int) -> GroundTruth:
+def _kept_ground_truth(path: Path, _modified: int) -> GroundTruth:
+    return _read_ground_truth(path, None)
+
+
+def _read_ground_truth(path: Path, images: Path | None) -> GroundTruth:
     file = read_coco(path, images=images)
     file.warn_left_out(stacklevel=3)
     sizes = {image.id: (image.height, image.width) for image in file.images.values()}

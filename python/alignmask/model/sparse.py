@@ -88,10 +88,10 @@ class LazyMasks:
 
     def __getitem__(self, index: Any) -> Any:
         """A mask, bool [H, W]; of a slice or of several indices, masks that are still encoded."""
-        if isinstance(index, int):
-            return torch.from_numpy(mask_utils.decode(self.rles[index])).bool()
-        chosen = torch.arange(len(self))[index].tolist()
-        return LazyMasks([self.rles[n] for n in chosen], self.shape[1:])
+        chosen = torch.arange(len(self))[index]
+        if chosen.ndim == 0:
+            return torch.from_numpy(mask_utils.decode(self.rles[int(chosen)])).bool()
+        return LazyMasks([self.rles[n] for n in chosen.tolist()], self.shape[1:])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
         count, height, width = self.shape

@@ -90,6 +90,12 @@ def windows(size: Size, tiles: Tiles) -> list[Window]:
     ]
 
 
+def check_batch_size(batch_size: int) -> None:
+    """Raises ValueError for a number of images, or of tiles, that cannot be."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
+
+
 def predict_in_tiles(
     model: Encodes,
     image_CHW: Tensor,
@@ -107,6 +113,7 @@ def predict_in_tiles(
         batch_size: Tiles per forward pass.
         name: For error messages.
     """
+    check_batch_size(batch_size)
     size = (image_CHW.shape[1], image_CHW.shape[2])
     found: list[Piece] = []
     places = windows(size, tiles)

@@ -33,7 +33,7 @@ class Found:
     """How many subfolders were not searched."""
 
     def left_out(self) -> list[str]:
-        """A sentence for each kind of file that was left out."""
+        """A sentence for each kind of file that was left out, and for subfolders."""
         said = []
         if self.others:
             kinds = ", ".join(f"{n} {suffix}" for suffix, n in self.others.most_common())
@@ -48,6 +48,9 @@ class Found:
             said.append(
                 f"left out {self.made} {'picture' if self.made == 1 else 'pictures'} that predict made"
             )
+        if self.subfolders:
+            folders = "1 subfolder" if self.subfolders == 1 else f"{self.subfolders} subfolders"
+            said.append(f"left out {folders}, which --recursive searches, too")
         return said
 
 
@@ -79,10 +82,7 @@ def find_images(
             raise FileNotFoundError(f"{path}: no such file or folder")
     if not found.files:
         where = f"in {', '.join(map(str, paths))}" if paths else "given"
-        why = found.left_out()
-        if found.subfolders:
-            why.append("subfolders are searched with --recursive")
-        raise ValueError("; ".join([f"{command}: no image files {where}", *why]))
+        raise ValueError("; ".join([f"{command}: no image files {where}", *found.left_out()]))
     return found
 
 

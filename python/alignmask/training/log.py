@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 
-from alignmask._files import read_json_lines
+from alignmask._files import read_json_lines, replacing
 from alignmask._printing import ProgressBar, console, plain_column
 from alignmask.evaluation.evaluate import Evaluation
 from alignmask.training.callbacks import Callback, Run
@@ -206,4 +206,5 @@ def _forget_after(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except json.JSONDecodeError:
             continue
-    path.write_text("".join(kept))
+    with replacing(path) as part:
+        part.write_text("".join(kept))

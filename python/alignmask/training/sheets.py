@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from alignmask.data import TrainingStream, val_dataset
+import copy
+
+from alignmask.data import TrainingStream
 from alignmask.evaluation.evaluate import Evaluation
 from alignmask.pictures.sheets import grid_sheet, results_sheet
 from alignmask.training.callbacks import Callback, Run
@@ -32,6 +34,7 @@ class Sheets(Callback):
         if not trainer.accelerator.is_main_process:
             return
         file = trainer.run_dir / PREDICTIONS
-        data = val_dataset(trainer.config.data)  # the trainer's own has no masks
+        data = copy.copy(trainer.val_data)
+        data.masks = True
         results_sheet(data, trainer.run_dir / "results.json", file, images=self.images)
         trainer.picture("eval/predictions", file)
