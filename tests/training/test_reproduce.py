@@ -47,7 +47,8 @@ def test_every_start_is_noted(run: Path, shapes: DataConfig, tmp_path: Path) -> 
     for part in ("train", "val"):
         path = shapes.shapes.root / f"instances_{part}.json"
         assert first[f"{part}_annotations"] == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert {key for key in first if first[key] != second[key]} <= {"step", "time"}
+    assert {key for key in first if first[key] != second[key]} <= {"step", "time", "changed"}
+    assert (first["changed"], second["changed"]) == ([], ["train.iterations: 3 -> 4"])
 
 
 def test_a_run_repeated_is_equal_whatever_the_number_of_workers(copied: Path) -> None:

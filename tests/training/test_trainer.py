@@ -21,11 +21,10 @@ from accelerate.utils import set_seed
 
 import alignmask
 from alignmask import checkpoint
-from alignmask.config import Config, DataConfig, LossConfig, TrainConfig
+from alignmask.config import Config, DataConfig, LossConfig
 from alignmask.data import resolve_paths, val_dataset
 from alignmask.evaluation.evaluate import evaluate_model
 from alignmask.training.accumulation import parts_of_step
-from alignmask.training.checks import LEAST, check_settings
 from alignmask.training.dry_run import dry_run
 from alignmask.training.log import Log
 from alignmask.training.signals import Stopped
@@ -444,27 +443,3 @@ def test_fsdp_is_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=r"--use_fsdp is not supported: .* give --train.shard$"):
         Trainer(config(shapes, tmp_path))
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("name", LEAST)
-def test_settings_below_their_least_are_refused_before_any_data_is_read(
-    name: str, tmp_path: Path
-) -> None:
-    nowhere = DataConfig(train_annotations=tmp_path / "missing.json")
-    with pytest.raises(ValueError, match=f"train.{name}: expected {LEAST[name]} or more, got -1"):
-        Trainer(config(nowhere, tmp_path, **{name: -1}))
-    check_settings(replace(TrainConfig(), **{name: LEAST[name]}))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"log_every": 0}, "train.log_every: expected 1 or more, got 0"),
-        ({"learning_rate": float("nan")}, "train.learning_rate: expected 0 or more, got nan"),
-        ({"ema": 1.0}, "train.ema: expected at least 0 and less than 1, got 1"),
-        ({"milestones": (0.5, 90.0)}, "train.milestones: expected shares of the run, from 0 to 1"),
-    ],
-)
-def test_other_settings_that_cannot_be(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        check_settings(replace(TrainConfig(), **change))

@@ -93,7 +93,11 @@ def _changed_environment(run: Path, config: Config) -> list[str]:
                 f"{run}: {getattr(config.data, name)} is not what the run began with (its SHA-256 "
                 "is another), so it cannot be repeated"
             )
-    changed = []
+    changed = [
+        f"settings, at iteration {start['step']}: {setting}"
+        for start in noted
+        for setting in start.get("changed", ())
+    ]
     for name, value in now.items():
         before = list(dict.fromkeys(str(start.get(name)) for start in noted))
         if before != [str(value)]:

@@ -51,13 +51,16 @@ class RunFolder:
     ) -> Path | None:
         """Prepare the folder. Returns the checkpoint to continue from, None for a new run.
 
-        An existing folder that is not continued is renamed: nothing of an older run is ever
-        deleted. A damaged checkpoint is renamed as well, and the one before it taken. Raises
-        ValueError if settings of the run to continue differ that are not in MAY_DIFFER, or its
-        classes, or if all its checkpoints are damaged; RunInUse if another process trains it.
+        An existing run that is not continued is renamed: nothing of it is ever deleted. A damaged
+        checkpoint is renamed as well, and the one before it taken. Raises FileExistsError if the
+        folder is no run; ValueError for a name that leads out of `out`, if settings of the run to
+        continue differ that are not in MAY_DIFFER, or its classes, or if all its checkpoints are
+        damaged; RunInUse if another process trains it.
 
         classes: The data's class_names and category_ids, as the meta file of a checkpoint has them.
         """
+        self._check_place()
+        accelerator.wait_for_everyone()
         if accelerator.is_main_process and self.path.exists():
             hold(self.path)
             checkpoints.tidy(self.path)
@@ -69,18 +72,43 @@ class RunFolder:
             self._check_settings(newest)
             self._check_classes(newest, classes)
         elif self.path.exists() and accelerator.is_main_process:
-            self.path.rename(self._free_name())
+            aside = self.path.rename(self._free_name())
+            warnings.warn(f"the run that was {self.path} is now {aside.name}", stacklevel=2)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             self.path.mkdir(parents=True, exist_ok=True)
             hold(self.path)
-            checkpoints.write_config(self.path, self.config)
+            if newest is None:
+                checkpoints.write_config(self.path, self.config)
         return newest
 
     def note_start(self, step: int, accelerator: Accelerator) -> None:
         """Write down with what the run is begun or continued at an iteration."""
         if accelerator.is_main_process:
-            append(self.path, step, environment(self.config.data, accelerator.device))
+            values = environment(self.config.data, accelerator.device)
+            append(self.path, step, {**values, "changed": self.changed_settings()})
+            checkpoints.write_config(self.path, self.config)
+
+    def changed_settings(self) -> list[str]:
+        """The settings that are not as they were when the run was trained last."""
+        before = checkpoints.load_config(self.path)
+        return [str(change) for change in changed_fields(before, self.config, ("name", "out"))]
+
+    def _check_place(self) -> None:
+        name = Path(self.config.name)
+        if not name.name or ".." in name.parts:
+            raise ValueError(
+                f"name: expected the name of a folder in {self.config.out}, got {self.config.name!r}"
+            )
+        files = list(self.path.iterdir()) if self.path.is_dir() else [self.path]
+        is_run = any(file.name in (checkpoints.CONFIG, "checkpoints") for file in files)
+        # A process that is killed as it begins leaves no more than hidden files.
+        foreign = [file for file in files if not file.name.startswith(".") or file.is_dir()]
+        if self.path.exists() and foreign and not is_run:
+            raise FileExistsError(
+                f"{self.path}: there is something that is no run, and it is left as it is; give "
+                "this run another --name or --out"
+            )
 
     def _set_damaged_aside(self) -> None:
         """Rename checkpoints that are damaged and newer than the newest sound one."""

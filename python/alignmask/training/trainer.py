@@ -155,7 +155,8 @@ class Trainer:
             self._recall_evaluations()
             for text in self.introduction():
                 self.say(text)
-            self.folder.note_start(self.step, self.accelerator)
+            if not (self.step and self.is_finished):
+                self.folder.note_start(self.step, self.accelerator)
             self._make_up_for_a_missed_evaluation()
             self._train()
             if self.exhausted:
@@ -434,6 +435,8 @@ class Trainer:
             start = (
                 f"is finished: {counted(self.step, 'iteration')}; raise --train.{limit} to go on"
             )
+        elif self.step and (changed := self.folder.changed_settings()):
+            start += f", with other settings: {'; '.join(changed)}"
         yield (
             f"run {self.run_dir} {start}; {parameters / 1e6:.1f} M parameters on "
             f"{self.accelerator.device}, {self.precision}"
