@@ -62,6 +62,8 @@ def named_models(
 ) -> dict[str, Path | Predictor]:
     """The models by name. Raises FileNotFoundError for a path that does not exist, ValueError if
     there is no model."""
+    if isinstance(models, (str, os.PathLike)):
+        models = [models]
     given: list[Path | Predictor] = [
         model if isinstance(model, Predictor) else Path(model)
         for model in (models.values() if isinstance(models, Mapping) else models)

@@ -25,7 +25,8 @@ from alignmask.evaluation.matches import ANY_OVERLAP
 from alignmask.evaluation.predictions import predict_dataset
 from alignmask.evaluation.results_file import Results, load_ground_truth, load_results
 from alignmask.model.tiles import tiles_for
-from alignmask.pictures.reliability import groups, reliability_diagram
+from alignmask.pictures.files import check_figure
+from alignmask.pictures.reliability import MAKER, groups, reliability_diagram
 from alignmask.predictor import Predictor
 
 
@@ -116,6 +117,8 @@ def calibrate(
     if resamples < 0 or fewest < 1:
         raise ValueError("calibrate: expected resamples of 0 or more and fewest of 1 or more")
     path = None if out is None else Path(out)
+    if diagram is not None:
+        check_figure(Path(diagram), MAKER)
     score, predictor, tiles = "file", None, None
     if is_results_file(model_or_results):
         if tile != "auto" or overlap is not None:

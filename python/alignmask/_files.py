@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,23 @@ def must_be_new(path: Path, command: str = "") -> None:
     if path.exists():
         prefix = f"{command}: " if command else ""
         raise FileExistsError(f"{prefix}{path} exists already: nothing is overwritten")
+
+
+def must_be_ours(folder: Path, proof: str, keys: Collection[str], names: Iterable[str]) -> None:
+    """Raises FileExistsError if there is one of these files in the folder, and no JSON file `proof`
+    beside it with the keys that show which command wrote them."""
+    present = [name for name in names if (folder / name).exists()]
+    if not present:
+        return
+    try:
+        content = json.loads((folder / proof).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict) or not set(keys) <= content.keys():
+        raise FileExistsError(
+            f"{folder / present[0]}: something else wrote this, as far as {proof} beside it shows, "
+            "and it is not overwritten; name another folder"
+        )
 
 
 @contextlib.contextmanager

@@ -24,8 +24,8 @@ from alignmask._arguments import (
     scoring,
 )
 from alignmask._extras import require_analyze
-from alignmask._files import write_json
-from alignmask.analysis.compare import slug, write_analysis
+from alignmask._files import must_be_ours, write_json
+from alignmask.analysis.compare import NUMBERS, PAGE, SCATTERS, slug, write_analysis
 from alignmask.analysis.differences import with_differences
 from alignmask.analysis.measure import ModelAnalysis, analyze_model
 from alignmask.config import (
@@ -51,8 +51,9 @@ from alignmask.exporting.files import is_exported
 from alignmask.model import Instances
 from alignmask.model.tiles import tiles_for
 from alignmask.pictures.confusion import FILE as CONFUSION_FILE
-from alignmask.pictures.confusion import check_picture, confusion_picture
+from alignmask.pictures.confusion import MAKER, confusion_picture
 from alignmask.pictures.drawing import Drawable, draw_instances
+from alignmask.pictures.files import check_figure
 from alignmask.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -164,8 +165,11 @@ def evaluate(
     """
     check_limit(max_detections)  # before the long work
     if out is not None:
+        predicts = isinstance(model_or_results, Predictor) or not are_results(model_or_results)
+        names = ["evaluation.json", *(["results.json"] if predicts else [])]
+        must_be_ours(Path(out), "evaluation.json", ("images", "modes"), names)
         check_csv(Path(out) / PER_CLASS_FILE)
-        check_picture(Path(out) / CONFUSION_FILE)
+        check_figure(Path(out) / CONFUSION_FILE, MAKER)
     if isinstance(model_or_results, (str, os.PathLike)) and is_exported(Path(model_or_results)):
         model_or_results = results_of_exported(
             Path(model_or_results),
@@ -308,6 +312,7 @@ def analyze(
     if dataset is not None:
         ground_truth = ground_truth.subset(dataset.image_ids)
     out, analyses = Path(out), []
+    must_be_ours(out, NUMBERS, ("models",), (NUMBERS, PAGE, *SCATTERS.values()))
     for number, (name, model) in enumerate(named.items(), 1):
         if isinstance(model, Path) and are_results(model):
             results = load_results(model, ground_truth, ignore_unknown)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import alignmask
 from alignmask import _extras
 from tests.commands.terminal import Terminal
 from tests.evaluation.worlds import small_world, write
@@ -178,3 +179,23 @@ def test_it_names_what_is_missing(alignmask_: Terminal, monkeypatch: pytest.Monk
     monkeypatch.setattr(_extras, "_ANALYZE_MODULES", ("jinja2", "no_such_plots"))
     message = "alignmask analyze needs no_such_plots: install them with `pip install '.[analyze]'` in AlignMask's folder."
     assert message in alignmask_.complaint("analyze", "x.json")
+
+
+def test_what_something_else_wrote_is_not_overwritten(alignmask_: Terminal, tmp_path: Path) -> None:
+    annotations, results = write(small_world(), tmp_path)
+    out = tmp_path / "page"
+    command = ("analyze", results, "--annotations", annotations, "--out", out, "--resamples", 0)
+    out.mkdir()
+    (out / "report.html").write_text("mine")
+    assert "report.html: something else wrote this" in alignmask_.complaint(*command)
+    (out / "report.html").unlink()
+    for _ in range(2):
+        assert alignmask_(*command) == 0
+
+
+def test_one_model_needs_no_list(tmp_path: Path) -> None:
+    annotations, results = write(small_world(), tmp_path)
+    files = alignmask.analyze(
+        str(results), annotations=annotations, out=tmp_path / "a", resamples=0
+    )
+    assert files["page"].is_file()

@@ -98,3 +98,14 @@ def test_what_is_no_cvat_file(alignmask_: Terminal, tmp_path: Path) -> None:
         "data", "from-cvat", tmp_path / "b", "--out", "o.json"
     )
     assert not (tmp_path / "o.json").exists()
+
+
+def test_stats_overwrites_nothing(alignmask_: Terminal, tmp_path: Path) -> None:
+    images, path = write_coco(tmp_path)
+    (tmp_path / "mine").write_text("mine")
+    for option in ("--to-json", "--picture"):
+        said = alignmask_.complaint(
+            "data", "stats", path, "--images", images, option, tmp_path / "mine"
+        )
+        assert "mine exists already: nothing is overwritten" in said
+    assert (tmp_path / "mine").read_text() == "mine"

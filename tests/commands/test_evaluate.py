@@ -171,3 +171,19 @@ def test_a_gpu_that_is_not_there(workshop: Path, alignmask_: Terminal) -> None:
     assert "device 'cuda' cannot be used: " in alignmask_.complaint(
         "eval", workshop / "run", "--device", "cuda"
     )
+
+
+def test_what_something_else_wrote_is_not_overwritten(
+    workshop: Path, alignmask_: Terminal, tmp_path: Path
+) -> None:
+    annotations, results = write(small_world(), tmp_path)
+    for name in ("evaluation.json", "results.json"):
+        out = tmp_path / name.partition(".")[0]
+        out.mkdir()
+        (out / name).write_text("[]")
+        said = alignmask_.complaint("eval", workshop / "run", "--out", out)
+        assert said.startswith(f"{out / name}: something else wrote this")
+        assert (out / name).read_text() == "[]"
+    command = ("eval", "--results", results, "--annotations", annotations, "--out", results.parent)
+    for _ in range(2):  # beside the results that it measures, and over its own evaluation
+        assert alignmask_(*command) == 0

@@ -39,6 +39,13 @@ BESIDE = string.ascii_letters + string.digits + " .:()…"
 """What is written beside names of classes and models."""
 
 
+NUMBERS, PAGE = "analysis.json", "report.html"
+SCATTERS: dict[IoU, str] = {
+    "same class": "score_iou_same_class.png",
+    "any class": "score_iou_any_class.png",
+}
+
+
 def write_analysis(
     models: Sequence[ModelAnalysis],
     ground_truth: GroundTruth,
@@ -59,13 +66,10 @@ def write_analysis(
     """
     from alignmask.analysis.html_page import write_page
 
-    files = {"numbers": out / "analysis.json"}
+    files = {"numbers": out / NUMBERS}
     write_json(files["numbers"], {"models": [model.as_dict() for model in models]}, indent=2)
-    kinds: tuple[IoU, ...] = ("same class", "any class")
-    for kind in kinds:
-        file = files[f"score against IoU ({kind})"] = (
-            out / f"score_iou_{kind.replace(' ', '_')}.png"
-        )
+    for kind, name in SCATTERS.items():
+        file = files[f"score against IoU ({kind})"] = out / name
         score_iou_scatter(
             {model.name: model.pairs for model in models}, file, fraction=fraction, iou=kind
         )
@@ -82,7 +86,7 @@ def write_analysis(
         )
         sheet.save(file)
         sheets.append(sheet)
-    files["page"] = out / "report.html"
+    files["page"] = out / PAGE
     write_page(
         models, ground_truth, dataset, sheets, files["page"], fraction=fraction, progress=progress
     )

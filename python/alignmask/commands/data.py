@@ -56,7 +56,7 @@ def check(
     show: int = 5,
 ) -> int:
     """Find every fault of annotation files and their images at once. The exit code is 1 if training
-    or evaluation would refuse a file.
+    or evaluation would refuse a file; with --fix, if they would refuse the mended one.
 
     Args:
         annotations: COCO JSON files, or folders of YOLO labels. Several, such as those for training
@@ -114,10 +114,12 @@ def stats(
         seed: Of the choice of images.
         to_json: Write the numbers to this file, too.
     """
-    from alignmask._files import write_json
+    from alignmask._files import must_be_new, write_json
     from alignmask._printing import console
     from alignmask.curation.stats import measure
 
+    for path in filter(None, (to_json, picture)):
+        must_be_new(path, "data stats")
     found = measure(annotations, queries)
     console().print(found.table())
     if to_json is not None:

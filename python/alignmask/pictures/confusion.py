@@ -6,14 +6,13 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL.PngImagePlugin import PngImageFile
 
-from alignmask._files import replacing
 from alignmask.evaluation.confusion import NOTHING, Confusion
+from alignmask.pictures.files import save_figure
 from alignmask.pictures.fonts import lettering
 
 FILE = "confusion.png"
-MARK = "alignmask eval"
+MAKER = "alignmask eval"
 """What the picture is recognised by, so that no other one is overwritten."""
 MOST_NUMBERS = 25
 """With more classes than this, the numbers do not fit into the cells."""
@@ -25,7 +24,6 @@ def confusion_picture(confusion: Confusion, out_png: Path) -> None:
 
     Raises FileExistsError rather than replace a picture that is not one of these.
     """
-    check_picture(out_png)
     counts_CC = confusion.counts_CC
     size = len(counts_CC)
     share_CC = counts_CC / np.maximum(counts_CC.sum(axis=1, keepdims=True), 1)
@@ -51,18 +49,4 @@ def confusion_picture(confusion: Confusion, out_png: Path) -> None:
             label.set(fontfamily=name.families, parse_math=False)
     axes.set(xlabel="predicted", ylabel="object")
     axes.set_title(f"score >= {confusion.score:g}, IoU >= {confusion.iou:g}", fontsize=9)
-    with replacing(out_png) as part:
-        figure.savefig(part, dpi=120, metadata={"Software": MARK})
-
-
-def check_picture(path: Path) -> None:
-    """Raises FileExistsError if there is something that is not such a picture."""
-    try:
-        with PngImageFile(path) as picture:
-            ours = picture.info.get("Software") == MARK
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError, SyntaxError):
-        ours = False
-    if not ours:
-        raise FileExistsError(f"{path}: this is not a confusion matrix, and is not overwritten")
+    save_figure(figure, out_png, MAKER)

@@ -18,9 +18,11 @@ from alignmask.evaluation.calibration import (
     reliability,
 )
 from alignmask.evaluation.matches import Matches
+from alignmask.pictures.files import save_figure
 from alignmask.pictures.fonts import lettering
 
 COLUMNS = 4
+MAKER = "alignmask calibrate"
 
 
 def groups(
@@ -44,6 +46,8 @@ def reliability_diagram(matches: Mapping[str, Matches], out_png: Path) -> None:
 
     Args:
         matches: At any overlap, by the name of the group.
+
+    Raises FileExistsError rather than replace another picture.
     """
     columns = min(COLUMNS, len(matches))
     rows = -(-len(matches) // columns)
@@ -63,8 +67,7 @@ def reliability_diagram(matches: Mapping[str, Matches], out_png: Path) -> None:
         panel.set_visible(False)
     panels[0].set(xlabel="score", ylabel="mean IoU, share of predictions")
     panels[0].legend(fontsize=7, loc="upper left")
-    out_png.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out_png, dpi=120)
+    save_figure(figure, out_png, MAKER)
 
 
 def _draw(panel: Axes, diagram: Reliability) -> None:
