@@ -44,6 +44,12 @@ class PlainTable(Table):
             **options,
         )
 
+    def __str__(self) -> str:
+        printer = console(width=200)
+        with printer.capture() as text:
+            printer.print(self)
+        return text.get().rstrip()
+
     def add_column(self, header: Any = "", *rest: Any, **options: Any) -> None:
         super().add_column(_plain(header), *rest, **options)
 

@@ -328,6 +328,8 @@ class Predictor:
             raise ValueError(f"predict: suppression: expected off or hard, got {suppression!r}")
         if isinstance(threshold, str) and threshold != "best-f1":
             raise ValueError(f"predict: threshold: expected a number or best-f1, got {threshold!r}")
+        if not isinstance(threshold, str) and not 0 <= threshold <= 1:
+            raise ValueError(f"predict: threshold: expected 0 to 1, got {threshold:g}")
         if threshold == "best-f1" and (self.calibration is None or not self.calibration.best_f1):
             raise ValueError(
                 "predict: the thresholds of the best F1 are not known: run `alignmask calibrate RUN`"
@@ -340,6 +342,11 @@ class Predictor:
             raise ValueError(
                 "predict: nothing is known to be trusted: run `alignmask calibrate RUN --precision "
                 "0.9`"
+            )
+        if all(guarantee.threshold is None for guarantee in self.calibration.guarantees):
+            raise ValueError(
+                "predict: nothing can be trusted: the images of the calibration did not support its "
+                "guarantee (`alignmask calibrate` with more of them, or with a lower --precision)"
             )
         fit = self.calibration.fit
         if fit.suppression != suppression:

@@ -152,11 +152,14 @@ def test_a_folder_of_yolo_labels_is_enough(
 
 def test_a_folder_is_enough(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> None:
     """The paths and the number of classes are found, and said."""
-    arguments = ["--dataset", workshop / "shapes", "--model.num-classes", "3", "--dry-run"]
+    arguments = ["--dataset", workshop / "shapes", "--dry-run"]
     assert alignmask_(*train_arguments(tmp_path, *arguments, name="found")) == 0
     assert f"training: {workshop / 'shapes' / 'instances_train.json'}" in alignmask_.out
     assert "6 classes: circle" in alignmask_.out
     assert "step 3: " in alignmask_.out
+    others = ["--model.num-classes", "3", "--data.train-images", tmp_path]
+    text = alignmask_.complaint(*train_arguments(tmp_path, *arguments, *others, name="found"))
+    assert "--dataset says otherwise than --data.train-images, --model.num-classes" in text
     text = alignmask_.complaint(*train_arguments(tmp_path, "--dataset", tmp_path, "--dry-run"))
     assert "expected one COCO annotation file with 'train' in its name, found none" in text
 

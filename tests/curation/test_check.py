@@ -101,7 +101,9 @@ def test_what_is_worth_knowing(tmp_path: Path) -> None:
             "turned upright, as EXIF's orientation says": 1,
         },
     )
-    assert report.notes.places["with the pixels of another one"] == ["image id 2: 2.png is 1.png"]
+    assert report.notes.places["with the pixels of another one"] == [
+        "image id 2: 2.png is 1.png, image id 1"
+    ]
     assert report.notes.places["with more than 100 instances"] == ["image id 3: 101"]
 
 
@@ -135,3 +137,12 @@ def test_real_data_has_no_faults(data_root: Path) -> None:
     assert not report.faults
     assert report.summary == "84 images, 2086 instances of 1 class"
     assert len(report.pixels) == 84
+
+
+def test_an_image_or_a_class_that_is_listed_twice(tmp_path: Path) -> None:
+    again = {**image_record(1), "id": 2}
+    names = [{"id": 1, "name": "cat"}, {"id": 2, "name": "cat"}, {"id": 3, "name": "Cat "}]
+    images, path = write_coco(tmp_path, [image_record(1), again], categories=names)
+    text = check(path, images).text()
+    assert "image id 2: 1.png is 1.png, image id 1" in text
+    assert "class names that occur twice: 'cat', 'cat', 'Cat '" in text

@@ -156,3 +156,13 @@ def test_area_and_box_in_shares_are_left_out(tmp_path: Path) -> None:
     mend(path, tmp_path / "mended.json")
     (record,) = read_coco(tmp_path / "mended.json").annotations
     assert record.area == record.pixels == 150
+
+
+def test_numbers_that_are_none_cannot_be_mended(tmp_path: Path) -> None:
+    none = [[float("nan")] * 8]
+    _, path = write_coco(tmp_path, annotations=[annotation(1, segmentation=none)])
+    with pytest.raises(
+        CocoError, match=r"instances\.json: it has numbers that are NaN or infinite"
+    ):
+        mend(path, tmp_path / "mended.json")
+    assert not (tmp_path / "mended.json").exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from alignmask.data.faults import Faults, brief
+from alignmask.data.faults import Faults
 from alignmask.data.file_names import find_files
 
 
@@ -71,7 +71,12 @@ def test_nothing_outside_of_the_folder_is_read(tmp_path, monkeypatch):
     inside = [str(root / "a.png"), "../photos/a.png", "link.png"]
     _, _, faults = find(root, *outside)
     kind = "whose file is not in the folder of the images"
-    assert faults.places == {kind: [f"image {n}: {brief(name)}" for n, name in enumerate(outside)]}
+    assert faults.places == {
+        kind: [
+            f"image {n}: {name!r}" if len(name) <= 80 else f"image {n}: {'...' + name[-77:]!r}"
+            for n, name in enumerate(outside)
+        ]
+    }
     monkeypatch.chdir(root)
     for folder in (root, Path("."), Path("../photos"), root / "sub" / ".."):
         for name in inside:

@@ -81,7 +81,9 @@ def predict_files(
     for folder in {output.parent for output in outputs}:
         folder.mkdir(parents=True, exist_ok=True)
     if films:
-        return _predict_films(predictor, files, made, predict, batch_size, threshold, colours)
+        return _predict_films(
+            predictor, files, made, predict, batch_size, threshold, trusted, colours
+        )
     data = predictor.config.data
     entries: list[dict[str, Any]] = []
     unreadable: list[str] = []
@@ -124,14 +126,17 @@ def predict_files(
     *most, last = (words for kind, words in WRITTEN.items() if kind in formats)
     written = f"{', '.join(most)} and {last}" if most else last
     print(
-        f"{counted(instances, 'instance')} {_scored(threshold)} in {images_read}: {written} in {out}"
+        f"{counted(instances, 'instance')} {_scored(threshold, trusted)} in {images_read}: {written} "
+        f"in {out}"
     )
     if len(unreadable) > 1:
         unreadable.insert(0, f"{len(unreadable)} images could not be read:")
     return complain("\n".join(unreadable)) if unreadable else 0
 
 
-def _scored(threshold: float | str) -> str:
+def _scored(threshold: float | str, trusted: bool) -> str:
+    if trusted:
+        return "that the guarantee covers (--trusted)"
     return (
         "from the threshold of the best F1 of each class on"
         if threshold == "best-f1"
@@ -146,6 +151,7 @@ def _predict_films(
     predict: Predict,
     batch_size: int,
     threshold: float | str,
+    trusted: bool,
     colours: Colours,
 ) -> int:
     """The last part of the command, for films; returns the exit code."""
@@ -160,7 +166,7 @@ def _predict_films(
             unreadable.append(str(error))
             continue
         print(
-            f"{file}: {counted(instances, 'instance')} {_scored(threshold)} in "
+            f"{file}: {counted(instances, 'instance')} {_scored(threshold, trusted)} in "
             f"{counted(frames, 'frame')}: {' and '.join(map(str, made.values()))}"
         )
     return complain("\n".join(unreadable)) if unreadable else 0

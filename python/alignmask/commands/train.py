@@ -64,7 +64,7 @@ def _command(recipe: Callable[[], Config]) -> Callable[..., int]:
         no_resume: Flag = False,
     ) -> int:
         if dataset is not None:
-            config = with_data(config, dataset)
+            config = with_data(config, dataset, recipe())
         return run(switch_off(config, without), dry=dry_run, resume=not no_resume)
 
     needed = _NEEDED.replace("\n", "\n    ")
@@ -82,14 +82,25 @@ def _command(recipe: Callable[[], Config]) -> Callable[..., int]:
     return command
 
 
-def with_data(config: Config, folder: Path) -> Config:
+def with_data(config: Config, folder: Path, before: Config) -> Config:
     """The config with the paths and the number of classes of the data set in a folder, which are
-    printed."""
+    printed. Raises ValueError if it has others that `before`, the recipe, has not."""
     from alignmask.curation.layouts import find_data_set
 
     found = find_data_set(folder)
     print(found)
     paths = {name: value for name, value in found._asdict().items() if name != "class_names"}
+    asked = [
+        f"--data.{name.replace('_', '-')}"
+        for name in paths
+        if getattr(config.data, name) not in (getattr(before.data, name), paths[name])
+    ]
+    if config.model.num_classes not in (before.model.num_classes, len(found.class_names)):
+        asked.append("--model.num-classes")
+    if asked:
+        raise ValueError(
+            f"train: --dataset says otherwise than {', '.join(asked)}: give one of them"
+        )
     return replace(
         config,
         data=replace(config.data, shapes=None, **paths),

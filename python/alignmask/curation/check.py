@@ -138,7 +138,9 @@ def _look_at_annotations(file: CocoFile, faults: Faults, notes: Faults) -> None:
     for name in file.categories.values():
         same[name.strip().casefold()].append(name)
     for names in same.values():
-        if len(names) > 1:
+        if len(set(names)) < len(names):
+            notes.add("class names that occur twice", ", ".join(map(brief, names)))
+        elif len(names) > 1:
             notes.add(
                 "class names that differ in case or spaces alone", ", ".join(map(brief, names))
             )
@@ -188,7 +190,7 @@ def _look_at_images(
         dark = header.deep and 0 < int(image_CHW.max()) < _DARK_LEVEL
         return pixels, header.turned, dark
 
-    twins: dict[str, str] = {}
+    twins: dict[str, int] = {}
     with ThreadPoolExecutor(4) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for number, seen in enumerate(pool.map(look, range(len(named)))):
@@ -206,9 +208,10 @@ def _look_at_images(
                     notes.add(TURNED, f"{where}: {found[number]}")
                 if dark:
                     notes.add(DARK, f"{where}: {found[number]}")
-                first = twins.setdefault(pixels, found[number])
-                if first != found[number]:
-                    notes.add(SAME_PIXELS, f"{where}: {found[number]} is {first}")
+                first = twins.setdefault(pixels, number)
+                if first != number:
+                    of = f"{found[first]}, image id {named[first].id}"
+                    notes.add(SAME_PIXELS, f"{where}: {found[number]} is {of}")
 
 
 def _summary(file: CocoFile) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from alignmask._files import must_be_new, write_json
 from alignmask.data.coco_json import read_coco_json
-from alignmask.data.faults import Faults, is_number
+from alignmask.data.faults import CocoError, Faults, is_number
 from alignmask.data.file_names import find_files
 from alignmask.data.masks import are_normalised
 
@@ -29,7 +29,7 @@ def mend(annotations: Path, out: Path, images: Path | None = None) -> Counter[st
 
     Raises:
         FileExistsError: `out` exists.
-        CocoError: The file cannot be read as a COCO file at all.
+        CocoError: The file cannot be read as a COCO file at all, or has numbers that are none.
     """
     must_be_new(out, "data check")
     content = read_coco_json(annotations, images)
@@ -52,7 +52,13 @@ def mend(annotations: Path, out: Path, images: Path | None = None) -> Counter[st
                 changes["annotation ids given anew"] += 1
     if images is not None:
         _respell(content["images"], images, changes)
-    write_json(out, content)
+    try:
+        write_json(out, content)
+    except ValueError as error:
+        raise CocoError(
+            f"{annotations}: it has numbers that are NaN or infinite, which nothing can mend: remove "
+            "the annotations that `alignmask data check` names"
+        ) from error
     return changes
 
 

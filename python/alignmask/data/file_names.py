@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from alignmask._printing import counted
-from alignmask.data.faults import SHOWN_FAULTS, Faults, brief
+from alignmask.data.faults import SHOWN_FAULTS, Faults
 
 
 def find_files(
@@ -38,7 +38,7 @@ def find_files(
     for name, image in zip(names, where, strict=True):
         file = next(filter(None, map(listing.find, _spellings(name))), None)
         if file is None and not listing.holds(name):
-            faults.add("whose file is not in the folder of the images", f"{image}: {brief(name)}")
+            faults.add("whose file is not in the folder of the images", f"{image}: {_brief(name)}")
             found.append(name)
             continue
         if file is None:
@@ -50,13 +50,13 @@ def find_files(
             found.append(name)
             continue
         if file != name:
-            renamed.append(f"{brief(name)} as {file}")
+            renamed.append(f"{_brief(name)} as {file}")
         owner[file].append((image, name))
         found.append(file)
     for file, owners in owner.items():
         # (An image that is listed twice under one name is the user's own business.)
         if len({name for _, name in owners}) > 1:
-            images = [f"{image} ({brief(name)})" for image, name in owners]
+            images = [f"{image} ({_brief(name)})" for image, name in owners]
             faults.add("whose names lead to one file", f"{' and '.join(images[:3])}: {file}")
     if not renamed:
         return found, ""
@@ -64,6 +64,11 @@ def find_files(
         f"{counted(len(renamed), 'file name')} of {len(names)} found in another spelling, the "
         f"first {renamed[0]}"
     )
+
+
+def _brief(name: str) -> str:
+    """Of a long name the end, which tells files apart."""
+    return repr(name if len(name) <= 80 else f"...{name[-77:]}")
 
 
 def _spellings(name: str) -> Iterator[str]:

@@ -26,8 +26,11 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise CocoError(f"{path}: cannot be read: {error.strerror}") from error
     except json.JSONDecodeError as error:
+        yolo = (
+            "; of a YOLO data set, name the folder of labels" if path.suffix[:4] == ".yam" else ""
+        )
         raise CocoError(
-            f"{path}: malformed JSON at line {error.lineno}, column {error.colno}: {error.msg}"
+            f"{path}: malformed JSON at line {error.lineno}, column {error.colno}: {error.msg}{yolo}"
         ) from error
     except UnicodeDecodeError as error:
         raise CocoError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error

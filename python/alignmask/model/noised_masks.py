@@ -26,7 +26,7 @@ def noised_masks(
     The layers attend to levels of the given sizes (h, w) in turn. A slot without an instance, -1 in
     instance_BA, attends to everything.
     """
-    finest_Ghw = cells_of(masks_GHW, *max(sizes))
+    finest_Ghw = cells_of(masks_GHW, *max(sizes, key=tuple))
     levels = [_of_slots(cells_of(finest_Ghw, h, w), instance_BA) for h, w in sizes]
     return tuple(with_noise(levels[layer % len(levels)], noise) for layer in range(layers))
 
