@@ -250,3 +250,11 @@ def test_a_list_is_predicted_as_its_images_are(predictor: Predictor) -> None:
     assert predictor.predict([]) == []
     with pytest.raises(ValueError, match="batch_size: expected 1 or more, got 0"):
         predictor.predict(images, batch_size=0)
+
+
+def test_arguments_that_cannot_be(predictor: Predictor, expected: Instances) -> None:
+    for threshold in (2.0, -0.1):
+        with pytest.raises(ValueError, match="predict: threshold: expected 0 to 1"):
+            predictor.predict(RGB_HWC, threshold=threshold)
+    with pytest.raises(ValueError, match="draw: colours: expected instance or class, got 'foo'"):
+        alignmask.draw(RGB_HWC, expected, colours="foo")

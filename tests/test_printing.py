@@ -211,3 +211,13 @@ def test_the_page_escapes_names(files: tuple[Path, Path], tmp_path: Path) -> Non
     assert "&lt;/script&gt;&lt;img src=x&gt;&amp;&#34;&#39;" in own
     assert f"&lt;b&gt;&amp;&#39;&#34;{HOSTILE}</option>" in own
     assert r"\u003cb>&'\"[red]" in own  # in the block of data, which is no HTML
+
+
+def test_a_table_as_text() -> None:
+    table = PlainTable("name", "number", title="[b]title[/b]")
+    table.add_row("[red]", "1.5")
+    assert [line.split() for line in str(table).splitlines() if line.strip("─ ")] == [
+        ["[b]title[/b]"],
+        ["name", "number"],
+        ["[red]", "1.5"],
+    ]

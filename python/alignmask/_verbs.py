@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from PIL import Image
 
@@ -380,6 +380,10 @@ def draw(
         >>> picture.size  # of a photo of 70 x 50 pixels
         (560, 400)
     """
+    if colours not in get_args(Colours):
+        raise ValueError(
+            f"draw: colours: expected {' or '.join(get_args(Colours))}, got {colours!r}"
+        )
     if class_names is None:
         class_names = [str(label) for label in range(int(max(instances.labels_N, default=-1)) + 1)]
     return draw_instances(

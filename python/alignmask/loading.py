@@ -12,6 +12,7 @@ import torch
 from alignmask import checkpoint as checkpoints
 from alignmask.config import Config, ModelConfig
 from alignmask.config_files import without_pretrained
+from alignmask.data.images import SampleRange
 from alignmask.evaluation.calibrators import Calibration, read_calibration
 from alignmask.model import AlignMask, build_model
 from alignmask.predictor import Predictor
@@ -21,13 +22,20 @@ if TYPE_CHECKING:
     from transformers import Mask2FormerForUniversalSegmentation
 
 
-def load(checkpoint: str | os.PathLike[str], device: str | torch.device = "cpu") -> Predictor:
+def load(
+    checkpoint: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    *,
+    sample_range: SampleRange | None = None,
+) -> Predictor:
     """Load a trained model.
 
     Args:
         checkpoint: A checkpoint folder, a file in it, or a run's folder (then its best checkpoint,
             or its newest one if the run was never evaluated).
         device: Where the model runs, e.g. "cpu" or "cuda:1".
+        sample_range: Values that become black and white in images of 16 or 32 bits a sample; by
+            default those of the training (data.sample_range).
 
     Returns:
         The model, ready to predict.
@@ -48,6 +56,8 @@ def load(checkpoint: str | os.PathLike[str], device: str | torch.device = "cpu")
     """
     folder = checkpoints.resolve(Path(checkpoint))
     config, meta = checkpoints.load_config(folder), checkpoints.load_meta(folder)
+    if sample_range is not None:
+        config = replace(config, data=replace(config.data, sample_range=sample_range))
     classes = config.model.num_classes
     for name in ("class_names", "category_ids"):
         if not isinstance(meta.get(name), list) or len(meta[name]) != classes:

@@ -343,11 +343,6 @@ class Predictor:
                 "predict: nothing is known to be trusted: run `alignmask calibrate RUN --precision "
                 "0.9`"
             )
-        if all(guarantee.threshold is None for guarantee in self.calibration.guarantees):
-            raise ValueError(
-                "predict: nothing can be trusted: the images of the calibration did not support its "
-                "guarantee (`alignmask calibrate` with more of them, or with a lower --precision)"
-            )
         fit = self.calibration.fit
         if fit.suppression != suppression:
             raise ValueError(
@@ -364,6 +359,11 @@ class Predictor:
                 f"predict: the guarantee is of predictions {in_words(fit.tile)}, and these are to "
                 f"be {in_words(asked.tile)}: predict with tile {fit.tile or 'whole'}, or calibrate "
                 f"with {asked.tile or 'whole'}"
+            )
+        if all(guarantee.threshold is None for guarantee in self.calibration.guarantees):
+            raise ValueError(
+                "predict: nothing can be trusted: the images of the calibration did not support its "
+                "guarantee (`alignmask calibrate` with more of them, or with a lower --precision)"
             )
         return asked
 

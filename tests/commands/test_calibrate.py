@@ -166,6 +166,12 @@ def test_what_a_calibration_is_of(run: Path, workshop: Path, alignmask_: Termina
     command = ("calibrate", run, "--workers", 0, "--resamples", 0, "--precision", 0.9)
     for made_with, other in (("off", "hard"), ("hard", "off")):
         assert alignmask_(*command, "--suppression", made_with) == 0
+        assert "nothing can be trusted: the images of the" in alignmask_.complaint(
+            "predict", run, image, "--trusted"
+        )
+        found = json.loads((checkpoint.resolve(run) / checkpoint.CALIBRATION).read_text())
+        guarantee = {**found["guarantees"][0], "threshold": 0.0, "most_per_image": 3}
+        calibrated(run, {"guarantees": [guarantee]})
         predictor = alignmask.load(run)
         assert predictor.calibration.fit.suppression == made_with
         assert predictor.predict(image, suppression=made_with).trusted is not None
@@ -177,6 +183,7 @@ def test_what_a_calibration_is_of(run: Path, workshop: Path, alignmask_: Termina
             "predict", run, image, "--trusted", "--suppression", other
         )
         assert alignmask_("predict", run, image, "--trusted") == 0
+        assert " that the guarantee covers (--trusted) in 1 image: " in alignmask_.out
         assert "quality, and" not in alignmask_.err
         for suppression in (made_with, other):
             assert alignmask_("predict", run, image, "--suppression", suppression) == 0

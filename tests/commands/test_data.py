@@ -109,3 +109,19 @@ def test_stats_overwrites_nothing(alignmask_: Terminal, tmp_path: Path) -> None:
         )
         assert "mine exists already: nothing is overwritten" in said
     assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_images_of_32_bits(alignmask_: Terminal, tmp_path: Path) -> None:
+    images, path = write_coco(tmp_path)
+    samples = np.linspace(0, 1, 600, dtype=np.float32).reshape(20, 30)
+    Image.fromarray(samples).save(images / "1.tif")
+    content = json.loads(path.read_text())
+    content["images"][0]["file_name"] = "1.tif"
+    path.write_text(json.dumps(content))
+    check = ("data", "check", path, "--images", images)
+    assert alignmask_(*check) == 1
+    assert "or --sample-range of `predict` and `data`" in alignmask_.out
+    assert alignmask_(*check, "--sample-range", 0, 1) == 0
+    stats = ("data", "stats", path, "--images", images, "--picture")
+    assert alignmask_(*stats, tmp_path / "a.png") == 2
+    assert alignmask_(*stats, tmp_path / "b.png", "--sample-range", 0, 1) == 0

@@ -326,7 +326,9 @@ def test_predict_mistakes(workshop: Path, alignmask_: Terminal, tmp_path: Path) 
         "predict", run, file, "--threshold", 50
     )
     (tmp_path / "file").write_text("")
-    assert f"{tmp_path}/file" in complaint("predict", run, file, "--out", tmp_path / "file")
+    assert f"--out: expected a folder, and {tmp_path}/file is a file" in complaint(
+        "predict", run, file, "--out", tmp_path / "file"
+    )
 
 
 @pytest.mark.parametrize("damage", ["weights", "config", "meta", "other weights"])
@@ -361,3 +363,21 @@ def test_image_ids() -> None:
     assert _predicting.image_ids([Path("000139.jpg"), Path("285.png")]) == [139, 285]
     assert _predicting.image_ids([Path("000139.jpg"), Path("139.png")]) == [1, 2]
     assert _predicting.image_ids([Path("139.jpg"), Path("b.png")]) == [1, 2]
+
+
+def test_the_range_of_samples(workshop: Path, alignmask_: Terminal, tmp_path: Path) -> None:
+    """As if the image had 8 bits from the start."""
+    levels = np.arange(0, 256, dtype=np.float32).reshape(16, 16).repeat(4, 0).repeat(4, 1)
+    Image.fromarray(levels / 256).save(tmp_path / "deep.tif")
+    Image.fromarray(levels.astype(np.uint8)).save(tmp_path / "plain.png")
+    run, options = workshop / "run", ("--threshold", 0, "--format", "coco", "--out")
+    assert alignmask_("predict", run, tmp_path / "deep.tif", *options, tmp_path / "none") == 2
+    assert "or --sample-range of `predict`" in alignmask_.err
+    found = []
+    for name, more in (("deep.tif", ("--sample-range", 0, 1)), ("plain.png", ())):
+        out = tmp_path / name[:4]
+        assert alignmask_("predict", run, tmp_path / name, *options, out, *more) == 0
+        entries = json.loads((out / "predictions.json").read_text())
+        found.append([{**entry, "file_name": ""} for entry in entries])
+    assert found[0]
+    assert found[0] == found[1]

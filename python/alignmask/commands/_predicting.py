@@ -45,6 +45,7 @@ def predict_files(
     tile: TileChoice,
     overlap: float | None,
     colours: Colours,
+    sample_range: tuple[float, float] | None,
     batch_size: int,
     device: str,
 ) -> int:
@@ -66,7 +67,7 @@ def predict_files(
     refuse_to_overwrite(outputs, files)
     for sentence in left_out:
         note(sentence)
-    predictor = alignmask.load(checkpoint, device=choose_device(device))
+    predictor = alignmask.load(checkpoint, device=choose_device(device), sample_range=sample_range)
     suppression = _suppression(predictor, suppression, trusted)
     tiles = tiles_for(predictor.config.data, tile, overlap)
     if not trusted:  # the guarantee refuses other tiles

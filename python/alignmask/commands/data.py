@@ -53,6 +53,7 @@ def check(
     images: Annotated[Path | None, Folder] = None,
     fix: Annotated[Path | None, File] = None,
     exif: Literal["auto", "apply", "ignore"] = "auto",
+    sample_range: tuple[float, float] | None = None,
     show: int = 5,
 ) -> int:
     """Find every fault of annotation files and their images at once. The exit code is 1 if training
@@ -67,6 +68,7 @@ def check(
             mend a fault. It must not exist yet.
         exif: What to do with the orientation that cameras write into image files, as in
             `--data.exif` of `alignmask train`.
+        sample_range: Values that become black and white in images of 16 or 32 bits a sample.
         show: Number of places that are shown of every kind of fault.
     """
     from alignmask.curation.check import check as check_file
@@ -80,7 +82,9 @@ def check(
     reports = []
     for path in annotations:
         with progress(f"checking {path.name}") as advance:
-            reports.append(check_file(path, images, exif=exif, progress=advance))
+            reports.append(
+                check_file(path, images, exif=exif, sample_range=sample_range, progress=advance)
+            )
         print(reports[-1].text(show))
     for sentence in shared_images(reports):
         print(sentence)
@@ -88,7 +92,7 @@ def check(
     if fix is not None:
         changes = mend(annotations[0], fix, images)
         print(f"{fix}: {_listed(changes) or 'nothing to mend'}")
-        report = check_file(fix, images, exif=exif)
+        report = check_file(fix, images, exif=exif, sample_range=sample_range)
         faulty = bool(report.faults)
         print(report.text(show))
     return FOUND_FAULTS if faulty else 0
@@ -101,6 +105,7 @@ def stats(
     picture: Annotated[Path | None, File] = None,
     queries: int = 100,
     seed: int = 0,
+    sample_range: tuple[float, float] | None = None,
     to_json: Annotated[Path | None, File] = None,
 ) -> int:
     """Show how many instances there are per image and class, and how large they are.
@@ -112,6 +117,7 @@ def stats(
         queries: Images with more instances than this are counted: a model finds at most as many
             instances as it has queries.
         seed: Of the choice of images.
+        sample_range: Values that become black and white in images of 16 or 32 bits a sample.
         to_json: Write the numbers to this file, too.
     """
     from alignmask._files import must_be_new, write_json
@@ -130,7 +136,8 @@ def stats(
         from alignmask.data import CocoDataset
         from alignmask.pictures.sheets import samples_sheet
 
-        samples_sheet(CocoDataset(images, annotations), picture, seed=seed)
+        data = CocoDataset(images, annotations, sample_range=sample_range)
+        samples_sheet(data, picture, seed=seed)
         print(picture)
     return 0
 

@@ -37,6 +37,7 @@ def command(
     tile: Annotated[TileChoice, TILE] = "auto",
     overlap: float | None = None,
     colours: Colours = "instance",
+    sample_range: tuple[float, float] | None = None,
     batch_size: int = 1,
     device: str = "auto",
 ) -> int:
@@ -76,6 +77,8 @@ def command(
             model's own (data.tile_overlap).
         colours: What the colours of the pictures tell apart: the instances of an image, or the
             classes.
+        sample_range: Values that become black and white in images of 16 or 32 bits a sample; by
+            default those of the training (data.sample_range).
         batch_size: Images of equal size per forward pass, or frames of a film. Of an image that is
             taken in tiles, tiles.
         device: Where the model runs: cpu, cuda, cuda:1, ...; auto chooses a GPU if there is one.
@@ -84,6 +87,8 @@ def command(
         raise ValueError(f"predict: --threshold: expected 0 to 1, got {threshold}")
     if batch_size < 1:
         raise ValueError(f"predict: --batch-size: expected 1 or more, got {batch_size}")
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"predict: --out: expected a folder, and {out} is a file")
     if not format:
         raise ValueError("predict: --format: expected at least one")
     from alignmask.commands._predicting import predict_files
@@ -91,5 +96,5 @@ def command(
     return predict_files(
         checkpoint, images, out, recursive=recursive, formats=format, threshold=threshold,
         suppression=suppression, trusted=trusted, tile=tile, overlap=overlap, colours=colours,
-        batch_size=batch_size, device=device,
+        sample_range=sample_range, batch_size=batch_size, device=device,
     )  # fmt: skip

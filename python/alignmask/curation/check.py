@@ -15,7 +15,7 @@ from alignmask._printing import counted
 from alignmask.data.coco_json import inspect_coco
 from alignmask.data.faults import CROWD, NO_POLYGON, SHOWN_FAULTS, ZERO_AREA, Faults, brief, some
 from alignmask.data.file_names import find_files
-from alignmask.data.images import Exif, ImageError, read_header, read_image
+from alignmask.data.images import Exif, ImageError, SampleRange, read_header, read_image
 from alignmask.data.records import CocoFile
 
 SAME_MASK = "with the mask and class of another one"
@@ -69,13 +69,14 @@ def check(
     images: Path | None = None,
     *,
     exif: Exif = "auto",
+    sample_range: SampleRange | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
     """Check an annotation file, and decode every one of its images.
 
     Args:
         images: The images' folder; None checks the annotations alone.
-        exif: As in `read_image`.
+        exif, sample_range: As in `read_image`.
         progress: Called with (images done, images in total).
 
     Raises:
@@ -86,7 +87,7 @@ def check(
     _look_at_annotations(file, faults, notes)
     report = Report(annotations, _summary(file), faults, notes)
     if images is not None:
-        _look_at_images(file, images, exif, report, progress)
+        _look_at_images(file, images, exif, sample_range, report, progress)
     return report
 
 
@@ -154,6 +155,7 @@ def _look_at_images(
     file: CocoFile,
     images: Path,
     exif: Exif,
+    sample_range: SampleRange | None,
     report: Report,
     progress: Callable[[int, int], None],
 ) -> None:
@@ -176,7 +178,7 @@ def _look_at_images(
         size = (image.height, image.width)
         try:
             header = read_header(path, size, exif=exif)
-            image_CHW = read_image(path, size, exif=exif)
+            image_CHW = read_image(path, size, exif=exif, sample_range=sample_range)
         except ImageError as error:
             return error
         if tuple(image_CHW.shape[1:]) != size:
@@ -187,7 +189,7 @@ def _look_at_images(
         pixels = hashlib.blake2b(image_CHW.numpy().tobytes(), digest_size=16).hexdigest() + str(
             size
         )
-        dark = header.deep and 0 < int(image_CHW.max()) < _DARK_LEVEL
+        dark = header.deep and sample_range is None and 0 < int(image_CHW.max()) < _DARK_LEVEL
         return pixels, header.turned, dark
 
     twins: dict[str, int] = {}

@@ -60,7 +60,7 @@ class FewBitsWarning(UserWarning):
     def __init__(self, top: int) -> None:
         super().__init__(
             f"16-bit images without a value above {top} are nearly black: if their range is 0 to "
-            f"{top}, set data.sample_range ({top} becomes white)"
+            f"{top}, set data.sample_range ({top} becomes white; --sample-range of `predict` and `data`)"
         )
         self.top = top
 
@@ -139,7 +139,8 @@ def to_rgb(image: Image.Image, sample_range: SampleRange | None = None) -> np.nd
         if not deep:
             raise ValueError(
                 f"expected 8- or 16-bit samples, got 32-bit ones (mode {image.mode}): set "
-                "data.sample_range to the values of black and white"
+                "data.sample_range, or --sample-range of `predict` and `data`, to the values of "
+                "black and white"
             )
         _warn_few_bits(int(samples_HW.max(initial=0)))
         sample_range = (0, 65535)

@@ -64,6 +64,8 @@ def check_data(config: Config, data: CocoDataset, val_data: CocoDataset) -> None
     """Raises ValueError for everything that training or its evaluation would stumble over later:
     nothing to train on, categories that differ, as many of them as the model has no classes for,
     tiles that cannot be, faults of the validation annotations beyond `val_limit`."""
+    if config.model.detections < 1:
+        raise ValueError(f"model.detections: expected 1 or more, got {config.model.detections}")
     data.require_instances()
     tiles_for(config.data)
     if not val_data.instances_per_image.any():
