@@ -103,14 +103,15 @@ def shapes_tiny() -> Config:
 
 def shapes_small() -> Config:
     """Synthetic shapes at 96 x 96, a few minutes per run on one slow core: for grids of ablations
-    and comparisons."""
-    tiny, shapes = (
-        shapes_tiny(),
-        ShapesConfig(Path("data/shapes_small"), train_images=4000, val_images=500, size=96),
-    )
+    and comparisons. Aligned queries are told where to look."""
+    tiny = shapes_tiny()
+    shapes = ShapesConfig(Path("data/shapes_small"), train_images=4000, val_images=500, size=96)
+    assert tiny.model.aligned_queries is not None
+    aligned = replace(tiny.model.aligned_queries, mask_noise=0.2)
     return replace(
         tiny,
         name="shapes_small",
+        model=replace(tiny.model, aligned_queries=aligned),
         data=replace(tiny.data, shapes=shapes, crop=96, eval_short_side=96, eval_max_side=96),
         loss=replace(tiny.loss, weigh_negatives=False),
         train=replace(tiny.train, iterations=800, checkpoint_every=200, max_minutes=None),

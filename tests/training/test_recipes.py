@@ -262,6 +262,7 @@ MEASURED: dict[str, dict[str, Any]] = {
     "shapes_small": {
         **widths(64, 20, 1024, 512), **shapes("data/shapes_small", 4000, 500, 96), **sides(96, 96, 96),
         **training(800, 8, 2e-3, 0.5, 50, 10_000, 200, None), "loss.class_weight": 6.0, "loss.weigh_negatives": False,
+        "model.aligned_queries.mask_noise": 0.2,
     },
     "nuclei_small": {
         **widths(128, 100, 4096, 1024), **files(None), **sides(256, 256, 256), "data.scale": [0.45, 1.2],
