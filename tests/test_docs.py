@@ -68,7 +68,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def hugging_face_model(stand_ins: Path) -> None:
     from tests.integrations import huggingface
 
-    huggingface.mask2former().save_pretrained(stand_ins / "folder_of_the_model")
+    huggingface.mask2former().save_pretrained(stand_ins / "mask2former-swin-small")
 
 
 @pytest.mark.parametrize("page", PYTHON_PAGES)
