@@ -165,8 +165,7 @@ def evaluate(
     """
     check_limit(max_detections)  # before the long work
     if out is not None:
-        predicts = isinstance(model_or_results, Predictor) or not are_results(model_or_results)
-        names = ["evaluation.json", *(["results.json"] if predicts else [])]
+        names = ["evaluation.json", *(["results.json"] if _predicts(model_or_results) else [])]
         must_be_ours(Path(out), "evaluation.json", ("images", "modes"), names)
         check_csv(Path(out) / PER_CLASS_FILE)
         check_figure(Path(out) / CONFUSION_FILE, MAKER)
@@ -221,6 +220,13 @@ def evaluate(
     if out is not None:
         _write_beside(evaluation, Path(out))
     return evaluation
+
+
+def _predicts(model_or_results: Any) -> bool:
+    """Whether it is a model, in any form."""
+    if isinstance(model_or_results, (str, os.PathLike)) and is_exported(Path(model_or_results)):
+        return True
+    return isinstance(model_or_results, Predictor) or not are_results(model_or_results)
 
 
 def _write_beside(evaluation: Evaluation, out: Path) -> None:

@@ -193,15 +193,8 @@ def resolve(path: Path) -> Path:
     foreign = (
         f"To convert weights of Mask2Former or Hugging Face into one: alignmask convert {path} DIR"
     )
-    if path.is_file() and path.name not in (
-        MODEL,
-        EMA,
-        STATE,
-        CONFIG,
-        META,
-        CALIBRATION,
-        CHECKSUMS,
-    ):
+    own = (MODEL, EMA, STATE, CONFIG, META, CALIBRATION, CHECKSUMS)
+    if path.is_file() and path.name not in own:
         raise FileNotFoundError(f"checkpoint {path}: not a file of a checkpoint folder. {foreign}")
     best = path / "best"
     candidates = (

@@ -146,7 +146,9 @@ def test_a_picture_of_the_user_stays(world: World, tmp_path: Path) -> None:
     mine = tmp_path / "confusion.png"
     Image.new("RGB", (3, 3)).save(mine)
     content = mine.read_bytes()
-    with pytest.raises(FileExistsError, match=r"confusion\.png: `alignmask eval` has not drawn this"):
+    with pytest.raises(
+        FileExistsError, match=r"confusion\.png: `alignmask eval` has not drawn this"
+    ):
         alignmask.evaluate(results, annotations=annotations, out=tmp_path)
     assert mine.read_bytes() == content
     assert not (tmp_path / "evaluation.json").exists()

@@ -84,7 +84,8 @@ def _command(recipe: Callable[[], Config]) -> Callable[..., int]:
 
 def with_data(config: Config, folder: Path, before: Config) -> Config:
     """The config with the paths and the number of classes of the data set in a folder, which are
-    printed. Raises ValueError if it has others that `before`, the recipe, has not."""
+    printed. Raises ValueError if the config has others already, which the recipe, `before`, has
+    not."""
     from alignmask.curation.layouts import find_data_set
 
     found = find_data_set(folder)

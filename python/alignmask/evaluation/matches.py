@@ -35,7 +35,8 @@ class Matches:
     In every image and class the predictions choose in the order of their scores, each the free
     ground-truth mask with which its IoU is largest, if it is at least the threshold: so a second
     mask of an object is not matched. Predictions that only a crowd region covers are neither right
-    nor wrong, and left out; so is what comes after a number of predictions of a class in an image.
+    nor wrong, and left out; so are those of a class in an image that come after as many as are to
+    be matched.
     """
 
     threshold: float
