@@ -90,7 +90,11 @@ def test_a_finished_run_says_so(
     train(replace(longer, train=replace(longer.train, max_minutes=1e-9)))
     assert words.format("max-minutes") in capsys.readouterr().err
     train(longer)
-    assert f"run {run} continues at iteration 1; " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert (
+        f"run {run} continues at iteration 1, with other settings: train.iterations: 1 -> 2; "
+        in said
+    )
 
 
 def test_a_finished_run_is_not_written_again(shapes: DataConfig, tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ def other_process(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_second_process_is_refused_while_the_first_lives(
     other_process: subprocess.Popen[str], shapes: DataConfig, tmp_path: Path, resume: bool
 ) -> None:
-    (tmp_path / "run" / "precious").touch()
+    for name in ("config.json", "precious"):
+        (tmp_path / "run" / name).touch()
     with pytest.raises(RunInUse, match=f"run is being trained by process {other_process.pid} on "):
         Trainer(config(shapes, tmp_path), resume)
     assert (tmp_path / "run" / "precious").exists()
