@@ -22,7 +22,7 @@ from alignmask.evaluation.calibrators import Calibration
 from alignmask.model import AlignMask, Instances
 from alignmask.model.sparse import SparseInstances
 from alignmask.model.suppression import without_second_masks
-from alignmask.model.tiles import Tiles, in_words, predict_in_tiles, tiles_for
+from alignmask.model.tiles import Tiles, check_batch_size, in_words, predict_in_tiles, tiles_for
 from alignmask.pictures.drawing import Drawable, draw_instances
 from alignmask.pretrained import read
 
@@ -282,7 +282,7 @@ class Predictor:
     ) -> list[Found]:
         """What is found in each image; of several, those of one size that follow each other
         together."""
-        _check_batch_size(batch_size)
+        check_batch_size(batch_size, "predict: batch_size")
         found: list[Found] = []
         for _, alike in itertools.groupby(
             map(self._sample, _listed(image)), lambda sample: sample.size
@@ -296,7 +296,7 @@ class Predictor:
         self, image: ImageLike | list[Any] | tuple[Any, ...], batch_size: int, asked: _Asked
     ) -> list[SparseInstances]:
         """What is found in each image, one after the other."""
-        _check_batch_size(batch_size)
+        check_batch_size(batch_size, "predict: batch_size")
         assert asked.tiles is not None
         found = []
         for one in _listed(image):
@@ -437,11 +437,6 @@ class Predictor:
 
 def _listed(image: ImageLike | list[Any] | tuple[Any, ...]) -> list[Any] | tuple[Any, ...]:
     return image if isinstance(image, (list, tuple)) else [image]
-
-
-def _check_batch_size(batch_size: int) -> None:
-    if batch_size < 1:
-        raise ValueError(f"predict: batch_size: expected 1 or more, got {batch_size}")
 
 
 def _name(image: ImageLike) -> str:

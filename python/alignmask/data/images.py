@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
 from alignmask.data.batch import Size
@@ -108,6 +109,13 @@ def read_image(
     with _opened(path) as image:
         image.load()
         return _upright(to_rgb(image, sample_range), _orientation(image), size, exif)
+
+
+def png_software(path: Path) -> str | None:
+    """What a PNG file says wrote it. Raises OSError, ValueError or SyntaxError if there is none."""
+    with PngImageFile(path) as picture:  # Image.open would judge the picture's size
+        software: str | None = picture.info.get("Software")
+        return software
 
 
 def read_header(path: str | Path, size: Size | None = None, *, exif: Exif = "auto") -> Header:

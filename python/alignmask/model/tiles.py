@@ -90,10 +90,11 @@ def windows(size: Size, tiles: Tiles) -> list[Window]:
     ]
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Raises ValueError for a number of images, or of tiles, that cannot be."""
+def check_batch_size(batch_size: int, name: str = "batch_size") -> None:
+    """Raises ValueError, with the argument's name, for a number of images or tiles that cannot
+    be."""
     if batch_size < 1:
-        raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
+        raise ValueError(f"{name}: expected 1 or more, got {batch_size}")
 
 
 def predict_in_tiles(

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL.PngImagePlugin import PngImageFile
-
 from alignmask._files import replacing
+from alignmask.data.images import png_software
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,8 +22,7 @@ def save_figure(figure: Figure, out_png: Path, maker: str) -> None:
 def check_figure(path: Path, maker: str) -> None:
     """Raises FileExistsError if there is something that `maker` has not drawn."""
     try:
-        with PngImageFile(path) as picture:
-            ours = picture.info.get("Software") == maker
+        ours = png_software(path) == maker
     except FileNotFoundError:
         return
     except (OSError, ValueError, SyntaxError):

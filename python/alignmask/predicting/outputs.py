@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
-from PIL.PngImagePlugin import PngImageFile, PngInfo
+from PIL.PngImagePlugin import PngInfo
 
 from alignmask._files import replacing, write_json
 from alignmask.config import PredictionFormat
+from alignmask.data.images import png_software
 from alignmask.data.outlines import outlines
 from alignmask.predicting.video import film_made_here
 
@@ -106,8 +107,7 @@ def made_here(path: Path) -> bool:
     """Whether predict made a file, as far as its contents say."""
     try:
         if path.suffix.lower() == ".png":
-            with PngImageFile(path) as picture:  # Image.open would judge the picture's size
-                return picture.info.get("Software") == MARK
+            return png_software(path) == MARK
         if path.name == COCO_FILE:
             return _is_ours(json.loads(path.read_bytes()))
         if path.suffix == ENDINGS["geojson"]:
