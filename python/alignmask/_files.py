@@ -32,8 +32,8 @@ def must_be_ours(folder: Path, proof: str, keys: Collection[str], names: Iterabl
         content = None
     if not isinstance(content, dict) or not set(keys) <= content.keys():
         raise FileExistsError(
-            f"{folder / present[0]}: something else wrote this, as far as {proof} beside it shows, "
-            "and it is not overwritten; name another folder"
+            f"{folder / present[0]}: it exists, and {folder / proof} does not show that this command "
+            "wrote it, so it is not overwritten; name another folder"
         )
 
 

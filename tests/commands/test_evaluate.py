@@ -182,7 +182,9 @@ def test_what_something_else_wrote_is_not_overwritten(
         out.mkdir()
         (out / name).write_text("[]")
         said = alignmask_.complaint("eval", workshop / "run", "--out", out)
-        assert said.startswith(f"{out / name}: something else wrote this")
+        assert said.startswith(
+            f"{out / name}: it exists, and {out}/evaluation.json does not show that"
+        )
         assert (out / name).read_text() == "[]"
     command = ("eval", "--results", results, "--annotations", annotations, "--out", results.parent)
     for _ in range(2):  # beside the results that it measures, and over its own evaluation

@@ -159,7 +159,7 @@ def test_a_folder_is_enough(workshop: Path, alignmask_: Terminal, tmp_path: Path
     assert "step 3: " in alignmask_.out
     others = ["--model.num-classes", "3", "--data.train-images", tmp_path]
     text = alignmask_.complaint(*train_arguments(tmp_path, *arguments, *others, name="found"))
-    assert "--dataset says otherwise than --data.train-images, --model.num-classes" in text
+    assert "--dataset contradicts --data.train-images, --model.num-classes" in text
     text = alignmask_.complaint(*train_arguments(tmp_path, "--dataset", tmp_path, "--dry-run"))
     assert "expected one COCO annotation file with 'train' in its name, found none" in text
 

@@ -30,12 +30,12 @@ def test_what_is_no_run_is_left_as_it_is(shapes: DataConfig, tmp_path: Path) -> 
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("mine")
     for resume in (True, False):
-        with pytest.raises(FileExistsError, match="run: there is something that is no run"):
+        with pytest.raises(FileExistsError, match="run: it exists and is not a run"):
             Trainer(settings, resume)
     assert (tmp_path / "run" / "thesis.txt").read_text() == "mine"
     shutil.rmtree(tmp_path / "run")
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(FileExistsError, match="there is something that is no run"):
+    with pytest.raises(FileExistsError, match="it exists and is not a run"):
         Trainer(settings)
 
 

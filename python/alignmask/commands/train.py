@@ -99,9 +99,7 @@ def with_data(config: Config, folder: Path, before: Config) -> Config:
     if config.model.num_classes not in (before.model.num_classes, len(found.class_names)):
         asked.append("--model.num-classes")
     if asked:
-        raise ValueError(
-            f"train: --dataset says otherwise than {', '.join(asked)}: give one of them"
-        )
+        raise ValueError(f"train: --dataset contradicts {', '.join(asked)}: give one or the other")
     return replace(
         config,
         data=replace(config.data, shapes=None, **paths),

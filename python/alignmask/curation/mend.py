@@ -29,7 +29,7 @@ def mend(annotations: Path, out: Path, images: Path | None = None) -> Counter[st
 
     Raises:
         FileExistsError: `out` exists.
-        CocoError: The file cannot be read as a COCO file at all, or has numbers that are none.
+        CocoError: The file cannot be read as a COCO file at all, or has NaN or infinity.
     """
     must_be_new(out, "data check")
     content = read_coco_json(annotations, images)

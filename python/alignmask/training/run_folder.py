@@ -53,8 +53,8 @@ class RunFolder:
 
         An existing run that is not continued is renamed: nothing of it is ever deleted. A damaged
         checkpoint is renamed as well, and the one before it taken. Raises FileExistsError if the
-        folder is no run; ValueError for a name that leads out of `out`, if settings of the run to
-        continue differ that are not in MAY_DIFFER, or its classes, or if all its checkpoints are
+        folder is not a run; ValueError for a name that leads out of `out`, if settings of the run
+        to continue differ that are not in MAY_DIFFER, or its classes, or if all its checkpoints are
         damaged; RunInUse if another process trains it.
 
         classes: The data's class_names and category_ids, as the meta file of a checkpoint has them.
@@ -106,8 +106,8 @@ class RunFolder:
         foreign = [file for file in files if not file.name.startswith(".") or file.is_dir()]
         if self.path.exists() and foreign and not is_run:
             raise FileExistsError(
-                f"{self.path}: there is something that is no run, and it is left as it is; give "
-                "this run another --name or --out"
+                f"{self.path}: it exists and is not a run, so it is left as it is; give this run "
+                "another --name or --out"
             )
 
     def _set_damaged_aside(self) -> None:
